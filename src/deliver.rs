@@ -1,0 +1,2 @@
+//! STATION 3: one delivery becomes HTTP requests.
+pub mod sign;

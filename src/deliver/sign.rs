@@ -1,0 +1,5 @@
+//! Standard Webhooks signatures.
+
+/// A signing secret.
+#[derive(Clone, Debug)]
+pub struct SigningSecret;

@@ -1,0 +1,9 @@
+//! walhook, room by room, in the order in which a change walks through it.
+pub mod change;
+pub mod config;
+pub mod deliver;
+pub mod demo;
+pub mod memory;
+pub mod record;
+pub mod source;
+pub mod view;

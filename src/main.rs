@@ -1,0 +1,2 @@
+//! walhook: Postgres changes to HTTP endpoints.
+fn main() {}

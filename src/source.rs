@@ -1,0 +1,2 @@
+//! STATION 1: reads the stream.
+pub mod address;

@@ -1,0 +1,5 @@
+//! Where a database is: the addresses libpq understands.
+
+/// A database's address.
+#[derive(Clone, Debug)]
+pub struct PgAddress;
