@@ -5,5 +5,6 @@ pub mod deliver;
 pub mod demo;
 pub mod memory;
 pub mod record;
+pub mod schedule;
 pub mod source;
 pub mod view;
