@@ -1,2 +1,3 @@
 //! STATION 1: reads the stream.
 pub mod address;
+pub mod route;

@@ -201,8 +201,7 @@ impl Life {
             }
             self.items[index].fate = Fate::In(key);
         }
-        let flight =
-            Flight { members: messages, attempts: 1, failures: 0, in_flight: true, not_before: self.now };
+        let flight = Flight { members: messages, attempts: 1, failures: 0, in_flight: true, not_before: self.now };
         require(self.flights.insert(key, flight).is_none(), "a delivery's name is used once")
     }
 
@@ -223,7 +222,11 @@ impl Life {
     fn answer(&mut self, fail_percent: u8) -> Check {
         let under_way = self.under_way();
         let Some(&key) = under_way.get(self.rng.usize(0..under_way.len().max(1))) else { return Ok(()) };
-        if self.rng.u8(0..100) < fail_percent { self.fail(key)? } else { self.acknowledge(key)? }
+        if self.rng.u8(0..100) < fail_percent {
+            self.fail(key)?
+        } else {
+            self.acknowledge(key)?
+        }
         self.check_watermark()
     }
 
