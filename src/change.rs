@@ -190,6 +190,11 @@ impl Tuple {
         self.values().nth(index)
     }
 
+    /// How many columns it has values for.
+    pub fn columns(&self) -> usize {
+        self.0.first_chunk::<2>().map_or(0, |count| usize::from(u16::from_be_bytes(*count)))
+    }
+
     /// Size on the wire, bytes.
     pub fn len_bytes(&self) -> usize {
         self.0.len()

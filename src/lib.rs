@@ -6,5 +6,6 @@ pub mod demo;
 pub mod memory;
 pub mod record;
 pub mod schedule;
+pub mod sink;
 pub mod source;
 pub mod view;

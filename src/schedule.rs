@@ -27,7 +27,7 @@ mod tests;
 mod watermark;
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use self::backlog::{Backlog, Bounds, Waiting};
@@ -169,6 +169,8 @@ pub struct Counts {
     pub ready_bytes: usize,
     /// Deliveries that failed and wait for their next attempt.
     pub retrying: usize,
+    /// Groups of these deliveries: their later messages wait.
+    pub groups_held: usize,
     /// Messages that are not resolved.
     pub unresolved: usize,
 }
@@ -178,6 +180,8 @@ struct Delivery {
     members: Vec<(Token, Groups)>,
     attempts: u32,
     failures: u32,
+    /// Groups it holds, counted at its first failure.
+    groups: usize,
 }
 
 /// See the module. `P` is what a message carries.
@@ -196,6 +200,7 @@ pub struct Scheduler<P> {
     retry_had_last_turn: bool,
     in_flight: usize,
     ack_pending: usize,
+    groups_held: usize,
     paused: bool,
     /// No attempt starts before: the endpoint said `Retry-After`.
     held_until: Option<Instant>,
@@ -222,6 +227,7 @@ impl<P> Scheduler<P> {
             retry_had_last_turn: false,
             in_flight: 0,
             ack_pending: 0,
+            groups_held: 0,
             paused: false,
             held_until: None,
         }
@@ -271,6 +277,7 @@ impl<P> Scheduler<P> {
                 let delivery = self.deliveries.remove(&key)?;
                 self.in_flight -= 1;
                 self.ack_pending -= delivery.members.len();
+                self.groups_held -= delivery.groups;
                 for (token, groups) in delivery.members {
                     self.watermark.resolve(token);
                     self.backlog.release(now, key, groups);
@@ -285,6 +292,11 @@ impl<P> Scheduler<P> {
         let delivery = self.deliveries.get_mut(&key)?;
         self.in_flight -= 1;
         delivery.failures = delivery.failures.saturating_add(1);
+        if delivery.failures == 1 {
+            let groups: HashSet<GroupId> = delivery.members.iter().flat_map(|(_, groups)| groups.iter()).collect();
+            delivery.groups = groups.len();
+            self.groups_held += groups.len();
+        }
         if failure.ours {
             delivery.attempts -= 1;
         }
@@ -331,6 +343,7 @@ impl<P> Scheduler<P> {
             ready: self.backlog.ready_messages(),
             ready_bytes: self.backlog.ready_bytes(),
             retrying: self.deliveries.len() - self.in_flight,
+            groups_held: self.groups_held,
             unresolved: self.watermark.unresolved(),
         }
     }
@@ -378,7 +391,7 @@ impl<P> Scheduler<P> {
         self.ack_pending += taken.len();
         self.retry_had_last_turn = false;
         let members = taken.iter().map(|message| (message.token, message.groups)).collect();
-        self.deliveries.insert(key, Delivery { members, attempts: 1, failures: 0 });
+        self.deliveries.insert(key, Delivery { members, attempts: 1, failures: 0, groups: 0 });
         Some(Command::Form { delivery: key, messages: taken.into_iter().map(|message| message.payload).collect() })
     }
 
