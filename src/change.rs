@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
-use crate::record::Kind;
+use crate::record::{Kind, TableKeys};
 
 /// A position in the write-ahead log, in bytes since the cluster was made.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -147,6 +147,22 @@ pub struct Table {
     pub columns: Vec<Column>,
     /// Indexes into `columns` of the catalogue's primary key, in key order; empty if there is none.
     pub primary_key: Vec<usize>,
+    /// Its names as JSON, computed from `name` and `columns` by [`Table::new`].
+    pub keys: TableKeys,
+}
+
+impl Table {
+    /// A table with all that is computed once for it.
+    pub fn new(
+        oid: u32,
+        name: TableName,
+        identity: ReplicaIdentity,
+        columns: Vec<Column>,
+        primary_key: Vec<usize>,
+    ) -> Self {
+        let keys = TableKeys::new(&name, &columns);
+        Self { oid, name, identity, columns, primary_key, keys }
+    }
 }
 
 /// A committed transaction.
