@@ -50,7 +50,9 @@ impl std::str::FromStr for Lsn {
         let bad = || ParseLsnError(text.to_owned());
         let (high, low) = text.split_once('/').ok_or_else(bad)?;
         let half = |digits: &str| match digits.len() {
-            1..=8 if digits.bytes().all(|b| b.is_ascii_hexdigit()) => u64::from_str_radix(digits, 16).map_err(|_| bad()),
+            1..=8 if digits.bytes().all(|b| b.is_ascii_hexdigit()) => {
+                u64::from_str_radix(digits, 16).map_err(|_| bad())
+            }
             _ => Err(bad()),
         };
         Ok(Self(half(high)? << 32 | half(low)?))
@@ -193,6 +195,28 @@ pub enum Datum<'a> {
 }
 
 impl Tuple {
+    /// A tuple of these values: rows that do not come from the stream, such as a backfill's.
+    ///
+    /// # Panics
+    /// If there are more than 65,535 values or one has 4 GiB; Postgres allows 1,600 columns and values of 1 GiB.
+    pub fn from_values(values: &[Datum<'_>]) -> Self {
+        let count = u16::try_from(values.len()).expect("a Postgres table has at most 1,600 columns");
+        let mut bytes = count.to_be_bytes().to_vec();
+        for value in values {
+            match value {
+                Datum::Null => bytes.push(b'n'),
+                Datum::Unchanged => bytes.push(b'u'),
+                Datum::Text(text) => {
+                    let length = u32::try_from(text.len()).expect("a Postgres value has at most 1 GiB");
+                    bytes.push(b't');
+                    bytes.extend_from_slice(&length.to_be_bytes());
+                    bytes.extend_from_slice(text);
+                }
+            }
+        }
+        Self(Bytes::from(bytes))
+    }
+
     /// The values in column order. The bytes were validated when the tuple was made, so this cannot fail; it yields as
     /// many items as the tuple has columns.
     pub fn values(&self) -> Values<'_> {

@@ -184,7 +184,10 @@ mod tests {
 
     #[test]
     fn circles_chains_and_wide_sharing_end() {
-        let circle = table([TypeFacts { elem: 20_001, ..facts(20_000, b'b') }, TypeFacts { base: 20_000, ..facts(20_001, b'd') }]);
+        let circle = table([
+            TypeFacts { elem: 20_001, ..facts(20_000, b'b') },
+            TypeFacts { base: 20_000, ..facts(20_001, b'd') },
+        ]);
         assert!(matches!(Kind::resolve(20_000, &circle), Kind::Array(_)));
         let chain = table((20_000..30_000).map(|oid| TypeFacts { base: oid + 1, ..facts(oid, b'd') }));
         assert_eq!(Kind::resolve(20_000, &chain), Kind::Text);

@@ -242,3 +242,7 @@ fn advance<'a>(values: &mut Option<Values<'a>>) -> Option<Datum<'a>> {
 fn known(datum: Option<Datum<'_>>) -> Option<Datum<'_>> {
     datum.filter(|datum| *datum != Datum::Unchanged)
 }
+
+#[cfg(test)]
+#[path = "message_tests.rs"]
+mod tests;

@@ -209,7 +209,8 @@ mod tests {
 
     fn any_kind() -> impl Strategy<Value = Kind> {
         use Kind::*;
-        let flat = [Text, Bool, Int, BigInt, Float, Numeric, Json, Timestamp, TimestampTz, IntVector, OidVector, Hstore];
+        let flat =
+            [Text, Bool, Int, BigInt, Float, Numeric, Json, Timestamp, TimestampTz, IntVector, OidVector, Hstore];
         proptest::sample::select(flat.to_vec()).prop_recursive(3, 12, 4, |inner| {
             prop_oneof![
                 (inner.clone(), prop_oneof![Just(b','), Just(b';')])

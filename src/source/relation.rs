@@ -209,7 +209,8 @@ mod tests {
         let (client, connection) = tokio_postgres::connect(&cluster.url("postgres"), NoTls).await.unwrap();
         let mut tasks = tokio::task::JoinSet::new();
         tasks.spawn(connection);
-        let sql = "CREATE TYPE mood AS ENUM ('ok'); CREATE DOMAIN small AS int8; CREATE TYPE pair AS (a small, b mood[]);
+        let sql =
+            "CREATE TYPE mood AS ENUM ('ok'); CREATE DOMAIN small AS int8; CREATE TYPE pair AS (a small, b mood[]);
             ALTER TYPE pair ADD ATTRIBUTE gone text; ALTER TYPE pair DROP ATTRIBUTE gone;
             CREATE TABLE orders (a int, p pair[], c text, extra int, PRIMARY KEY (c, a) INCLUDE (extra));";
         client.batch_execute(sql).await.unwrap();
