@@ -78,22 +78,22 @@ fn the_whole_message_in_both_forms() {
         rendered(MessageForm::Change, &change),
         "{\"record\":{\"id\":1,\"status\":null,\"big \\\"doc\\\"\":{ }},\"changes\":null,\"action\":\"insert\",\"metadata\":\
          {\"table_schema\":\"public\",\"table_name\":\"orders\",\"commit_timestamp\":\"2024-03-20T15:30:00.123456Z\",\
-         \"commit_lsn\":123456789,\"commit_idx\":1,\"idempotency_key\":\"@KEY@\",\"consumer\":{\"id\":\
-         \"@CONSUMER@\",\"name\":\"orders\"},\"database\":{\"name\":\"app\"},\
+         \"commit_lsn\":123456789,\"commit_idx\":1,\"idempotency_key\":\"bd9fd0e46c646014157e7ef5a1229ab4\",\"consumer\":{\"id\":\
+         \"a43cb11b-c916-53db-a1d9-2a07a8e3e939\",\"name\":\"orders\"},\"database\":{\"name\":\"app\"},\
          \"transaction_annotations\":{\"by\":\"me\"}}}"
     );
     assert_eq!(
         rendered(MessageForm::Row, &change),
         "{\"record\":{\"id\":1,\"status\":null,\"big \\\"doc\\\"\":{ }},\"metadata\":{\"table_schema\":\"public\",\
-         \"table_name\":\"orders\",\"consumer\":{\"id\":\"@CONSUMER@\",\"name\":\"orders\"},\
-         \"idempotency_key\":\"@KEY@\"}}"
+         \"table_name\":\"orders\",\"consumer\":{\"id\":\"a43cb11b-c916-53db-a1d9-2a07a8e3e939\",\"name\":\"orders\"},\
+         \"idempotency_key\":\"bd9fd0e46c646014157e7ef5a1229ab4\"}}"
     );
 }
 
 #[test]
 fn the_idempotency_key_never_changes() {
     let id = |index| rendering(MessageForm::Change).message_id(Position { commit_lsn: Lsn(123_456_789), index });
-    assert_eq!(id(1).to_string(), "@KEY@");
+    assert_eq!(id(1).to_string(), "bd9fd0e46c646014157e7ef5a1229ab4");
     assert_ne!(id(1), id(2));
     assert_eq!(MessageId(1).to_string(), "00000000000000000000000000000001");
 }
