@@ -207,7 +207,7 @@ async fn create_odd_values(client: &Client) {
 async fn compare(client: &Client, name: &str) -> usize {
     let table = table(client, name).await;
     let columns: Vec<_> = table.columns.iter().map(|column| column.name.as_str()).collect();
-    let sql = format!("SELECT {}, to_jsonb(t) FROM {name} t", columns.join(", "));
+    let sql = format!("SELECT {}, to_jsonb(whole) FROM {name} whole", columns.join(", "));
     let mut compared = 0;
     for message in client.simple_query(&sql).await.unwrap() {
         if let SimpleQueryMessage::Row(row) = message {
