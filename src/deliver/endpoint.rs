@@ -106,7 +106,9 @@ pub enum EndpointError {
         source: http::header::InvalidHeaderValue,
     },
     /// An https endpoint, and the machine has no root certificates.
-    #[error("no root certificates on this machine to check the endpoint of sink {sink}; install ca-certificates or set SSL_CERT_FILE")]
+    #[error(
+        "no root certificates on this machine to check the endpoint of sink {sink}; install ca-certificates or set SSL_CERT_FILE"
+    )]
     NoRoots {
         /// The sink.
         sink: String,

@@ -45,7 +45,9 @@ pub(super) fn describe(error: &reqwest::Error, category: Category, peer: &str) -
         Category::ConnectRefused => format!("cannot connect ({peer}): {}", innermost(error)),
         Category::DnsError => format!("cannot look up the host ({peer}): {}", innermost(error)),
         Category::TlsError => format!("TLS failed ({peer}): {}", innermost(error)),
-        Category::ConnectionReset => format!("the connection broke before the whole answer was there: {}", innermost(error)),
+        Category::ConnectionReset => {
+            format!("the connection broke before the whole answer was there: {}", innermost(error))
+        }
         Category::ProtocolError => format!("the answer is not valid HTTP: {}", innermost(error)),
         Category::Unbuildable => format!("no request can be made: {}", innermost(error)),
         Category::Timeout => format!("the connection timed out: {}", innermost(error)),

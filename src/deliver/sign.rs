@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::alphabet;
-use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, STANDARD};
 use base64::engine::DecodePaddingMode;
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, STANDARD};
 use hmac::{Hmac, Mac as _};
 use http::HeaderValue;
 use sha2::Sha256;
@@ -106,12 +106,7 @@ pub fn sign(secrets: &[SigningSecret], id: &str, timestamp: u64, body: &[u8]) ->
 
 /// Checks the three `webhook-` headers against the body at the time `now` (unix seconds). Signatures are compared in
 /// constant time; those of other versions than `v1` are passed over.
-pub fn verify(
-    secrets: &[SigningSecret],
-    signed: &Signed<'_>,
-    body: &[u8],
-    now: u64,
-) -> Result<(), VerifyError> {
+pub fn verify(secrets: &[SigningSecret], signed: &Signed<'_>, body: &[u8], now: u64) -> Result<(), VerifyError> {
     let at: u64 = signed.timestamp.parse().map_err(|_| VerifyError::Timestamp)?;
     if now.saturating_sub(at) > TOLERANCE.as_secs() {
         return Err(VerifyError::TooOld);

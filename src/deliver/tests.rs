@@ -1,1 +1,5 @@
+//! Station 3 against receivers that misbehave on cue, over real sockets.
 
+mod answers;
+mod connections;
+mod rig;
