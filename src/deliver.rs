@@ -13,4 +13,4 @@ mod retry_after;
 pub mod sign;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -2,4 +2,4 @@
 
 mod answers;
 mod connections;
-mod rig;
+pub(crate) mod rig;

@@ -18,13 +18,13 @@ use crate::record::message::MessageId;
 
 /// A request as it arrived.
 #[derive(Clone, Debug)]
-pub(super) struct Arrived {
-    pub(super) head: String,
-    pub(super) body: Vec<u8>,
+pub(crate) struct Arrived {
+    pub(crate) head: String,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Arrived {
-    pub(super) fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.head.lines().find_map(|line| {
             let (key, value) = line.split_once(':')?;
             key.eq_ignore_ascii_case(name).then_some(value.trim())
@@ -32,18 +32,18 @@ impl Arrived {
     }
 }
 
-pub(super) trait Socket: AsyncRead + AsyncWrite + Unpin + Send {}
+pub(crate) trait Socket: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Socket for S {}
 
 /// One connection of the receiver.
-pub(super) struct Peer<S = TcpStream> {
-    pub(super) socket: S,
+pub(crate) struct Peer<S = TcpStream> {
+    pub(crate) socket: S,
     arrived: Arc<Mutex<Vec<Arrived>>>,
 }
 
 impl<S: Socket> Peer<S> {
     /// The next request, whole; `None` when the client hung up.
-    pub(super) async fn request(&mut self) -> Option<Arrived> {
+    pub(crate) async fn request(&mut self) -> Option<Arrived> {
         let head = self.head().await?;
         let mut arrived = Arrived { head, body: Vec::new() };
         let length = arrived.header("content-length")?.parse().ok()?;
@@ -54,7 +54,7 @@ impl<S: Socket> Peer<S> {
     }
 
     /// The head of the next request, its body unread.
-    pub(super) async fn head(&mut self) -> Option<String> {
+    pub(crate) async fn head(&mut self) -> Option<String> {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
             head.push(self.socket.read_u8().await.ok()?);
@@ -63,12 +63,12 @@ impl<S: Socket> Peer<S> {
     }
 
     /// Writes as far as the client lets it.
-    pub(super) async fn write(&mut self, bytes: impl AsRef<[u8]>) -> bool {
+    pub(crate) async fn write(&mut self, bytes: impl AsRef<[u8]>) -> bool {
         self.socket.write_all(bytes.as_ref()).await.is_ok() && self.socket.flush().await.is_ok()
     }
 
     /// Waits until the client closes.
-    pub(super) async fn until_closed(&mut self) {
+    pub(crate) async fn until_closed(&mut self) {
         let mut rest = [0; 4096];
         while self.socket.read(&mut rest).await.is_ok_and(|read| read > 0) {}
     }
@@ -76,21 +76,21 @@ impl<S: Socket> Peer<S> {
 
 impl Peer {
     /// Closes with a reset.
-    pub(super) fn reset(self) {
+    pub(crate) fn reset(self) {
         socket2::SockRef::from(&self.socket).set_linger(Some(Duration::ZERO)).unwrap();
     }
 }
 
 /// A receiver on a port of its own; it ends with the test.
-pub(super) struct Rig {
-    pub(super) port: u16,
+pub(crate) struct Rig {
+    pub(crate) port: u16,
     arrived: Arc<Mutex<Vec<Arrived>>>,
     _tasks: JoinSet<()>,
 }
 
 impl Rig {
     /// Runs `script` for each connection.
-    pub(super) async fn start<F, R>(script: F) -> Self
+    pub(crate) async fn start<F, R>(script: F) -> Self
     where
         F: Fn(Peer) -> R + Send + 'static,
         R: Future<Output = ()> + Send + 'static,
@@ -113,7 +113,7 @@ impl Rig {
     }
 
     /// Answers every request with `answer`, on connections that stay open.
-    pub(super) async fn answering(answer: impl Into<Vec<u8>>) -> Self {
+    pub(crate) async fn answering(answer: impl Into<Vec<u8>>) -> Self {
         let answer = Arc::new(answer.into());
         Self::start(move |mut peer| {
             let answer = Arc::clone(&answer);
@@ -122,16 +122,16 @@ impl Rig {
         .await
     }
 
-    pub(super) fn sink(&self) -> SinkConfig {
+    pub(crate) fn sink(&self) -> SinkConfig {
         sink(&format!("http://127.0.0.1:{}/hooks", self.port))
     }
 
-    pub(super) fn arrived(&self) -> Vec<Arrived> {
+    pub(crate) fn arrived(&self) -> Vec<Arrived> {
         self.arrived.lock().unwrap().clone()
     }
 }
 
-pub(super) fn sink(url: &str) -> SinkConfig {
+pub(crate) fn sink(url: &str) -> SinkConfig {
     SinkConfig {
         name: "orders".into(),
         source: "app".into(),
@@ -158,7 +158,7 @@ pub(super) fn sink(url: &str) -> SinkConfig {
 }
 
 /// A delivery of one message that is `bytes` long.
-pub(super) fn delivery(bytes: usize) -> Frozen {
+pub(crate) fn delivery(bytes: usize) -> Frozen {
     let memory = Memory::new(1 << 30);
     Frozen::build(&memory, "orders", BodyForm::Batch, [MessageId(7)], |_, body| {
         body.push(b'"');
@@ -168,12 +168,12 @@ pub(super) fn delivery(bytes: usize) -> Frozen {
 }
 
 /// One attempt against `sink`.
-pub(super) async fn attempt(sink: &SinkConfig) -> Attempt {
+pub(crate) async fn attempt(sink: &SinkConfig) -> Attempt {
     Endpoint::new(sink).unwrap().attempt(&delivery(100), 1).await
 }
 
 /// The category's word and the message of a failed attempt.
-pub(super) fn failure(attempt: &Attempt) -> (&'static str, &str) {
+pub(crate) fn failure(attempt: &Attempt) -> (&'static str, &str) {
     match &attempt.verdict {
         Verdict::Acknowledged => panic!("acknowledged: {attempt:?}"),
         Verdict::Failed { category, message } => (category.as_str(), message),
