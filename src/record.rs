@@ -13,7 +13,7 @@ mod datetime;
 mod escape;
 mod keys;
 mod kind;
-mod message;
+pub mod message;
 mod nested;
 #[cfg(test)]
 mod oracle;
