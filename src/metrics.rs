@@ -322,6 +322,19 @@ mod tests {
         assert_eq!(rows, table, "the table should be:\n{}", table.join("\n"));
     }
 
+    #[test]
+    fn alerts_of_operating_md_ask_for_metrics_that_exist() {
+        let page = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/OPERATING.md"));
+        let blocks: Vec<_> = page.split("```promql").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+        let words = blocks.iter().flat_map(|block| block.split(|c: char| !c.is_ascii_lowercase() && c != '_'));
+        let names: BTreeSet<_> = words.filter(|word| word.starts_with("walhook_")).collect();
+        assert!(names.len() > 5);
+        for name in names {
+            let name = name.trim_end_matches("_bucket");
+            assert!(ALL.iter().any(|metric| metric.name == name), "{name}");
+        }
+    }
+
     #[tokio::test]
     async fn upkeep_ends_with_the_stop() {
         let stop = CancellationToken::new();
