@@ -1,4 +1,5 @@
 //! STATION 1: reads the stream.
 pub mod address;
+pub mod connection;
 pub mod pgoutput;
 pub mod wire;

@@ -202,7 +202,9 @@ impl PgAddress {
         let pairs = match uri {
             Some(rest) => text::uri_pairs(rest)?,
             None if text.contains("://") => {
-                return Err(AddressError::Syntax("an address starts with postgres:// or is a string of key=value pairs"));
+                return Err(AddressError::Syntax(
+                    "an address starts with postgres:// or is a string of key=value pairs",
+                ));
             }
             None => text::keyword_pairs(text)?,
         };

@@ -10,9 +10,28 @@ use super::{AddressError, ChannelBinding, ClientCert, Host, Keepalive, PgAddress
 
 /// Settings that are read.
 const KNOWN: &[&str] = &[
-    "host", "hostaddr", "port", "user", "password", "dbname", "sslmode", "sslrootcert", "sslcert", "sslkey",
-    "channel_binding", "application_name", "connect_timeout", "options", "target_session_attrs", "keepalives",
-    "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout", "gssencmode", "sslnegotiation",
+    "host",
+    "hostaddr",
+    "port",
+    "user",
+    "password",
+    "dbname",
+    "sslmode",
+    "sslrootcert",
+    "sslcert",
+    "sslkey",
+    "channel_binding",
+    "application_name",
+    "connect_timeout",
+    "options",
+    "target_session_attrs",
+    "keepalives",
+    "keepalives_idle",
+    "keepalives_interval",
+    "keepalives_count",
+    "tcp_user_timeout",
+    "gssencmode",
+    "sslnegotiation",
     "load_balance_hosts",
 ];
 
@@ -44,11 +63,15 @@ struct Settings<'a>(&'a Pairs<'a>);
 
 pub(super) fn address(pairs: &Pairs<'_>) -> Result<PgAddress, AddressError> {
     let settings = Settings(pairs);
+    // First, since a port that is none means a password that was not encoded, and then the keys may be parts of it.
+    let hosts = settings.hosts()?;
     settings.check_keys()?;
-    let user = settings.text("user").ok_or(AddressError::Conflict("the address names no user (postgres://USER@…, or user=…)"))?;
+    let user = settings
+        .text("user")
+        .ok_or(AddressError::Conflict("the address names no user (postgres://USER@…, or user=…)"))?;
     let (sslmode, sslrootcert) = settings.trust()?;
     Ok(PgAddress {
-        hosts: settings.hosts()?,
+        hosts,
         user: user.to_owned(),
         password: settings.text("password").map(SecretString::from),
         dbname: settings.text("dbname").unwrap_or(user).to_owned(),
@@ -132,7 +155,14 @@ impl<'a> Settings<'a> {
 
     /// `sslmode` and `sslrootcert`, which depend on each other as in libpq.
     fn trust(&self) -> Result<(SslMode, Option<RootCert>), AddressError> {
-        let modes = [SslMode::Disable, SslMode::Allow, SslMode::Prefer, SslMode::Require, SslMode::VerifyCa, SslMode::VerifyFull];
+        let modes = [
+            SslMode::Disable,
+            SslMode::Allow,
+            SslMode::Prefer,
+            SslMode::Require,
+            SslMode::VerifyCa,
+            SslMode::VerifyFull,
+        ];
         let choices = modes.map(|mode| (mode.as_str(), mode));
         let expected = "disable, allow, prefer, require, verify-ca or verify-full";
         let mode = self.one_of("sslmode", expected, &choices)?;
@@ -183,8 +213,11 @@ impl<'a> Settings<'a> {
     }
 
     fn target_session(&self) -> Result<TargetSession, AddressError> {
-        let choices =
-            [("any", TargetSession::Any), ("read-write", TargetSession::ReadWrite), ("primary", TargetSession::Primary)];
+        let choices = [
+            ("any", TargetSession::Any),
+            ("read-write", TargetSession::ReadWrite),
+            ("primary", TargetSession::Primary),
+        ];
         let choice = self.one_of("target_session_attrs", "any, read-write or primary", &choices)?;
         Ok(choice.unwrap_or(TargetSession::Any))
     }

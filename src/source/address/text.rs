@@ -96,7 +96,9 @@ pub(super) fn keyword_pairs(text: &str) -> Result<Pairs<'_>, AddressError> {
         ))?;
         let key = key.trim_end();
         if !key.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_') || key.is_empty() {
-            return Err(AddressError::Syntax("before each = stands a lower case name; a value with spaces needs single quotes"));
+            return Err(AddressError::Syntax(
+                "before each = stands a lower case name; a value with spaces needs single quotes",
+            ));
         }
         let (value, after) = keyword_value(after.trim_start())?;
         pairs.push((key.into(), value.into()));
