@@ -1,0 +1,32 @@
+# Every target works on a fresh clone with a Rust toolchain; scripts/setup installs what else is missing.
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-versions bench lint fmt doc
+
+help: ## list of targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
+
+setup: ## install what is missing: a Postgres server, a C compiler
+	scripts/setup
+
+demo: setup ## watch rows of a throw-away Postgres arrive at a receiver
+	cargo run --bin walhook -- demo
+
+test: setup ## all tests, against a real Postgres
+	scripts/test
+
+test-versions: ## the core tests on Postgres 14 to 18
+	scripts/test-versions
+
+bench: setup ## side by side with pg_recvlogical, in a release build
+	cargo bench
+
+lint: ## formatting and clippy
+	cargo fmt --check
+	cargo clippy --all-targets -- -D warnings
+
+fmt: ## format
+	cargo fmt
+
+doc: ## the API documentation, warnings are errors
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items

@@ -1,0 +1,39 @@
+//! The whole, from outside: the binary between a real Postgres and a receiver that misbehaves on cue.
+//!
+//! `postgres`, `receiver`, `ledger` and `daemon` are the harness; every other file is about one promise of the contract
+//! and its tests are named after the rules they protect. `tidy` looks at the repository itself.
+#![allow(
+    clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
+    clippy::disallowed_methods,
+    clippy::large_futures,
+    reason = "a test that cannot go on panics, and its tasks end with it"
+)]
+
+#[path = "walhook/daemon.rs"]
+mod daemon;
+#[path = "walhook/ledger.rs"]
+mod ledger;
+#[path = "walhook/postgres.rs"]
+mod postgres;
+#[path = "walhook/receiver.rs"]
+mod receiver;
+
+#[path = "walhook/commands.rs"]
+mod commands;
+#[path = "walhook/crash.rs"]
+mod crash;
+#[path = "walhook/database.rs"]
+mod database;
+#[path = "walhook/endpoints.rs"]
+mod endpoints;
+#[path = "walhook/grouping.rs"]
+mod grouping;
+#[path = "walhook/message.rs"]
+mod message;
+#[path = "walhook/order.rs"]
+mod order;
+#[path = "walhook/pressure.rs"]
+mod pressure;
+#[path = "walhook/tidy.rs"]
+mod tidy;

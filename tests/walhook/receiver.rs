@@ -1,0 +1,544 @@
+//! A real HTTP receiver that misbehaves on cue and keeps a [`Ledger`].
+//!
+//! It speaks HTTP/1.1 over bare sockets, because resets, dripped headers and answers that break off cannot be had from a
+//! server library. A request counts as over before the last byte of its answer is written, or when the client hangs up,
+//! so that a daemon that keeps its promises can never seem to break them.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+
+use crate::ledger::{Entry, Ledger};
+use crate::postgres::{state, until_within};
+
+/// What to do with a request.
+#[derive(Debug, Clone)]
+pub(crate) enum Reply {
+    /// A whole answer.
+    Answer { status: u16, headers: Vec<(String, String)>, body: Vec<u8> },
+    /// Another reply after a while.
+    After(Duration, Box<Self>),
+    /// Nothing, until the client hangs up.
+    Never,
+    /// A TCP reset.
+    Reset,
+    /// A status line, then a header byte every 50 ms for ever.
+    DripHeaders,
+    /// 200 and a body of which a byte comes every 50 ms for ever.
+    DripBody,
+    /// This status and a body of a gigabyte.
+    Gigabyte(u16),
+    /// This status and a gzip body of some kilobytes that unpacks to about 10 MB.
+    GzipBomb(u16),
+    /// 200 and half of the body that content-length announces.
+    PartialBody,
+    /// Bytes that are not HTTP.
+    Garbage,
+}
+
+impl Reply {
+    /// An empty answer.
+    pub(crate) fn status(status: u16) -> Self {
+        Self::Answer { status, headers: Vec::new(), body: Vec::new() }
+    }
+
+    /// An empty answer with a header.
+    pub(crate) fn with_header(status: u16, name: &str, value: &str) -> Self {
+        Self::Answer { status, headers: vec![(name.to_owned(), value.to_owned())], body: Vec::new() }
+    }
+
+    fn acknowledges(&self) -> bool {
+        match self {
+            Self::Answer { status, .. } | Self::Gigabyte(status) | Self::GzipBomb(status) => {
+                (200..300).contains(status)
+            }
+            Self::After(_, then) => then.acknowledges(),
+            Self::Never | Self::Reset | Self::DripHeaders | Self::DripBody | Self::PartialBody | Self::Garbage => false,
+        }
+    }
+}
+
+/// One request as it came.
+#[derive(Debug, Clone)]
+pub(crate) struct Request {
+    /// From 1, over the receiver's life.
+    pub(crate) number: u64,
+    /// Method.
+    pub(crate) method: String,
+    /// Path with query.
+    pub(crate) path: String,
+    /// Names in lower case.
+    pub(crate) headers: HashMap<String, String>,
+    /// As it came.
+    pub(crate) body: Vec<u8>,
+    /// The messages in it, whichever form the body has.
+    pub(crate) messages: Vec<Value>,
+    /// When it had been read.
+    pub(crate) arrived: Instant,
+}
+
+impl Request {
+    /// A header's value, or "".
+    pub(crate) fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", String::as_str)
+    }
+}
+
+/// How much the receiver remembers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Keep {
+    /// Requests and ledger.
+    All,
+    /// The ledger only.
+    Ledger,
+    /// Only how many messages and requests came; for floods.
+    Counts,
+}
+
+type Script = Arc<dyn Fn(&Request) -> Reply + Send + Sync>;
+type GroupOf = Arc<dyn Fn(&Value) -> String + Send + Sync>;
+
+/// The receiver. Its tasks end when it is dropped.
+pub(crate) struct Receiver {
+    address: std::net::SocketAddr,
+    shared: Arc<Shared>,
+    tasks: JoinSet<()>,
+}
+
+struct Shared {
+    keep: Keep,
+    script: Mutex<Script>,
+    group_of: GroupOf,
+    book: Mutex<Book>,
+}
+
+#[derive(Default)]
+struct Book {
+    ledger: Ledger,
+    requests: Vec<Request>,
+    request_count: u64,
+    message_count: u64,
+    /// Status answered, by request number; 0 for what was no answer.
+    answers: Vec<(u64, u16)>,
+}
+
+impl Receiver {
+    /// Answers 200 to everything and remembers everything.
+    pub(crate) async fn start() -> Self {
+        Self::with(Keep::All, |_| Reply::status(200), row_of).await
+    }
+
+    /// Answers by `script`.
+    pub(crate) async fn scripted(script: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
+        Self::with(Keep::All, script, row_of).await
+    }
+
+    /// Everything chosen: memory, answers, and what is a group.
+    pub(crate) async fn with(
+        keep: Keep,
+        script: impl Fn(&Request) -> Reply + Send + Sync + 'static,
+        group_of: impl Fn(&Value) -> String + Send + Sync + 'static,
+    ) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let script: Script = Arc::new(script);
+        let (script, book) = (Mutex::new(script), Mutex::default());
+        let shared = Arc::new(Shared { keep, script, group_of: Arc::new(group_of), book });
+        let mut tasks = JoinSet::new();
+        tasks.spawn(accept(listener, Arc::clone(&shared)));
+        Self { address, shared, tasks }
+    }
+
+    /// `http://127.0.0.1:PORT`
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Answers by another script from here on.
+    pub(crate) fn script(&self, script: impl Fn(&Request) -> Reply + Send + Sync + 'static) {
+        *self.shared.script.lock().unwrap() = Arc::new(script);
+    }
+
+    /// Looks into the ledger.
+    pub(crate) fn ledger<T>(&self, look: impl FnOnce(&mut Ledger) -> T) -> T {
+        look(&mut self.shared.book.lock().unwrap().ledger)
+    }
+
+    /// The requests so far.
+    pub(crate) fn requests(&self) -> Vec<Request> {
+        self.shared.book.lock().unwrap().requests.clone()
+    }
+
+    /// The messages so far, in order of arrival.
+    pub(crate) fn messages(&self) -> Vec<Value> {
+        let book = self.shared.book.lock().unwrap();
+        book.requests.iter().flat_map(|request| request.messages.iter().cloned()).collect()
+    }
+
+    /// How many messages came, repeats counted.
+    pub(crate) fn message_count(&self) -> u64 {
+        self.shared.book.lock().unwrap().message_count
+    }
+
+    /// How many requests came.
+    pub(crate) fn request_count(&self) -> u64 {
+        self.shared.book.lock().unwrap().request_count
+    }
+
+    /// What was answered, by request number; 0 where there was no answer.
+    pub(crate) fn answers(&self) -> Vec<(u64, u16)> {
+        self.shared.book.lock().unwrap().answers.clone()
+    }
+
+    /// Waits until so many messages came; gives all.
+    pub(crate) async fn wait_messages(&self, count: u64) -> Vec<Value> {
+        self.wait(&format!("{count} messages"), |receiver| receiver.message_count() >= count).await;
+        self.messages()
+    }
+
+    /// Waits until so many distinct messages were acknowledged.
+    pub(crate) async fn wait_acknowledged(&self, count: usize) {
+        self.wait(&format!("{count} messages acknowledged"), |receiver| {
+            receiver.ledger(|ledger| ledger.acknowledged()) >= count
+        })
+        .await;
+    }
+
+    /// Waits until `holds`; long, since what it waits for may be many retries away.
+    pub(crate) async fn wait(&self, what: &str, holds: impl Fn(&Self) -> bool) {
+        until_within(Duration::from_secs(120), what, || async {
+            let seen = self.ledger(|ledger| (ledger.acknowledged(), ledger.unacknowledged()));
+            let text = format!(
+                "{} requests, {} messages, (acknowledged, not) {seen:?}",
+                self.request_count(),
+                self.message_count()
+            );
+            state(holds(self), text)
+        })
+        .await;
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        self.tasks.abort_all();
+    }
+}
+
+/// Fails `percent` of the requests with one of `statuses` and waits before every answer; the same seed, the same answers.
+pub(crate) fn unreliable(
+    seed: u64,
+    percent: u8,
+    statuses: &'static [u16],
+    delay_millis: Range<u64>,
+) -> impl Fn(&Request) -> Reply + Send + Sync {
+    let random = Mutex::new(fastrand::Rng::with_seed(seed));
+    move |_| {
+        let mut random = random.lock().unwrap();
+        let wait = Duration::from_millis(if delay_millis.is_empty() { 0 } else { random.u64(delay_millis.clone()) });
+        let failed = random.u8(0..100) < percent;
+        let status = if failed { *random.choice(statuses).unwrap_or(&500) } else { 200 };
+        Reply::After(wait, Box::new(Reply::status(status)))
+    }
+}
+
+/// Table and id of a message: the group under `group_by = "primary_key"` in tables keyed by `id`.
+pub(crate) fn row_of(message: &Value) -> String {
+    format!("{}/{}", message["metadata"]["table_name"].as_str().unwrap_or_default(), message["record"]["id"])
+}
+
+async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => {
+                if let Ok((socket, _)) = accepted {
+                    drop(socket.set_nodelay(true));
+                    connections.spawn(connection(socket, Arc::clone(&shared)));
+                }
+            }
+            Some(ended) = connections.join_next() => {
+                if let Err(error) = ended {
+                    // A panic in here is a fault of the harness and must not look like a silent endpoint.
+                    eprintln!("receiver: {error}");
+                    std::process::abort();
+                }
+            }
+        }
+    }
+}
+
+async fn connection(mut socket: TcpStream, shared: Arc<Shared>) {
+    let mut buffer = Vec::new();
+    while let Some(mut request) = read_request(&mut socket, &mut buffer).await {
+        let script = Arc::clone(&shared.script.lock().unwrap());
+        request.number = shared.arrived(&mut request);
+        let reply = script(&request);
+        if !play(&mut socket, request.number, reply, &shared).await {
+            return;
+        }
+    }
+}
+
+impl Shared {
+    fn arrived(&self, request: &mut Request) -> u64 {
+        let entry = |message: &Value| Entry {
+            key: message["metadata"]["idempotency_key"].as_str().unwrap_or_default().to_owned(),
+            group: (self.group_of)(message),
+            n: message["record"]["n"].as_i64(),
+        };
+        let entries: Vec<Entry> = match self.keep {
+            Keep::Counts => Vec::new(),
+            Keep::All | Keep::Ledger => request.messages.iter().map(entry).collect(),
+        };
+        let mut book = self.book.lock().unwrap();
+        book.request_count += 1;
+        book.message_count += request.messages.len() as u64;
+        request.number = book.request_count;
+        book.ledger.arrived(request.number, entries);
+        if self.keep == Keep::All {
+            book.requests.push(request.clone());
+        }
+        request.number
+    }
+
+    fn ended(&self, request: u64, status: u16, acknowledged: bool) {
+        let mut book = self.book.lock().unwrap();
+        book.ledger.ended(request, acknowledged);
+        if self.keep == Keep::All {
+            book.answers.push((request, status));
+        }
+    }
+}
+
+/// Does what the script says; true if the connection can go on.
+async fn play(socket: &mut TcpStream, number: u64, mut reply: Reply, shared: &Shared) -> bool {
+    while let Reply::After(wait, then) = reply {
+        if !wait.is_zero() && hung_up_within(socket, wait).await {
+            shared.ended(number, 0, false);
+            return false;
+        }
+        reply = *then;
+    }
+    let acknowledged = reply.acknowledges();
+    match reply {
+        Reply::Answer { status, headers, body } => {
+            let head = head(status, &headers, body.len() as u64);
+            shared.ended(number, status, acknowledged);
+            return socket.write_all(&[head.as_bytes(), &body].concat()).await.is_ok();
+        }
+        Reply::GzipBomb(status) => {
+            let body = gzip_bomb();
+            let head = head(status, &[("content-encoding".to_owned(), "gzip".to_owned())], body.len() as u64);
+            shared.ended(number, status, acknowledged);
+            return socket.write_all(&[head.as_bytes(), &body].concat()).await.is_ok();
+        }
+        Reply::Gigabyte(status) => {
+            shared.ended(number, status, acknowledged);
+            gigabyte(socket, status).await;
+        }
+        Reply::Never => {
+            while !hung_up_within(socket, Duration::from_secs(60)).await {}
+            shared.ended(number, 0, false);
+        }
+        Reply::Reset => {
+            shared.ended(number, 0, false);
+            drop(socket2::SockRef::from(&*socket).set_linger(Some(Duration::ZERO)));
+        }
+        Reply::DripHeaders => {
+            drip(socket, "HTTP/1.1 200 OK\r\nx-drip: ").await;
+            shared.ended(number, 0, false);
+        }
+        Reply::DripBody => {
+            drip(socket, &head(200, &[], 1_000_000)).await;
+            shared.ended(number, 0, false);
+        }
+        Reply::PartialBody => {
+            shared.ended(number, 0, false);
+            let text = head(200, &[], 1000) + &"x".repeat(500);
+            drop(socket.write_all(text.as_bytes()).await);
+        }
+        Reply::Garbage => {
+            shared.ended(number, 0, false);
+            drop(socket.write_all(b"\x16\x03\x01 this is not http\r\n\r\n").await);
+        }
+        Reply::After(..) => unreachable!("unwrapped above"),
+    }
+    false
+}
+
+fn head(status: u16, headers: &[(String, String)], length: u64) -> String {
+    let mut head = format!("HTTP/1.1 {status} Status\r\n");
+    for (name, value) in headers {
+        head += &format!("{name}: {value}\r\n");
+    }
+    // RFC 9110: 204 has neither body nor content-length.
+    let length = if status == 204 { String::new() } else { format!("content-length: {length}\r\n") };
+    head + &length + "\r\n"
+}
+
+/// Whether the client closes within `wait`. Clients do not send ahead, so bytes would be a fault of the client; they are
+/// taken for life.
+async fn hung_up_within(socket: &TcpStream, wait: Duration) -> bool {
+    let mut byte = [0];
+    match tokio::time::timeout(wait, socket.peek(&mut byte)).await {
+        Ok(Ok(0) | Err(_)) => true,
+        Ok(Ok(_)) => {
+            tokio::time::sleep(wait).await;
+            false
+        }
+        Err(_) => false,
+    }
+}
+
+async fn drip(socket: &mut TcpStream, start: &str) {
+    if socket.write_all(start.as_bytes()).await.is_err() {
+        return;
+    }
+    while !hung_up_within(socket, Duration::from_millis(50)).await && socket.write_all(b"x").await.is_ok() {}
+}
+
+async fn gigabyte(socket: &mut TcpStream, status: u16) {
+    let chunk = vec![b'x'; 1 << 20];
+    if socket.write_all(head(status, &[], 1 << 30).as_bytes()).await.is_ok() {
+        for _ in 0..1 << 10 {
+            if socket.write_all(&chunk).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// A gzip file of 10,000 members of a kilobyte of zeros each (RFC 1952 allows members one after another).
+fn gzip_bomb() -> Vec<u8> {
+    /// `head -c 1024 /dev/zero | gzip -9n`
+    const MEMBER: [u8; 29] =
+        [31, 139, 8, 0, 0, 0, 0, 0, 2, 3, 99, 96, 24, 5, 163, 96, 20, 140, 84, 0, 0, 46, 175, 181, 239, 0, 4, 0, 0];
+    MEMBER.repeat(10_000)
+}
+
+async fn read_request(socket: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<Request> {
+    let end = loop {
+        if let Some(at) = buffer.windows(4).position(|window| window == b"\r\n\r\n") {
+            break at;
+        }
+        read_more(socket, buffer).await?;
+    };
+    let head = String::from_utf8_lossy(&buffer[..end]).into_owned();
+    buffer.drain(..end + 4);
+    let mut lines = head.split("\r\n");
+    let mut first = lines.next()?.split(' ');
+    let (method, path) = (first.next()?.to_owned(), first.next()?.to_owned());
+    let headers: HashMap<String, String> = lines
+        .filter_map(|line| line.split_once(':'))
+        .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
+        .collect();
+    let body = if headers.get("transfer-encoding").is_some_and(|coding| coding.contains("chunked")) {
+        read_chunks(socket, buffer).await?
+    } else {
+        let length = headers.get("content-length").map_or(0, |length| length.parse().unwrap());
+        read_exactly(socket, buffer, length).await?
+    };
+    let messages = messages_of(&body);
+    Some(Request { number: 0, method, path, headers, body, messages, arrived: Instant::now() })
+}
+
+async fn read_more(socket: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<()> {
+    match socket.read_buf(buffer).await {
+        Ok(0) | Err(_) => None,
+        Ok(_) => Some(()),
+    }
+}
+
+async fn read_exactly(socket: &mut TcpStream, buffer: &mut Vec<u8>, length: usize) -> Option<Vec<u8>> {
+    while buffer.len() < length {
+        read_more(socket, buffer).await?;
+    }
+    Some(buffer.drain(..length).collect())
+}
+
+async fn read_chunks(socket: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<Vec<u8>> {
+    let mut body = Vec::new();
+    loop {
+        let end = loop {
+            if let Some(at) = buffer.windows(2).position(|window| window == b"\r\n") {
+                break at;
+            }
+            read_more(socket, buffer).await?;
+        };
+        let size = usize::from_str_radix(std::str::from_utf8(&buffer[..end]).ok()?, 16).ok()?;
+        buffer.drain(..end + 2);
+        let chunk = read_exactly(socket, buffer, size + 2).await?;
+        body.extend_from_slice(&chunk[..size]);
+        if size == 0 {
+            return Some(body);
+        }
+    }
+}
+
+/// The messages of a body of any of the three forms; none if it is no JSON.
+fn messages_of(body: &[u8]) -> Vec<Value> {
+    match serde_json::from_slice(body) {
+        Ok(Value::Array(messages)) => messages,
+        Ok(Value::Object(mut object)) => match object.remove("data") {
+            Some(Value::Array(messages)) => messages,
+            _ => vec![Value::Object(object)],
+        },
+        _ => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn post(receiver: &Receiver, body: &str) -> Vec<u8> {
+        let mut socket = TcpStream::connect(receiver.address).await.unwrap();
+        let text =
+            format!("POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: {}\r\nconnection: close\r\n\r\n{body}", body.len());
+        socket.write_all(text.as_bytes()).await.unwrap();
+        let mut answer = vec![0; 4096];
+        let read = tokio::time::timeout(Duration::from_secs(1), socket.read(&mut answer)).await;
+        answer.truncate(read.map_or(0, |read| read.unwrap_or(0)));
+        answer
+    }
+
+    const BODY: &str = r#"{"data":[{"record":{"id":1,"n":1},"metadata":{"table_name":"t","idempotency_key":"k"}}]}"#;
+
+    #[tokio::test]
+    async fn it_answers_by_script_and_keeps_the_ledger() {
+        let receiver = Receiver::scripted(|request| Reply::status(if request.number == 1 { 500 } else { 200 })).await;
+        assert!(post(&receiver, BODY).await.starts_with(b"HTTP/1.1 500"));
+        assert!(post(&receiver, BODY).await.starts_with(b"HTTP/1.1 200"));
+        assert!(receiver.ledger(|ledger| ledger.has("t/1", 1)));
+        assert_eq!(receiver.answers(), [(1, 500), (2, 200)]);
+        let request = &receiver.requests()[0];
+        assert_eq!((request.method.as_str(), request.path.as_str(), request.header("host")), ("POST", "/x", "h"));
+    }
+
+    #[tokio::test]
+    async fn a_client_that_hangs_up_lets_go_of_its_rows() {
+        let receiver = Receiver::scripted(|_| Reply::Never).await;
+        assert!(post(&receiver, BODY).await.is_empty());
+        receiver.wait("the request to be over", |receiver| receiver.ledger(|ledger| ledger.concurrent() == 0)).await;
+        assert_eq!(receiver.ledger(|ledger| ledger.unacknowledged()), 1);
+    }
+
+    #[tokio::test]
+    async fn hostile_answers_look_as_they_should() {
+        let receiver = Receiver::scripted(|_| Reply::Reset).await;
+        assert!(post(&receiver, BODY).await.is_empty());
+        receiver.script(|_| Reply::DripHeaders);
+        assert!(post(&receiver, BODY).await.starts_with(b"HTTP/1.1 200 OK\r\nx-drip: "));
+        receiver.script(|_| Reply::GzipBomb(200));
+        assert!(post(&receiver, BODY).await.windows(22).any(|window| window == b"content-encoding: gzip"));
+        receiver.script(|_| Reply::PartialBody);
+        assert!(post(&receiver, BODY).await.ends_with(b"x"));
+    }
+}
