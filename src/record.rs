@@ -15,6 +15,7 @@ mod keys;
 mod kind;
 pub mod message;
 mod nested;
+mod size;
 #[cfg(test)]
 mod oracle;
 mod value;

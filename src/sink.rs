@@ -33,7 +33,7 @@ use crate::deliver::endpoint::Endpoint;
 use crate::deliver::frozen::Frozen;
 use crate::memory::{Charge, Memory};
 use crate::metrics::SinkMetrics;
-use crate::record::message::Rendering;
+use crate::record::{Rendering, RenderingSettings};
 use crate::schedule::{Command, DeliveryKey, Failure, Message, Outcome, RetryRule, Rules, Scheduler};
 use crate::view::SharedViews;
 
@@ -45,6 +45,8 @@ const READY_MESSAGES_ENOUGH: usize = 8192;
 const READY_BYTES_ENOUGH: usize = 4 << 20;
 /// What a message costs beside its row values: its places in the scheduler's queues and the change itself.
 const MESSAGE_OVERHEAD_BYTES: usize = 384;
+/// The most that stands around the messages of a body: `{"data":[]}`.
+const BODY_FRAME_BYTES: usize = 11;
 /// How often the view and the gauges are brought up to date.
 const VIEW_EVERY: Duration = Duration::from_millis(250);
 
@@ -52,8 +54,6 @@ const VIEW_EVERY: Duration = Duration::from_millis(250);
 pub struct Sink {
     /// Its rules.
     pub config: Arc<SinkConfig>,
-    /// How its messages look.
-    pub rendering: Arc<Rendering>,
     /// Where they go.
     pub endpoint: Endpoint,
     /// The source's gauge.
@@ -118,6 +118,9 @@ struct Task {
     attempts: JoinSet<Ended>,
     report: Report,
     overhead: Charge,
+    /// Known from the first feed on.
+    rendering: Option<Arc<Rendering>>,
+    scratch: Vec<u8>,
 }
 
 impl Sink {
@@ -134,7 +137,7 @@ impl Task {
         let config = &sink.config;
         let rules = Rules {
             batch_size: config.batch_size,
-            batch_bytes: config.batch_bytes,
+            batch_bytes: config.batch_bytes.saturating_sub(BODY_FRAME_BYTES),
             batch_timeout: config.batch_timeout,
             max_ack_pending: config.max_ack_pending,
             max_in_flight: config.max_in_flight,
@@ -147,7 +150,8 @@ impl Task {
         }
         let report = Report::new(config);
         let overhead = sink.memory.charge(0);
-        Self { sink, scheduler, deliveries: HashMap::new(), attempts: JoinSet::new(), report, overhead }
+        let (deliveries, attempts) = (HashMap::new(), JoinSet::new());
+        Self { sink, scheduler, deliveries, attempts, report, overhead, rendering: None, scratch: Vec::new() }
     }
 
     async fn serve(&mut self, stop: &CancellationToken) {
@@ -202,16 +206,39 @@ impl Task {
         let mut messages = 0;
         for item in fed {
             match item {
+                Feed::Database { system_id } => self.rendering = Some(self.rendering(system_id)),
                 Feed::Change { change, groups } => {
                     messages += 1;
+                    let bytes = self.body_bytes(&change);
                     let change = if self.is_crowded() { detached(change, &self.sink.memory) } else { change };
-                    let bytes = self.sink.rendering.body_bytes_max(&change);
                     self.scheduler.push(now, Message { groups, bytes, payload: change });
                 }
                 Feed::Mark(lsn) => self.scheduler.mark(lsn),
             }
         }
         self.sink.metrics.received_messages.increment(messages);
+    }
+
+    fn rendering(&self, system_id: u64) -> Arc<Rendering> {
+        let config = &self.sink.config;
+        Arc::new(Rendering::new(&RenderingSettings {
+            source: &config.source,
+            sink: &config.name,
+            form: config.message,
+            numbers: config.numbers,
+            system_id,
+        }))
+    }
+
+    /// Bytes the change adds to a body; it matters only where several share one.
+    fn body_bytes(&mut self, change: &Change) -> usize {
+        let config = &self.sink.config;
+        match &self.rendering {
+            Some(rendering) if config.batch_size > 1 => {
+                rendering.body_bytes(change, config.batch_bytes / config.batch_size, &mut self.scratch)
+            }
+            Some(_) | None => change.len_bytes(),
+        }
     }
 
     /// A change that waits long keeps the whole buffer it was read into; above a quarter of the limit it takes only its
@@ -253,9 +280,11 @@ impl Task {
     fn start(&mut self, key: DeliveryKey, number: u32) {
         let Some(delivery) = self.deliveries.get(&key) else { return };
         let content = delivery.content.clone();
-        let (endpoint, rendering) = (self.sink.endpoint.clone(), Arc::clone(&self.sink.rendering));
-        let (config, memory) = (Arc::clone(&self.sink.config), self.sink.memory.clone());
+        let Some(rendering) = self.rendering.clone() else { return };
+        let (endpoint, memory) = (self.sink.endpoint.clone(), self.sink.memory.clone());
+        let config = Arc::clone(&self.sink.config);
         self.attempts.spawn(async move {
+            let started_at = SystemTime::now();
             let work = AssertUnwindSafe(async {
                 let frozen = match content {
                     Content::Frozen(frozen) => frozen,
@@ -267,7 +296,10 @@ impl Task {
             // A panic is a failure of ours: the delivery stays, and comes again.
             match work.catch_unwind().await {
                 Ok((frozen, attempt)) => Ended { key, number, frozen: Some(frozen), attempt },
-                Err(_) => Ended { key, number, frozen: None, attempt: Attempt::unbuildable("the attempt panicked") },
+                Err(_) => {
+                    let attempt = Attempt::unbuildable(started_at, "the attempt panicked");
+                    Ended { key, number, frozen: None, attempt }
+                }
             }
         });
     }

@@ -25,6 +25,15 @@ pub struct Attempt {
     pub retry_after: Option<Duration>,
 }
 
+impl Attempt {
+    /// An attempt that could not be made, for a reason of ours.
+    pub fn unbuildable(started_at: SystemTime, message: &str) -> Self {
+        let verdict = Verdict::failed(Category::Unbuildable, message);
+        let (duration, response) = (Duration::ZERO, Kept::default());
+        Self { verdict, status: None, started_at, duration, response, retry_after: None }
+    }
+}
+
 /// The start of an answer's body.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Kept {

@@ -99,6 +99,11 @@ impl Rendering {
         MessageId(xxh3_128(&input))
     }
 
+    /// Bytes of the names that stand in every message.
+    pub(super) fn fixed_bytes(&self) -> usize {
+        self.consumer.len() + self.database.len()
+    }
+
     /// Appends the message of `change`.
     pub fn append(&self, change: &Change, out: &mut Vec<u8>) {
         out.extend_from_slice(b"{\"record\":");
