@@ -7,6 +7,8 @@ pub mod message;
 pub mod receiver;
 mod show;
 
+pub(crate) use show::text_lines;
+
 use std::io::{self, IsTerminal as _, Write};
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -20,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::deliver::sign::SigningSecret;
 use receiver::{Behaviour, Counts, Received, Receiver};
-use show::{json_line, text_lines};
+use show::json_line;
 
 /// Arguments of `walhook listen`.
 #[derive(clap::Args, Clone, Debug)]

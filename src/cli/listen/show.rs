@@ -11,7 +11,7 @@ use super::receiver::{Received, Seen};
 const RECORD_CHARS_MAX: usize = 80;
 
 /// One line a message (one in all if there is none), aligned.
-pub(super) fn text_lines(received: &Received<'_>, colours: bool) -> String {
+pub(crate) fn text_lines(received: &Received<'_>, colours: bool) -> String {
     let head = head(received, colours);
     let mut lines = String::new();
     if received.messages.is_empty() {
