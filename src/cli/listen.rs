@@ -40,7 +40,7 @@ pub struct ListenArgs {
     #[arg(long, value_name = "STATUS", value_parser = status)]
     pub status: Option<StatusCode>,
     /// Signing secret (whsec_…); repeat it while rotating. With it, requests without a valid signature get a 401
-    #[arg(long, value_name = "SECRET", value_parser = SigningSecret::parse, env = "WALHOOK_LISTEN_SECRET", hide_env_values = true)]
+    #[arg(long, value_name = "SECRET", value_parser = SigningSecret::parse)]
     pub secret: Vec<SigningSecret>,
     /// Print the counts at the end only
     #[arg(long)]
