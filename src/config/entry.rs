@@ -11,7 +11,7 @@ use figment::value::{Dict, Empty, Tag, Value};
 use super::document::{Places, join_key, read_value};
 use super::fault::{Fault, Faults, Place, nearest};
 use super::quantity::{self, NotQuantity};
-use super::redact::{Show, shown};
+use super::redact::{Show, shown, whole};
 
 /// What is being read, and what was found wrong with it.
 pub(super) struct Reading {
@@ -185,7 +185,7 @@ impl<'r> Entry<'r> {
     /// A whole number within `range`.
     pub(super) fn integer(&self, range: RangeInclusive<u64>) -> Option<u64> {
         let number = match (self.usable()?, self.loose_text()) {
-            (Value::Num(_, number), _) => number.to_i128(),
+            (Value::Num(_, number), _) => whole(*number),
             (_, Some(text)) => text.parse().ok(),
             _ => None,
         };
@@ -230,7 +230,7 @@ impl<'r> Entry<'r> {
     fn quantity<T>(&self, read: impl Fn(&str) -> Result<T, NotQuantity>) -> Option<T> {
         let text = match self.usable()? {
             Value::String(_, text) => text.clone(),
-            Value::Num(_, number) => number.to_i128().map(|number| number.to_string()).unwrap_or_default(),
+            Value::Num(_, number) => whole(*number).map(|number| number.to_string()).unwrap_or_default(),
             _ => String::new(),
         };
         match read(&text) {
