@@ -186,9 +186,10 @@ impl Replication {
     pub async fn start(&mut self, slot: &str, publication: &str, start: Lsn) -> Result<(), StreamError> {
         let command = start_command(slot, publication, start, self.server_version());
         self.session.send(|out| frontend::query(&command, out)).await?;
-        match self.session.frame().await? {
-            (b'W', _) => Ok(()),
-            _ => Err(login::unexpected()),
+        match self.session.frame().await {
+            Ok((b'W', _)) => Ok(()),
+            Ok(_) => Err(login::unexpected()),
+            Err(error) => Err(self.session.after_error(error).await),
         }
     }
 
