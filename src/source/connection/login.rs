@@ -113,15 +113,16 @@ impl Session {
 
     /// Reads up to ReadyForQuery if the session goes on after `error`, so that the next command finds it clean.
     pub(super) async fn after_error(&mut self, error: StreamError) -> StreamError {
-        let goes_on = matches!(&error, StreamError::Server(said) if said.severity == "ERROR");
-        while goes_on {
+        if !matches!(&error, StreamError::Server(said) if said.severity == "ERROR") {
+            return error;
+        }
+        loop {
             match self.frame().await {
-                Ok((b'Z', _)) => break,
+                Ok((b'Z', _)) => return error,
                 Ok(_) => {}
                 Err(worse) => return worse,
             }
         }
-        error
     }
 
     async fn authenticate(&mut self, address: &PgAddress) -> Result<(), ConnectError> {

@@ -126,6 +126,24 @@ async fn a_large_field_passes() {
     assert_eq!(replication.memory.held(), 0);
 }
 
+/// Postgres cannot convert from SQL_ASCII, and would never get past a row that is not UTF-8.
+#[tokio::test]
+async fn a_database_without_an_encoding_gives_its_bytes_as_they_are() {
+    let cluster = cluster("", &[]);
+    let create = "CREATE DATABASE raw ENCODING 'SQL_ASCII' TEMPLATE template0";
+    client(&cluster.url("postgres")).await.batch_execute(create).await.unwrap();
+    let url = cluster.url("raw");
+    let client = client(&url).await;
+    client.batch_execute("CREATE TABLE t (note text); CREATE PUBLICATION p FOR TABLE t").await.unwrap();
+    client.batch_execute("SELECT pg_create_logical_replication_slot('s', 'pgoutput')").await.unwrap();
+    client.batch_execute("INSERT INTO t VALUES (convert_from('\\xe9', 'SQL_ASCII'))").await.unwrap();
+    let mut replication = replication(&url).await.unwrap();
+    replication.start("s", "p", Lsn::ZERO).await.unwrap();
+    let messages = messages(&mut replication, is_commit).await;
+    let new = messages.iter().find_map(|m| if let Message::Insert { new, .. } = m { Some(new) } else { None }).unwrap();
+    assert_eq!(new.value(0), Some(Datum::Text(b"\xe9")));
+}
+
 #[tokio::test]
 async fn a_killed_walsender_ends_the_stream_with_the_reason() {
     let cluster = cluster("", &[]);
