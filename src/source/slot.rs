@@ -17,7 +17,7 @@ pub(crate) mod server;
 mod state;
 pub(crate) mod survey;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
