@@ -82,7 +82,7 @@ pub(crate) fn of_survey(
     let mut all = of_server(&subject, survey);
     all.extend(of_limits(&subject, survey, limits));
     all.extend(of_publication(source, survey));
-    all.extend(of_slot(source, survey));
+    all.push(of_slot(source, survey));
     for fault in &survey.plan.faults {
         let mend = fault.sql.clone();
         let finding = Finding { level: Level::Fail, mend, is_config: true, ..Finding::ok(&fault.place, &fault.reason) };
