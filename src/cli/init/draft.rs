@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use crate::change::TableName;
+use crate::source::slot::names::quoted;
 use crate::source::slot::server::ServerFacts;
 use crate::source::slot::survey::Refusal;
 use crate::source::slot::{RelationKind, TableFacts};
@@ -9,7 +11,7 @@ use crate::source::slot::{RelationKind, TableFacts};
 /// Environment variable that the file asks for in place of a password.
 pub(super) const PASSWORD: &str = "DATABASE_PASSWORD";
 /// Where `walhook listen` listens unless told otherwise.
-const RECEIVER: &str = "http://127.0.0.1:9000/";
+const RECEIVER: &str = "http://127.0.0.1:8080/";
 
 /// A configuration to write.
 #[derive(Debug)]
@@ -35,9 +37,8 @@ pub(super) fn draft(url: &str, server: &ServerFacts, tables: &[TableFacts]) -> D
 }
 
 fn refusal(table: &TableFacts) -> Option<Refusal> {
-    let odd = |name: &str| name.contains(['*', '.', '$']);
-    if odd(&table.name.schema) || odd(&table.name.table) {
-        let reason = format!("{}: a name with . * or $ has to be written by a pattern", table.name);
+    if table.name.schema.contains('*') || table.name.table.contains('*') {
+        let reason = format!("{} has a * in its name, which the configuration cannot tell from a pattern", table.name);
         return Some(Refusal { reason, sql: None });
     }
     table.kind_refusal().or_else(|| table.identity_refusal())
@@ -73,7 +74,7 @@ fn sink(source: &str, listed: &[&TableFacts], left_out: &[(&TableFacts, Option<R
     );
     for table in listed {
         let note = if table.primary_key.is_empty() { "  # no primary key: one group" } else { "" };
-        let _infallible = writeln!(text, "    {},{note}", string(&table.name.to_string()));
+        let _infallible = writeln!(text, "    {},{note}", string(&written(&table.name)));
     }
     for (table, refusal) in left_out {
         let Some(refusal) = refusal else { continue };
@@ -81,13 +82,20 @@ fn sink(source: &str, listed: &[&TableFacts], left_out: &[(&TableFacts, Option<R
         for line in refusal.sql.iter().flat_map(|sql| sql.lines()) {
             let _infallible = writeln!(text, "    #   {}", comment(line));
         }
-        let _infallible = writeln!(text, "    # {},", string(&comment(&table.name.to_string())));
+        let _infallible = writeln!(text, "    # {},", string(&comment(&written(&table.name))));
     }
     text += "]\n";
     if listed.is_empty() {
         text += "# No table can be published yet: at least one has to be listed above before walhook starts.\n";
     }
     text
+}
+
+/// The name as `tables` has it: in quotes where it is not plain.
+fn written(name: &TableName) -> String {
+    let plain = |part: &str| part.chars().all(|c| c.is_alphanumeric() || c == '_');
+    let part = |part: &str| if plain(part) { part.to_owned() } else { quoted(part) };
+    format!("{}.{}", part(&name.schema), part(&name.table))
 }
 
 /// A TOML string in which `$` stands for itself; the placeholder for the password is put back.

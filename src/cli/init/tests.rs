@@ -17,11 +17,12 @@ async fn what_init_writes_passes_check_and_is_never_overwritten_unasked() {
     assert_eq!(init(args.clone()).await, 0);
     let text = std::fs::read_to_string(&output).unwrap();
     assert!(text.contains("    # \"public.bare\",") && text.contains("REPLICA IDENTITY FULL;"), "{text}");
-    assert!(text.contains("    \"public.Odd Name\",") && !text.contains("parts_1") && !text.contains("seen"), "{text}");
+    assert!(text.contains("public.\"Odd Name\"") && !text.contains("parts_1") && !text.contains("seen"), "{text}");
 
     let findings = check::look(&output, false).await;
     assert_eq!(check::exit_code(&findings), 0, "{text}\n{findings:#?}");
     assert!(findings.iter().any(|finding| finding.subject == "public.parts"));
+    assert!(findings.iter().any(|finding| finding.subject == "public.Odd Name"));
 
     assert_eq!(init(args.clone()).await, 1);
     std::fs::write(&output, "mine").unwrap();

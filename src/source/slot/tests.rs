@@ -123,9 +123,15 @@ async fn preparing_twice_makes_publication_and_slot_once() {
     assert_eq!(stage.published().await, ["public.orders"]);
 
     let before = inspect(&stage.client, "walhook_app").await.unwrap().unwrap();
-    heartbeat(&stage.client).await.unwrap();
-    let after = inspect(&stage.client, "walhook_app").await.unwrap().unwrap();
-    assert!(after.server_lsn > before.server_lsn && after.retained_bytes > before.retained_bytes);
+    // What was inserted is written within a moment, by the WAL writer.
+    let after = loop {
+        heartbeat(&stage.client).await.unwrap();
+        let after = inspect(&stage.client, "walhook_app").await.unwrap().unwrap();
+        if after.server_lsn > before.server_lsn && after.retained_bytes > before.retained_bytes {
+            break after;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
     assert_eq!(after.wal_status.as_deref(), Some("reserved"));
     assert_eq!(inspect(&stage.client, "nothing").await.unwrap(), None);
 }
