@@ -161,6 +161,25 @@ async fn a_database_that_is_down_is_waited_for_and_check_exits_69() {
     receiver.wait_acknowledged(1).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_vanished_is_said_and_not_made_anew_in_silence() {
+    let postgres = Postgres::start();
+    counters(&postgres).await;
+    let receiver = Receiver::start().await;
+    let daemon = Daemon::start(&Config::one_sink(&postgres, &receiver.url(), "")).await.allow_error("slot");
+    postgres.cluster.stop("fast").unwrap();
+    std::fs::remove_dir_all(postgres.cluster.data().join("pg_replslot").join(SLOT)).unwrap();
+    postgres.cluster.resume().unwrap();
+    // Changes from here to a new slot would be lost.
+    postgres.sql("INSERT INTO counters VALUES (1, 0)").await;
+    until("readyz to say that the slot is gone", || async {
+        let body = daemon.wait_not_ready().await.to_string();
+        if body.contains(SLOT) && body.contains("advice") { Ok(()) } else { Err(body) }
+    })
+    .await;
+    assert_eq!(postgres.value("SELECT count(*) FROM pg_replication_slots").await, "0");
+}
+
 /// Writes about this many megabytes of WAL that no publication holds.
 async fn unpublished_wal(postgres: &Postgres, megabytes: u32) {
     postgres.sql("CREATE TABLE IF NOT EXISTS other (body text)").await;
