@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
-use crate::record::Kind;
+use crate::record::{Kind, TableKeys};
 
 /// A position in the write-ahead log, in bytes since the cluster was made.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -149,6 +149,22 @@ pub struct Table {
     pub columns: Vec<Column>,
     /// Indexes into `columns` of the catalogue's primary key, in key order; empty if there is none.
     pub primary_key: Vec<usize>,
+    /// Its names as JSON, computed from `name` and `columns` by [`Table::new`].
+    pub keys: TableKeys,
+}
+
+impl Table {
+    /// A table with all that is computed once for it.
+    pub fn new(
+        oid: u32,
+        name: TableName,
+        identity: ReplicaIdentity,
+        columns: Vec<Column>,
+        primary_key: Vec<usize>,
+    ) -> Self {
+        let keys = TableKeys::new(&name, &columns);
+        Self { oid, name, identity, columns, primary_key, keys }
+    }
 }
 
 /// A committed transaction.
@@ -179,6 +195,28 @@ pub enum Datum<'a> {
 }
 
 impl Tuple {
+    /// A tuple of these values: rows that do not come from the stream, such as a backfill's.
+    ///
+    /// # Panics
+    /// If there are more than 65,535 values or one has 4 GiB; Postgres allows 1,600 columns and values of 1 GiB.
+    pub fn from_values(values: &[Datum<'_>]) -> Self {
+        let count = u16::try_from(values.len()).expect("a Postgres table has at most 1,600 columns");
+        let mut bytes = count.to_be_bytes().to_vec();
+        for value in values {
+            match value {
+                Datum::Null => bytes.push(b'n'),
+                Datum::Unchanged => bytes.push(b'u'),
+                Datum::Text(text) => {
+                    let length = u32::try_from(text.len()).expect("a Postgres value has at most 1 GiB");
+                    bytes.push(b't');
+                    bytes.extend_from_slice(&length.to_be_bytes());
+                    bytes.extend_from_slice(text);
+                }
+            }
+        }
+        Self(Bytes::from(bytes))
+    }
+
     /// The values in column order. The bytes were validated when the tuple was made, so this cannot fail; it yields as
     /// many items as the tuple has columns.
     pub fn values(&self) -> Values<'_> {
@@ -188,6 +226,11 @@ impl Tuple {
     /// The value of column `index`, if the tuple has so many.
     pub fn value(&self, index: usize) -> Option<Datum<'_>> {
         self.values().nth(index)
+    }
+
+    /// How many columns it has values for.
+    pub fn columns(&self) -> usize {
+        self.0.first_chunk::<2>().map_or(0, |count| usize::from(u16::from_be_bytes(*count)))
     }
 
     /// Size on the wire, bytes.

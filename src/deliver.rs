@@ -1,2 +1,16 @@
 //! STATION 3: one delivery becomes HTTP requests.
+//!
+//! In comes a delivery that the scheduler formed. [`frozen::Frozen`] renders it once into the body that every attempt
+//! sends; [`endpoint::Endpoint`] makes one attempt, and says what came of it as an [`attempt::Attempt`]. Nothing here
+//! waits between attempts, decides whether there is another, or follows where an answer points.
+
+pub mod attempt;
+pub mod category;
+pub mod endpoint;
+mod failure;
+pub mod frozen;
+mod retry_after;
 pub mod sign;
+
+#[cfg(test)]
+pub(crate) mod tests;

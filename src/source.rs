@@ -1,2 +1,218 @@
-//! STATION 1: reads the stream.
+//! STATION 1: one database, read through one slot.
+//!
+//! A [`Source`] keeps a session with the database: it makes slot and publication ready, reads the stream, feeds the sinks
+//! and confirms what all of them have resolved. When a session ends it waits and begins another, with what the sinks
+//! still hold in memory intact; what was fed already is not fed again.
+//!
+//! Not promised here: that a sink delivers, or that anything outlives the process. What is not confirmed, the server
+//! sends again.
+
 pub mod address;
+pub mod connection;
+mod housekeeping;
+pub mod intake;
+pub mod pgoutput;
+mod problem;
+pub mod relation;
+pub mod route;
+mod session;
+pub mod slot;
+pub mod wire;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::sync::{Notify, mpsc};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use self::intake::Intake;
+pub use self::problem::SourceError;
+use self::problem::{Problem, chain};
+use crate::change::Lsn;
+use crate::config::{SinkConfig, SourceConfig};
+use crate::memory::Memory;
+use crate::metrics::SourceMetrics;
+use crate::sink::feed::{Feed, Progress};
+use crate::view::{SharedViews, SourceState, SourceView};
+
+/// Waits between sessions: doubled from the first to the last, each spread over its upper half.
+const RECONNECT_INITIAL: Duration = Duration::from_millis(250);
+const RECONNECT_MAX: Duration = Duration::from_secs(10);
+/// How often a source that needs a person looks whether one has been.
+const STOPPED_RECHECK: Duration = Duration::from_secs(30);
+
+/// A sink as its source sees it.
+#[derive(Debug)]
+pub struct Consumer {
+    /// Its rules.
+    pub config: SinkConfig,
+    /// Where its changes go.
+    pub feed: mpsc::Sender<Vec<Feed>>,
+    /// How far it is.
+    pub progress: Arc<Progress>,
+}
+
+/// The two steps of a stop.
+#[derive(Clone, Debug, Default)]
+pub struct Stop {
+    /// Read nothing more; the connection stays and statuses go on.
+    pub reading: CancellationToken,
+    /// The sinks have ended: confirm and leave.
+    pub session: CancellationToken,
+}
+
+/// What a source is made of.
+pub struct SourceParts {
+    /// Its rules.
+    pub config: SourceConfig,
+    /// Its sinks, at least one.
+    pub consumers: Vec<Consumer>,
+    /// Told by sinks that want more; shared with their [`Progress`].
+    pub appetite: Arc<Notify>,
+    /// What it and its sinks hold.
+    pub memory: Memory,
+    /// Where it shows itself.
+    pub views: SharedViews,
+    /// Its metrics.
+    pub metrics: SourceMetrics,
+    /// Seed of the jitter.
+    pub seed: u64,
+}
+
+/// See the module.
+pub struct Source {
+    config: SourceConfig,
+    consumers: Vec<Consumer>,
+    appetite: Arc<Notify>,
+    memory: Memory,
+    views: SharedViews,
+    metrics: SourceMetrics,
+    rng: fastrand::Rng,
+    intake: Intake,
+    /// The cluster of the first session.
+    system_id: Option<u64>,
+    /// The farthest LSN that was confirmed to the slot.
+    confirmed: Lsn,
+    /// A session of this run has streamed: faults from here on are waited out, not fatal.
+    has_streamed: bool,
+    failures: u32,
+}
+
+impl Source {
+    /// A source that has not connected yet.
+    pub fn new(parts: SourceParts) -> Self {
+        let SourceParts { config, consumers, appetite, memory, views, metrics, seed } = parts;
+        let view = SourceView::new(SourceState::Connecting, SystemTime::now());
+        views.sources.insert(config.name.clone(), view);
+        let intake = Intake::new(consumers.iter().map(|consumer| consumer.config.clone()).collect());
+        Self {
+            config,
+            consumers,
+            appetite,
+            memory,
+            views,
+            metrics,
+            rng: fastrand::Rng::with_seed(seed),
+            intake,
+            system_id: None,
+            confirmed: Lsn::ZERO,
+            has_streamed: false,
+            failures: 0,
+        }
+    }
+
+    /// Runs sessions until it is stopped.
+    ///
+    /// # Errors
+    /// Before its first stream, when a person has to change something; after that such a source waits, and says so.
+    pub async fn run(mut self, stop: Stop) -> Result<(), SourceError> {
+        loop {
+            let Err(problem) = self.session(&stop).await else { return Ok(()) };
+            if stop.reading.is_cancelled() {
+                let source = &self.config.name;
+                info!(source, error = %chain(&problem), "session ended during the stop; what was not confirmed comes again");
+                return Ok(());
+            }
+            if let Some(fatal) = problem.fatal_at_start().filter(|_| !self.has_streamed) {
+                return Err(fatal);
+            }
+            let wait = self.wait_for(&problem);
+            self.metrics.reconnected(problem.reason());
+            self.say(&problem, wait);
+            if timeout(wait, stop.reading.cancelled()).await.is_ok() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn wait_for(&mut self, problem: &Problem) -> Duration {
+        self.failures = self.failures.saturating_add(1);
+        if problem.fatal_at_start().is_some() {
+            return STOPPED_RECHECK;
+        }
+        let doublings = self.failures.saturating_sub(1).min(10);
+        let full = RECONNECT_INITIAL.saturating_mul(1 << doublings).min(RECONNECT_MAX);
+        full.mul_f64(0.5 + self.rng.f64() / 2.0)
+    }
+
+    /// Logs a problem and shows it.
+    fn say(&self, problem: &Problem, wait: Duration) {
+        let (source, retry_at) = (&self.config.name, SystemTime::now() + wait);
+        let retry_in_secs = wait.as_secs_f64();
+        let text = chain(problem);
+        match problem {
+            Problem::Busy { pid, .. } => {
+                warn!(source, pid, slot = %self.config.slot, retry_in_secs, "slot is read by another session: {text}");
+                self.enter(SourceState::SlotBusy { pid: *pid, retry_at });
+            }
+            Problem::Lasting { .. } | Problem::Config(_) => {
+                let advice = problem.advice();
+                error!(source, error = %text, advice, retry_in_secs, "source stands still until a person acts");
+                self.enter(SourceState::Stopped { error: text, advice });
+            }
+            Problem::Connect(_) | Problem::Stream(_) | Problem::Prepare(_) | Problem::Broken { .. } => {
+                warn!(source, error = %text, retry_in_secs, "session with the database ended or could not begin");
+                self.enter(SourceState::Waiting { error: text, retry_at });
+            }
+        }
+    }
+
+    fn enter(&self, state: SourceState) {
+        if let Some(mut view) = self.views.sources.get_mut(&self.config.name) {
+            view.enter(state, SystemTime::now());
+        }
+    }
+
+    /// How far every sink has resolved everything; `None` while one has not said.
+    fn resolved(&self) -> Option<Lsn> {
+        let lowest = self.consumers.iter().map(|consumer| consumer.progress.resolved()).min()?;
+        (lowest > Lsn::ZERO).then_some(lowest)
+    }
+
+    /// Whether no sink could deliver more at once if it had more.
+    fn is_sated(&self) -> bool {
+        self.consumers.iter().all(|consumer| consumer.progress.is_saturated())
+    }
+
+    /// Hands over what is waiting for sinks; the index of the first whose channel is full.
+    fn hand_over(&mut self) -> Option<usize> {
+        let mut full = None;
+        for (index, consumer) in self.consumers.iter().enumerate() {
+            let Some(batch) = self.intake.batch(index) else { continue };
+            match consumer.feed.try_reserve() {
+                Ok(permit) => permit.send(std::mem::take(batch)),
+                // A sink that has ended takes nothing; that happens only in a stop.
+                Err(mpsc::error::TrySendError::Closed(())) => batch.clear(),
+                Err(mpsc::error::TrySendError::Full(())) => full = full.or(Some(index)),
+            }
+        }
+        full
+    }
+}
+
+/// How long ago an instant was, for logs.
+fn secs_since(instant: Instant) -> f64 {
+    instant.elapsed().as_secs_f64()
+}

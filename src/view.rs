@@ -17,8 +17,10 @@ pub struct Views {
     pub sinks: DashMap<String, SinkView>,
     /// The daemon has been asked to stop.
     pub stopping: AtomicBool,
-    /// Bytes held in memory and the limit, over all sources.
+    /// Bytes held in memory, over all sources.
     pub memory_held: AtomicU64,
+    /// The limit of the former.
+    pub memory_limit: AtomicU64,
 }
 
 /// A source as it is now.
@@ -30,6 +32,37 @@ pub struct SourceView {
     pub since: SystemTime,
     /// Tables that a pattern names but that cannot be published, and other lasting faults that do not stop the stream.
     pub troubles: Vec<Trouble>,
+    /// How far it has come. Written at every change of state and at least once a second.
+    pub progress: WalProgress,
+}
+
+impl SourceView {
+    /// A source in `state` since `now`, without troubles or progress.
+    pub fn new(state: SourceState, now: SystemTime) -> Self {
+        Self { state, since: now, troubles: Vec::new(), progress: WalProgress::default() }
+    }
+
+    /// Enters `state`; `since` stays while the kind of state does (a second failed try is still the same outage).
+    pub fn enter(&mut self, state: SourceState, now: SystemTime) {
+        if std::mem::discriminant(&self.state) != std::mem::discriminant(&state) {
+            self.since = now;
+        }
+        self.state = state;
+    }
+}
+
+/// How far a source has come in the write-ahead log.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct WalProgress {
+    /// Everything up to here has been read, by row changes or by a keepalive.
+    pub received: Lsn,
+    /// Everything up to here is resolved by every sink and confirmed to the slot.
+    pub confirmed: Lsn,
+    /// End of the server's log, as last asked or heard. A data message does not tell it; a keepalive and
+    /// `pg_current_wal_lsn()` do.
+    pub server: Lsn,
+    /// Commit time of the last transaction read.
+    pub last_commit_at: Option<SystemTime>,
 }
 
 /// What a source is doing.
@@ -81,10 +114,14 @@ pub struct SinkView {
     pub waiting: usize,
     /// Deliveries that failed and wait for their next attempt.
     pub retrying: usize,
+    /// Groups in which messages wait behind a delivery that failed.
+    pub groups_held: usize,
     /// When the oldest unresolved message was received.
     pub oldest_received_at: Option<SystemTime>,
     /// Attempts failed in a row, over the sink.
     pub failures_in_a_row: u64,
+    /// When the first of these failed.
+    pub failing_since: Option<SystemTime>,
     /// The last failure, cleared by a success.
     pub last_failure: Option<LastFailure>,
     /// Everything up to here is resolved.

@@ -1,0 +1,259 @@
+//! Whether changes flow, and what is wrong, in words for the person who must mend it. Pure: views and `now` go in.
+//!
+//! Ready means: the daemon is not stopping, and every source streams. A source that is held by full memory is not ready:
+//! changes stand still. A failing or paused sink is named but does not make the daemon unready, for a restart or another
+//! instance would not mend it.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime};
+
+use serde::Serialize;
+
+use super::answer::timestamp;
+use super::sink_health;
+use crate::view::{SinkView, SourceState, SourceView, Views};
+
+/// WAL kept by a slot from which on it is worth a word.
+const SLOT_KEEPS_BYTES: u64 = 1 << 30;
+
+/// The answer of `/readyz`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Readiness {
+    /// Whether every source streams.
+    pub ready: bool,
+    /// What is wrong: the process, then sources, then sinks, by name.
+    pub troubles: Vec<TroubleReport>,
+    /// Every source.
+    pub sources: BTreeMap<String, SourceReport>,
+    /// Every sink.
+    pub sinks: BTreeMap<String, SinkReport>,
+}
+
+/// How bad a trouble is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// Changes of the scope stand still.
+    Error,
+    /// They flow, or stand still on purpose, but someone should look.
+    Warning,
+}
+
+/// Something wrong.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TroubleReport {
+    /// `process`, `source:NAME` or `sink:NAME`.
+    pub scope: String,
+    /// How bad.
+    pub severity: Severity,
+    /// What is wrong, with figures.
+    pub what: String,
+    /// What mends it.
+    pub advice: String,
+}
+
+/// A source in short.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SourceReport {
+    /// `connecting`, `waiting`, `slot_busy`, `streaming`, `held` or `stopped`.
+    pub state: &'static str,
+    /// Since when, RFC 3339.
+    pub since: String,
+    /// Everything up to here has been read.
+    pub received_lsn: String,
+    /// Everything up to here is resolved and confirmed.
+    pub confirmed_lsn: String,
+    /// End of the server's WAL.
+    pub server_lsn: String,
+    /// WAL that the slot makes the server keep.
+    pub lag_bytes: u64,
+}
+
+/// A sink in short.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SinkReport {
+    /// Its source.
+    pub source: String,
+    /// `paused`, `failing`, `delivering` or `idle`.
+    pub state: &'static str,
+    /// Requests under way.
+    pub in_flight: usize,
+    /// Unacknowledged messages.
+    pub ack_pending: usize,
+    /// Messages not yet in a delivery.
+    pub waiting: usize,
+    /// Deliveries that failed and wait for their next attempt.
+    pub retrying: usize,
+    /// Seconds since the oldest unresolved message was received.
+    pub oldest_unresolved_age_seconds: Option<u64>,
+    /// Everything up to here is resolved.
+    pub resolved_lsn: String,
+}
+
+impl Readiness {
+    /// The same for someone who may see only these sinks.
+    pub fn only_sinks(mut self, sinks: &[String]) -> Self {
+        self.sinks.retain(|name, _| sinks.contains(name));
+        self.troubles.retain(|t| t.scope.strip_prefix("sink:").is_none_or(|name| sinks.iter().any(|s| s == name)));
+        self
+    }
+}
+
+/// What the views say at `now`.
+pub fn readiness(views: &Views, now: SystemTime) -> Readiness {
+    let sources: BTreeMap<String, SourceView> =
+        views.sources.iter().map(|view| (view.key().clone(), view.value().clone())).collect();
+    let sinks: BTreeMap<String, SinkView> =
+        views.sinks.iter().map(|view| (view.key().clone(), view.value().clone())).collect();
+    let stopping = views.stopping.load(Ordering::Relaxed);
+    let streaming = !sources.is_empty() && sources.values().all(|view| view.state == SourceState::Streaming);
+    let memory_limit = views.memory_limit.load(Ordering::Relaxed);
+    let mut troubles = Vec::new();
+    troubles.extend(process_trouble(stopping, sources.is_empty()));
+    for (name, view) in &sources {
+        troubles.extend(source_troubles(name, view, memory_limit, now));
+    }
+    for (name, view) in &sinks {
+        troubles.extend(sink_health::troubles(name, view, now));
+    }
+    Readiness {
+        ready: streaming && !stopping,
+        troubles,
+        sources: sources.into_iter().map(|(name, view)| (name, source_report(&view))).collect(),
+        sinks: sinks.into_iter().map(|(name, view)| (name, sink_report(view, now))).collect(),
+    }
+}
+
+fn process_trouble(stopping: bool, no_sources: bool) -> Option<TroubleReport> {
+    let trouble = |what: &str, advice: &str| TroubleReport {
+        scope: "process".into(),
+        severity: Severity::Error,
+        what: what.into(),
+        advice: advice.into(),
+    };
+    if stopping {
+        let advice = "it waits for requests under way, limits.shutdown_grace at most; start it again to go on";
+        Some(trouble("walhook is stopping: nothing new is read or sent", advice))
+    } else if no_sources {
+        Some(trouble("walhook is starting: no source has reported yet", "wait; if it lasts, read the log"))
+    } else {
+        None
+    }
+}
+
+fn source_troubles(name: &str, view: &SourceView, memory_limit: u64, now: SystemTime) -> Vec<TroubleReport> {
+    let report = |severity, what: String, advice: String| TroubleReport {
+        scope: format!("source:{name}"),
+        severity,
+        what,
+        advice,
+    };
+    let mut troubles = Vec::new();
+    if let Some((what, advice)) = standstill(view, memory_limit, now) {
+        troubles.push(report(Severity::Error, what, advice));
+    }
+    for trouble in &view.troubles {
+        troubles.push(report(Severity::Warning, trouble.what.clone(), trouble.advice.clone()));
+    }
+    let kept = view.progress.server.bytes_since(view.progress.confirmed);
+    if kept >= SLOT_KEEPS_BYTES {
+        let what = format!("the slot makes the server keep {} of WAL that is not delivered", bytes_in_words(kept));
+        let advice = "mend the sinks that fail or are paused; watch the server's disk, and see max_slot_wal_keep_size";
+        troubles.push(report(Severity::Warning, what, advice.into()));
+    }
+    troubles
+}
+
+/// Why changes of the source stand still, and what to do; `None` while it streams.
+fn standstill(view: &SourceView, memory_limit: u64, now: SystemTime) -> Option<(String, String)> {
+    let lasted = in_words(now.duration_since(view.since).unwrap_or_default());
+    let next = |at: &SystemTime| in_words(at.duration_since(now).unwrap_or_default());
+    let told = match &view.state {
+        SourceState::Streaming => return None,
+        SourceState::Connecting => (
+            format!("connecting to the database for {lasted}"),
+            "wait; if it lasts, check that the server runs and is reachable from here".into(),
+        ),
+        SourceState::Waiting { error, retry_at } => (
+            format!("the database cannot be read for {lasted}: {error}; next try in {}", next(retry_at)),
+            "changes stay in the database's WAL meanwhile; check that the server runs, and the address, role and \
+             password in the source's url"
+                .into(),
+        ),
+        SourceState::SlotBusy { pid, retry_at } => {
+            let holder = pid.map_or_else(|| "another session".into(), |pid| format!("the backend with pid {pid}"));
+            let what = format!("the slot is read by {holder} for {lasted}; next try in {}", next(retry_at));
+            (
+                what,
+                "stop the other reader, probably another walhook with the same slot, or give this source its own"
+                    .into(),
+            )
+        }
+        SourceState::Held => (
+            format!(
+                "reading is held for {lasted}: {} of undelivered changes fill the memory",
+                bytes_in_words(memory_limit)
+            ),
+            "mend or resume the sinks named here, or raise limits.memory_limit; changes stay in the database's WAL \
+             meanwhile"
+                .into(),
+        ),
+        SourceState::Stopped { error, advice } => (format!("stopped for {lasted}: {error}"), advice.clone()),
+    };
+    Some(told)
+}
+
+fn source_report(view: &SourceView) -> SourceReport {
+    let progress = &view.progress;
+    SourceReport {
+        state: match view.state {
+            SourceState::Connecting => "connecting",
+            SourceState::Waiting { .. } => "waiting",
+            SourceState::SlotBusy { .. } => "slot_busy",
+            SourceState::Streaming => "streaming",
+            SourceState::Held => "held",
+            SourceState::Stopped { .. } => "stopped",
+        },
+        since: timestamp(view.since),
+        received_lsn: progress.received.to_string(),
+        confirmed_lsn: progress.confirmed.to_string(),
+        server_lsn: progress.server.to_string(),
+        lag_bytes: progress.server.bytes_since(progress.confirmed),
+    }
+}
+
+fn sink_report(view: SinkView, now: SystemTime) -> SinkReport {
+    SinkReport {
+        state: sink_health::state(&view),
+        in_flight: view.in_flight,
+        ack_pending: view.ack_pending,
+        waiting: view.waiting,
+        retrying: view.retrying,
+        oldest_unresolved_age_seconds: sink_health::oldest_age(&view, now).map(|age| age.as_secs()),
+        resolved_lsn: view.resolved.to_string(),
+        source: view.source,
+    }
+}
+
+/// A time span for a person: its two largest units.
+pub(super) fn in_words(span: Duration) -> String {
+    let seconds = span.as_secs();
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86400);
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{minutes} min {} s", seconds % 60),
+        3600..86400 => format!("{hours} h {} min", minutes % 60),
+        _ => format!("{days} d {} h", hours % 24),
+    }
+}
+
+fn bytes_in_words(bytes: u64) -> String {
+    let tenths = |unit: u64| bytes.saturating_mul(10) / unit;
+    let (gib, mib) = (tenths(1 << 30), tenths(1 << 20));
+    if gib >= 10 { format!("{}.{} GiB", gib / 10, gib % 10) } else { format!("{}.{} MiB", mib / 10, mib % 10) }
+}
+
+#[cfg(test)]
+#[path = "readiness_tests.rs"]
+mod tests;

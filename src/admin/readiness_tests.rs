@@ -1,0 +1,183 @@
+//! Readiness as a table of states.
+
+use super::*;
+use crate::change::Lsn;
+use crate::view::{LastFailure, Trouble, WalProgress};
+
+const EPOCH: SystemTime = SystemTime::UNIX_EPOCH;
+
+fn now() -> SystemTime {
+    EPOCH + Duration::from_secs(1_000_000)
+}
+
+fn ago(seconds: u64) -> SystemTime {
+    now() - Duration::from_secs(seconds)
+}
+
+fn ahead(seconds: u64) -> SystemTime {
+    now() + Duration::from_secs(seconds)
+}
+
+fn views(state: SourceState, sink: SinkView) -> Views {
+    let views = Views::default();
+    views.memory_limit.store(256 << 20, Ordering::Relaxed);
+    views.sources.insert("app".into(), SourceView::new(state, ago(125)));
+    views.sinks.insert("orders".into(), SinkView { source: "app".into(), ..sink });
+    views
+}
+
+fn failure(category: &'static str) -> LastFailure {
+    let next_attempt_at = Some(ahead(12));
+    LastFailure { at: ago(3), category, message: "503 Service Unavailable".into(), next_attempt_at }
+}
+
+/// Severity and text of the only trouble.
+fn only(readiness: &Readiness) -> (&str, Severity, &str, &str) {
+    match readiness.troubles.as_slice() {
+        [t] => (&t.scope, t.severity, &t.what, &t.advice),
+        other => panic!("one trouble expected: {other:#?}"),
+    }
+}
+
+#[test]
+fn ready_while_streaming_and_nothing_to_say() {
+    let readiness = readiness(&views(SourceState::Streaming, SinkView::default()), now());
+    assert!(readiness.ready);
+    assert_eq!(readiness.troubles, []);
+    assert_eq!(readiness.sources["app"].state, "streaming");
+    assert_eq!(readiness.sinks["orders"].state, "idle");
+}
+
+#[test]
+fn a_source_that_does_not_stream_makes_it_unready_and_says_why() {
+    let stopped = SourceState::Stopped { error: "the slot is lost".into(), advice: "create it anew".into() };
+    for (state, word, parts) in [
+        (SourceState::Connecting, "connecting", &["connecting to the database for 2 min 5 s"][..]),
+        (
+            SourceState::Waiting { error: "connection refused".into(), retry_at: ahead(7) },
+            "waiting",
+            &["for 2 min 5 s: connection refused", "next try in 7 s", "WAL"],
+        ),
+        (SourceState::SlotBusy { pid: Some(4711), retry_at: ahead(1) }, "slot_busy", &["pid 4711", "next try in 1 s"]),
+        (SourceState::SlotBusy { pid: None, retry_at: ago(1) }, "slot_busy", &["another session", "next try in 0 s"]),
+        (SourceState::Held, "held", &["held for 2 min 5 s", "256.0 MiB", "memory_limit"]),
+        (stopped, "stopped", &["stopped for 2 min 5 s: the slot is lost", "create it anew"]),
+    ] {
+        let readiness = readiness(&views(state, SinkView::default()), now());
+        assert!(!readiness.ready, "{word}");
+        assert_eq!(readiness.sources["app"].state, word);
+        let (scope, severity, what, advice) = only(&readiness);
+        assert_eq!((scope, severity), ("source:app", Severity::Error));
+        for part in parts {
+            assert!(what.contains(part) || advice.contains(part), "{part:?} is not in {what:?} {advice:?}");
+        }
+    }
+}
+
+#[test]
+fn one_source_of_two_is_enough_to_be_unready() {
+    let views = views(SourceState::Streaming, SinkView::default());
+    views.sources.insert("billing".into(), SourceView::new(SourceState::Held, now()));
+    let readiness = readiness(&views, now());
+    assert!(!readiness.ready);
+    assert_eq!(only(&readiness).0, "source:billing");
+}
+
+#[test]
+fn before_the_first_source_reports_and_while_stopping_it_is_not_ready() {
+    let starting = readiness(&Views::default(), now());
+    assert!(!starting.ready && only(&starting).2.contains("starting"));
+    let views = views(SourceState::Streaming, SinkView::default());
+    views.stopping.store(true, Ordering::Relaxed);
+    let stopping = readiness(&views, now());
+    assert!(!stopping.ready && only(&stopping).2.contains("stopping"));
+}
+
+#[test]
+fn lasting_faults_and_a_slot_that_keeps_much_are_warnings() {
+    let views = views(SourceState::Streaming, SinkView::default());
+    let fault = Trouble { what: "public.log cannot be published".into(), advice: "ALTER TABLE …".into() };
+    if let Some(mut view) = views.sources.get_mut("app") {
+        view.troubles.push(fault);
+        view.progress = WalProgress { server: Lsn(3 << 30), confirmed: Lsn(3 << 29), ..WalProgress::default() };
+    }
+    let readiness = readiness(&views, now());
+    assert!(readiness.ready);
+    assert!(readiness.troubles.iter().all(|t| t.severity == Severity::Warning), "{readiness:#?}");
+    let whats: Vec<_> = readiness.troubles.iter().map(|t| t.what.as_str()).collect();
+    assert!(
+        matches!(whats[..], [fault, kept] if fault.contains("public.log") && kept.contains("1.5 GiB")),
+        "{whats:?}"
+    );
+    assert_eq!(readiness.sources["app"].lag_bytes, 3 << 29);
+}
+
+#[test]
+fn sinks_in_trouble_are_named_with_figures_and_stay_ready() {
+    let failing = |failures_in_a_row, category| SinkView {
+        ack_pending: 40,
+        waiting: 7,
+        retrying: 2,
+        failures_in_a_row,
+        failing_since: Some(ago(7500)),
+        oldest_received_at: Some(ago(7600)),
+        last_failure: Some(failure(category)),
+        ..SinkView::default()
+    };
+    let refused = SinkView { retrying: 1, groups_held: 3, ..SinkView::default() };
+    let slow = SinkView { waiting: 9, oldest_received_at: Some(ago(61)), ..SinkView::default() };
+    let full = SinkView { ack_pending: 10, max_ack_pending: 10, ..SinkView::default() };
+    for (sink, state, severity, parts) in [
+        (
+            failing(5, "connect_refused"),
+            "failing",
+            Severity::Error,
+            &["for 2 h 5 min, 5 attempts", "next attempt in 12 s", "oldest since 2 h 6 min", "start the endpoint"][..],
+        ),
+        (failing(4, "status_server_error"), "failing", Severity::Warning, &["40 messages unack", "7 waiting"]),
+        (SinkView { paused: true, waiting: 3, ..refused.clone() }, "paused", Severity::Warning, &["3 messages wait"]),
+        (refused, "failing", Severity::Warning, &["1 deliveries failed", "3 groups wait"]),
+        (slow, "delivering", Severity::Warning, &["9 messages wait, the oldest since 1 min 1 s"]),
+        (full, "delivering", Severity::Error, &["10 messages are unacknowledged"]),
+    ] {
+        let readiness = readiness(&views(SourceState::Streaming, sink), now());
+        assert!(readiness.ready, "{state}");
+        assert_eq!(readiness.sinks["orders"].state, state);
+        let (scope, found, what, advice) = only(&readiness);
+        assert_eq!((scope, found), ("sink:orders", severity), "{what}");
+        for part in parts {
+            assert!(what.contains(part) || advice.contains(part), "{part:?} is not in {what:?} {advice:?}");
+        }
+    }
+}
+
+#[test]
+fn a_sink_that_works_is_no_trouble() {
+    let working = SinkView {
+        ack_pending: 9,
+        max_ack_pending: 10,
+        waiting: 100,
+        oldest_received_at: Some(ago(59)),
+        ..SinkView::default()
+    };
+    assert_eq!(readiness(&views(SourceState::Streaming, working), now()).troubles, []);
+}
+
+#[test]
+fn every_category_has_its_advice() {
+    for category in crate::metrics::CATEGORIES.into_iter().filter(|category| *category != "unknown") {
+        let sink = SinkView { failures_in_a_row: 1, last_failure: Some(failure(category)), ..SinkView::default() };
+        let readiness = readiness(&views(SourceState::Streaming, sink), now());
+        assert_ne!(only(&readiness).3, "the log has the details", "{category}");
+    }
+}
+
+#[test]
+fn who_may_see_some_sinks_sees_no_others() {
+    let views = views(SourceState::Streaming, SinkView { paused: true, ..SinkView::default() });
+    views.sinks.insert("mails".into(), SinkView { paused: true, ..SinkView::default() });
+    let readiness = readiness(&views, now()).only_sinks(&["mails".into()]);
+    assert_eq!(readiness.sinks.keys().collect::<Vec<_>>(), ["mails"]);
+    assert_eq!(only(&readiness).0, "sink:mails");
+    assert_eq!(readiness.sources.len(), 1);
+}

@@ -1,0 +1,113 @@
+//! What is wrong with a sink. Pure.
+
+use std::time::{Duration, SystemTime};
+
+use super::readiness::{Severity, TroubleReport, in_words};
+use crate::view::{LastFailure, SinkView};
+
+/// So many failures in a row speak of the endpoint as a whole, not of one delivery.
+const FAILURES_OF_ENDPOINT: u64 = 5;
+/// An unresolved message of this age is worth a word, even if nothing has failed.
+const OLD: Duration = Duration::from_secs(60);
+
+/// The state in one word.
+pub(super) fn state(view: &SinkView) -> &'static str {
+    if view.paused {
+        "paused"
+    } else if view.last_failure.is_some() || view.retrying > 0 {
+        "failing"
+    } else if view.ack_pending > 0 || view.waiting > 0 {
+        "delivering"
+    } else {
+        "idle"
+    }
+}
+
+/// How long the oldest unresolved message has been here.
+pub(super) fn oldest_age(view: &SinkView, now: SystemTime) -> Option<Duration> {
+    view.oldest_received_at.map(|at| now.duration_since(at).unwrap_or_default())
+}
+
+/// Everything wrong with the sink: one cause, and beside it the full window if there is one.
+pub(super) fn troubles(name: &str, view: &SinkView, now: SystemTime) -> Vec<TroubleReport> {
+    let report = |severity, what, advice| TroubleReport { scope: format!("sink:{name}"), severity, what, advice };
+    let mut troubles = Vec::new();
+    if view.paused {
+        let what = format!("paused; {} messages wait{}", view.waiting, oldest(view, now));
+        let advice = "resume it when the endpoint is ready; meanwhile the slot makes the server keep its WAL";
+        troubles.push(report(Severity::Warning, what, advice.into()));
+    } else if let Some(failure) = &view.last_failure {
+        let severity = if view.failures_in_a_row >= FAILURES_OF_ENDPOINT { Severity::Error } else { Severity::Warning };
+        troubles.push(report(severity, failing(view, failure, now), advice(failure.category).into()));
+    } else if view.retrying > 0 {
+        let (retrying, held) = (view.retrying, view.groups_held);
+        let what = format!(
+            "{retrying} deliveries failed and wait for their next attempt, and {held} groups wait behind them{}; \
+             others are acknowledged",
+            oldest(view, now)
+        );
+        let advice = "the endpoint refuses single messages: look for their category in the log";
+        troubles.push(report(Severity::Warning, what, advice.into()));
+    } else if oldest_age(view, now).is_some_and(|age| age >= OLD) {
+        let what = format!("slow: {} messages wait{}", view.waiting, oldest(view, now));
+        let advice = "the endpoint answers, but not fast enough: raise batch_size or max_in_flight, or make it faster";
+        troubles.push(report(Severity::Warning, what, advice.into()));
+    }
+    if view.max_ack_pending > 0 && view.ack_pending >= view.max_ack_pending {
+        let what =
+            format!("{} messages are unacknowledged, which is max_ack_pending: nothing new is sent", view.ack_pending);
+        let advice = "the endpoint must acknowledge or be mended; raise max_ack_pending if it can take more at a time";
+        troubles.push(report(Severity::Error, what, advice.into()));
+    }
+    troubles
+}
+
+fn failing(view: &SinkView, failure: &LastFailure, now: SystemTime) -> String {
+    let since = view.failing_since.unwrap_or(failure.at);
+    let lasted = in_words(now.duration_since(since).unwrap_or_default());
+    let next = failure.next_attempt_at.map_or_else(String::new, |at| {
+        format!("; next attempt in {}", in_words(at.duration_since(now).unwrap_or_default()))
+    });
+    format!(
+        "failing for {lasted}, {} attempts in a row: {} ({}); {} messages unacknowledged, {} waiting{}{next}",
+        view.failures_in_a_row,
+        failure.message,
+        failure.category,
+        view.ack_pending,
+        view.waiting,
+        oldest(view, now),
+    )
+}
+
+fn oldest(view: &SinkView, now: SystemTime) -> String {
+    oldest_age(view, now).map_or_else(String::new, |age| format!(", the oldest since {}", in_words(age)))
+}
+
+/// What mends a failure of that category.
+fn advice(category: &str) -> &'static str {
+    match category {
+        "dns_error" => "correct the host in the sink's url, or mend name resolution on this machine",
+        "blocked_address" => "the url leads to an address that walhook must not reach: correct it",
+        "connect_refused" => "start the endpoint, or correct the host and port in the sink's url",
+        "connect_timeout" => {
+            "the endpoint's machine does not answer: check that it runs and that no firewall is between"
+        }
+        "connection_reset" => "the endpoint or a proxy before it cut the connection: look into their logs",
+        "tls_error" => "check the endpoint's certificate: its name, its date and its chain",
+        "proxy_error" => "the proxy fails, not the endpoint: look into its log",
+        "timeout" => "the endpoint takes longer than request_timeout: make it faster, or raise the limit",
+        "protocol_error" => "the endpoint does not speak HTTP correctly: check the port and the scheme in the url",
+        "status_redirect" => "redirects are not followed: set the sink's url to where the endpoint really is",
+        "status_unauthorized" => "correct the sink's headers or signing_secrets: the endpoint does not accept them",
+        "status_gone" => "the endpoint is gone for good: remove the sink, or correct its url",
+        "status_payload_too_large" => "lower batch_size or batch_bytes, or let the endpoint take larger bodies",
+        "status_rate_limited" => "lower max_in_flight, or raise the endpoint's limit",
+        "status_client_error" => "the endpoint refuses the request: check the sink's url, path and headers",
+        "status_server_error" => "the endpoint fails: look into its log",
+        "unexpected_success_status" => "the status is not in the sink's success: add it there if it means acknowledged",
+        "aborted_by_receiver" => "the endpoint asked not to be sent this delivery again",
+        "unbuildable" => "walhook could not build the request: the log says why, and it is a fault of walhook",
+        "shutdown" => "the attempt was cut off by a stop and will be repeated",
+        _ => "the log has the details",
+    }
+}

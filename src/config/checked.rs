@@ -1,0 +1,305 @@
+//! The checked types: every value holds what its type says. The other rooms read these and check nothing again.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use http::HeaderMap;
+use secrecy::SecretString;
+use url::Url;
+
+use crate::change::TableName;
+use crate::deliver::sign::SigningSecret;
+use crate::source::address::PgAddress;
+
+/// A whole configuration, checked.
+#[derive(Debug)]
+pub struct Config {
+    /// The file it came from.
+    pub file: PathBuf,
+    /// Databases, in the order of the file; at least one.
+    pub sources: Vec<SourceConfig>,
+    /// Endpoints, in the order of the file; at least one.
+    pub sinks: Vec<SinkConfig>,
+    /// The store on disk.
+    pub state: StateConfig,
+    /// The admin side.
+    pub admin: AdminConfig,
+    /// Bounds of the process.
+    pub limits: LimitsConfig,
+    /// Logs.
+    pub log: LogConfig,
+}
+
+/// `[source.NAME]`.
+#[derive(Debug, Clone)]
+pub struct SourceConfig {
+    /// NAME: 1–63 of `a-z A-Z 0-9 _ -`, starting with a letter.
+    pub name: String,
+    /// Where the database is and as whom to speak.
+    pub url: PgAddress,
+    /// Replication slot, 1–63 of `a-z 0-9 _`.
+    pub slot: String,
+    /// Publication.
+    pub publication: String,
+    /// Create and maintain publication and slot, or only check them.
+    pub create: bool,
+    /// How often `pg_logical_emit_message` is called; `None` = off.
+    pub heartbeat: Option<Duration>,
+}
+
+/// A part of `tables`: `schema.table`, either of which may be `*`, or hold `*` (`billing.*`, `public.order_*`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TablePattern {
+    /// Schema, with `*` for any run of characters.
+    pub schema: String,
+    /// Table, likewise.
+    pub table: String,
+}
+
+impl TablePattern {
+    /// Whether it names exactly one table.
+    pub fn is_exact(&self) -> bool {
+        !self.schema.contains('*') && !self.table.contains('*')
+    }
+
+    /// Whether `name` is one of the tables it names.
+    pub fn matches(&self, name: &TableName) -> bool {
+        star_matches(&self.schema, &name.schema) && star_matches(&self.table, &name.table)
+    }
+}
+
+fn star_matches(pattern: &str, text: &str) -> bool {
+    let mut pieces = pattern.split('*');
+    let Some(rest) = text.strip_prefix(pieces.next().unwrap_or_default()) else { return false };
+    if !pattern.contains('*') {
+        return rest.is_empty();
+    }
+    let mut rest = rest;
+    let mut pieces = pieces.peekable();
+    while let Some(piece) = pieces.next() {
+        if pieces.peek().is_none() {
+            return rest.ends_with(piece);
+        }
+        match rest.split_once(piece) {
+            Some((_, after)) => rest = after,
+            None => return false,
+        }
+    }
+    true
+}
+
+/// Which kinds of change a sink takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Actions {
+    /// insert
+    pub insert: bool,
+    /// update
+    pub update: bool,
+    /// delete
+    pub delete: bool,
+}
+
+/// `message`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MessageForm {
+    /// Record, changes, action, metadata.
+    Change,
+    /// Record and a short metadata.
+    Row,
+}
+
+/// `body`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BodyForm {
+    /// `{"data": [message, …]}`
+    Batch,
+    /// `[message, …]`
+    Array,
+    /// The bare message; `batch_size` is 1.
+    Single,
+}
+
+/// `numbers`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Numbers {
+    /// int8 and numeric as JSON numbers.
+    Json,
+    /// int8 and numeric as JSON strings.
+    String,
+}
+
+/// `group_by`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GroupBy {
+    /// The catalogue's primary key; the whole table if there is none.
+    PrimaryKey,
+    /// These columns; at least one.
+    Columns(Vec<String>),
+    /// The whole table.
+    Table,
+    /// Every message by itself: no order.
+    None,
+}
+
+/// `success`: which statuses acknowledge. At least one of 200–299 is in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SuccessRule {
+    /// 200–299.
+    Any2xx,
+    /// Exactly these, each 200–299.
+    Only(Vec<u16>),
+}
+
+impl SuccessRule {
+    /// Whether `status` acknowledges.
+    pub fn accepts(&self, status: u16) -> bool {
+        match self {
+            Self::Any2xx => (200..300).contains(&status),
+            Self::Only(statuses) => statuses.contains(&status),
+        }
+    }
+}
+
+/// `[sink.NAME.retry]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RetryConfig {
+    /// First wait; at least 10 ms.
+    pub initial: Duration,
+    /// Longest wait; at least `initial`.
+    pub max: Duration,
+}
+
+/// `[sink.NAME]`.
+#[derive(Debug, Clone)]
+pub struct SinkConfig {
+    /// NAME: 1–63 of `a-z A-Z 0-9 _ -`, starting with a letter.
+    pub name: String,
+    /// Name of its source.
+    pub source: String,
+    /// `url` and `path` joined.
+    pub endpoint: Url,
+    /// At least one.
+    pub tables: Vec<TablePattern>,
+    /// At least one.
+    pub actions: Actions,
+    /// Form of a message.
+    pub message: MessageForm,
+    /// Form of a body.
+    pub body: BodyForm,
+    /// 1..=1000 messages; 1 with `BodyForm::Single`.
+    pub batch_size: usize,
+    /// Bytes of body that a delivery of several messages may have.
+    pub batch_bytes: usize,
+    /// How long a delivery that is not full may wait for more.
+    pub batch_timeout: Duration,
+    /// Whole time of an attempt, counted from connect.
+    pub request_timeout: Duration,
+    /// Unacknowledged messages at most; at least 1.
+    pub max_ack_pending: usize,
+    /// Requests at a time at most; at least 1.
+    pub max_in_flight: usize,
+    /// What acknowledges.
+    pub success: SuccessRule,
+    /// Grouping of the sink's tables.
+    pub group_by: GroupBy,
+    /// Grouping of single tables, before `group_by`.
+    pub group_by_table: Vec<(TableName, GroupBy)>,
+    /// The sink's own headers.
+    pub headers: HeaderMap,
+    /// Standard Webhooks secrets; the first signs first, each adds a signature.
+    pub signing_secrets: Vec<SigningSecret>,
+    /// int8 and numeric.
+    pub numbers: Numbers,
+    /// Starts paused.
+    pub paused: bool,
+    /// Waits between attempts.
+    pub retry: RetryConfig,
+}
+
+impl SinkConfig {
+    /// Whether changes of `table` are for this sink.
+    pub fn takes_table(&self, table: &TableName) -> bool {
+        self.tables.iter().any(|pattern| pattern.matches(table))
+    }
+
+    /// The rule by which changes of `table` are grouped.
+    pub fn group_rule(&self, table: &TableName) -> &GroupBy {
+        self.group_by_table.iter().find(|(name, _)| name == table).map_or(&self.group_by, |(_, rule)| rule)
+    }
+}
+
+/// `[state]`.
+#[derive(Debug, Clone)]
+pub struct StateConfig {
+    /// Directory, absolute or relative to the config file's (joined with it here).
+    pub path: PathBuf,
+    /// Where a change waits that cannot be delivered soon.
+    pub hold: Hold,
+    /// Bytes of disk that the store may use; at least 8 MiB.
+    pub max_bytes: u64,
+    /// How long a dead letter is kept.
+    pub dead_letter_retention: Duration,
+    /// How long a delivered delivery stays in the log.
+    pub log_retention: Duration,
+    /// Rows of the delivery log at most.
+    pub log_max_rows: u64,
+}
+
+/// `state.hold`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hold {
+    /// On the store's disk; the slot moves on.
+    Store,
+    /// In the WAL; nothing is confirmed before it is delivered or dead.
+    Wal,
+}
+
+/// `[admin]`.
+#[derive(Debug)]
+pub struct AdminConfig {
+    /// Address; port 0 lets the system choose.
+    pub listen: SocketAddr,
+    /// Bearer tokens; never empty when `listen` is not loopback.
+    pub tokens: Vec<AdminToken>,
+}
+
+/// One of `admin.tokens`.
+#[derive(Debug)]
+pub struct AdminToken {
+    /// The bearer token.
+    pub token: SecretString,
+    /// May operate, or only read.
+    pub operate: bool,
+    /// Only these sinks; `None` = all.
+    pub sinks: Option<Vec<String>>,
+}
+
+/// `[limits]`.
+#[derive(Debug, Clone)]
+pub struct LimitsConfig {
+    /// Bytes of changes held in memory, over all sinks; at least 32 MiB.
+    pub memory_limit: usize,
+    /// How long a stop waits for requests in flight.
+    pub shutdown_grace: Duration,
+}
+
+/// `[log]`.
+#[derive(Debug, Clone)]
+pub struct LogConfig {
+    /// Form.
+    pub format: LogFormat,
+    /// A `tracing_subscriber::EnvFilter` directive list, checked.
+    pub level: String,
+}
+
+/// `log.format`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Text on a terminal, JSON otherwise.
+    Auto,
+    /// Text.
+    Text,
+    /// JSON lines.
+    Json,
+}

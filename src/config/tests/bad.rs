@@ -1,0 +1,206 @@
+//! Bad configurations: the exact keys of their faults, and what is suggested.
+
+use super::{MINIMAL, keys, only_fault, parse_with, sink_with};
+
+#[test]
+fn each_bad_key_of_a_sink_is_named() {
+    for (lines, key) in [
+        ("batchsize = 5", "batchsize"),
+        ("batch_size = 0", "batch_size"),
+        ("batch_size = 1001", "batch_size"),
+        ("batch_size = \"5\"", "batch_size"),
+        ("batch_size = 99999999999999999999", "TOML or batch_size"),
+        ("batch_size = 2\nbody = \"single\"", "batch_size"),
+        ("batch_bytes = \"1023B\"", "batch_bytes"),
+        ("batch_bytes = \"65MiB\"", "batch_bytes"),
+        ("batch_bytes = 5", "batch_bytes"),
+        ("batch_timeout = \"61s\"", "batch_timeout"),
+        ("batch_timeout = 2026-01-01", "batch_timeout"),
+        ("request_timeout = \"99ms\"", "request_timeout"),
+        ("request_timeout = \"16m\"", "request_timeout"),
+        ("max_ack_pending = 0", "max_ack_pending"),
+        ("max_ack_pending = 10000001", "max_ack_pending"),
+        ("max_in_flight = 10001", "max_in_flight"),
+        ("max_in_flight = 1.5", "max_in_flight"),
+        ("success = \"404\"", "success"),
+        ("success = []", "success"),
+        ("success = [\"200\", \"2xx\"]", "success[1]"),
+        ("group_by = \"customer_id\"", "group_by"),
+        ("group_by = []", "group_by"),
+        ("group_by = [\"a\", \"a\"]", "group_by[1]"),
+        ("table.\"public.customers\".group_by = \"none\"", "table.\"public.customers\""),
+        ("table.\"public.*\".group_by = \"none\"", "table.\"public.*\""),
+        (
+            "table.\"public.orders\".groupby = \"none\"",
+            "table.\"public.orders\".group_by, table.\"public.orders\".groupby",
+        ),
+        ("headers = { \"a b\" = \"x\" }", "headers.\"a b\""),
+        ("headers = { a = \"x\\ny\" }", "headers.a"),
+        ("headers = { a = 5 }", "headers.a"),
+        ("headers = { A = \"x\", a = \"x\" }", "headers.a"),
+        ("headers = { content-type = \"x\" }", "headers.content-type"),
+        ("headers = { Host = \"x\" }", "headers.Host"),
+        ("headers = { User-Agent = \"x\" }", "headers.User-Agent"),
+        ("headers = { webhook-id = \"x\" }", "headers.webhook-id"),
+        ("headers = { walhook-x = \"x\" }", "headers.walhook-x"),
+        ("signing_secrets = [\"whsec_c2hvcnQ=\"]", "signing_secrets[0]"),
+        ("actions = []", "actions"),
+        ("actions = [\"insert\", \"insert\"]", "actions[1]"),
+        ("actions = [\"truncate\"]", "actions[0]"),
+        ("actions = [\"delete\"]\nmessage = \"row\"", "actions"),
+        ("message = \"rows\"", "message"),
+        ("numbers = \"text\"", "numbers"),
+        ("paused = \"yes\"", "paused"),
+        ("source = \"ap\"", "source"),
+        ("path = \"a?b\"", "path"),
+        ("path = \"../a\"", "path"),
+        ("retry.initial = \"5ms\"", "retry.initial"),
+        ("retry.initial = \"5m\"", "retry.initial"),
+        ("retry.max = \"25h\"", "retry.max"),
+        ("retry.max_attempts = 5", "retry.max_attempts"),
+        ("retry.max_age = \"1h\"", "retry.max_age"),
+        ("retry.on_exhausted = \"drop\"", "retry.on_exhausted"),
+        ("retry.split_after = 3", "retry.split_after"),
+        ("backfill = \"initial\"", "backfill"),
+        ("unchanged_toast = \"fetch\"", "unchanged_toast"),
+        ("messages = true", "messages"),
+    ] {
+        let found = keys(parse_with(&sink_with(lines), &[]));
+        let expected: Vec<String> = match key {
+            "TOML or batch_size" => vec!["sink.orders.batch_size".to_owned()],
+            _ => key.split(", ").map(|key| format!("sink.orders.{key}")).collect(),
+        };
+        assert_eq!(sorted(found), sorted(expected), "{lines}");
+    }
+}
+
+fn sorted(mut keys: Vec<String>) -> Vec<String> {
+    keys.sort();
+    keys
+}
+
+#[test]
+fn each_bad_table_of_a_sink_is_named() {
+    for (tables, key, suggestion) in [
+        ("[]", "sink.orders.tables", None),
+        ("[\"orders\"]", "sink.orders.tables[0]", Some("\"public.orders\"")),
+        ("[\"a.b\", \"a.b.c\"]", "sink.orders.tables[1]", None),
+        ("[\"a.b\", \"a.b\"]", "sink.orders.tables[1]", None),
+        ("\"a.b\"", "sink.orders.tables", None),
+        ("[5]", "sink.orders.tables[0]", None),
+    ] {
+        let fault = only_fault(parse_with(&MINIMAL.replace("[\"public.orders\"]", tables), &[]));
+        assert_eq!((fault.key.as_str(), fault.suggestion.as_deref()), (key, suggestion), "{tables}");
+    }
+}
+
+#[test]
+fn each_bad_endpoint_is_refused_with_its_reason() {
+    for (url, reason) in [
+        ("ftp://h", "http:// or https://"),
+        ("example.com/hooks", "http:// or https://"),
+        ("http://", "not a URL"),
+        ("http://u:p@h", "header"),
+        ("http://h/#a", "fragment"),
+        ("http://h:0/", "port 0"),
+        ("http://h/a b", "spaces"),
+    ] {
+        let fault = only_fault(parse_with(&MINIMAL.replace("https://example.com/hooks", url), &[]));
+        assert_eq!(fault.key, "sink.orders.url");
+        assert!(fault.reason.contains(reason), "{url}: {fault}");
+    }
+}
+
+#[test]
+fn each_bad_key_of_the_rest_is_named() {
+    for (lines, key) in [
+        ("[source.app2]\nurl = \"postgres://h\"", "sink.orders.source"),
+        ("[source.two]\nurl = \"postgres://DB:5432/b\"\nslot = \"walhook_app\"\n[sink.orders.x]", "*"),
+        ("[source.\"1a\"]\nurl = \"postgres://h\"\nslot = \"Up-Case\"", "*"),
+        ("[state]\nmax_bytes = \"7MiB\"", "state.max_bytes"),
+        ("[state]\nhold = \"disk\"", "state.hold"),
+        ("[state]\nlog_retention = \"1s\"", "state.log_retention"),
+        ("[state]\ndead_letter_retention = \"1y\"", "state.dead_letter_retention"),
+        ("[state]\nlog_max_rows = 0", "state.log_max_rows"),
+        ("[state]\npath = \"\"", "state.path"),
+        ("[admin]\nlisten = \"localhost:1\"", "admin.listen"),
+        ("[admin]\nlisten = \"0.0.0.0:8377\"", "admin.listen"),
+        ("[admin]\ntokens = [{ role = \"read\" }]", "admin.tokens[0].token"),
+        ("[admin]\ntokens = [{ token = \"\" }]", "admin.tokens[0].token"),
+        ("[admin]\ntokens = [{ token = \"t\", role = \"admin\" }]", "admin.tokens[0].role"),
+        ("[admin]\ntokens = [{ token = \"t\", sinks = [\"order\"] }]", "admin.tokens[0].sinks[0]"),
+        ("[limits]\nmemory_limit = \"31MiB\"", "limits.memory_limit"),
+        ("[limits]\nshutdown_grace = \"16m\"", "limits.shutdown_grace"),
+        ("[log]\nlevel = \"inof\"", "log.level"),
+        ("[log]\nlevel = \"walhook=loud\"", "log.level"),
+        ("[log]\nformat = \"xml\"", "log.format"),
+        ("[logs]\nformat = \"json\"", "logs"),
+    ] {
+        let found = keys(parse_with(&sink_with(lines), &[]));
+        match key {
+            "*" => assert!(found.len() > 1, "{lines}: {found:?}"),
+            key => assert_eq!(found, [key], "{lines}"),
+        }
+    }
+}
+
+#[test]
+fn each_bad_key_of_a_source_is_named() {
+    for (lines, key) in [
+        ("slot = \"Up-Case\"", "source.app.slot"),
+        ("publication = \"\"", "source.app.publication"),
+        ("heartbeat = \"999ms\"", "source.app.heartbeat"),
+        ("create = 1", "source.app.create"),
+        ("failover = true", "source.app.failover"),
+        ("on_slot_lost = \"recreate\"", "source.app.on_slot_lost"),
+        ("creates = true", "source.app.creates"),
+    ] {
+        let text = MINIMAL.replace("[sink.orders]", &format!("{lines}\n[sink.orders]"));
+        assert_eq!(keys(parse_with(&text, &[])), [key], "{lines}");
+    }
+    let text = MINIMAL.replace("[sink.orders]", "heartbeat = \"0s\"\nfailover = false\n[sink.orders]");
+    assert_eq!(parse_with(&text, &[]).unwrap().sources[0].heartbeat, None);
+    let long = MINIMAL.replace("source.app", &format!("source.{}", "a".repeat(60)));
+    let name = "a".repeat(60);
+    assert_eq!(
+        sorted(keys(parse_with(&long, &[]))),
+        [format!("source.{name}.publication"), format!("source.{name}.slot")]
+    );
+}
+
+#[test]
+fn what_is_missing_altogether_is_named() {
+    assert_eq!(sorted(keys(parse_with("", &[]))), ["sink", "source"]);
+    assert_eq!(
+        sorted(keys(parse_with("[source.a]\n[sink.b]\n", &[]))),
+        ["sink.b.tables", "sink.b.url", "source.a.url"]
+    );
+    assert_eq!(sorted(keys(parse_with("source = 1\nsink = []\n", &[]))), ["sink", "source"]);
+    let flat = "[source]\nurl = \"postgres://h\"\n[sink]\nurl = \"http://h\"\n";
+    assert_eq!(sorted(keys(parse_with(flat, &[]))), ["sink.url", "source.url"]);
+}
+
+#[test]
+fn two_sources_of_a_server_may_not_share_a_slot() {
+    let text = sink_with("source = \"app\"\n[source.two]\nurl = \"postgres://DB:5432/b\"\nslot = \"walhook_app\"");
+    let fault = only_fault(parse_with(&text, &[]));
+    assert_eq!(fault.key, "source.two.slot");
+    assert!(parse_with(&text.replace("DB:5432", "other"), &[]).is_ok());
+}
+
+#[test]
+fn all_faults_come_at_once_in_the_order_of_the_file() {
+    let text = sink_with("batch_siz = 5\nrequest_timeout = \"30\"\n[log]\nlevel = 3");
+    let faults = parse_with(&text, &[]).unwrap_err();
+    let expected = "sink.orders.batch_siz (line 7)\n  is not a known key\n  did you mean sink.orders.batch_size?\n\n\
+        sink.orders.request_timeout = \"30\" (line 8)\n  must be a duration: a whole number and one of ms, s, m, h, d\n  \
+        did you mean \"30s\"?\n\n\
+        log.level = 3 (line 10)\n  must be a string";
+    assert_eq!(faults.to_string(), expected);
+}
+
+#[test]
+fn too_many_sinks_are_refused() {
+    let sinks: String = (0..1000).map(|n| format!("[sink.s{n}]\nurl = \"http://h\"\ntables = [\"a.b\"]\n")).collect();
+    assert_eq!(keys(parse_with(&format!("{MINIMAL}{sinks}"), &[])), ["sink"]);
+}

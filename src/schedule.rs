@@ -1,0 +1,407 @@
+//! STATION 2: the brain of a sink, without IO.
+//!
+//! Messages, outcomes and orders go in together with `now`; [`Command`]s come out of [`Scheduler::poll`], and
+//! [`Scheduler::poll_timeout`] says when to ask again. Decided here and nowhere else: which messages form a delivery, that a
+//! group's deliveries follow commit order one at a time, how many messages and requests may be under way, when a failed
+//! delivery is tried again, and how far everything is resolved.
+//!
+//! The rules:
+//!
+//! 1. A group is held by at most one delivery. Later messages of it queue behind, in the order of arrival.
+//! 2. A delivery's messages never change. It holds its groups until it is acknowledged.
+//! 3. Messages in deliveries (in flight, or failed and waiting) never exceed `max_ack_pending`; attempts under way never
+//!    exceed `max_in_flight`.
+//! 4. Due retries and new deliveries take turns when both could go, so that neither starves the other.
+//!
+//! All operations cost amortised constant time in the number of messages and groups that wait (retries cost the
+//! logarithm of the number of failed deliveries). Chance comes from a seed, so a whole life can be repeated.
+//!
+//! Not promised here: that anything outlives the process, or bounds on bytes (the source stops reading for those).
+
+mod backlog;
+mod retry;
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod tests;
+mod watermark;
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
+use std::time::{Duration, Instant};
+
+use self::backlog::{Backlog, Bounds, Waiting};
+pub use self::retry::RetryRule;
+use self::watermark::{Token, Watermark};
+use crate::change::Lsn;
+
+/// A group: a hash of the table and the group's values. Two groups with the same hash are served as one, which costs
+/// parallelism and breaks nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct GroupId(pub u64);
+
+/// The groups a message belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Groups {
+    /// None: it has no order.
+    None,
+    /// One.
+    One(GroupId),
+    /// An update that moved the row from one group to another: it waits for both and blocks both.
+    Two(GroupId, GroupId),
+}
+
+impl Groups {
+    /// Both groups of a moved row, which may be the same.
+    pub fn moved(old: GroupId, new: GroupId) -> Self {
+        if old == new { Self::One(new) } else { Self::Two(old, new) }
+    }
+
+    /// The groups.
+    pub fn iter(self) -> impl Iterator<Item = GroupId> {
+        let (first, second) = match self {
+            Self::None => (None, None),
+            Self::One(group) => (Some(group), None),
+            Self::Two(old, new) => (Some(old), Some(new)),
+        };
+        first.into_iter().chain(second)
+    }
+
+    /// Which of a message's two queue links belongs to `group`.
+    fn side(self, group: GroupId) -> usize {
+        match self {
+            Self::Two(_, new) if new == group => 1,
+            Self::None | Self::One(_) | Self::Two(..) => 0,
+        }
+    }
+}
+
+/// A sink's rules, as the scheduler needs them.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// Messages in a delivery at most; at least 1.
+    pub batch_size: usize,
+    /// Bytes in a delivery of several messages at most.
+    pub batch_bytes: usize,
+    /// How long a delivery that is not full waits for more.
+    pub batch_timeout: Duration,
+    /// Unacknowledged messages at most; at least 1.
+    pub max_ack_pending: usize,
+    /// Attempts under way at most; at least 1.
+    pub max_in_flight: usize,
+    /// Waits between attempts.
+    pub retry: RetryRule,
+}
+
+/// A message for the scheduler: `payload` is carried through untouched.
+#[derive(Clone, Copy, Debug)]
+pub struct Message<P> {
+    /// Its groups.
+    pub groups: Groups,
+    /// Bytes it adds to a body.
+    pub bytes: usize,
+    /// What the deliverer needs.
+    pub payload: P,
+}
+
+/// Names a delivery within one life of a scheduler.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DeliveryKey(pub u64);
+
+/// What is to be done now.
+#[derive(Debug)]
+pub enum Command<P> {
+    /// Make a delivery of these messages, in this order, and start its first attempt.
+    Form {
+        /// Its name.
+        delivery: DeliveryKey,
+        /// At least one.
+        messages: Vec<P>,
+    },
+    /// Start another attempt of a delivery.
+    Attempt {
+        /// Which.
+        delivery: DeliveryKey,
+        /// 2, 3, …; again 1 if the first failed for reasons of ours.
+        number: u32,
+    },
+}
+
+/// How an attempt ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Acknowledged: its messages are resolved.
+    Acknowledged,
+    /// Failed as a whole: it is tried again.
+    Failed(Failure),
+}
+
+/// Why an attempt failed, as far as the scheduler cares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Failure {
+    /// A failure of ours (could not render, stopping): it does not count as an attempt.
+    pub ours: bool,
+    /// The endpoint asked everyone to wait so long (`Retry-After` of a 429 or 503).
+    pub retry_after: Option<Duration>,
+}
+
+/// What became of a delivery by an [`Outcome`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Resolved.
+    Done,
+    /// Tried again at this time, or later when the sink is held.
+    Retry(Instant),
+}
+
+/// Figures for people.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Attempts under way.
+    pub in_flight: usize,
+    /// Messages in deliveries that are not acknowledged.
+    pub ack_pending: usize,
+    /// Messages not in a delivery.
+    pub waiting: usize,
+    /// Of these, deliverable as far as their groups go.
+    pub ready: usize,
+    /// Bytes of the ready ones.
+    pub ready_bytes: usize,
+    /// Deliveries that failed and wait for their next attempt.
+    pub retrying: usize,
+    /// Groups of these deliveries: their later messages wait.
+    pub groups_held: usize,
+    /// Messages that are not resolved.
+    pub unresolved: usize,
+}
+
+#[derive(Debug)]
+struct Delivery {
+    members: Vec<(Token, Groups)>,
+    attempts: u32,
+    failures: u32,
+    /// Groups it holds, counted at its first failure.
+    groups: usize,
+}
+
+/// See the module. `P` is what a message carries.
+#[derive(Debug)]
+pub struct Scheduler<P> {
+    rules: Rules,
+    rng: fastrand::Rng,
+    watermark: Watermark,
+    backlog: Backlog<P>,
+    deliveries: HashMap<DeliveryKey, Delivery>,
+    next_key: u64,
+    /// Failed deliveries and when they are due.
+    timers: BinaryHeap<Reverse<(Instant, DeliveryKey)>>,
+    /// Failed deliveries that are due, oldest first.
+    due: VecDeque<(Instant, DeliveryKey)>,
+    retry_had_last_turn: bool,
+    in_flight: usize,
+    ack_pending: usize,
+    groups_held: usize,
+    paused: bool,
+    /// No attempt starts before: the endpoint said `Retry-After`.
+    held_until: Option<Instant>,
+}
+
+impl<P> Scheduler<P> {
+    /// A scheduler without messages. Numbers of `rules` below 1 count as 1.
+    pub fn new(rules: Rules, seed: u64) -> Self {
+        let rules = Rules {
+            batch_size: rules.batch_size.max(1),
+            max_ack_pending: rules.max_ack_pending.max(1),
+            max_in_flight: rules.max_in_flight.max(1),
+            ..rules
+        };
+        Self {
+            rules,
+            rng: fastrand::Rng::with_seed(seed),
+            watermark: Watermark::new(),
+            backlog: Backlog::new(),
+            deliveries: HashMap::new(),
+            next_key: 0,
+            timers: BinaryHeap::new(),
+            due: VecDeque::new(),
+            retry_had_last_turn: false,
+            in_flight: 0,
+            ack_pending: 0,
+            groups_held: 0,
+            paused: false,
+            held_until: None,
+        }
+    }
+
+    /// A message arrived; it comes after all that arrived before. False: it has to wait for another message of its groups.
+    pub fn push(&mut self, now: Instant, message: Message<P>) -> bool {
+        let token = self.watermark.arrive(now);
+        let Message { groups, bytes, payload } = message;
+        self.backlog.push(now, Waiting { groups, bytes, token, payload })
+    }
+
+    /// Once all that has arrived is resolved, everything up to `lsn` is.
+    pub fn mark(&mut self, lsn: Lsn) {
+        self.watermark.mark(lsn);
+    }
+
+    /// Everything up to here is resolved. Only grows.
+    pub fn resolved(&self) -> Lsn {
+        self.watermark.resolved()
+    }
+
+    /// When the oldest unresolved message arrived.
+    pub fn oldest_arrival(&self) -> Option<Instant> {
+        self.watermark.oldest_arrival()
+    }
+
+    /// Starts no attempt until [`Self::resume`]; attempts under way go on.
+    pub fn pause(&mut self) {
+        self.paused = true;
+    }
+
+    /// Ends a pause.
+    pub fn resume(&mut self) {
+        self.paused = false;
+    }
+
+    /// Whether it is paused.
+    pub fn is_paused(&self) -> bool {
+        self.paused
+    }
+
+    /// An attempt that [`Self::poll`] asked for has ended. `None` if no such attempt is known.
+    pub fn outcome(&mut self, now: Instant, key: DeliveryKey, outcome: Outcome) -> Option<Verdict> {
+        match outcome {
+            Outcome::Acknowledged => {
+                let delivery = self.deliveries.remove(&key)?;
+                self.in_flight -= 1;
+                self.ack_pending -= delivery.members.len();
+                self.groups_held -= delivery.groups;
+                for (token, groups) in delivery.members {
+                    self.watermark.resolve(token);
+                    self.backlog.release(now, key, groups);
+                }
+                Some(Verdict::Done)
+            }
+            Outcome::Failed(failure) => self.failed(now, key, failure),
+        }
+    }
+
+    fn failed(&mut self, now: Instant, key: DeliveryKey, failure: Failure) -> Option<Verdict> {
+        let delivery = self.deliveries.get_mut(&key)?;
+        self.in_flight -= 1;
+        delivery.failures = delivery.failures.saturating_add(1);
+        if delivery.failures == 1 {
+            let groups: HashSet<GroupId> = delivery.members.iter().flat_map(|(_, groups)| groups.iter()).collect();
+            delivery.groups = groups.len();
+            self.groups_held += groups.len();
+        }
+        if failure.ours {
+            delivery.attempts -= 1;
+        }
+        let mut due = now + retry::wait_after(self.rules.retry, delivery.failures, &mut self.rng);
+        if let Some(asked) = failure.retry_after {
+            let held = now + asked.min(self.rules.retry.max);
+            self.held_until = self.held_until.max(Some(held));
+            due = due.max(held);
+        }
+        self.timers.push(Reverse((due, key)));
+        Some(Verdict::Retry(due))
+    }
+
+    /// What is to be done now; ask until `None`.
+    pub fn poll(&mut self, now: Instant) -> Option<Command<P>> {
+        self.wake(now);
+        if self.paused || self.held_until.is_some() || self.in_flight >= self.rules.max_in_flight {
+            return None;
+        }
+        if self.retry_had_last_turn {
+            self.form_next(now).or_else(|| self.retry_next())
+        } else {
+            self.retry_next().or_else(|| self.form_next(now))
+        }
+    }
+
+    /// When [`Self::poll`], having said `None`, has something to do if nothing else happens before.
+    pub fn poll_timeout(&mut self) -> Option<Instant> {
+        if self.paused || self.in_flight >= self.rules.max_in_flight {
+            return None;
+        }
+        let due = self.due.front().map(|(at, _)| *at);
+        let timer = self.timers.peek().map(|Reverse((at, _))| *at);
+        let next = [due, timer, self.fresh_at()].into_iter().flatten().min()?;
+        Some(self.held_until.map_or(next, |held| next.max(held)))
+    }
+
+    /// Figures for people.
+    pub fn counts(&self) -> Counts {
+        Counts {
+            in_flight: self.in_flight,
+            ack_pending: self.ack_pending,
+            waiting: self.backlog.len(),
+            ready: self.backlog.ready_messages(),
+            ready_bytes: self.backlog.ready_bytes(),
+            retrying: self.deliveries.len() - self.in_flight,
+            groups_held: self.groups_held,
+            unresolved: self.watermark.unresolved(),
+        }
+    }
+
+    /// Moves what has become due.
+    fn wake(&mut self, now: Instant) {
+        if self.held_until.is_some_and(|held| held <= now) {
+            self.held_until = None;
+        }
+        while let Some(Reverse((at, key))) = self.timers.peek().copied()
+            && at <= now
+        {
+            self.timers.pop();
+            self.due.push_back((at, key));
+        }
+    }
+
+    /// When a new delivery may be formed, as far as messages and `max_ack_pending` go.
+    fn fresh_at(&mut self) -> Option<Instant> {
+        let room = self.rules.max_ack_pending - self.ack_pending;
+        if room == 0 {
+            return None;
+        }
+        let since = self.backlog.ready_since()?;
+        let full = self.backlog.ready_messages() >= self.rules.batch_size.min(room)
+            || self.backlog.ready_bytes() >= self.rules.batch_bytes;
+        Some(if full { since } else { since + self.rules.batch_timeout })
+    }
+
+    /// The next new delivery, if one may be formed.
+    fn form_next(&mut self, now: Instant) -> Option<Command<P>> {
+        if self.fresh_at().is_none_or(|at| at > now) {
+            return None;
+        }
+        let key = DeliveryKey(self.next_key);
+        let room = self.rules.max_ack_pending - self.ack_pending;
+        let bounds = Bounds { messages: self.rules.batch_size.min(room), bytes: self.rules.batch_bytes };
+        let taken = self.backlog.take(key, bounds);
+        if taken.is_empty() {
+            // All that looked ready waits for its second group, and is no longer in the ready queue.
+            return None;
+        }
+        self.next_key += 1;
+        self.in_flight += 1;
+        self.ack_pending += taken.len();
+        self.retry_had_last_turn = false;
+        let members = taken.iter().map(|message| (message.token, message.groups)).collect();
+        self.deliveries.insert(key, Delivery { members, attempts: 1, failures: 0, groups: 0 });
+        Some(Command::Form { delivery: key, messages: taken.into_iter().map(|message| message.payload).collect() })
+    }
+
+    /// The next attempt of a delivery that is due.
+    fn retry_next(&mut self) -> Option<Command<P>> {
+        let (_, key) = self.due.pop_front()?;
+        let delivery = self.deliveries.get_mut(&key)?;
+        delivery.attempts += 1;
+        self.in_flight += 1;
+        self.retry_had_last_turn = true;
+        Some(Command::Attempt { delivery: key, number: delivery.attempts })
+    }
+}

@@ -1,0 +1,255 @@
+//! Plays: at this time this happens, exactly these commands follow.
+
+use super::*;
+
+const MS: Duration = Duration::from_millis(1);
+
+fn rules() -> Rules {
+    Rules {
+        batch_size: 1,
+        batch_bytes: 1000,
+        batch_timeout: 10 * MS,
+        max_ack_pending: 100,
+        max_in_flight: 10,
+        retry: RetryRule { initial: 1000 * MS, max: 180_000 * MS },
+    }
+}
+
+struct Play {
+    scheduler: Scheduler<u64>,
+    now: Instant,
+}
+
+impl Play {
+    fn new(rules: Rules) -> Self {
+        Self { scheduler: Scheduler::new(rules, 1), now: Instant::now() }
+    }
+
+    fn push(&mut self, groups: Groups, payload: u64) {
+        self.scheduler.push(self.now, Message { groups, bytes: 10, payload });
+        self.scheduler.mark(Lsn(payload));
+    }
+
+    fn one(&mut self, group: u64, payload: u64) {
+        self.push(Groups::One(GroupId(group)), payload);
+    }
+
+    /// The commands that follow: (delivery, payloads) of new ones, (delivery, []) of retries.
+    fn commands(&mut self) -> Vec<(u64, Vec<u64>)> {
+        let mut commands = Vec::new();
+        while let Some(command) = self.scheduler.poll(self.now) {
+            commands.push(match command {
+                Command::Form { delivery, messages } => (delivery.0, messages),
+                Command::Attempt { delivery, .. } => (delivery.0, Vec::new()),
+            });
+        }
+        commands
+    }
+
+    fn ack(&mut self, delivery: u64) {
+        self.scheduler.outcome(self.now, DeliveryKey(delivery), Outcome::Acknowledged);
+    }
+
+    fn fail(&mut self, delivery: u64) -> Instant {
+        match self.scheduler.outcome(self.now, DeliveryKey(delivery), Outcome::Failed(Failure::default())) {
+            Some(Verdict::Retry(at)) => at,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_group_goes_one_at_a_time_and_others_go_beside_it() {
+    let mut play = Play::new(rules());
+    play.one(1, 1);
+    play.one(1, 2);
+    play.one(2, 3);
+    assert_eq!(play.commands(), [(0, vec![1]), (1, vec![3])]);
+    play.ack(1);
+    assert_eq!(play.commands(), []);
+    assert_eq!(play.scheduler.resolved(), Lsn(0));
+    play.ack(0);
+    assert_eq!(play.scheduler.resolved(), Lsn(1));
+    assert_eq!(play.commands(), [(2, vec![2])]);
+    play.ack(2);
+    assert_eq!(play.scheduler.resolved(), Lsn(3));
+}
+
+#[test]
+fn a_batch_waits_for_more_until_its_timeout_or_until_it_is_full() {
+    let mut play = Play::new(Rules { batch_size: 3, ..rules() });
+    play.one(1, 1);
+    assert_eq!(play.commands(), []);
+    assert_eq!(play.scheduler.poll_timeout(), Some(play.now + 10 * MS));
+    play.now += 10 * MS;
+    assert_eq!(play.commands(), [(0, vec![1])]);
+    for payload in 2..6 {
+        play.one(payload, payload);
+    }
+    assert_eq!(play.commands(), [(1, vec![2, 3, 4])]);
+}
+
+#[test]
+fn several_messages_of_a_group_share_a_batch_in_order() {
+    let mut play = Play::new(Rules { batch_size: 4, ..rules() });
+    play.one(1, 1);
+    play.one(2, 2);
+    play.one(1, 3);
+    play.one(2, 4);
+    assert_eq!(play.commands(), [(0, vec![1, 3, 2, 4])]);
+}
+
+#[test]
+fn batch_bytes_bound_a_batch_and_a_larger_message_goes_alone() {
+    let mut play = Play::new(Rules { batch_size: 10, batch_bytes: 25, batch_timeout: Duration::ZERO, ..rules() });
+    for payload in 1..4 {
+        play.one(payload, payload);
+    }
+    play.scheduler.push(play.now, Message { groups: Groups::None, bytes: 1000, payload: 4 });
+    assert_eq!(play.commands(), [(0, vec![1, 2]), (1, vec![3]), (2, vec![4])]);
+}
+
+#[test]
+fn a_key_change_waits_for_both_groups_and_blocks_both() {
+    let mut play = Play::new(rules());
+    play.one(1, 1);
+    play.one(2, 2);
+    assert_eq!(play.commands(), [(0, vec![1]), (1, vec![2])]);
+    play.push(Groups::moved(GroupId(1), GroupId(2)), 3);
+    play.one(1, 4);
+    play.one(2, 5);
+    play.ack(0);
+    assert_eq!(play.commands(), []);
+    play.ack(1);
+    assert_eq!(play.commands(), [(2, vec![3])]);
+    play.ack(2);
+    assert_eq!(play.commands(), [(3, vec![4]), (4, vec![5])]);
+}
+
+#[test]
+fn a_failed_delivery_keeps_its_group_and_comes_again_at_its_time() {
+    let mut play = Play::new(rules());
+    play.one(1, 1);
+    play.one(1, 2);
+    play.one(2, 3);
+    assert_eq!(play.commands().len(), 2);
+    let at = play.fail(0);
+    assert!(at >= play.now + 500 * MS && at <= play.now + 1000 * MS);
+    assert_eq!((play.scheduler.counts().groups_held, play.scheduler.counts().retrying), (1, 1));
+    assert_eq!(play.commands(), []);
+    assert_eq!(play.scheduler.poll_timeout(), Some(at));
+    play.now = at;
+    assert_eq!(play.commands(), [(0, vec![])]);
+    play.ack(0);
+    assert_eq!(play.commands(), [(2, vec![2])]);
+}
+
+#[test]
+fn failed_messages_count_against_max_ack_pending() {
+    let mut play = Play::new(Rules { max_ack_pending: 2, ..rules() });
+    for payload in 1..5 {
+        play.one(payload, payload);
+    }
+    assert_eq!(play.commands().len(), 2);
+    let at = play.fail(0).max(play.fail(1));
+    assert_eq!(play.commands(), []);
+    assert_eq!(play.scheduler.counts().ack_pending, 2);
+    play.now = at;
+    let mut retried = play.commands();
+    retried.sort();
+    assert_eq!(retried, [(0, vec![]), (1, vec![])]);
+    play.ack(0);
+    assert_eq!(play.commands(), [(2, vec![3])]);
+}
+
+#[test]
+fn retry_after_holds_the_whole_sink_but_not_longer_than_the_longest_wait() {
+    let mut play = Play::new(Rules { retry: RetryRule { initial: 10 * MS, max: 5000 * MS }, ..rules() });
+    play.one(1, 1);
+    assert_eq!(play.commands().len(), 1);
+    let failure = Failure { ours: false, retry_after: Some(Duration::from_secs(3600)) };
+    play.scheduler.outcome(play.now, DeliveryKey(0), Outcome::Failed(failure));
+    play.one(2, 2);
+    play.now += 4999 * MS;
+    assert_eq!(play.commands(), []);
+    assert_eq!(play.scheduler.poll_timeout(), Some(play.now + MS));
+    play.now += MS;
+    assert_eq!(play.commands().len(), 2);
+}
+
+#[test]
+fn retries_and_new_messages_take_turns() {
+    let mut play = Play::new(Rules { max_in_flight: 1, ..rules() });
+    play.one(1, 1);
+    assert_eq!(play.commands().len(), 1);
+    let mut at = play.fail(0);
+    let mut served = Vec::new();
+    for payload in 2..6 {
+        play.one(payload, payload);
+    }
+    for _ in 0..6 {
+        play.now = play.now.max(at);
+        let [(delivery, _)] = play.commands()[..] else { panic!("one at a time") };
+        served.push(delivery);
+        if delivery == 0 {
+            at = play.fail(0);
+            play.now = at;
+        } else {
+            play.ack(delivery);
+        }
+    }
+    assert_eq!(served, [0, 1, 0, 2, 0, 3]);
+}
+
+#[test]
+fn a_failure_of_ours_uses_up_no_attempt() {
+    let mut play = Play::new(rules());
+    play.one(1, 1);
+    play.commands();
+    let ours = Outcome::Failed(Failure { ours: true, retry_after: None });
+    play.scheduler.outcome(play.now, DeliveryKey(0), ours);
+    play.now += 1000 * MS;
+    assert!(matches!(play.scheduler.poll(play.now), Some(Command::Attempt { number: 1, .. })));
+}
+
+#[test]
+fn a_pause_starts_nothing_and_ends_where_it_began() {
+    let mut play = Play::new(rules());
+    play.scheduler.pause();
+    play.one(1, 1);
+    assert_eq!(play.commands(), []);
+    assert_eq!(play.scheduler.poll_timeout(), None);
+    play.scheduler.resume();
+    assert_eq!(play.commands(), [(0, vec![1])]);
+}
+
+#[test]
+fn messages_without_a_group_go_all_at_once() {
+    let mut play = Play::new(rules());
+    for payload in 1..4 {
+        play.push(Groups::None, payload);
+    }
+    assert_eq!(play.commands(), [(0, vec![1]), (1, vec![2]), (2, vec![3])]);
+}
+
+#[test]
+fn a_life_of_a_million_messages_takes_seconds() {
+    let mut play = Play::new(Rules { batch_size: 100, max_ack_pending: 10_000, ..rules() });
+    let mut rng = fastrand::Rng::with_seed(3);
+    let mut under_way = VecDeque::new();
+    for payload in 1..=1_000_000 {
+        play.one(rng.u64(0..1_000_000), payload);
+        if payload % 1000 == 0 {
+            under_way.extend(play.commands());
+            while let Some((delivery, _)) = under_way.pop_front() {
+                play.ack(delivery);
+                under_way.extend(play.commands());
+            }
+        }
+    }
+    play.now += Duration::from_secs(1);
+    while let Some((delivery, _)) = play.commands().pop() {
+        play.ack(delivery);
+    }
+    assert_eq!(play.scheduler.resolved(), Lsn(1_000_000));
+}

@@ -1,0 +1,67 @@
+//! The door between a source and its sinks: changes and marks one way, progress and appetite the other.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use tokio::sync::Notify;
+
+use crate::change::{Change, Lsn};
+use crate::schedule::Groups;
+
+/// One thing a source tells a sink, in stream order.
+#[derive(Debug)]
+pub enum Feed {
+    /// Comes first: which cluster the changes are of.
+    Database {
+        /// What `IDENTIFY_SYSTEM` calls `systemid`.
+        system_id: u64,
+    },
+    /// A change for the sink.
+    Change {
+        /// The change.
+        change: Change,
+        /// Its groups under the sink's rule.
+        groups: Groups,
+    },
+    /// Once all that was fed before is resolved, everything up to here is.
+    Mark(Lsn),
+}
+
+/// What a sink tells its source. Shared by both, written by the sink only.
+#[derive(Debug)]
+pub struct Progress {
+    resolved: AtomicU64,
+    saturated: AtomicBool,
+    /// Told when the sink, having had enough, wants more.
+    appetite: Arc<Notify>,
+}
+
+impl Progress {
+    /// A hungry sink that has resolved nothing. `appetite` is shared by all sinks of a source.
+    pub fn new(appetite: Arc<Notify>) -> Self {
+        Self { resolved: AtomicU64::new(0), saturated: AtomicBool::new(false), appetite }
+    }
+
+    /// Everything up to here is resolved for this sink; [`Lsn::ZERO`] until its first mark.
+    pub fn resolved(&self) -> Lsn {
+        Lsn(self.resolved.load(Ordering::Acquire))
+    }
+
+    /// Whether more changes would not let the sink deliver more at once.
+    pub fn is_saturated(&self) -> bool {
+        self.saturated.load(Ordering::Acquire)
+    }
+
+    /// For the sink: everything up to `lsn` is resolved. Only grows.
+    pub(super) fn resolve(&self, lsn: Lsn) {
+        let before = self.resolved.swap(lsn.0, Ordering::AcqRel);
+        assert!(before <= lsn.0, "progress went back from {} to {lsn}", Lsn(before));
+    }
+
+    /// For the sink.
+    pub(super) fn set_saturated(&self, saturated: bool) {
+        if self.saturated.swap(saturated, Ordering::AcqRel) && !saturated {
+            self.appetite.notify_one();
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! What a sink tells people: log lines that do not flood, and its view.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use tracing::{debug, info, warn};
+
+use super::{Facts, Sink};
+use crate::change::Change;
+use crate::config::SinkConfig;
+use crate::deliver::attempt::Attempt;
+use crate::deliver::category::Category;
+use crate::deliver::frozen::DeliveryId;
+use crate::schedule::{Scheduler, Verdict};
+use crate::view::{LastFailure, SinkView};
+
+/// Warnings of one sink in one second; the rest is counted and told with the next.
+const WARNINGS_A_SECOND: u32 = 5;
+
+/// A failed attempt.
+pub(super) struct Failed<'a> {
+    pub(super) number: u32,
+    pub(super) attempt: &'a Attempt,
+    pub(super) category: Category,
+    pub(super) message: &'a str,
+    pub(super) verdict: Option<Verdict>,
+    pub(super) id: Option<DeliveryId>,
+}
+
+/// See the module.
+pub(super) struct Report {
+    sink: String,
+    failures_in_a_row: u64,
+    failing_since: Option<SystemTime>,
+    last_failure: Option<LastFailure>,
+    second_began: Instant,
+    warned: u32,
+    unsaid: u64,
+}
+
+impl Report {
+    pub(super) fn new(config: &SinkConfig) -> Self {
+        Self {
+            sink: config.name.clone(),
+            failures_in_a_row: 0,
+            failing_since: None,
+            last_failure: None,
+            second_began: Instant::now(),
+            warned: 0,
+            unsaid: 0,
+        }
+    }
+
+    pub(super) fn acknowledged(&mut self) {
+        if self.failures_in_a_row > 0 {
+            let (sink, failures) = (&self.sink, self.failures_in_a_row);
+            debug!(sink, failures, "delivered again after failures");
+        }
+        self.failures_in_a_row = 0;
+        self.failing_since = None;
+    }
+
+    pub(super) fn failed(&mut self, failed: &Failed<'_>, facts: &Facts) {
+        self.failures_in_a_row += 1;
+        let wait = match failed.verdict {
+            Some(Verdict::Retry(at)) => at.saturating_duration_since(Instant::now()),
+            Some(Verdict::Done) | None => Duration::ZERO,
+        };
+        let now = SystemTime::now();
+        self.failing_since.get_or_insert(now);
+        let category = failed.category.as_str();
+        let (at, message, next_attempt_at) = (now, failed.message.to_owned(), Some(now + wait));
+        self.last_failure = Some(LastFailure { at, category, message, next_attempt_at });
+        self.warn(failed, facts, wait);
+    }
+
+    fn warn(&mut self, failed: &Failed<'_>, facts: &Facts, wait: Duration) {
+        if self.second_began.elapsed() >= Duration::from_secs(1) {
+            self.second_began = Instant::now();
+            self.warned = 0;
+        }
+        if self.warned >= WARNINGS_A_SECOND {
+            self.unsaid += 1;
+            return;
+        }
+        self.warned += 1;
+        let delivery = failed.id.map(|id| id.to_string());
+        warn!(
+            sink = %self.sink,
+            group = facts.group.as_deref(),
+            delivery,
+            messages = facts.messages,
+            attempt = failed.number,
+            category = failed.category.as_str(),
+            status = failed.attempt.status,
+            error = failed.message,
+            retry_in_secs = wait.as_secs_f64(),
+            like_it_unsaid = self.unsaid,
+            "delivery failed"
+        );
+        self.unsaid = 0;
+    }
+
+    /// The sink as it is now.
+    pub(super) fn view(&mut self, sink: &Sink, scheduler: &Scheduler<Change>) -> SinkView {
+        let counts = scheduler.counts();
+        if counts.retrying == 0 && self.failures_in_a_row == 0 && self.last_failure.take().is_some() {
+            info!(sink = %self.sink, "all failed deliveries have been acknowledged");
+        }
+        let oldest = scheduler.oldest_arrival().and_then(|at| SystemTime::now().checked_sub(at.elapsed()));
+        SinkView {
+            source: sink.config.source.clone(),
+            paused: scheduler.is_paused(),
+            in_flight: counts.in_flight,
+            ack_pending: counts.ack_pending,
+            max_ack_pending: sink.config.max_ack_pending,
+            waiting: counts.waiting,
+            retrying: counts.retrying,
+            groups_held: counts.groups_held,
+            oldest_received_at: oldest,
+            failures_in_a_row: self.failures_in_a_row,
+            failing_since: self.failing_since,
+            last_failure: self.last_failure.clone(),
+            resolved: scheduler.resolved(),
+        }
+    }
+}

@@ -1,0 +1,345 @@
+//! Why a connection could not be made, or ended: what the server said, what a person can do about it.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::source::address::TargetSession;
+use crate::source::wire::{Cursor, WireError};
+
+/// What the server said in an ErrorResponse or NoticeResponse.
+#[derive(Clone, Debug, Default, PartialEq, Eq, thiserror::Error)]
+#[error("{severity}: {message} (SQLSTATE {code}){}{}", labelled("; detail: ", .detail), labelled("; hint: ", .hint))]
+pub struct ServerError {
+    /// `ERROR`, `FATAL`, `PANIC`, `WARNING`, …, never translated.
+    pub severity: String,
+    /// SQLSTATE, five characters.
+    pub code: String,
+    /// The message, in the server's language.
+    pub message: String,
+    /// More about it.
+    pub detail: Option<String>,
+    /// What the server suggests.
+    pub hint: Option<String>,
+}
+
+fn labelled(label: &str, text: &Option<String>) -> String {
+    text.as_ref().map_or_else(String::new, |text| format!("{label}{text}"))
+}
+
+impl ServerError {
+    /// Reads the fields of an ErrorResponse or NoticeResponse (manual page "Error and Notice Message Fields").
+    pub(super) fn parse(body: &[u8]) -> Result<Self, WireError> {
+        let mut cursor = Cursor::new(body);
+        let mut error = Self::default();
+        loop {
+            let field = cursor.u8()?;
+            if field == 0 {
+                return Ok(error);
+            }
+            let text = String::from_utf8_lossy(cursor.cstr()?).into_owned();
+            match field {
+                b'S' if error.severity.is_empty() => error.severity = text,
+                b'V' => error.severity = text,
+                b'C' => error.code = text,
+                b'M' => error.message = text,
+                b'D' => error.detail = Some(text),
+                b'H' => error.hint = Some(text),
+                _ => {}
+            }
+        }
+    }
+}
+
+impl From<&tokio_postgres::error::DbError> for ServerError {
+    fn from(error: &tokio_postgres::error::DbError) -> Self {
+        Self {
+            severity: error.severity().to_owned(),
+            code: error.code().code().to_owned(),
+            message: error.message().to_owned(),
+            detail: error.detail().map(str::to_owned),
+            hint: error.hint().map(str::to_owned),
+        }
+    }
+}
+
+/// Why a session could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// No address for the name.
+    #[error("could not find the address of {host}")]
+    Resolve {
+        /// Name.
+        host: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// No connection.
+    #[error("could not reach {host}")]
+    Reach {
+        /// Server.
+        host: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// Neither yes nor no.
+    #[error("{host} did not let us in within {} s (connect_timeout)", .limit.as_secs())]
+    Timeout {
+        /// Server.
+        host: String,
+        /// The bound.
+        limit: Duration,
+    },
+    /// No TLS there, and `sslmode` insists on it.
+    #[error("{host} does not offer TLS: turn ssl on in the server, or choose another sslmode")]
+    TlsRefused {
+        /// Server.
+        host: String,
+    },
+    /// A certificate or key file is of no use.
+    #[error("could not use {path} for TLS")]
+    TlsFile {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The TLS settings do not fit together.
+    #[error("the TLS settings of the address cannot be used")]
+    TlsSettings {
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The certificate is someone else's.
+    #[error(
+        "the server's certificate is not for {host}: put the name that is in the certificate into host (and the IP \
+         address into hostaddr if that name leads elsewhere), or use sslmode=verify-ca"
+    )]
+    TlsName {
+        /// Server.
+        host: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// Nobody we trust vouches for the certificate.
+    #[error("no authority in sslrootcert vouches for the certificate of {host}")]
+    TlsIssuer {
+        /// Server.
+        host: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// TLS failed otherwise.
+    #[error("the TLS handshake with {host} failed")]
+    Tls {
+        /// Server.
+        host: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The server said no.
+    #[error("{advice}")]
+    Server {
+        /// What it means, and what to do.
+        advice: &'static str,
+        /// What it said.
+        source: Box<ServerError>,
+    },
+    /// The server wants a password.
+    #[error("the server asks for a password and the address has none")]
+    PasswordMissing,
+    /// The server wants something else.
+    #[error("the server asks for {method}, which is not supported: use a password (scram-sha-256) or a certificate")]
+    Method {
+        /// What.
+        method: &'static str,
+    },
+    /// The exchange of proofs failed.
+    #[error(
+        "the server could not be authenticated: it does not know the password either, or someone stands in between"
+    )]
+    Scram {
+        /// Why.
+        source: io::Error,
+    },
+    /// `channel_binding=require` cannot be met.
+    #[error("channel_binding=require, but {0}")]
+    ChannelBinding(&'static str),
+    /// A session option did not take.
+    #[error(
+        "the session has {name} = {found:?} where {wanted:?} was asked for: a pooler in between drops startup options, or \
+         options in the address override them; use the direct address of the database"
+    )]
+    SessionOption {
+        /// Which.
+        name: &'static str,
+        /// What it must be.
+        wanted: &'static str,
+        /// What it is.
+        found: String,
+    },
+    /// `target_session_attrs` is not met.
+    #[error("the server does not meet target_session_attrs={}", match .0 {
+        TargetSession::Any => "any",
+        TargetSession::ReadWrite => "read-write: it is read-only",
+        TargetSession::Primary => "primary: it is a standby",
+    })]
+    Unsuitable(TargetSession),
+    /// The connection broke while entering.
+    #[error("the connection broke during login")]
+    Broken(#[source] StreamError),
+    /// The SQL client failed.
+    #[error("the SQL session could not be opened")]
+    Sql(#[source] tokio_postgres::Error),
+}
+
+impl From<StreamError> for ConnectError {
+    fn from(error: StreamError) -> Self {
+        match error {
+            StreamError::Server(source) => Self::Server { advice: advice(&source), source },
+            StreamError::Closed | StreamError::Io(_) | StreamError::Malformed { .. } | StreamError::NotFinished => {
+                Self::Broken(error)
+            }
+        }
+    }
+}
+
+impl From<tokio_postgres::Error> for ConnectError {
+    fn from(error: tokio_postgres::Error) -> Self {
+        match error.as_db_error() {
+            Some(db) => StreamError::Server(Box::new(ServerError::from(db))).into(),
+            None => Self::Sql(error),
+        }
+    }
+}
+
+impl ConnectError {
+    /// What the server gave as SQLSTATE.
+    pub fn sqlstate(&self) -> Option<&str> {
+        match self {
+            Self::Server { source, .. } => Some(&source.code),
+            Self::Broken(error) => error.sqlstate(),
+            Self::Sql(error) => error.code().map(tokio_postgres::error::SqlState::code),
+            Self::Resolve { .. } | Self::Reach { .. } | Self::Timeout { .. } | Self::TlsRefused { .. } => None,
+            Self::TlsFile { .. } | Self::TlsSettings { .. } | Self::TlsName { .. } | Self::TlsIssuer { .. } => None,
+            Self::Tls { .. } | Self::PasswordMissing | Self::Method { .. } | Self::Scram { .. } => None,
+            Self::ChannelBinding(_) | Self::SessionOption { .. } | Self::Unsuitable(_) => None,
+        }
+    }
+
+    /// Whether trying again is of no use before a person has changed the address, the role or the server's rules.
+    pub fn needs_a_person(&self) -> bool {
+        match self {
+            Self::Server { source, .. } => is_for_a_person(&source.code),
+            Self::TlsRefused { .. } | Self::TlsFile { .. } | Self::TlsSettings { .. } | Self::TlsName { .. } => true,
+            Self::TlsIssuer { .. } | Self::PasswordMissing | Self::Method { .. } | Self::Scram { .. } => true,
+            Self::ChannelBinding(_) | Self::SessionOption { .. } => true,
+            Self::Resolve { .. } | Self::Reach { .. } | Self::Timeout { .. } | Self::Tls { .. } => false,
+            Self::Unsuitable(_) | Self::Broken(_) | Self::Sql(_) => false,
+        }
+    }
+
+    /// Whether the same server may let us in with, or without, TLS.
+    pub(super) fn other_encryption_may_help(&self) -> bool {
+        matches!(self, Self::Tls { .. } | Self::TlsIssuer { .. } | Self::TlsName { .. })
+            || self.sqlstate() == Some("28000")
+    }
+
+    /// Whether another server of the list would not do better: it knows the same users and databases.
+    pub(super) fn ends_the_search(&self) -> bool {
+        match self {
+            // Starting up or shutting down, or too many connections.
+            Self::Server { source, .. } => !source.code.starts_with("57P") && source.code != "53300",
+            Self::PasswordMissing | Self::TlsFile { .. } | Self::TlsSettings { .. } => true,
+            _ => false,
+        }
+    }
+}
+
+/// Why a stream ended.
+#[derive(Debug, thiserror::Error)]
+pub enum StreamError {
+    /// The server said so.
+    #[error("the server ended the command")]
+    Server(#[source] Box<ServerError>),
+    /// The connection was closed without a word, as a server does that heard nothing for `wal_sender_timeout`.
+    #[error("the server closed the connection")]
+    Closed,
+    /// The connection broke.
+    #[error("the connection broke")]
+    Io(#[source] io::Error),
+    /// Bytes that are not the protocol's.
+    #[error("the server sent something that is not the replication protocol: {what}")]
+    Malformed {
+        /// What.
+        what: &'static str,
+    },
+    /// The server did not end the stream in time.
+    #[error("the server did not end the stream within 5 s")]
+    NotFinished,
+}
+
+impl StreamError {
+    /// What the server gave as SQLSTATE.
+    pub fn sqlstate(&self) -> Option<&str> {
+        match self {
+            Self::Server(error) => Some(&error.code),
+            Self::Closed | Self::Io(_) | Self::Malformed { .. } | Self::NotFinished => None,
+        }
+    }
+
+    /// Whether trying again is of no use before a person has changed the address, the role or the server's rules.
+    pub fn needs_a_person(&self) -> bool {
+        self.sqlstate().is_some_and(is_for_a_person)
+    }
+}
+
+impl From<WireError> for StreamError {
+    fn from(_: WireError) -> Self {
+        Self::Malformed { what: "a message that ends early" }
+    }
+}
+
+/// Wrong password, no entry in pg_hba.conf, no such database, no privilege.
+fn is_for_a_person(sqlstate: &str) -> bool {
+    matches!(sqlstate, "28P01" | "28000" | "3D000" | "42501" | "08P01" | "0A000")
+}
+
+fn advice(error: &ServerError) -> &'static str {
+    match &*error.code {
+        _ if error.message.contains("unsupported startup parameter") => {
+            "a pooler answers that does not pass on what replication needs: use the direct address of the database"
+        }
+        "28P01" => "the server does not accept the password: check user and password in the address",
+        "28000" => {
+            "the server does not let this user in from here: pg_hba.conf needs an entry for user, database and address, the \
+             role needs LOGIN, or sslmode must be another"
+        }
+        "3D000" => "the server has no such database: check the name in the address",
+        "42501" => {
+            "the role lacks a privilege: replication needs ALTER ROLE … REPLICATION, or the provider's own grant of it"
+        }
+        "53300" => "the server has no connection left: raise max_connections or max_wal_senders, or end other sessions",
+        "57P03" => "the server is starting, stopping or recovering, and takes no connections yet",
+        _ => "the server refused the connection",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_read_field_by_field_and_unknown_fields_are_skipped() {
+        let error = ServerError::parse(b"SFEHLER\0VERROR\0C42704\0Mno such slot\0Hmake one\0Zwhat\0\0").unwrap();
+        assert_eq!(error.to_string(), "ERROR: no such slot (SQLSTATE 42704); hint: make one");
+        assert!(ServerError::parse(b"SERROR\0C42704").is_err());
+    }
+
+    #[test]
+    fn a_pooler_is_recognised() {
+        let error =
+            ServerError { message: "unsupported startup parameter: replication".into(), ..ServerError::default() };
+        assert!(advice(&error).contains("direct address"));
+    }
+}

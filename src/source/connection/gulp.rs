@@ -1,0 +1,351 @@
+//! Reading: as many frames at a time as have come, in one buffer that every slice of them shares.
+//!
+//! The buffer grows while reads fill it, because a walsender that is read in big pieces makes half as many system calls,
+//! and shrinks when changes trickle, so that a single row does not keep a large buffer alive. A frame larger than the
+//! buffer makes it grow by doubling as its bytes really arrive; the length in a header alone allocates nothing.
+
+use std::future::{Future as _, poll_fn};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use bytes::{Buf as _, Bytes};
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+
+use super::error::{ServerError, StreamError};
+use crate::change::Lsn;
+use crate::memory::Memory;
+use crate::source::pgoutput::POSTGRES_EPOCH_MICROS;
+use crate::source::wire::{Cursor, WireError};
+
+/// Smallest and largest buffer, bytes; only a larger frame makes it larger.
+const BUFFER_MIN: usize = 16 << 10;
+const BUFFER_MAX: usize = 256 << 10;
+/// Largest frame, bytes: Postgres makes no message of more than 1 GiB, and the frame adds its header.
+const FRAME_MAX: usize = 1_181_116_006;
+/// Tag and length.
+const HEADER: usize = 5;
+
+/// One frame of the stream.
+#[derive(Clone, Debug)]
+pub enum Frame {
+    /// A message of the output plugin.
+    XLogData {
+        /// Where its record starts; zero for Relation and Type.
+        start: Lsn,
+        /// How far the server has got.
+        server_end: Lsn,
+        /// When it was sent, microseconds since 1970-01-01 UTC by the server's clock.
+        sent_micros: i64,
+        /// The message.
+        payload: Bytes,
+    },
+    /// A sign of life.
+    Keepalive {
+        /// How far the server has got.
+        server_end: Lsn,
+        /// The server wants a status at once.
+        reply_requested: bool,
+    },
+    /// The server will send no more.
+    CopyDone,
+}
+
+/// The complete frames that one read gave, in order.
+#[derive(Debug)]
+pub struct Gulp {
+    bytes: Bytes,
+    wire_bytes: usize,
+    filled_buffer: bool,
+    received_at: Instant,
+}
+
+impl Gulp {
+    /// Bytes of these frames on the wire.
+    pub fn wire_bytes(&self) -> usize {
+        self.wire_bytes
+    }
+
+    /// Whether the read filled its buffer: more is waiting, so the reader is behind.
+    pub fn filled_buffer(&self) -> bool {
+        self.filled_buffer
+    }
+
+    /// When the last of these bytes came.
+    pub fn received_at(&self) -> Instant {
+        self.received_at
+    }
+}
+
+impl Iterator for Gulp {
+    type Item = Frame;
+
+    fn next(&mut self) -> Option<Frame> {
+        loop {
+            // The frames were checked when they were read, so nothing fails here but at the end.
+            let (tag, total) = header(&self.bytes)?;
+            if total > self.bytes.len() {
+                return None;
+            }
+            let mut frame = self.bytes.split_to(total);
+            match tag {
+                b'd' => {
+                    frame.advance(HEADER);
+                    return copy_data(frame).ok();
+                }
+                b'c' => return Some(Frame::CopyDone),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Reads the content of CopyData: XLogData or a keepalive.
+fn copy_data(mut content: Bytes) -> Result<Frame, StreamError> {
+    let mut cursor = Cursor::new(&content);
+    match cursor.u8()? {
+        b'w' => {
+            let (start, server_end) = (Lsn(cursor.u64()?), Lsn(cursor.u64()?));
+            let sent_micros = cursor.i64()?.saturating_add(POSTGRES_EPOCH_MICROS);
+            content.advance(cursor.offset());
+            Ok(Frame::XLogData { start, server_end, sent_micros, payload: content })
+        }
+        b'k' => {
+            let server_end = Lsn(cursor.u64()?);
+            cursor.i64()?;
+            let reply_requested = cursor.u8()? != 0;
+            cursor.end()?;
+            Ok(Frame::Keepalive { server_end, reply_requested })
+        }
+        _ => Err(StreamError::Malformed { what: "copy data of an unknown kind" }),
+    }
+}
+
+/// Tag and total length of the frame at the start of `bytes`, once the header is there.
+fn header(bytes: &[u8]) -> Option<(u8, usize)> {
+    let mut cursor = Cursor::new(bytes);
+    let (tag, length) = (cursor.u8().ok()?, cursor.length().ok()?);
+    Some((tag, length.saturating_add(1)))
+}
+
+/// The reading half: bytes that came and are not handed out yet.
+#[derive(Debug)]
+pub(super) struct Inlet {
+    buffer: Vec<u8>,
+    /// End of the frames in `buffer` that are complete and checked.
+    complete: usize,
+    /// Whether one of them is to be handed out.
+    wanted: bool,
+    /// Capacity that suits the present rate.
+    capacity: usize,
+    filled: bool,
+    ready: bool,
+    received_at: Instant,
+}
+
+impl Inlet {
+    pub(super) fn new() -> Self {
+        Self {
+            buffer: Vec::new(),
+            complete: 0,
+            wanted: false,
+            capacity: BUFFER_MIN,
+            filled: false,
+            ready: false,
+            received_at: Instant::now(),
+        }
+    }
+
+    pub(super) fn received_at(&self) -> Instant {
+        self.received_at
+    }
+
+    /// All complete frames that came, at least one. Dropped at an await it loses nothing.
+    pub(super) async fn gulp<S: AsyncRead + Unpin>(
+        &mut self,
+        socket: &mut S,
+        memory: &Memory,
+    ) -> Result<Gulp, StreamError> {
+        loop {
+            self.scan()?;
+            if self.wanted {
+                let (wire_bytes, received_at, filled_buffer) = (self.complete, self.received_at, self.filled);
+                let bytes = memory.hold(self.hand_out());
+                return Ok(Gulp { bytes, wire_bytes, filled_buffer, received_at });
+            }
+            self.discard();
+            self.fill(socket).await?;
+        }
+    }
+
+    /// The next frame of a login or a query: tag and body of at most `max` bytes.
+    pub(super) async fn frame<S: AsyncRead + Unpin>(
+        &mut self,
+        socket: &mut S,
+        max: usize,
+    ) -> Result<(u8, Vec<u8>), StreamError> {
+        loop {
+            if let Some((tag, total)) = header(&self.buffer) {
+                if total < HEADER || total > max {
+                    return Err(StreamError::Malformed { what: "a frame of an impossible length" });
+                }
+                if total <= self.buffer.len() {
+                    let body = self.buffer.drain(..total).skip(HEADER).collect();
+                    return Ok((tag, body));
+                }
+            }
+            self.fill(socket).await?;
+        }
+    }
+
+    /// Throws away what comes until the server is ready for a command or gone.
+    pub(super) async fn drain<S: AsyncRead + Unpin>(&mut self, socket: &mut S) -> Result<(), StreamError> {
+        loop {
+            self.scan()?;
+            self.discard();
+            if self.ready {
+                return Ok(());
+            }
+            match self.fill(socket).await {
+                Ok(()) => {}
+                Err(StreamError::Closed) => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Checks the frames that came. An error waits until the frames before it are handed out.
+    fn scan(&mut self) -> Result<(), StreamError> {
+        while let Some((tag, total)) = self.buffer.get(self.complete..).and_then(header) {
+            match self.check(tag, total) {
+                Ok(true) => self.complete += total,
+                Ok(false) => break,
+                Err(error) if self.complete == 0 => return Err(error),
+                Err(_) => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the frame after the complete ones is complete too.
+    fn check(&mut self, tag: u8, total: usize) -> Result<bool, StreamError> {
+        if !(HEADER..=FRAME_MAX).contains(&total) {
+            return Err(StreamError::Malformed { what: "a frame of an impossible length" });
+        }
+        let Some(body) = self.buffer.get(self.complete + HEADER..self.complete + total) else { return Ok(false) };
+        match tag {
+            b'd' => {
+                check_copy_data(body)?;
+                self.wanted = true;
+            }
+            b'c' => self.wanted = true,
+            b'E' => return Err(StreamError::Server(Box::new(ServerError::parse(body)?))),
+            b'N' => notice(body)?,
+            b'Z' => self.ready = true,
+            // ParameterStatus after a reload, CommandComplete, NotificationResponse.
+            b'S' | b'C' | b'A' => {}
+            _ => return Err(StreamError::Malformed { what: "a frame of an unknown kind" }),
+        }
+        Ok(true)
+    }
+
+    /// Forgets the complete frames.
+    fn discard(&mut self) {
+        self.buffer.drain(..self.complete);
+        self.complete = 0;
+        self.wanted = false;
+    }
+
+    /// Takes the complete frames out, in a buffer they fill at least to half, and adapts the next one.
+    fn hand_out(&mut self) -> Vec<u8> {
+        let end = self.complete;
+        if self.filled {
+            self.capacity = (self.capacity * 2).min(BUFFER_MAX);
+        } else if end < self.capacity / 4 {
+            self.capacity = (self.capacity / 2).max(BUFFER_MIN);
+        }
+        let tail = self.buffer.get(end..).unwrap_or(&[]);
+        if end < self.buffer.capacity() / 2 {
+            let frames = self.buffer.get(..end).unwrap_or(&[]).to_vec();
+            self.discard();
+            if self.buffer.capacity() > self.capacity * 2 {
+                self.buffer.shrink_to(self.capacity);
+            }
+            return frames;
+        }
+        let mut next = Vec::new();
+        if !tail.is_empty() {
+            next.reserve_exact(self.capacity.max(tail.len()));
+            next.extend_from_slice(tail);
+        }
+        let mut frames = std::mem::replace(&mut self.buffer, next);
+        frames.truncate(end);
+        self.complete = 0;
+        self.wanted = false;
+        frames
+    }
+
+    /// Waits for bytes and takes as many as are there and fit.
+    async fn fill<S: AsyncRead + Unpin>(&mut self, socket: &mut S) -> Result<(), StreamError> {
+        self.make_room();
+        self.filled = false;
+        match poll_fn(|cx| poll_fill(Pin::new(&mut *socket), cx, &mut self.buffer)).await {
+            Ok(0) => Err(StreamError::Closed),
+            Ok(_) => {
+                self.filled = self.buffer.len() == self.buffer.capacity();
+                self.received_at = Instant::now();
+                Ok(())
+            }
+            Err(error) => Err(StreamError::Io(error)),
+        }
+    }
+
+    /// Makes room for at least a byte: up to the capacity, or for a larger frame up to double of what came of it.
+    fn make_room(&mut self) {
+        let length = self.buffer.len();
+        if length < self.buffer.capacity() {
+            return;
+        }
+        let frame = header(&self.buffer).map_or(0, |(_, total)| total.min(FRAME_MAX));
+        let wanted = frame.min(length.saturating_mul(2)).max(self.capacity).max(length + HEADER);
+        self.buffer.reserve_exact(wanted - length);
+    }
+}
+
+/// Reads until the buffer is full or nothing is left, and waits only if nothing came at all. An end or an error after
+/// some bytes shows again at the next read.
+fn poll_fill<S: AsyncRead + Unpin>(
+    mut socket: Pin<&mut S>,
+    cx: &mut Context<'_>,
+    buffer: &mut Vec<u8>,
+) -> Poll<std::io::Result<usize>> {
+    let before = buffer.len();
+    while buffer.len() < buffer.capacity() {
+        let polled = pin!(socket.read_buf(buffer)).poll(cx);
+        let read = buffer.len() - before;
+        match polled {
+            Poll::Ready(Ok(count)) if count > 0 => {}
+            Poll::Ready(_) | Poll::Pending if read > 0 => return Poll::Ready(Ok(read)),
+            other => return other,
+        }
+    }
+    Poll::Ready(Ok(buffer.len() - before))
+}
+
+fn check_copy_data(body: &[u8]) -> Result<(), StreamError> {
+    match (body.first(), body.len()) {
+        (Some(b'w'), 25..) | (Some(b'k'), 18) => Ok(()),
+        (Some(b'w' | b'k'), _) => Err(StreamError::Malformed { what: "copy data of an impossible length" }),
+        _ => Err(StreamError::Malformed { what: "copy data of an unknown kind" }),
+    }
+}
+
+/// Logs what the server wants to be known.
+pub(super) fn notice(body: &[u8]) -> Result<(), WireError> {
+    let notice = ServerError::parse(body)?;
+    tracing::warn!(notice = %notice, "the server gives notice");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,138 @@
+use std::collections::VecDeque;
+
+use proptest::prelude::*;
+use tokio::io::ReadBuf;
+
+use super::*;
+
+/// Gives its pieces one a poll, with a Pending after each.
+struct Pieces {
+    pieces: VecDeque<Vec<u8>>,
+    pause: bool,
+}
+
+impl AsyncRead for Pieces {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+        self.pause = !self.pause;
+        if self.pause {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let Some(mut piece) = self.pieces.pop_front() else { return Poll::Ready(Ok(())) };
+        let rest = piece.split_off(piece.len().min(into.remaining()));
+        into.put_slice(&piece);
+        if !rest.is_empty() {
+            self.pieces.push_front(rest);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+fn frame(tag: u8, body: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(body.len() + 4).unwrap().to_be_bytes();
+    [&[tag][..], &length, body].concat()
+}
+
+fn data(payload: &[u8]) -> Vec<u8> {
+    frame(b'd', &[&[b'w'][..], &[0; 24], payload].concat())
+}
+
+fn pieces(bytes: &[u8], size: usize) -> Pieces {
+    Pieces { pieces: bytes.chunks(size).map(<[u8]>::to_vec).collect(), pause: false }
+}
+
+/// Every payload, reading with a future that is dropped at each Pending, and how the reading ended.
+fn read_all(mut socket: Pieces, memory: &Memory) -> (Vec<Bytes>, StreamError) {
+    let mut inlet = Inlet::new();
+    let mut payloads = Vec::new();
+    let mut cx = Context::from_waker(std::task::Waker::noop());
+    loop {
+        let Poll::Ready(read) = pin!(inlet.gulp(&mut socket, memory)).poll(&mut cx) else { continue };
+        let gulp = match read {
+            Ok(gulp) => gulp,
+            Err(error) => return (payloads, error),
+        };
+        for frame in gulp {
+            if let Frame::XLogData { payload, .. } = frame {
+                payloads.push(payload);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_neither_row_nor_keepalive_is_skipped() {
+    let notice = frame(b'N', b"VWARNING\0C01000\0Mskipped loading publication\0\0");
+    let bytes =
+        [data(b"one"), notice, frame(b'S', b"TimeZone\0UTC\0"), data(b"two"), frame(b'C', b"COPY 0\0")].concat();
+    let (payloads, end) = read_all(pieces(&bytes, 7), &Memory::new(1 << 20));
+    assert_eq!(payloads, ["one", "two"]);
+    assert!(matches!(end, StreamError::Closed), "{end}");
+}
+
+#[test]
+fn an_error_comes_after_the_rows_before_it() {
+    let error = frame(b'E', b"VFATAL\0C57P01\0Mterminating\0\0");
+    let (payloads, end) = read_all(pieces(&[data(b"one"), error].concat(), 1000), &Memory::new(1 << 20));
+    assert_eq!(payloads, ["one"]);
+    assert_eq!(end.sqlstate(), Some("57P01"));
+}
+
+#[test]
+fn a_trickle_holds_no_large_buffer_and_a_flood_is_read_in_big_gulps() {
+    let memory = Memory::new(1 << 30);
+    let (payloads, _) = read_all(pieces(&data(b"small"), 1 << 20), &memory);
+    assert!(memory.held() < 100, "{}", memory.held());
+    drop(payloads);
+    assert_eq!(memory.held(), 0);
+    let flood: Vec<u8> = (0..40_000).flat_map(|_| data(&[7; 100])).collect();
+    let (payloads, _) = read_all(pieces(&flood, 1 << 20), &memory);
+    assert_eq!(payloads.len(), 40_000);
+    assert!(memory.held() < flood.len() * 5 / 4, "{} of {}", memory.held(), flood.len());
+}
+
+#[test]
+fn a_header_alone_allocates_nothing() {
+    let mut inlet = Inlet::new();
+    let mut socket = pieces(b"d\x40\0\0\0w", 6);
+    let mut cx = Context::from_waker(std::task::Waker::noop());
+    let memory = Memory::new(1 << 20);
+    for _ in 0..2 {
+        assert!(pin!(inlet.gulp(&mut socket, &memory)).poll(&mut cx).is_pending());
+    }
+    assert_eq!(inlet.buffer.len(), 6);
+    assert!(inlet.buffer.capacity() <= BUFFER_MIN, "{}", inlet.buffer.capacity());
+}
+
+#[test]
+fn nonsense_is_malformed() {
+    for bytes in
+        [&b"d\xff\xff\xff\xff"[..], b"d\0\0\0\x03", b"?\0\0\0\x04", b"d\0\0\0\x05x", b"d\0\0\0\x04", b"d\0\0\0\x05w"]
+    {
+        let (payloads, end) = read_all(pieces(bytes, 100), &Memory::new(1 << 20));
+        assert!(payloads.is_empty() && matches!(end, StreamError::Malformed { .. }), "{bytes:?}: {end}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_cut_and_no_cancelling_loses_a_byte(lengths in prop::collection::vec(0..60_000usize, 1..20), size in 1..100_000usize) {
+        let payload = |(index, length): (usize, &usize)| vec![u8::try_from(index).unwrap(); *length];
+        let sent: Vec<Vec<u8>> = lengths.iter().enumerate().map(payload).collect();
+        let bytes: Vec<u8> = sent.iter().flat_map(|payload| data(payload)).collect();
+        let memory = Memory::new(1 << 30);
+        let (payloads, end) = read_all(pieces(&bytes, size.max(bytes.len() / 5000)), &memory);
+        prop_assert_eq!(&payloads, &sent);
+        prop_assert!(matches!(end, StreamError::Closed));
+        drop(payloads);
+        prop_assert_eq!(memory.held(), 0);
+    }
+
+    #[test]
+    fn random_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200), tags in prop::collection::vec((0..8usize, 0..40u8), 0..8)) {
+        // Headers that are likely enough to be taken, between random bytes.
+        let likely = tags.iter().flat_map(|(tag, length)| [b"dcENSZCA"[*tag], 0, 0, 0, *length]);
+        let bytes: Vec<u8> = likely.chain(bytes).collect();
+        read_all(pieces(&bytes, 50), &Memory::new(1 << 20));
+    }
+}

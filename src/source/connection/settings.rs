@@ -1,0 +1,52 @@
+//! What every session is set to, so that Postgres writes values the same way whatever the database's own settings are.
+
+use super::error::ConnectError;
+use crate::source::address::{PgAddress, TargetSession};
+
+/// Option, what it is set to, and how the server shows it then. The formats are what `to_jsonb` gives with built-in
+/// defaults; `extra_float_digits` above 0 gives the shortest text that reads back as the same number.
+const OPTIONS: &[(&str, &str, &str)] = &[
+    ("DateStyle", "ISO", "ISO"),
+    ("IntervalStyle", "postgres", "postgres"),
+    ("TimeZone", "UTC", "UTC"),
+    ("extra_float_digits", "3", "3"),
+    ("bytea_output", "hex", "hex"),
+    ("statement_timeout", "0", "0"),
+    ("idle_in_transaction_session_timeout", "0", "0"),
+    ("lock_timeout", "0", "0"),
+];
+
+/// The `options` of the startup message: ours, then the address's own.
+pub(super) fn options(address: &PgAddress) -> String {
+    let ours: Vec<String> = OPTIONS.iter().map(|(name, value, _)| format!("-c {name}={value}")).collect();
+    let ours = ours.join(" ");
+    address.options.as_ref().map_or_else(|| ours.clone(), |theirs| format!("{ours} {theirs}"))
+}
+
+/// A query for what [`check`] wants to know, one row.
+pub(super) fn question() -> String {
+    let settings: Vec<String> = OPTIONS.iter().map(|(name, ..)| format!("current_setting('{name}')")).collect();
+    format!("SELECT {}, current_setting('transaction_read_only'), pg_is_in_recovery()::text", settings.join(", "))
+}
+
+/// Whether the options took, as they do not behind some poolers, and whether the server is one we look for.
+pub(super) fn check<'a>(
+    address: &PgAddress,
+    mut answer: impl Iterator<Item = Option<&'a str>>,
+) -> Result<(), ConnectError> {
+    for (name, _, wanted) in OPTIONS {
+        let found = answer.next().flatten().unwrap_or_default();
+        // DateStyle is followed by the order in which input is read: `ISO, MDY`.
+        if found.split(',').next() != Some(wanted) {
+            return Err(ConnectError::SessionOption { name, wanted, found: found.to_owned() });
+        }
+    }
+    let read_only = answer.next().flatten() == Some("on");
+    let standby = answer.next().flatten() == Some("true");
+    let suits = match address.target_session_attrs {
+        TargetSession::Any => true,
+        TargetSession::ReadWrite => !read_only && !standby,
+        TargetSession::Primary => !standby,
+    };
+    if suits { Ok(()) } else { Err(ConnectError::Unsuitable(address.target_session_attrs)) }
+}

@@ -1,0 +1,268 @@
+//! A connected socket: TCP, TLS over TCP, or unix, whichever the address leads to.
+//!
+//! [`enter`] walks through the servers of an address, each server's IP addresses, and the ways of encrypting that
+//! `sslmode` allows, until a login succeeds; `connect_timeout` bounds each try with everything in it.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use rustls::ClientConfig;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::client::TlsStream;
+
+use super::error::ConnectError;
+use super::tls;
+use crate::source::address::{Host, Keepalive, PgAddress, SslMode};
+
+/// A connected socket.
+#[derive(Debug)]
+pub struct Socket(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+    Tls(Box<TlsStream<TcpStream>>, Option<Vec<u8>>),
+}
+
+/// Connects to the first server that answers, encrypted as `sslmode` wants it. Nobody is logged in yet, so what only the
+/// login shows (`target_session_attrs`, a server that insists on or refuses TLS) is not known here.
+///
+/// # Errors
+/// Of the last server tried, if none could be reached.
+pub async fn open(address: &PgAddress) -> Result<Socket, ConnectError> {
+    enter(address, |socket| std::future::ready(Ok(socket))).await
+}
+
+/// Connects and logs in to the first server for which `login` succeeds.
+pub(super) async fn enter<T, F>(address: &PgAddress, login: impl Fn(Socket) -> F) -> Result<T, ConnectError>
+where
+    F: Future<Output = Result<T, ConnectError>>,
+{
+    let tls = tls::config(address)?.map(Arc::new);
+    let mut last = None;
+    for host in &address.hosts {
+        let places = match within(address, host, places(host)).await {
+            Ok(places) => places,
+            Err(error) => {
+                last = Some(note(host, error));
+                continue;
+            }
+        };
+        for place in places {
+            for encryption in encryptions(address.sslmode, &place) {
+                let attempt = Attempt {
+                    host,
+                    place: &place,
+                    keepalive: &address.keepalive,
+                    tls: tls.as_ref(),
+                    encryption: *encryption,
+                };
+                match within(address, host, async { login(attempt.connect().await?).await }).await {
+                    Ok(entered) => return Ok(entered),
+                    Err(error) if error.other_encryption_may_help() => last = Some(note(host, error)),
+                    Err(error) => {
+                        last = Some(note(host, error));
+                        break;
+                    }
+                }
+            }
+            if last.as_ref().is_some_and(ConnectError::ends_the_search) {
+                break;
+            }
+        }
+        if last.as_ref().is_some_and(ConnectError::ends_the_search) {
+            break;
+        }
+    }
+    // An address has a host and a host has a place, or there is an error that says why not.
+    Err(last
+        .unwrap_or_else(|| ConnectError::Resolve { host: address.redacted(), source: io::ErrorKind::NotFound.into() }))
+}
+
+fn note(host: &Host, error: ConnectError) -> ConnectError {
+    tracing::debug!(%host, %error, "could not enter");
+    error
+}
+
+async fn within<T>(
+    address: &PgAddress,
+    host: &Host,
+    work: impl Future<Output = Result<T, ConnectError>>,
+) -> Result<T, ConnectError> {
+    let limit = address.connect_timeout;
+    let late = |_| ConnectError::Timeout { host: host.to_string(), limit };
+    // The future of a whole login with TLS is large.
+    tokio::time::timeout(limit, Box::pin(work)).await.map_err(late)?
+}
+
+/// One place to knock at.
+enum Place {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+async fn places(host: &Host) -> Result<Vec<Place>, ConnectError> {
+    match host {
+        Host::Unix { directory, port } => Ok(vec![Place::Unix(directory.join(format!(".s.PGSQL.{port}")))]),
+        Host::Tcp { address: Some(ip), port, .. } => Ok(vec![Place::Tcp(SocketAddr::new(*ip, *port))]),
+        Host::Tcp { name, port, .. } => {
+            let found = tokio::net::lookup_host((&**name, *port)).await;
+            let found: Vec<Place> =
+                found.map_err(|source| ConnectError::Resolve { host: name.clone(), source })?.map(Place::Tcp).collect();
+            if found.is_empty() {
+                return Err(ConnectError::Resolve { host: name.clone(), source: io::ErrorKind::NotFound.into() });
+            }
+            Ok(found)
+        }
+    }
+}
+
+/// One way of encrypting.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Encryption {
+    None,
+    IfOffered,
+    Tls,
+}
+
+/// The ways to try, in order, as libpq does; a unix socket is never encrypted.
+fn encryptions(mode: SslMode, place: &Place) -> &'static [Encryption] {
+    match (place, mode) {
+        (Place::Unix(_), _) | (_, SslMode::Disable) => &[Encryption::None],
+        (_, SslMode::Allow) => &[Encryption::None, Encryption::Tls],
+        (_, SslMode::Prefer) => &[Encryption::IfOffered, Encryption::None],
+        (_, SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull) => &[Encryption::Tls],
+    }
+}
+
+struct Attempt<'a> {
+    host: &'a Host,
+    place: &'a Place,
+    keepalive: &'a Keepalive,
+    tls: Option<&'a Arc<ClientConfig>>,
+    encryption: Encryption,
+}
+
+impl Attempt<'_> {
+    async fn connect(&self) -> Result<Socket, ConnectError> {
+        let host = || self.host.to_string();
+        let unreached = |source| ConnectError::Reach { host: host(), source };
+        let mut stream = match self.place {
+            Place::Unix(path) => return Ok(Socket(Kind::Unix(UnixStream::connect(path).await.map_err(unreached)?))),
+            Place::Tcp(place) => TcpStream::connect(place).await.map_err(unreached)?,
+        };
+        prepare(&stream, self.keepalive).map_err(unreached)?;
+        let Some(tls) = self.tls.filter(|_| self.encryption != Encryption::None) else {
+            return Ok(Socket(Kind::Tcp(stream)));
+        };
+        if !offers_tls(&mut stream).await.map_err(unreached)? {
+            return match self.encryption {
+                Encryption::Tls => Err(ConnectError::TlsRefused { host: host() }),
+                Encryption::IfOffered | Encryption::None => Ok(Socket(Kind::Tcp(stream))),
+            };
+        }
+        let name = match self.host {
+            Host::Tcp { name, .. } => name,
+            Host::Unix { .. } => "localhost",
+        };
+        let stream = tls::handshake(tls, name, stream).await?;
+        let binding = tls::end_point(&stream);
+        Ok(Socket(Kind::Tls(Box::new(stream), binding)))
+    }
+}
+
+/// Sends at once, and lets TCP find out when the other side is gone.
+fn prepare(stream: &TcpStream, keepalive: &Keepalive) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    if keepalive.on {
+        let (idle, interval) = (keepalive.idle, keepalive.interval);
+        let probes = TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(keepalive.count);
+        socket.set_tcp_keepalive(&probes)?;
+    }
+    set_user_timeout(&socket, keepalive.user_timeout)
+}
+
+#[cfg(target_os = "linux")]
+fn set_user_timeout(socket: &SockRef<'_>, timeout: Option<Duration>) -> io::Result<()> {
+    timeout.map_or(Ok(()), |timeout| socket.set_tcp_user_timeout(Some(timeout)))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn set_user_timeout(_: &SockRef<'_>, _: Option<Duration>) -> io::Result<()> {
+    Ok(())
+}
+
+/// Asks for TLS. Exactly one byte is read, so that nothing sent in the clear can be taken for encrypted.
+async fn offers_tls(stream: &mut TcpStream) -> io::Result<bool> {
+    let mut request = bytes::BytesMut::new();
+    postgres_protocol::message::frontend::ssl_request(&mut request);
+    stream.write_all(&request).await?;
+    match stream.read_u8().await? {
+        b'S' => Ok(true),
+        b'N' => Ok(false),
+        _ => {
+            Err(io::Error::new(io::ErrorKind::InvalidData, "the answer to the request for TLS is not one of Postgres"))
+        }
+    }
+}
+
+impl Socket {
+    /// What SCRAM ties the password exchange to (`tls-server-end-point`, RFC 5929), on TLS.
+    pub(super) fn end_point(&self) -> Option<Vec<u8>> {
+        match &self.0 {
+            Kind::Tls(_, end_point) => end_point.clone(),
+            Kind::Tcp(_) | Kind::Unix(_) => None,
+        }
+    }
+
+    /// Whether TLS protects it.
+    pub fn is_encrypted(&self) -> bool {
+        matches!(self.0, Kind::Tls(..))
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().0 {
+            Kind::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Kind::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Kind::Tls(stream, _) => Pin::new(stream).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut self.get_mut().0 {
+            Kind::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Kind::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Kind::Tls(stream, _) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().0 {
+            Kind::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Kind::Unix(stream) => Pin::new(stream).poll_flush(cx),
+            Kind::Tls(stream, _) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().0 {
+            Kind::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Kind::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+            Kind::Tls(stream, _) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! Passwords, sockets, several servers, session settings.
+
+use super::*;
+
+const ROLES: &str = "SET password_encryption = 'md5'; CREATE ROLE m LOGIN REPLICATION PASSWORD 'm-word';
+    SET password_encryption = 'scram-sha-256'; CREATE ROLE s LOGIN REPLICATION PASSWORD 's-wörd/:@';
+    CREATE ROLE c LOGIN REPLICATION PASSWORD 'c-word'; CREATE ROLE plain LOGIN";
+
+fn url(cluster: &Cluster, who: &str, database: &str) -> String {
+    format!("postgres://{who}@127.0.0.1:{}/{database}", cluster.port())
+}
+
+#[tokio::test]
+async fn passwords_open_the_door_and_wrong_ones_do_not() {
+    let hba = "host all m all md5\nhost all s all scram-sha-256\nhost all c all password\nhost all no all reject";
+    let cluster = cluster(hba, &[]);
+    client(&cluster.url("postgres")).await.batch_execute(ROLES).await.unwrap();
+    for who in ["postgres", "m:m-word", "c:c-word", "s:s-w%C3%B6rd%2F%3A%40"] {
+        enter(&url(&cluster, who, "postgres")).await.unwrap_or_else(|error| panic!("{who}: {error:?}"));
+    }
+    for who in ["m:x", "c:x", "s:x"] {
+        let error = enter(&url(&cluster, who, "postgres")).await.unwrap_err();
+        assert_eq!(error.sqlstate(), Some("28P01"), "{who}: {error:?}");
+        assert!(error.needs_a_person() && error.to_string().contains("password"), "{error}");
+    }
+    for who in ["m", "c", "s"] {
+        let error = replication(&url(&cluster, who, "postgres")).await.unwrap_err();
+        assert!(matches!(error, ConnectError::PasswordMissing), "{who}: {error:?}");
+    }
+    let error = enter(&url(&cluster, "no", "postgres")).await.unwrap_err();
+    assert!(error.needs_a_person() && error.to_string().contains("pg_hba.conf"), "{error}");
+    let error = enter(&url(&cluster, "postgres", "nowhere")).await.unwrap_err();
+    assert_eq!((error.sqlstate(), error.needs_a_person()), (Some("3D000"), true), "{error:?}");
+    let error = replication(&url(&cluster, "plain", "postgres")).await.unwrap_err();
+    assert!(error.needs_a_person() && error.to_string().contains("REPLICATION"), "{error:?}");
+    let bound = format!("{}?channel_binding=require", url(&cluster, "s:s-w%C3%B6rd%2F%3A%40", "postgres"));
+    let error = replication(&bound).await.unwrap_err();
+    assert!(matches!(error, ConnectError::ChannelBinding(_)), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_unix_socket_leads_in() {
+    let cluster = cluster("", &[]);
+    let socket = format!("host={} port={} user=postgres", cluster.dir().display(), cluster.port());
+    enter(&socket).await.unwrap();
+    let mut session = replication(&socket).await.unwrap();
+    let identity = session.identify_system().await.unwrap();
+    assert_eq!((identity.timeline, &*identity.dbname), (1, "postgres"));
+    assert!(identity.system_id > 0 && identity.xlogpos > Lsn::ZERO);
+    assert!((100_000..300_000).contains(&session.server_version()), "{}", session.server_version());
+}
+
+#[tokio::test]
+async fn the_next_server_is_tried_when_one_is_down_or_does_not_suit() {
+    let cluster = cluster("", &[]);
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = cluster.port();
+    enter(&format!("postgres://postgres@127.0.0.1:{closed},127.0.0.1:{port}/postgres")).await.unwrap();
+    let here = format!("postgres://postgres@127.0.0.1:{port}/postgres");
+    enter(&format!("{here}?target_session_attrs=read-write")).await.unwrap();
+    client(&here).await.batch_execute("ALTER ROLE postgres SET default_transaction_read_only = on").await.unwrap();
+    enter(&format!("{here}?target_session_attrs=primary")).await.unwrap();
+    let error = enter(&format!("{here}?target_session_attrs=read-write")).await.unwrap_err();
+    assert!(matches!(error, ConnectError::Unsuitable(_)), "{error:?}");
+    let error = enter(&format!("postgres://postgres@127.0.0.1:{closed}/x")).await.unwrap_err();
+    assert!(matches!(error, ConnectError::Reach { .. }) && !error.needs_a_person(), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_server_that_says_nothing_is_given_up_on() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let error = enter(&format!("postgres://me@127.0.0.1:{port}/x?connect_timeout=2")).await.unwrap_err();
+    assert!(matches!(error, ConnectError::Timeout { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn the_session_settings_win_over_those_of_the_database() {
+    let cluster = cluster("", &[]);
+    let url = cluster.url("postgres");
+    let hostile =
+        "ALTER DATABASE postgres SET DateStyle = 'German'; ALTER DATABASE postgres SET IntervalStyle = 'sql_standard';
+        ALTER DATABASE postgres SET TimeZone = 'Asia/Tokyo'; ALTER DATABASE postgres SET extra_float_digits = -5;
+        ALTER DATABASE postgres SET bytea_output = 'escape'; ALTER DATABASE postgres SET statement_timeout = '1ms'";
+    client(&url).await.batch_execute(hostile).await.unwrap();
+    let values = "SELECT timestamptz '2024-03-15 01:02:03+00', interval '1 mon -2 days 03:04:05', 0.1::float8 + 0.2::float8, \
+                  0.1::float4, '\\x00ff'::bytea, current_setting('statement_timeout')";
+    let expected = ["2024-03-15 01:02:03+00", "1 mon -2 days +03:04:05", "0.30000000000000004", "0.1", "\\x00ff", "0"];
+    let rows = replication(&url).await.unwrap().session.query(values).await.unwrap();
+    assert_eq!(rows, [expected.map(|text| Some(text.to_owned()))]);
+    let rows = client(&url).await.simple_query(values).await.unwrap();
+    let row = rows.iter().find_map(|m| if let SimpleQueryMessage::Row(row) = m { Some(row) } else { None }).unwrap();
+    assert_eq!((0..6).map(|index| row.get(index).unwrap()).collect::<Vec<_>>(), expected);
+    let overridden = format!("{url}?options=-c%20TimeZone%3DAsia/Tokyo");
+    let error = enter(&overridden).await.unwrap_err();
+    assert!(matches!(error, ConnectError::SessionOption { name: "TimeZone", .. }), "{error:?}");
+    enter(&format!("{url}?options=-c%20work_mem%3D8MB")).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_error_in_a_query_leaves_the_session_usable() {
+    let cluster = cluster("", &[]);
+    let mut session = replication(&cluster.url("postgres")).await.unwrap();
+    let error = session.start("missing", "p", Lsn::ZERO).await.unwrap_err();
+    assert_eq!(error.sqlstate(), Some("42704"), "{error:?}");
+    let error = session.session.query("SELECT 1/0").await.unwrap_err();
+    assert_eq!(error.sqlstate(), Some("22012"), "{error:?}");
+    session.identify_system().await.unwrap();
+}
+
+#[test]
+fn versions_become_numbers() {
+    let numbers = ["15.18 (Debian 15.18-1)", "14.2", "19beta1", "10.0", "17", "x"].map(version_number);
+    assert_eq!(numbers, [150_018, 140_002, 190_000, 100_000, 170_000, 0]);
+}
+
+#[test]
+fn names_in_the_command_are_quoted() {
+    let command = start_command("s\"x", "p'q\"r", Lsn(0x16_0000_0001), 130_000);
+    let expected =
+        "START_REPLICATION SLOT \"s\"\"x\" LOGICAL 16/1 (proto_version '1', publication_names '\"p''q\"\"r\"')";
+    assert_eq!(command, expected);
+    assert!(start_command("s", "p", Lsn::ZERO, 140_000).contains(", messages 'true')"));
+}

@@ -1,0 +1,96 @@
+//! What goes on beside the stream on the session's SQL connection: heartbeats, new tables for patterns, the state of the
+//! slot. Nothing here touches the stream; a failure is logged and tried again at its next turn.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Interval, MissedTickBehavior, interval};
+use tokio_postgres::Client;
+use tracing::{info, warn};
+
+use super::problem::chain;
+use super::slot;
+use crate::config::{SinkConfig, SourceConfig};
+use crate::view::{SharedViews, Trouble};
+
+/// How often patterns are looked through for new tables.
+const MAINTAIN_EVERY: Duration = Duration::from_secs(30);
+/// How often the slot is looked at.
+const INSPECT_EVERY: Duration = Duration::from_secs(5);
+
+/// What housekeeping needs.
+pub(super) struct Housekeeping {
+    pub(super) client: Arc<Client>,
+    pub(super) source: SourceConfig,
+    pub(super) sinks: Vec<SinkConfig>,
+    pub(super) views: SharedViews,
+    /// From making the slot ready; renewed at each turn.
+    pub(super) troubles: Vec<Trouble>,
+}
+
+impl Housekeeping {
+    /// Runs until dropped or until the connection is gone.
+    pub(super) async fn run(mut self) {
+        let mut heartbeat = self.source.heartbeat.map(calm_interval);
+        let mut maintain = calm_interval(MAINTAIN_EVERY);
+        let mut inspect = calm_interval(INSPECT_EVERY);
+        while !self.client.is_closed() {
+            tokio::select! {
+                _ = tick(&mut heartbeat) => self.heartbeat().await,
+                _ = inspect.tick() => self.inspect().await,
+                _ = maintain.tick() => self.maintain().await,
+            }
+        }
+    }
+
+    async fn heartbeat(&self) {
+        if let Err(error) = slot::heartbeat(&self.client).await {
+            warn!(source = %self.source.name, error = %chain(&error), "heartbeat failed");
+        }
+    }
+
+    async fn inspect(&self) {
+        match slot::inspect(&self.client, &self.source.slot).await {
+            Ok(Some(facts)) => {
+                let mut troubles = self.troubles.clone();
+                troubles.extend(facts.warning(&self.source.slot));
+                if let Some(mut view) = self.views.sources.get_mut(&self.source.name) {
+                    view.progress.server = view.progress.server.max(facts.server_lsn);
+                    view.troubles = troubles;
+                }
+            }
+            // The stream notices a lost slot by itself.
+            Ok(None) => {}
+            Err(error) => warn!(source = %self.source.name, error = %chain(&error), "could not look at the slot"),
+        }
+    }
+
+    async fn maintain(&mut self) {
+        match slot::maintain(&self.client, &self.source, &self.sinks).await {
+            Ok(done) => {
+                for table in &done.added {
+                    info!(source = %self.source.name, %table, "table added to the publication");
+                }
+                for trouble in done.troubles.iter().filter(|trouble| !self.troubles.contains(trouble)) {
+                    warn!(source = %self.source.name, advice = trouble.advice, "{}", trouble.what);
+                }
+                self.troubles = done.troubles;
+            }
+            Err(error) => warn!(source = %self.source.name, error = %chain(&error), "could not look for new tables"),
+        }
+    }
+}
+
+fn calm_interval(every: Duration) -> Interval {
+    let mut interval = interval(every);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    interval
+}
+
+/// Never, without an interval.
+async fn tick(interval: &mut Option<Interval>) {
+    match interval {
+        Some(interval) => drop(interval.tick().await),
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,161 @@
+//! Why a session could not begin or did not last, sorted by who has to act.
+
+use std::error::Error;
+
+use super::connection::{ConnectError, StreamError};
+use super::intake::IntakeError;
+use super::pgoutput::DecodeError;
+use super::relation::CatalogueError;
+use super::slot::{PlanFault, PrepareError};
+use crate::metrics::ReconnectReason;
+
+/// A source cannot begin before a person has changed something.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The configuration does not fit the database.
+    #[error("source {source_name}: the configuration does not fit the database")]
+    Config {
+        /// Which source.
+        source_name: String,
+        /// What does not fit.
+        faults: Vec<PlanFault>,
+    },
+    /// Something in the database, its settings or its rules.
+    #[error("{what}")]
+    Prerequisite {
+        /// What is wrong.
+        what: String,
+        /// What mends it.
+        advice: String,
+    },
+}
+
+/// Why a session ended.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Problem {
+    #[error("could not connect to the database")]
+    Connect(#[source] ConnectError),
+    #[error("the stream ended")]
+    Stream(#[source] StreamError),
+    #[error("could not make the slot and publication ready")]
+    Prepare(#[source] Box<dyn Error + Send + Sync>),
+    /// The session is of no use any more.
+    #[error("{what}")]
+    Broken {
+        what: &'static str,
+        reason: ReconnectReason,
+        #[source]
+        source: Option<Box<dyn Error + Send + Sync>>,
+    },
+    #[error("slot is active{}", .pid.map_or_else(String::new, |pid| format!(" for backend {pid}")))]
+    Busy { pid: Option<i32>, application: Option<String> },
+    #[error("the configuration does not fit the database")]
+    Config(Vec<PlanFault>),
+    #[error("{what}")]
+    Lasting { what: String, advice: String },
+}
+
+impl Problem {
+    pub(super) fn lasting(what: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self::Lasting { what: what.into(), advice: advice.into() }
+    }
+
+    pub(super) fn silent() -> Self {
+        Self::Broken { what: "the server has said nothing for too long", reason: ReconnectReason::Timeout, source: None }
+    }
+
+    /// The error to end with if no session of this run has streamed yet.
+    pub(super) fn fatal_at_start(&self) -> Option<SourceError> {
+        match self {
+            Self::Config(faults) => Some(SourceError::Config { source_name: String::new(), faults: faults.clone() }),
+            Self::Lasting { what, advice } => {
+                Some(SourceError::Prerequisite { what: what.clone(), advice: advice.clone() })
+            }
+            Self::Connect(error) if error.needs_a_person() => {
+                Some(SourceError::Prerequisite { what: chain(self), advice: self.advice() })
+            }
+            Self::Connect(_) | Self::Stream(_) | Self::Prepare(_) | Self::Broken { .. } | Self::Busy { .. } => None,
+        }
+    }
+
+    /// What mends it.
+    pub(super) fn advice(&self) -> String {
+        match self {
+            Self::Lasting { advice, .. } => advice.clone(),
+            Self::Config(faults) => faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"),
+            Self::Connect(_) => "check the source's url, the role and pg_hba.conf; `walhook check` tries them".to_owned(),
+            Self::Stream(_) | Self::Prepare(_) | Self::Broken { .. } | Self::Busy { .. } => {
+                "it is tried again by itself".to_owned()
+            }
+        }
+    }
+
+    /// The class under which the reconnect is counted.
+    pub(super) fn reason(&self) -> ReconnectReason {
+        match self {
+            Self::Connect(error) if error.sqlstate().is_some() => ReconnectReason::Refused,
+            Self::Connect(_) => ReconnectReason::Connect,
+            Self::Stream(StreamError::Server(_) | StreamError::Closed) => ReconnectReason::ServerClosed,
+            Self::Stream(StreamError::Io(_)) => ReconnectReason::ConnectionLost,
+            Self::Stream(StreamError::Malformed { .. }) => ReconnectReason::Protocol,
+            Self::Stream(StreamError::NotFinished) => ReconnectReason::Timeout,
+            Self::Prepare(_) | Self::Config(_) | Self::Lasting { .. } => ReconnectReason::Refused,
+            Self::Broken { reason, .. } => *reason,
+            Self::Busy { .. } => ReconnectReason::SlotBusy,
+        }
+    }
+}
+
+impl From<PrepareError> for Problem {
+    fn from(error: PrepareError) -> Self {
+        match error {
+            PrepareError::Config(faults) => Self::Config(faults),
+            PrepareError::Lasting { what, advice } => Self::Lasting { what, advice },
+            PrepareError::Busy { pid, application_name } => Self::Busy { pid, application: application_name },
+            PrepareError::Passing(passing) => Self::Prepare(Box::new(passing)),
+        }
+    }
+}
+
+impl From<StreamError> for Problem {
+    fn from(error: StreamError) -> Self {
+        Self::Stream(error)
+    }
+}
+
+impl From<DecodeError> for Problem {
+    fn from(error: DecodeError) -> Self {
+        let what = "could not decode the stream";
+        Self::Broken { what, reason: ReconnectReason::Protocol, source: Some(Box::new(error)) }
+    }
+}
+
+impl From<IntakeError> for Problem {
+    fn from(error: IntakeError) -> Self {
+        let what = "the stream does not hang together";
+        Self::Broken { what, reason: ReconnectReason::Protocol, source: Some(Box::new(error)) }
+    }
+}
+
+impl From<CatalogueError> for Problem {
+    fn from(error: CatalogueError) -> Self {
+        let what = "could not look up a table in the catalogue";
+        Self::Broken { what, reason: ReconnectReason::ConnectionLost, source: Some(Box::new(error)) }
+    }
+}
+
+/// An error and its sources, joined by colons.
+pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        let part = source.to_string();
+        // A library's error may already say what its source says.
+        if !text.contains(&part) {
+            text.push_str(": ");
+            text.push_str(&part);
+        }
+        next = source.source();
+    }
+    text
+}

@@ -1,0 +1,171 @@
+//! Which sinks a table's changes go to, and in which groups.
+//!
+//! A [`Route`] is made once for a table and a sink when the table's Relation message comes; routing a row is then a loop
+//! over the table's routes and a hash of the group's columns.
+
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+
+use crate::change::{Action, Change, Datum, OldRow, Row, Table, Tuple};
+use crate::config::{Actions, GroupBy, MessageForm, SinkConfig};
+use crate::schedule::{GroupId, Groups};
+
+/// How one sink takes one table's changes.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// Index of the sink among the source's sinks.
+    pub sink: usize,
+    actions: Actions,
+    grouping: Grouping,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Grouping {
+    /// No order.
+    None,
+    /// The table is one group.
+    Table(GroupId),
+    /// These columns' values, under the table's own seed.
+    Columns { seed: u64, columns: Vec<usize> },
+}
+
+/// The routes of a table, one for each sink that takes it.
+pub fn routes(table: &Table, sinks: &[SinkConfig]) -> Vec<Route> {
+    let takers = sinks.iter().enumerate().filter(|(_, sink)| sink.takes_table(&table.name));
+    takers.map(|(index, sink)| Route { sink: index, actions: actions(sink), grouping: grouping(table, sink) }).collect()
+}
+
+/// A sink of bare rows takes no deletes: they have no row.
+fn actions(sink: &SinkConfig) -> Actions {
+    match sink.message {
+        MessageForm::Change => sink.actions,
+        MessageForm::Row => Actions { delete: false, ..sink.actions },
+    }
+}
+
+fn grouping(table: &Table, sink: &SinkConfig) -> Grouping {
+    let whole = || Grouping::Table(GroupId(table_hash(table)));
+    let by = |columns: Vec<usize>| Grouping::Columns { seed: table_hash(table), columns };
+    match sink.group_rule(&table.name) {
+        GroupBy::None => Grouping::None,
+        GroupBy::Table => whole(),
+        GroupBy::PrimaryKey if table.primary_key.is_empty() => whole(),
+        GroupBy::PrimaryKey => by(table.primary_key.clone()),
+        GroupBy::Columns(names) => {
+            let columns: Vec<usize> = names.iter().filter_map(|name| column_index(table, name)).collect();
+            // A group column that the table has lost leaves nothing finer than the table that would keep the order.
+            if columns.len() == names.len() { by(columns) } else { whole() }
+        }
+    }
+}
+
+fn column_index(table: &Table, name: &str) -> Option<usize> {
+    table.columns.iter().position(|column| column.name == name)
+}
+
+/// Stable over restarts and over a re-created table; different for different tables.
+fn table_hash(table: &Table) -> u64 {
+    let mut key = Vec::new();
+    append(&mut key, table.name.schema.as_bytes());
+    append(&mut key, table.name.table.as_bytes());
+    xxh3_64(&key)
+}
+
+/// Length first, so that no two lists of values read alike.
+fn append(key: &mut Vec<u8>, bytes: &[u8]) {
+    key.extend_from_slice(&u64::try_from(bytes.len()).unwrap_or(u64::MAX).to_le_bytes());
+    key.extend_from_slice(bytes);
+}
+
+impl Route {
+    /// Whether the sink takes changes of this kind.
+    pub fn takes(&self, action: Action) -> bool {
+        match action {
+            Action::Insert => self.actions.insert,
+            Action::Update => self.actions.update,
+            Action::Delete => self.actions.delete,
+            Action::Read => true,
+        }
+    }
+
+    /// The groups of a change of the route's table. `scratch` is room to write in, whatever is in it.
+    pub fn groups(&self, change: &Change, scratch: &mut Vec<u8>) -> Groups {
+        match &self.grouping {
+            Grouping::None => Groups::None,
+            Grouping::Table(group) => Groups::One(*group),
+            Grouping::Columns { seed, columns } => match &change.row {
+                Row::Insert { new } | Row::Read { new } => Groups::One(group(*seed, columns, new, None, scratch)),
+                Row::Delete { old } => Groups::One(group(*seed, columns, old.tuple(), None, scratch)),
+                Row::Update { old: None, new } => Groups::One(group(*seed, columns, new, None, scratch)),
+                Row::Update { old: Some(old), new } => self.moved(*seed, columns, (&change.table, old, new), scratch),
+            },
+        }
+    }
+
+    /// An update whose old row is known: both groups, if they differ. A `K` tuple says nothing of columns outside the
+    /// replica identity; those are taken as unchanged.
+    fn moved(
+        &self,
+        seed: u64,
+        columns: &[usize],
+        (table, old, new): (&Table, &OldRow, &Tuple),
+        scratch: &mut Vec<u8>,
+    ) -> Groups {
+        let known = |column: &usize| match old {
+            OldRow::Full(_) => true,
+            OldRow::Key(_) => table.columns.get(*column).is_some_and(|column| column.in_identity),
+        };
+        let after = group(seed, columns, new, Some(old.tuple()), scratch);
+        if !columns.iter().all(known) {
+            return Groups::One(after);
+        }
+        Groups::moved(group(seed, columns, old.tuple(), None, scratch), after)
+    }
+}
+
+/// The group of a row. A value that was not sent because it did not change is taken from the old row.
+fn group(seed: u64, columns: &[usize], row: &Tuple, old: Option<&Tuple>, scratch: &mut Vec<u8>) -> GroupId {
+    scratch.clear();
+    for &column in columns {
+        let value = match (row.value(column), old) {
+            (Some(Datum::Unchanged), Some(old)) => old.value(column),
+            (value, _) => value,
+        };
+        match value {
+            Some(Datum::Text(text)) => append(scratch, text),
+            // No value is as long as this.
+            Some(Datum::Null) => scratch.extend_from_slice(&u64::MAX.to_le_bytes()),
+            Some(Datum::Unchanged) | None => scratch.extend_from_slice(&(u64::MAX - 1).to_le_bytes()),
+        }
+    }
+    GroupId(xxh3_64_with_seed(scratch, seed))
+}
+
+/// A group's name for people: the column's text, or for several a JSON array of the texts; for a table its name; `None`
+/// without a group. Taken from the new row, or the old one of a delete.
+pub fn group_text(change: &Change, sink: &SinkConfig) -> Option<String> {
+    let columns = match grouping(&change.table, sink) {
+        Grouping::None => return None,
+        Grouping::Table(_) => return Some(change.table.name.to_string()),
+        Grouping::Columns { columns, .. } => columns,
+    };
+    let old = change.old_row().map(OldRow::tuple);
+    let row = change.new_tuple().or(old)?;
+    let texts: Vec<Option<String>> = columns
+        .iter()
+        .map(|&column| match (row.value(column), old) {
+            (Some(Datum::Unchanged), Some(old)) => text(old.value(column)),
+            (value, _) => text(value),
+        })
+        .collect();
+    match &texts[..] {
+        [one] => one.clone(),
+        several => serde_json::to_string(several).ok(),
+    }
+}
+
+fn text(value: Option<Datum<'_>>) -> Option<String> {
+    match value? {
+        Datum::Text(text) => Some(String::from_utf8_lossy(text).into_owned()),
+        Datum::Null | Datum::Unchanged => None,
+    }
+}

@@ -1,0 +1,128 @@
+//! Why a source's slot or publication is not ready, sorted by who has to act.
+
+use std::fmt;
+use std::time::Duration;
+
+use tokio_postgres::error::SqlState;
+
+use crate::source::connection::ConnectError;
+
+/// How long a statement may take before it is given up.
+pub(super) const STATEMENT_LIMIT: Duration = Duration::from_secs(30);
+
+/// A fault of the configuration that only the database could show.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlanFault {
+    /// Key in the configuration, `sink.orders.tables`.
+    pub place: String,
+    /// What is wrong with it, and what to do.
+    pub reason: String,
+    /// SQL that mends it, if SQL does.
+    pub sql: Option<String>,
+}
+
+impl fmt::Display for PlanFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.place, self.reason)?;
+        self.sql.as_ref().map_or(Ok(()), |sql| write!(f, ": {sql}"))
+    }
+}
+
+/// A publication and slot could not be made ready.
+#[derive(Debug, thiserror::Error)]
+pub enum PrepareError {
+    /// The configuration does not fit the database.
+    #[error("the configuration does not fit the database: {}", joined(.0))]
+    Config(Vec<PlanFault>),
+    /// A person has to change something in the database or its settings first.
+    #[error("{what}")]
+    Lasting {
+        /// What is wrong.
+        what: String,
+        /// What mends it, SQL where SQL does.
+        advice: String,
+    },
+    /// Another session reads the slot.
+    #[error("the slot is being read by another session (pid {}, application {})", shown(.pid), shown(.application_name))]
+    Busy {
+        /// Its backend, if the server says.
+        pid: Option<i32>,
+        /// Its `application_name`, if it has one we may see.
+        application_name: Option<String>,
+    },
+    /// Worth another try.
+    #[error(transparent)]
+    Passing(#[from] Passing),
+}
+
+/// What may be gone at the next try.
+#[derive(Debug, thiserror::Error)]
+pub enum Passing {
+    /// A statement failed.
+    #[error("could not {doing}")]
+    Query {
+        /// Which, in words.
+        doing: &'static str,
+        /// The server's or the connection's error.
+        source: tokio_postgres::Error,
+    },
+    /// A statement took too long.
+    #[error("could not {doing} within {} s", STATEMENT_LIMIT.as_secs())]
+    Timeout {
+        /// Which, in words.
+        doing: &'static str,
+    },
+    /// The connection for making the slot could not be opened.
+    #[error("could not open a second connection for making the slot")]
+    Connect(#[source] ConnectError),
+    /// The server's answer was not of the shape asked for.
+    #[error("could not understand the server's answer to {doing}")]
+    Answer {
+        /// The question.
+        doing: &'static str,
+    },
+}
+
+impl PrepareError {
+    pub(super) fn lasting(what: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self::Lasting { what: what.into(), advice: advice.into() }
+    }
+}
+
+/// Waits for a statement, but not for ever, and sorts its failure.
+pub(super) async fn bounded<T>(
+    doing: &'static str,
+    statement: impl Future<Output = Result<T, tokio_postgres::Error>>,
+) -> Result<T, PrepareError> {
+    match tokio::time::timeout(STATEMENT_LIMIT, statement).await {
+        Ok(done) => done.map_err(|error| classify(doing, error)),
+        Err(_) => Err(Passing::Timeout { doing }.into()),
+    }
+}
+
+/// Sorts a server's error by its SQLSTATE. A missing privilege stays [`Passing::Query`]: only the caller knows the grants.
+pub(super) fn classify(doing: &'static str, error: tokio_postgres::Error) -> PrepareError {
+    let Some(server) = error.as_db_error() else { return Passing::Query { doing, source: error }.into() };
+    let what = format!("could not {doing}: {}", server.message());
+    let code = server.code();
+    if *code == SqlState::CONFIGURATION_LIMIT_EXCEEDED {
+        let advice = "raise max_replication_slots (needs a restart of the server), or drop a slot that nobody reads: \
+                      SELECT slot_name, active FROM pg_replication_slots;";
+        return PrepareError::lasting(what, advice);
+    }
+    if *code == SqlState::OBJECT_IN_USE {
+        return PrepareError::Busy { pid: None, application_name: None };
+    }
+    if *code == SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE {
+        return PrepareError::lasting(what, "run `walhook check` for the setting that is missing");
+    }
+    Passing::Query { doing, source: error }.into()
+}
+
+fn joined(faults: &[PlanFault]) -> String {
+    faults.iter().map(PlanFault::to_string).collect::<Vec<_>>().join("; ")
+}
+
+fn shown<T: fmt::Display>(value: &Option<T>) -> String {
+    value.as_ref().map_or_else(|| "unknown".to_owned(), T::to_string)
+}

@@ -1,0 +1,245 @@
+//! Pure: which tables a source publishes for its sinks, and why the others are not.
+
+use std::collections::HashMap;
+
+use super::error::PlanFault;
+use super::names::quoted_table;
+use super::survey::{Refusal, TableFacts};
+use crate::change::{ReplicaIdentity, TableName};
+use crate::config::{Actions, GroupBy, MessageForm, SinkConfig};
+use crate::view::Trouble;
+
+/// Kinds of change a publication passes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Operations {
+    pub(crate) insert: bool,
+    pub(crate) update: bool,
+    pub(crate) delete: bool,
+}
+
+impl Operations {
+    /// What the sinks take together.
+    pub(crate) fn of(sinks: &[SinkConfig]) -> Self {
+        sinks.iter().map(taken).fold(Self::default(), |all, sink| Self {
+            insert: all.insert || sink.insert,
+            update: all.update || sink.update,
+            delete: all.delete || sink.delete,
+        })
+    }
+
+    /// Whether everything in `other` is in these.
+    pub(crate) fn covers(self, other: Self) -> bool {
+        (self.insert || !other.insert) && (self.update || !other.update) && (self.delete || !other.delete)
+    }
+
+    /// Both together.
+    pub(crate) fn with(self, other: Self) -> Self {
+        Self {
+            insert: self.insert || other.insert,
+            update: self.update || other.update,
+            delete: self.delete || other.delete,
+        }
+    }
+
+    /// The value of the publication's parameter `publish`.
+    pub(crate) fn parameter(self) -> String {
+        let words = [(self.insert, "insert"), (self.update, "update"), (self.delete, "delete")];
+        words.iter().filter(|(on, _)| *on).map(|(_, word)| *word).collect::<Vec<_>>().join(", ")
+    }
+
+    /// Whether old rows matter, so that every table needs a replica identity.
+    pub(crate) fn needs_identity(self) -> bool {
+        self.update || self.delete
+    }
+}
+
+/// The actions of which a sink sends messages: a row message has nothing to say about a delete.
+pub(crate) fn taken(sink: &SinkConfig) -> Actions {
+    Actions { delete: sink.actions.delete && sink.message == MessageForm::Change, ..sink.actions }
+}
+
+/// What is to be published.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Plan {
+    /// Tables to publish, with whether a sink names them without a pattern.
+    pub(crate) publish: Vec<(TableFacts, Naming)>,
+    /// Kinds of change.
+    pub(crate) operations: Operations,
+    /// What must be mended before a start.
+    pub(crate) faults: Vec<PlanFault>,
+    /// Tables left out, and other things that do not stop the rest.
+    pub(crate) troubles: Vec<Trouble>,
+    /// Patterns that name no table, with their sinks.
+    pub(crate) unmatched: Vec<(String, String)>,
+}
+
+/// How a table came into the plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Naming {
+    /// A sink names exactly it.
+    Exact,
+    /// A pattern.
+    Pattern,
+}
+
+impl Plan {
+    /// Weighs every table against every sink.
+    pub(crate) fn new(tables: &[TableFacts], sinks: &[SinkConfig]) -> Self {
+        let mut plan = Self { operations: Operations::of(sinks), ..Self::default() };
+        for sink in sinks {
+            plan.look_up(sink, tables);
+        }
+        let roots: HashMap<&TableName, bool> = tables
+            .iter()
+            .filter_map(|table| table.root.as_ref())
+            .map(|root| (root, sinks.iter().any(|sink| sink.takes_table(root))))
+            .collect();
+        for table in tables {
+            let takers: Vec<&SinkConfig> = sinks.iter().filter(|sink| sink.takes_table(&table.name)).collect();
+            if takers.is_empty() {
+                continue;
+            }
+            match table.kind_refusal() {
+                None => plan.weigh(table, &takers),
+                Some(refusal) => plan.other_kind(table, &takers, refusal, &roots),
+            }
+        }
+        plan
+    }
+
+    /// Names written out in `tables` that the database does not have, and patterns without a table.
+    fn look_up(&mut self, sink: &SinkConfig, tables: &[TableFacts]) {
+        for pattern in &sink.tables {
+            if tables.iter().any(|table| pattern.matches(&table.name)) {
+                continue;
+            }
+            let name = TableName { schema: pattern.schema.clone(), table: pattern.table.clone() };
+            if !pattern.is_exact() {
+                self.unmatched.push((sink.name.clone(), name.to_string()));
+                continue;
+            }
+            let hint = nearest(&name, tables).map(|near| format!(" (did you mean {near}?)")).unwrap_or_default();
+            let reason = format!("the database has no table {name}{hint}");
+            self.faults.push(PlanFault { place: format!("sink.{}.tables", sink.name), reason, sql: None });
+        }
+        for (name, _) in &sink.group_by_table {
+            if !sink.takes_table(name) {
+                let reason = format!("the sink does not take {name}, so its group_by does nothing");
+                self.troubles
+                    .push(Trouble { what: reason, advice: format!("remove [sink.{}.table.\"{name}\"]", sink.name) });
+            }
+        }
+    }
+
+    /// Publishes the table, or says why not.
+    fn weigh(&mut self, table: &TableFacts, takers: &[&SinkConfig]) {
+        let identity = table.identity_refusal().filter(|_| self.operations.needs_identity());
+        let group = |sink: &&SinkConfig| Some((sink.name.clone(), "group_by", group_refusal(table, sink)?));
+        let mut refusals: Vec<(String, &str, Refusal)> = takers.iter().filter_map(group).collect();
+        if let Some(refusal) = identity {
+            // The identity comes first, and once: it is the table's fault, whoever takes it.
+            let place = takers.iter().find(|sink| names(sink, table)).or(takers.first());
+            refusals = place.map(|sink| (sink.name.clone(), "tables", refusal)).into_iter().collect();
+        }
+        let naming = if takers.iter().any(|sink| names(sink, table)) { Naming::Exact } else { Naming::Pattern };
+        if refusals.is_empty() {
+            self.publish.push((table.clone(), naming));
+        }
+        for (sink, key, refusal) in refusals {
+            match naming {
+                Naming::Exact => self.fault(&sink, key, refusal),
+                Naming::Pattern => self.leave_out(refusal),
+            }
+        }
+        if !table.leaves.is_empty() && table.primary_key.is_empty() && self.operations.needs_identity() {
+            self.troubles.push(Trouble {
+                what: format!(
+                    "{} has no primary key: UPDATE and DELETE on partitions made from now on will fail",
+                    table.name
+                ),
+                advice: format!("ALTER TABLE {} ADD PRIMARY KEY (…);", quoted_table(&table.name)),
+            });
+        }
+    }
+
+    fn other_kind(
+        &mut self,
+        table: &TableFacts,
+        takers: &[&SinkConfig],
+        refusal: Refusal,
+        roots: &HashMap<&TableName, bool>,
+    ) {
+        let named: Vec<&&SinkConfig> = takers.iter().filter(|sink| names(sink, table)).collect();
+        for sink in &named {
+            self.fault(&sink.name, "tables", refusal.clone());
+        }
+        let orphan = table.root.as_ref().is_some_and(|root| roots.get(root) == Some(&false));
+        let silent = matches!(table.kind, super::survey::RelationKind::View | super::survey::RelationKind::Foreign);
+        if named.is_empty() && (orphan || (table.root.is_none() && !silent)) {
+            self.leave_out(refusal);
+        }
+    }
+
+    fn fault(&mut self, sink: &str, key: &str, refusal: Refusal) {
+        let place = format!("sink.{sink}.{key}");
+        self.faults.push(PlanFault { place, reason: refusal.reason, sql: refusal.sql });
+    }
+
+    fn leave_out(&mut self, refusal: Refusal) {
+        let advice = refusal.sql.unwrap_or_else(|| "name other tables in the sink's tables".to_owned());
+        self.troubles.push(Trouble { what: format!("left out: {}", refusal.reason), advice });
+    }
+}
+
+/// Whether a sink names the table itself: without a pattern, or with a `group_by` of its own.
+fn names(sink: &SinkConfig, table: &TableFacts) -> bool {
+    sink.tables.iter().any(|pattern| pattern.is_exact() && pattern.matches(&table.name))
+        || sink.group_by_table.iter().any(|(name, _)| *name == table.name)
+}
+
+/// Why the sink cannot group the table's changes.
+fn group_refusal(table: &TableFacts, sink: &SinkConfig) -> Option<Refusal> {
+    let (columns, of_key): (Vec<&str>, bool) = match sink.group_rule(&table.name) {
+        GroupBy::Table | GroupBy::None => return None,
+        GroupBy::PrimaryKey => (table.primary_key.iter().map(String::as_str).collect(), true),
+        GroupBy::Columns(columns) => (columns.iter().map(String::as_str).collect(), false),
+    };
+    let has = |name: &&&str| table.columns.iter().any(|column| column.name == **name);
+    if let Some(missing) = columns.iter().find(|name| !has(name)) {
+        let reason = format!("{} has no column {missing} to group by", table.name);
+        return Some(Refusal { reason, sql: None });
+    }
+    let actions = taken(sink);
+    let carried = table.carried();
+    let lost: Vec<&str> = columns.into_iter().filter(|name| !carried.contains(name)).collect();
+    if lost.is_empty() || !(actions.update || actions.delete) {
+        return None;
+    }
+    let sql = match (of_key, table.identity.setting) {
+        (true, ReplicaIdentity::Index) if table.leaves.is_empty() => {
+            format!("ALTER TABLE {} REPLICA IDENTITY DEFAULT;", quoted_table(&table.name))
+        }
+        _ => table.make_full(),
+    };
+    let what = if of_key { "its primary key's" } else { "group_by" };
+    Some(Refusal {
+        reason: format!(
+            "the old rows of {}'s updates and deletes do not carry {what} {}, so their group would be unknown",
+            table.name,
+            lost.join(", ")
+        ),
+        sql: Some(sql),
+    })
+}
+
+/// The existing table whose name is nearest, if it is near.
+fn nearest<'a>(wanted: &TableName, tables: &'a [TableFacts]) -> Option<&'a TableName> {
+    let text = wanted.to_string().to_lowercase();
+    let distance = |table: &TableFacts| {
+        let whole = strsim::damerau_levenshtein(&table.name.to_string().to_lowercase(), &text);
+        let same_table = table.name.table.eq_ignore_ascii_case(&wanted.table);
+        if same_table { whole.min(1) } else { whole }
+    };
+    let near = tables.iter().map(|table| (distance(table), &table.name)).min_by_key(|(distance, _)| *distance)?;
+    (near.0 <= 1 + text.len() / 6).then_some(near.1)
+}

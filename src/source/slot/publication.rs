@@ -1,0 +1,231 @@
+//! The publication: what it holds, and the SQL that makes it hold what the plan asks for.
+
+use std::collections::HashSet;
+
+use tokio_postgres::Client;
+
+use super::error::{PrepareError, bounded};
+use super::names::{literal, quoted, quoted_table};
+use super::plan::{Naming, Operations, Plan};
+use super::survey::RelationKind;
+use crate::change::TableName;
+use crate::config::{SinkConfig, SourceConfig};
+use crate::view::Trouble;
+
+/// The comment by which walhook knows a publication that it made, and from which it may take things away.
+const MARK: &str = "made and maintained by walhook";
+
+/// A publication as it is.
+#[derive(Debug, Clone)]
+pub(crate) struct PublicationState {
+    pub(crate) all_tables: bool,
+    pub(crate) schemas: Vec<String>,
+    pub(crate) operations: Operations,
+    pub(crate) via_root: bool,
+    /// Made by walhook, by its comment.
+    pub(crate) is_ours: bool,
+    /// The role may change it.
+    pub(crate) is_owned: bool,
+    /// Tables named one by one.
+    pub(crate) members: Vec<TableName>,
+    /// Every table whose changes come, under the name they come with.
+    pub(crate) covered: HashSet<TableName>,
+    /// Tables of which only some rows or columns come.
+    pub(crate) partial: Vec<TableName>,
+}
+
+/// What brings a publication to the plan.
+#[derive(Debug, Default)]
+pub(crate) struct Steps {
+    /// Statements, to run as one transaction.
+    pub(crate) sql: Vec<String>,
+    pub(crate) added: Vec<TableName>,
+    pub(crate) removed: Vec<TableName>,
+    /// What needs a person, as SQL, because walhook may not change this publication.
+    pub(crate) refused: Vec<String>,
+    pub(crate) troubles: Vec<Trouble>,
+}
+
+const PUBLICATION: &str = "
+select p.puballtables, p.pubinsert, p.pubupdate, p.pubdelete, p.pubviaroot,
+       coalesce(obj_description(p.oid, 'pg_publication') = $2, false), pg_has_role(p.pubowner, 'USAGE')
+  from pg_publication p where p.pubname = $1";
+
+const MEMBERS: &str = "
+select n.nspname::text, c.relname::text,
+       (to_jsonb(r) ->> 'prqual') is not null or (to_jsonb(r) ->> 'prattrs') is not null
+  from pg_publication p
+  join pg_publication_rel r on r.prpubid = p.oid and coalesce((to_jsonb(r) ->> 'prexcept')::bool, false) = false
+  join pg_class c on c.oid = r.prrelid
+  join pg_namespace n on n.oid = c.relnamespace
+ where p.pubname = $1";
+
+const COVERED: &str = "select schemaname::text, tablename::text from pg_publication_tables where pubname = $1";
+
+const SCHEMAS: &str = "
+select n.nspname::text from pg_publication p join pg_publication_namespace s on s.pnpubid = p.oid
+  join pg_namespace n on n.oid = s.pnnspid where p.pubname = $1";
+
+/// Reads the publication, if there is one of this name.
+pub(crate) async fn read(client: &Client, name: &str, version: u32) -> Result<Option<PublicationState>, PrepareError> {
+    let doing = "read the publication";
+    let Some(row) = bounded(doing, client.query_opt(PUBLICATION, &[&name, &MARK])).await? else { return Ok(None) };
+    let members = bounded(doing, client.query(MEMBERS, &[&name])).await?;
+    let covered = bounded(doing, client.query(COVERED, &[&name])).await?;
+    let schemas = match version {
+        150_000.. => bounded(doing, client.query(SCHEMAS, &[&name])).await?,
+        _ => Vec::new(),
+    };
+    let table = |row: &tokio_postgres::Row| TableName { schema: row.get(0), table: row.get(1) };
+    Ok(Some(PublicationState {
+        all_tables: row.get(0),
+        schemas: schemas.iter().map(|row| row.get(0)).collect(),
+        operations: Operations { insert: row.get(1), update: row.get(2), delete: row.get(3) },
+        via_root: row.get(4),
+        is_ours: row.get(5),
+        is_owned: row.get(6),
+        members: members.iter().map(table).collect(),
+        covered: covered.iter().map(table).collect(),
+        partial: members.iter().filter(|row| row.get(2)).map(table).collect(),
+    }))
+}
+
+/// Runs the statements as one transaction. Waits for locks 10 s at most.
+pub(crate) async fn apply(client: &Client, steps: &Steps) -> Result<(), PrepareError> {
+    if steps.sql.is_empty() {
+        return Ok(());
+    }
+    // Several statements in one simple query are one transaction, rolled back as a whole.
+    let batch = format!("SET LOCAL lock_timeout = '10s'; {}", steps.sql.join(" "));
+    bounded("make or change the publication", client.batch_execute(&batch)).await
+}
+
+impl Steps {
+    /// What is missing between `state` and `plan`.
+    pub(crate) fn new(
+        state: Option<&PublicationState>,
+        plan: &Plan,
+        source: &SourceConfig,
+        sinks: &[SinkConfig],
+        version: u32,
+    ) -> Self {
+        match state {
+            None => Self::create(plan, source, version),
+            Some(state) => Self::alter(state, plan, source, sinks),
+        }
+    }
+
+    fn create(plan: &Plan, source: &SourceConfig, version: u32) -> Self {
+        let mut steps = Self::default();
+        let tables = steps.addable(plan, source, |_| false);
+        let list = if tables.is_empty() { String::new() } else { format!(" FOR TABLE {}", listed(&tables)) };
+        // Generated columns are part of a row; without them REPLICA IDENTITY FULL would refuse updates (PG18).
+        let generated = if version >= 180_000 { ", publish_generated_columns = stored" } else { "" };
+        let name = quoted(&source.publication);
+        steps.sql = vec![
+            format!(
+                "CREATE PUBLICATION {name}{list} WITH (publish = '{}', publish_via_partition_root = true{generated});",
+                plan.operations.parameter()
+            ),
+            format!("COMMENT ON PUBLICATION {name} IS {};", literal(MARK)),
+        ];
+        steps.added = tables;
+        steps.settle(source);
+        steps
+    }
+
+    fn alter(state: &PublicationState, plan: &Plan, source: &SourceConfig, sinks: &[SinkConfig]) -> Self {
+        let mut steps = Self::default();
+        let name = quoted(&source.publication);
+        steps.added = steps.addable(plan, source, |table| state.covers(table));
+        let mut parameters = Vec::new();
+        if needs_root(state, plan) {
+            parameters.push("publish_via_partition_root = true".to_owned());
+        }
+        let operations = if state.is_ours { plan.operations } else { state.operations.with(plan.operations) };
+        if operations != state.operations {
+            parameters.push(format!("publish = '{}'", operations.parameter()));
+        }
+        if !parameters.is_empty() {
+            steps.sql.push(format!("ALTER PUBLICATION {name} SET ({});", parameters.join(", ")));
+        }
+        if !steps.added.is_empty() {
+            steps.sql.push(format!("ALTER PUBLICATION {name} ADD TABLE {};", listed(&steps.added)));
+        }
+        if state.is_ours && source.create {
+            let unnamed = |table: &&TableName| !sinks.iter().any(|sink| sink.takes_table(table));
+            steps.removed = state.members.iter().filter(unnamed).cloned().collect();
+            if !steps.removed.is_empty() {
+                steps.sql.push(format!("ALTER PUBLICATION {name} DROP TABLE {};", listed(&steps.removed)));
+            }
+        }
+        for table in state.partial.iter().filter(|table| plan.publish.iter().any(|(facts, _)| facts.name == **table)) {
+            let what = format!("the publication {} passes on only some rows or columns of {table}", source.publication);
+            let advice = "this is as its row filter or column list says; nothing else of the table can be delivered";
+            steps.troubles.push(Trouble { what, advice: advice.to_owned() });
+        }
+        if state.all_tables || !state.schemas.is_empty() {
+            // Tables cannot be added beside FOR ALL TABLES, and a publication of schemas is a person's choice.
+            steps.refuse();
+        }
+        steps.settle(source);
+        steps
+    }
+
+    /// Tables of the plan that are not published and may be added; the others become troubles or refusals.
+    fn addable(&mut self, plan: &Plan, source: &SourceConfig, covered: impl Fn(&TableName) -> bool) -> Vec<TableName> {
+        let mut tables = Vec::new();
+        for (table, naming) in plan.publish.iter().filter(|(table, _)| !covered(&table.name)) {
+            let name = quoted_table(&table.name);
+            let (why, advice) = match (naming, source.create, table.is_owned) {
+                (Naming::Exact, _, _) | (Naming::Pattern, true, true) => {
+                    tables.push(table.name.clone());
+                    continue;
+                }
+                (Naming::Pattern, true, false) => {
+                    ("belongs to another role, so walhook cannot publish it", format!("ALTER TABLE {name} OWNER TO …;"))
+                }
+                (Naming::Pattern, false, _) => {
+                    let publication = quoted(&source.publication);
+                    ("is not in the publication", format!("ALTER PUBLICATION {publication} ADD TABLE {name};"))
+                }
+            };
+            self.troubles.push(Trouble { what: format!("left out: {} {why}", table.name), advice });
+        }
+        tables
+    }
+
+    /// Hands the statements to a person when the source only checks.
+    fn settle(&mut self, source: &SourceConfig) {
+        if !source.create {
+            self.refuse();
+        }
+    }
+
+    fn refuse(&mut self) {
+        self.refused.append(&mut self.sql);
+        self.added.clear();
+        self.removed.clear();
+    }
+}
+
+impl PublicationState {
+    /// Whether changes of the table come under its own name.
+    pub(crate) fn covers(&self, table: &TableName) -> bool {
+        // A root without partitions, or in a publication that sends leaves, is not in pg_publication_tables.
+        self.covered.contains(table)
+            || self.members.contains(table)
+            || self.all_tables
+            || self.schemas.contains(&table.schema)
+    }
+}
+
+/// Whether a partitioned table of the plan would come under its partitions' names.
+fn needs_root(state: &PublicationState, plan: &Plan) -> bool {
+    !state.via_root && plan.publish.iter().any(|(table, _)| table.kind == RelationKind::Partitioned)
+}
+
+fn listed(tables: &[TableName]) -> String {
+    // ONLY, so that tables which inherit from one are published when a sink names them, not as a side effect.
+    tables.iter().map(|table| format!("ONLY {}", quoted_table(table))).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,128 @@
+//! What kind of server this is, as whom we speak to it, and whether it can do what walhook needs.
+
+use tokio_postgres::Client;
+
+use super::error::{PrepareError, bounded};
+use super::names::quoted;
+
+/// The oldest server walhook reads from, as `server_version_num`.
+pub(crate) const VERSION_MIN: u32 = 140_000;
+
+/// Facts of one server and session.
+#[derive(Debug, Clone)]
+pub(crate) struct ServerFacts {
+    /// `server_version_num`: 150018 is 15.18.
+    pub(crate) version: u32,
+    /// `wal_level`, or PG19's `effective_wal_level`.
+    pub(crate) wal_level: String,
+    /// A standby.
+    pub(crate) in_recovery: bool,
+    /// Database of this session.
+    pub(crate) database: String,
+    /// Role of this session.
+    pub(crate) role: String,
+    /// The role may create and read slots.
+    pub(crate) may_replicate: bool,
+    /// The role may create a publication.
+    pub(crate) may_create: bool,
+    /// `rds_replication` exists: what the role must be granted on Amazon RDS.
+    pub(crate) is_rds: bool,
+    /// `output_plugin_libraries`, where the server has it (minor releases of August 2026 on).
+    pub(crate) output_plugins: Option<String>,
+}
+
+const FACTS: &str = "
+select current_setting('server_version_num')::int4,
+       coalesce(current_setting('effective_wal_level', true), current_setting('wal_level')),
+       pg_is_in_recovery(),
+       current_database()::text,
+       current_user::text,
+       (select r.rolsuper or r.rolreplication from pg_roles r where r.rolname = current_user)
+         or exists (select from pg_roles r where r.rolname = 'rds_replication' and pg_has_role(r.oid, 'MEMBER')),
+       has_database_privilege(current_database(), 'CREATE'),
+       exists (select from pg_roles where rolname = 'rds_replication'),
+       current_setting('output_plugin_libraries', true)";
+
+/// Reads the facts.
+pub(crate) async fn read(client: &Client) -> Result<ServerFacts, PrepareError> {
+    let row = bounded("read the server's settings", client.query_one(FACTS, &[])).await?;
+    let version: i32 = row.get(0);
+    Ok(ServerFacts {
+        version: u32::try_from(version).unwrap_or_default(),
+        wal_level: row.get(1),
+        in_recovery: row.get(2),
+        database: row.get(3),
+        role: row.get(4),
+        may_replicate: row.get(5),
+        may_create: row.get(6),
+        is_rds: row.get(7),
+        output_plugins: row.get(8),
+    })
+}
+
+impl ServerFacts {
+    /// What keeps walhook from reading this server at all, each with what mends it.
+    pub(crate) fn obstacles(&self) -> Vec<(String, String)> {
+        let mut obstacles = Vec::new();
+        if self.version < VERSION_MIN {
+            let what = format!("the server is Postgres {}; walhook reads 14 and later", self.version_text());
+            obstacles.push((what, "upgrade the server".to_owned()));
+        }
+        // PG19 raises the level by itself when the first logical slot is made, unless it is minimal.
+        let raises_itself = self.version >= 190_000 && self.wal_level == "replica";
+        if self.wal_level != "logical" && !raises_itself {
+            let what = format!("wal_level is {}; logical replication needs logical", self.wal_level);
+            let advice = "ALTER SYSTEM SET wal_level = 'logical'; then restart the server (Amazon RDS: \
+                          rds.logical_replication = 1, Cloud SQL: cloudsql.logical_decoding = on, Azure: \
+                          wal_level in the server parameters)";
+            obstacles.push((what, advice.to_owned()));
+        }
+        if self.in_recovery && self.version < 160_000 {
+            let what =
+                format!("the server is a standby, and Postgres {} has no logical slots there", self.version_text());
+            obstacles.push((what, "name the primary in the source's url, or upgrade to 16".to_owned()));
+        }
+        if !self.may_replicate {
+            let what = format!("the role {} may not use replication slots", self.role);
+            obstacles.push((what, self.grant_replication()));
+        }
+        if let Some(allowed) = &self.output_plugins
+            && !allowed.split(',').any(|name| name.trim() == "pgoutput")
+        {
+            let what = format!("output_plugin_libraries ({allowed}) does not allow pgoutput");
+            obstacles.push((
+                what,
+                "ALTER SYSTEM SET output_plugin_libraries = 'pgoutput'; SELECT pg_reload_conf();".to_owned(),
+            ));
+        }
+        obstacles
+    }
+
+    /// The obstacles as one error.
+    pub(crate) fn usable(&self) -> Result<(), PrepareError> {
+        let obstacles = self.obstacles();
+        if obstacles.is_empty() {
+            return Ok(());
+        }
+        let (what, advice): (Vec<_>, Vec<_>) = obstacles.into_iter().unzip();
+        Err(PrepareError::lasting(what.join("; "), advice.join("\n")))
+    }
+
+    /// SQL that lets the role use slots.
+    pub(crate) fn grant_replication(&self) -> String {
+        match self.is_rds {
+            true => format!("GRANT rds_replication TO {};", quoted(&self.role)),
+            false => format!("ALTER ROLE {} REPLICATION;", quoted(&self.role)),
+        }
+    }
+
+    /// SQL that lets the role create a publication.
+    pub(crate) fn grant_create(&self) -> String {
+        format!("GRANT CREATE ON DATABASE {} TO {};", quoted(&self.database), quoted(&self.role))
+    }
+
+    /// `15.18`
+    pub(crate) fn version_text(&self) -> String {
+        format!("{}.{}", self.version / 10_000, self.version % 10_000)
+    }
+}

@@ -1,0 +1,245 @@
+//! The tables of a database, with what decides whether and how their changes can be published.
+
+use std::collections::{HashMap, HashSet};
+
+use tokio_postgres::{Client, Row};
+
+use super::error::{PrepareError, bounded};
+use super::names::quoted_table;
+use crate::change::{ReplicaIdentity, TableName};
+
+/// What a relation is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RelationKind {
+    /// An ordinary table.
+    Table,
+    /// The root of partitions.
+    Partitioned,
+    /// A view or materialized view.
+    View,
+    /// A foreign table.
+    Foreign,
+}
+
+/// One column, as far as publishing cares.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ColumnFacts {
+    /// Name.
+    pub name: String,
+    /// Computed when read (PG18), so never in the WAL.
+    pub is_virtual: bool,
+    /// Long values are kept out of line and not sent when unchanged.
+    pub is_toastable: bool,
+}
+
+/// What a relation logs of old rows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdentityFacts {
+    /// As set.
+    pub setting: ReplicaIdentity,
+    /// The columns old rows carry; `None` where there are none and UPDATE and DELETE fail once published.
+    pub columns: Option<Vec<String>>,
+}
+
+/// One relation of the catalogue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TableFacts {
+    /// `pg_class.oid`.
+    pub oid: u32,
+    /// Name.
+    pub name: TableName,
+    /// What it is.
+    pub kind: RelationKind,
+    /// In the WAL: neither temporary nor unlogged.
+    pub is_logged: bool,
+    /// The role owns it, which adding it to a publication needs.
+    pub is_owned: bool,
+    /// Its own replica identity.
+    pub identity: IdentityFacts,
+    /// Columns of the primary key, in key order.
+    pub primary_key: Vec<String>,
+    /// Columns, in order.
+    pub columns: Vec<ColumnFacts>,
+    /// For a partition: the root under whose name its changes come.
+    pub root: Option<TableName>,
+    /// For a root: the partitions with rows, each with an identity of its own.
+    pub leaves: Vec<(TableName, IdentityFacts)>,
+}
+
+/// Relations of all schemas but the system's and the sessions' own.
+const TABLES: &str = "
+select c.oid, n.nspname::text, c.relname::text, c.relkind::text, c.relpersistence = 'p', c.relreplident::text,
+       pg_has_role(c.relowner, 'USAGE'),
+       case when c.relispartition then pg_partition_root(c.oid)::oid end,
+       coalesce(p.columns, '{}'), i.columns,
+       coalesce(a.names, '{}'), coalesce(a.virtuals, '{}'), coalesce(a.toastable, '{}')
+  from pg_class c
+  join pg_namespace n on n.oid = c.relnamespace
+  left join lateral (
+    select array_agg(a.attname::text order by k.n) as columns
+      from pg_index x, unnest(x.indkey) with ordinality k(attnum, n), pg_attribute a
+     where x.indrelid = c.oid and x.indisprimary and k.n <= x.indnkeyatts
+       and a.attrelid = c.oid and a.attnum = k.attnum) p on true
+  left join lateral (
+    select array_agg(a.attname::text order by k.n) as columns
+      from pg_index x, unnest(x.indkey) with ordinality k(attnum, n), pg_attribute a
+     where x.indrelid = c.oid and x.indisvalid and k.n <= x.indnkeyatts
+       and a.attrelid = c.oid and a.attnum = k.attnum
+       and ((c.relreplident = 'd' and x.indisprimary and x.indimmediate) or (c.relreplident = 'i' and x.indisreplident))
+    ) i on true
+  left join lateral (
+    select array_agg(a.attname::text order by a.attnum) as names,
+           array_agg(a.attgenerated = 'v' order by a.attnum) as virtuals,
+           array_agg(a.attstorage <> 'p' order by a.attnum) as toastable
+      from pg_attribute a where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped) a on true
+ where c.relkind in ('r', 'p', 'v', 'm', 'f')
+   and n.nspname !~ '^pg_' and n.nspname <> 'information_schema'
+ order by n.nspname, c.relname";
+
+/// Reads every relation.
+pub(crate) async fn read(client: &Client) -> Result<Vec<TableFacts>, PrepareError> {
+    let rows = bounded("read the tables of the catalogue", client.query(TABLES, &[])).await?;
+    let roots: Vec<Option<u32>> = rows.iter().map(|row| row.get(7)).collect();
+    let mut tables: Vec<TableFacts> = rows.iter().map(table).collect();
+    let by_oid: HashMap<u32, usize> = tables.iter().enumerate().map(|(at, table)| (table.oid, at)).collect();
+    for (at, root) in roots.into_iter().enumerate() {
+        let Some(root_at) = root.and_then(|root| by_oid.get(&root).copied()) else { continue };
+        let root_name = tables.get(root_at).map(|root| root.name.clone());
+        let Some(leaf) = tables.get_mut(at) else { continue };
+        leaf.root = root_name;
+        let entry = (leaf.kind == RelationKind::Table).then(|| (leaf.name.clone(), leaf.identity.clone()));
+        if let Some(root) = tables.get_mut(root_at) {
+            root.leaves.extend(entry);
+        }
+    }
+    Ok(tables)
+}
+
+fn table(row: &Row) -> TableFacts {
+    let names: Vec<String> = row.get(10);
+    let virtuals: Vec<bool> = row.get(11);
+    let toastable: Vec<bool> = row.get(12);
+    let setting = match row.get::<_, &str>(5) {
+        "f" => ReplicaIdentity::Full,
+        "n" => ReplicaIdentity::Nothing,
+        "i" => ReplicaIdentity::Index,
+        _ => ReplicaIdentity::Default,
+    };
+    let columns = match setting {
+        ReplicaIdentity::Full => Some(names.clone()),
+        ReplicaIdentity::Nothing => None,
+        ReplicaIdentity::Default | ReplicaIdentity::Index => row.get(9),
+    };
+    let flags = virtuals.into_iter().zip(toastable);
+    TableFacts {
+        oid: row.get(0),
+        name: TableName { schema: row.get(1), table: row.get(2) },
+        kind: match row.get::<_, &str>(3) {
+            "r" => RelationKind::Table,
+            "p" => RelationKind::Partitioned,
+            "f" => RelationKind::Foreign,
+            _ => RelationKind::View,
+        },
+        is_logged: row.get(4),
+        is_owned: row.get(6),
+        identity: IdentityFacts { setting, columns },
+        primary_key: row.get(8),
+        columns: names
+            .into_iter()
+            .zip(flags)
+            .map(|(name, (is_virtual, is_toastable))| ColumnFacts { name, is_virtual, is_toastable })
+            .collect(),
+        root: None,
+        leaves: Vec::new(),
+    }
+}
+
+/// Why a table cannot be published as it is, and the SQL that mends it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    pub(crate) reason: String,
+    pub(crate) sql: Option<String>,
+}
+
+impl TableFacts {
+    /// Why a relation of this kind is never published by its own name.
+    pub(crate) fn kind_refusal(&self) -> Option<Refusal> {
+        let because = |reason: String| Some(Refusal { reason, sql: None });
+        if let Some(root) = &self.root {
+            return because(format!("{} is a partition; its changes come as {root}, so name that", self.name));
+        }
+        match self.kind {
+            RelationKind::View => because(format!("{} is a view; only tables have changes in the WAL", self.name)),
+            RelationKind::Foreign => because(format!("{} is a foreign table; read the server that has it", self.name)),
+            RelationKind::Table | RelationKind::Partitioned if self.is_logged => None,
+            RelationKind::Table | RelationKind::Partitioned => Some(Refusal {
+                reason: format!("{} is unlogged, so its changes are not in the WAL", self.name),
+                sql: Some(format!("ALTER TABLE {} SET LOGGED;", quoted_table(&self.name))),
+            }),
+        }
+    }
+
+    /// Why UPDATE or DELETE on the table would start to fail once it is published with these actions.
+    pub(crate) fn identity_refusal(&self) -> Option<Refusal> {
+        let bare: Vec<&TableName> = match self.kind {
+            RelationKind::Partitioned if !self.leaves.is_empty() => {
+                self.leaves.iter().filter(|(_, identity)| identity.columns.is_none()).map(|(name, _)| name).collect()
+            }
+            _ if self.identity.columns.is_none() => vec![&self.name],
+            _ => Vec::new(),
+        };
+        if !bare.is_empty() {
+            return Some(self.no_identity(&bare));
+        }
+        let full = self.identity.setting == ReplicaIdentity::Full;
+        let computed = self.columns.iter().find(|column| full && column.is_virtual)?;
+        Some(Refusal {
+            reason: format!(
+                "{} has REPLICA IDENTITY FULL and the virtual generated column {}: once it is published, its own UPDATE and \
+                 DELETE fail",
+                self.name, computed.name
+            ),
+            sql: Some(format!("ALTER TABLE {} REPLICA IDENTITY DEFAULT;", quoted_table(&self.name))),
+        })
+    }
+
+    fn no_identity(&self, bare: &[&TableName]) -> Refusal {
+        let which = match self.identity.setting {
+            ReplicaIdentity::Nothing => "has REPLICA IDENTITY NOTHING",
+            ReplicaIdentity::Index => "has lost the index of its replica identity",
+            ReplicaIdentity::Default if self.primary_key.is_empty() => "has no primary key and no replica identity",
+            ReplicaIdentity::Default if self.leaves.is_empty() => {
+                "has a deferrable primary key, which is no replica identity"
+            }
+            ReplicaIdentity::Default | ReplicaIdentity::Full => "has partitions without a replica identity",
+        };
+        let alter = |name: &&TableName| format!("ALTER TABLE {} REPLICA IDENTITY FULL;", quoted_table(name));
+        Refusal {
+            reason: format!("{} {which}: once it is published, its own UPDATE and DELETE fail", self.name),
+            sql: Some(bare.iter().map(alter).collect::<Vec<_>>().join("\n")),
+        }
+    }
+
+    /// The columns that the old row of every delete carries, whichever partition it was in.
+    pub(crate) fn carried(&self) -> HashSet<&str> {
+        let own = self.identity.columns.iter().flatten().map(String::as_str);
+        let in_leaves = |column: &&str| {
+            let mut identities = self.leaves.iter().map(|(_, identity)| identity.columns.iter().flatten());
+            identities.all(|mut columns| columns.any(|name| name == column))
+        };
+        own.filter(in_leaves).collect()
+    }
+
+    /// Whether the whole old row comes with every update and delete.
+    pub(crate) fn is_full(&self) -> bool {
+        let full = |identity: &IdentityFacts| identity.setting == ReplicaIdentity::Full;
+        full(&self.identity) && self.leaves.iter().all(|(_, identity)| full(identity))
+    }
+
+    /// SQL that makes old rows whole, in the partitions too.
+    pub(crate) fn make_full(&self) -> String {
+        let names = std::iter::once(&self.name).chain(self.leaves.iter().map(|(name, _)| name));
+        let alter = |name: &TableName| format!("ALTER TABLE {} REPLICA IDENTITY FULL;", quoted_table(name));
+        names.map(alter).collect::<Vec<_>>().join("\n")
+    }
+}
