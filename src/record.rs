@@ -15,9 +15,9 @@ mod keys;
 mod kind;
 pub mod message;
 mod nested;
-mod size;
 #[cfg(test)]
 mod oracle;
+mod size;
 mod value;
 
 pub use keys::TableKeys;

@@ -353,7 +353,8 @@ impl Task {
         let Some(delivery) = self.deliveries.get_mut(&key) else { return };
         if let (Content::Changes(changes), Some(frozen)) = (&delivery.content, &frozen) {
             // From here on the body is what is kept; the name of the group goes with the changes.
-            delivery.facts.group = changes.first().and_then(|change| crate::source::route::group_text(change, &self.sink.config));
+            delivery.facts.group =
+                changes.first().and_then(|change| crate::source::route::group_text(change, &self.sink.config));
             delivery.content = Content::Frozen(frozen.clone());
         }
         let failed = report::Failed { number, attempt, category, message, verdict, id: frozen.map(|frozen| frozen.id) };

@@ -61,7 +61,11 @@ impl Problem {
     }
 
     pub(super) fn silent() -> Self {
-        Self::Broken { what: "the server has said nothing for too long", reason: ReconnectReason::Timeout, source: None }
+        Self::Broken {
+            what: "the server has said nothing for too long",
+            reason: ReconnectReason::Timeout,
+            source: None,
+        }
     }
 
     /// The error to end with if no session of this run has streamed yet.
@@ -83,7 +87,9 @@ impl Problem {
         match self {
             Self::Lasting { advice, .. } => advice.clone(),
             Self::Config(faults) => faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"),
-            Self::Connect(_) => "check the source's url, the role and pg_hba.conf; `walhook check` tries them".to_owned(),
+            Self::Connect(_) => {
+                "check the source's url, the role and pg_hba.conf; `walhook check` tries them".to_owned()
+            }
             Self::Stream(_) | Self::Prepare(_) | Self::Broken { .. } | Self::Busy { .. } => {
                 "it is tried again by itself".to_owned()
             }

@@ -108,7 +108,9 @@ impl Source {
         if self.has_streamed && prepared.confirmed > self.confirmed {
             let (slot, from, to) = (&config.slot, self.confirmed, prepared.confirmed);
             return Err(Problem::lasting(
-                format!("slot {slot} begins at {to}, but changes from {from} on are not confirmed: it was made anew or moved"),
+                format!(
+                    "slot {slot} begins at {to}, but changes from {from} on are not confirmed: it was made anew or moved"
+                ),
                 "restart walhook to go on from the slot's position; the changes between are not in it: compare the \
                  receivers' data with the tables",
             ));
@@ -135,7 +137,11 @@ impl Source {
     async fn start(&mut self, replication: &mut Replication, confirmed: Lsn) -> Result<(), Problem> {
         let from = confirmed.max(self.confirmed);
         if let Err(error) = replication.start(&self.config.slot, &self.config.publication, from).await {
-            return Err(if error.sqlstate() == Some("55006") { Problem::Busy { pid: None, application: None } } else { error.into() });
+            return Err(if error.sqlstate() == Some("55006") {
+                Problem::Busy { pid: None, application: None }
+            } else {
+                error.into()
+            });
         }
         self.confirmed = from;
         self.intake.reconnected(from);

@@ -314,11 +314,6 @@ impl Metrics {
         values.peek()?;
         Some(values.map(|(_, _, value)| value).sum())
     }
-
-    /// Whether some sample has a label of this value.
-    pub(crate) fn has_label_value(&self, value: &str) -> bool {
-        self.samples.iter().any(|(_, labels, count)| *count > 0.0 && labels.values().any(|have| have == value))
-    }
 }
 
 /// The repository's root.
@@ -333,5 +328,4 @@ fn metrics_are_read_with_labels() {
     assert_eq!(metrics.sum("a", &[("y", "b c")]), Some(2.0));
     assert_eq!(metrics.sum("b", &[]), Some(1000.0));
     assert_eq!(metrics.sum("c", &[]), None);
-    assert!(metrics.has_label_value("b c"));
 }

@@ -39,7 +39,8 @@ async fn named(daemon: &Daemon, category: &str) {
     daemon.wait_logged(category).await;
     until(&format!("the metrics to name {category}"), || async {
         let metrics = daemon.metrics().await;
-        state(metrics.has_label_value(category), metrics)
+        let failures = metrics.sum("walhook_sink_failures_total", &[("sink", "orders"), ("category", category)]);
+        state(failures >= Some(1.0), metrics)
     })
     .await;
 }

@@ -114,10 +114,12 @@ fn the_changelog_has_room_for_what_comes() {
 #[test]
 fn dependencies_come_with_their_reason() {
     let text = std::fs::read_to_string(root().join("Cargo.toml")).unwrap();
-    let section = text.split("[dependencies]").nth(1).unwrap().split("\n[features]").next().unwrap();
-    let mut reason_above = false;
-    for line in section.lines() {
-        let is_dependency = line.contains('=') && !line.starts_with('#') && !line.starts_with('[');
+    let (mut in_dependencies, mut reason_above) = (false, false);
+    for line in text.lines() {
+        if line.starts_with('[') {
+            in_dependencies = line.contains("dependencies]");
+        }
+        let is_dependency = in_dependencies && line.contains('=') && !line.starts_with('#');
         assert!(!is_dependency || line.contains('#') || reason_above, "no reason: {line}");
         reason_above = line.starts_with('#');
     }
