@@ -91,7 +91,7 @@ pub fn spawn(config: &AdminConfig, state: AdminState, stop: CancellationToken) -
         runtime.block_on(async { tokio::join!(serve(listener, state, stop), upkeep) });
     };
     let join = std::thread::Builder::new().name("walhook-admin".into()).spawn(run).map_err(AdminError::Thread)?;
-    info!(%addr, "admin side listens");
+    info!(%addr, "admin listening");
     Ok(AdminThread { addr, join })
 }
 

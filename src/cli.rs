@@ -1,5 +1,204 @@
-//! The commands.
+//! The commands: what `walhook` understands, and the exit codes.
+//!
+//! 0: done. 1: failed while running. 69: the database or another prerequisite is missing. 78: the configuration is bad.
+//! (64 is for a bad command line, from clap's 2, as sysexits.h has them.)
+
 pub mod check;
 pub mod config_schema;
 pub mod init;
 pub mod listen;
+pub(crate) mod signals;
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use tokio::runtime::Runtime;
+
+use crate::app::{self, AppError};
+use crate::config::{self, Config};
+use crate::source::SourceError;
+use crate::{demo, logging};
+
+/// Failed while running.
+pub const FAILED: u8 = 1;
+/// Database or prerequisite missing (EX_UNAVAILABLE of sysexits.h).
+pub const UNAVAILABLE: u8 = 69;
+/// Bad configuration (EX_CONFIG of sysexits.h).
+pub const BAD_CONFIG: u8 = 78;
+
+/// Postgres changes to HTTP endpoints: in order, at least once, from one binary.
+#[derive(Parser, Debug)]
+#[command(name = "walhook", version, max_term_width = 100, disable_help_subcommand = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Run the daemon
+    Run(RunArgs),
+    /// Check the config, the database and the endpoints, and change nothing
+    Check(check::CheckArgs),
+    /// Write a commented config from a live database
+    Init(init::InitArgs),
+    /// Show everything on this machine: a throw-away Postgres, a shop, a receiver, walhook
+    Demo(demo::DemoArgs),
+    /// Receive messages and print them
+    Listen(listen::ListenArgs),
+    /// About the configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
+}
+
+#[derive(Subcommand, Debug)]
+enum ConfigCommand {
+    /// Print the JSON Schema of the TOML
+    Schema,
+}
+
+/// Arguments of `walhook run`.
+#[derive(Args, Debug)]
+pub struct RunArgs {
+    /// The configuration
+    #[arg(long, short, value_name = "FILE", env = "WALHOOK_CONFIG", default_value = "walhook.toml")]
+    config: PathBuf,
+    /// Log directives instead of log.level, such as debug or walhook::sink=debug,info
+    #[arg(long, value_name = "DIRECTIVES", env = "WALHOOK_LOG")]
+    log: Option<String>,
+}
+
+/// Runs a command; the code to exit with.
+pub fn run(cli: Cli) -> ExitCode {
+    let code = match cli.command {
+        Command::Run(args) => daemon(&args),
+        Command::Check(args) => with_runtime(|runtime| runtime.block_on(check::check(args))),
+        Command::Init(args) => with_runtime(|runtime| runtime.block_on(init::init(args))),
+        Command::Demo(args) => with_runtime(|runtime| runtime.block_on(demo::demo(args))),
+        Command::Listen(args) => with_runtime(|runtime| runtime.block_on(listening(args))),
+        Command::Config(ConfigCommand::Schema) => schema(),
+    };
+    ExitCode::from(code)
+}
+
+fn daemon(args: &RunArgs) -> u8 {
+    let config = match config::load(&args.config) {
+        Ok(config) => config,
+        Err(faults) => {
+            say(&faults.to_string());
+            return BAD_CONFIG;
+        }
+    };
+    let level = args.log.as_deref().unwrap_or(&config.log.level);
+    if let Err(error) = logging::init(config.log.format, level) {
+        say(&format!("error: {:#}", anyhow::Error::from(error)));
+        return BAD_CONFIG;
+    }
+    with_runtime(|runtime| runtime.block_on(run_daemon(config)))
+}
+
+async fn run_daemon(config: Config) -> u8 {
+    let orders = app::Orders::default();
+    let signals = match signals::listen(orders.clone()) {
+        Ok(signals) => signals,
+        Err(error) => {
+            say(&format!("error: cannot listen for signals: {error}"));
+            return FAILED;
+        }
+    };
+    let result = tokio::select! {
+        result = app::run(config, orders.clone()) => result,
+        never = signals => match never {},
+    };
+    match result {
+        // A second signal cuts off what the first one waited for.
+        Ok(()) if orders.abort.is_cancelled() => FAILED,
+        Ok(()) => 0,
+        Err(error) => explain(error),
+    }
+}
+
+/// Prints why the daemon ended; the exit code.
+pub(crate) fn explain(error: AppError) -> u8 {
+    match error {
+        AppError::Source(SourceError::Config { source_name, faults }) => {
+            let mut text = format!("error: the configuration does not fit the database of source {source_name}\n");
+            for fault in faults {
+                text += &format!("\n{}\n  {}\n", fault.place, fault.reason);
+                if let Some(sql) = fault.sql {
+                    text += &format!("  mend it with: {sql}\n");
+                }
+            }
+            say(&text);
+            BAD_CONFIG
+        }
+        AppError::Source(SourceError::Prerequisite { what, advice }) => {
+            say(&format!("error: {what}\n  {}", advice.replace('\n', "\n  ")));
+            UNAVAILABLE
+        }
+        AppError::Endpoint { .. } => {
+            say(&format!("error: {:#}", anyhow::Error::from(error)));
+            BAD_CONFIG
+        }
+        AppError::Admin(_) => {
+            say(&format!("error: {:#}", anyhow::Error::from(error)));
+            UNAVAILABLE
+        }
+        AppError::Metrics(_) | AppError::Task(_) => {
+            say(&format!("error: {:#}", anyhow::Error::from(error)));
+            FAILED
+        }
+    }
+}
+
+async fn listening(args: listen::ListenArgs) -> u8 {
+    let orders = app::Orders::default();
+    let signals = match signals::listen(orders.clone()) {
+        Ok(signals) => signals,
+        Err(error) => {
+            say(&format!("error: cannot listen for signals: {error}"));
+            return FAILED;
+        }
+    };
+    let done = tokio::select! {
+        done = listen::listen(args, orders.stop.clone(), std::io::stdout()) => done,
+        never = signals => match never {},
+        () = orders.abort.cancelled() => return FAILED,
+    };
+    match done {
+        Ok(()) => 0,
+        Err(error) => {
+            say(&format!("error: {error:#}"));
+            FAILED
+        }
+    }
+}
+
+fn schema() -> u8 {
+    let text = serde_json::to_string_pretty(&config_schema::schema()).unwrap_or_default();
+    match writeln!(std::io::stdout().lock(), "{text}") {
+        Ok(()) => 0,
+        Err(_) => FAILED,
+    }
+}
+
+fn with_runtime(work: impl FnOnce(&Runtime) -> u8) -> u8 {
+    match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => {
+            let code = work(&runtime);
+            runtime.shutdown_background();
+            code
+        }
+        Err(error) => {
+            say(&format!("error: cannot start the runtime: {error}"));
+            FAILED
+        }
+    }
+}
+
+/// To a person at the terminal; when nobody can read it, nothing is left to do.
+pub(crate) fn say(text: &str) {
+    drop(writeln!(std::io::stderr().lock(), "{}", text.trim_end()));
+}

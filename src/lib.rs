@@ -1,5 +1,6 @@
 //! walhook, room by room, in the order in which a change walks through it.
 pub mod admin;
+pub mod app;
 pub mod change;
 pub mod cli;
 pub mod config;

@@ -60,6 +60,8 @@ pub struct Sink {
     pub memory: Memory,
     /// Its metrics.
     pub metrics: SinkMetrics,
+    /// The source's counter of values that were passed as text for want of better.
+    pub text_fallback_values: metrics::Counter,
     /// Where it shows itself.
     pub views: SharedViews,
     /// From the source. Its end is the order to stop.
@@ -121,6 +123,7 @@ struct Task {
     /// Known from the first feed on.
     rendering: Option<Arc<Rendering>>,
     scratch: Vec<u8>,
+    fallbacks_counted: u64,
 }
 
 impl Sink {
@@ -151,7 +154,17 @@ impl Task {
         let report = Report::new(config);
         let overhead = sink.memory.charge(0);
         let (deliveries, attempts) = (HashMap::new(), JoinSet::new());
-        Self { sink, scheduler, deliveries, attempts, report, overhead, rendering: None, scratch: Vec::new() }
+        Self {
+            sink,
+            scheduler,
+            deliveries,
+            attempts,
+            report,
+            overhead,
+            rendering: None,
+            scratch: Vec::new(),
+            fallbacks_counted: 0,
+        }
     }
 
     async fn serve(&mut self, stop: &CancellationToken) {
@@ -374,6 +387,11 @@ impl Task {
     }
 
     fn show(&mut self) {
+        if let Some(rendering) = &self.rendering {
+            let fallbacks = rendering.fallbacks();
+            self.sink.text_fallback_values.increment(fallbacks - self.fallbacks_counted);
+            self.fallbacks_counted = fallbacks;
+        }
         let view = self.report.view(&self.sink, &self.scheduler);
         self.sink.views.sinks.insert(self.sink.config.name.clone(), view);
     }

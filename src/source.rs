@@ -135,7 +135,7 @@ impl Source {
                 info!(source, error = %chain(&problem), "session ended during the stop; what was not confirmed comes again");
                 return Ok(());
             }
-            if let Some(fatal) = problem.fatal_at_start().filter(|_| !self.has_streamed) {
+            if let Some(fatal) = problem.fatal_at_start(&self.config.name).filter(|_| !self.has_streamed) {
                 return Err(fatal);
             }
             let wait = self.wait_for(&problem);
@@ -149,7 +149,7 @@ impl Source {
 
     fn wait_for(&mut self, problem: &Problem) -> Duration {
         self.failures = self.failures.saturating_add(1);
-        if problem.fatal_at_start().is_some() {
+        if problem.fatal_at_start(&self.config.name).is_some() {
             return STOPPED_RECHECK;
         }
         let doublings = self.failures.saturating_sub(1).min(10);

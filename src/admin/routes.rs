@@ -28,10 +28,11 @@ const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// All routes.
 pub(super) fn router(state: AdminState) -> Router {
-    Router::new()
-        .route("/metrics", get(metrics))
-        .route("/healthz", get(healthz))
-        .route("/readyz", get(readyz))
+    let router =
+        Router::new().route("/metrics", get(metrics)).route("/healthz", get(healthz)).route("/readyz", get(readyz));
+    #[cfg(test)]
+    let router = router.route("/panics", get(async || -> StatusCode { panic!("on purpose") }));
+    router
         .fallback(async || ApiError::new(StatusCode::NOT_FOUND, "route_not_found", "there is nothing at this path"))
         .method_not_allowed_fallback(async || {
             let message = "this path answers GET and HEAD only";

@@ -30,36 +30,50 @@ pub(super) fn oldest_age(view: &SinkView, now: SystemTime) -> Option<Duration> {
 
 /// Everything wrong with the sink: one cause, and beside it the full window if there is one.
 pub(super) fn troubles(name: &str, view: &SinkView, now: SystemTime) -> Vec<TroubleReport> {
-    let report = |severity, what, advice| TroubleReport { scope: format!("sink:{name}"), severity, what, advice };
-    let mut troubles = Vec::new();
+    let report = |(severity, what, advice): (Severity, String, &str)| TroubleReport {
+        scope: format!("sink:{name}"),
+        severity,
+        what,
+        advice: advice.into(),
+    };
+    cause(view, now).into_iter().chain(full_window(view)).map(report).collect()
+}
+
+fn cause(view: &SinkView, now: SystemTime) -> Option<(Severity, String, &'static str)> {
+    let (waiting, oldest) = (view.waiting, oldest(view, now));
     if view.paused {
-        let what = format!("paused; {} messages wait{}", view.waiting, oldest(view, now));
+        let what = format!("paused; {waiting} messages wait{oldest}");
         let advice = "resume it when the endpoint is ready; meanwhile the slot makes the server keep its WAL";
-        troubles.push(report(Severity::Warning, what, advice.into()));
+        Some((Severity::Warning, what, advice))
     } else if let Some(failure) = &view.last_failure {
-        let severity = if view.failures_in_a_row >= FAILURES_OF_ENDPOINT { Severity::Error } else { Severity::Warning };
-        troubles.push(report(severity, failing(view, failure, now), advice(failure.category).into()));
+        let endpoint = view.failures_in_a_row >= FAILURES_OF_ENDPOINT;
+        let severity = if endpoint { Severity::Error } else { Severity::Warning };
+        Some((severity, failing(view, failure, now), advice(failure.category)))
     } else if view.retrying > 0 {
-        let (retrying, held) = (view.retrying, view.groups_held);
         let what = format!(
-            "{retrying} deliveries failed and wait for their next attempt, and {held} groups wait behind them{}; \
-             others are acknowledged",
-            oldest(view, now)
+            "{} deliveries failed and wait for their next attempt, and {} groups wait behind them{oldest}; others are \
+             acknowledged",
+            view.retrying, view.groups_held
         );
-        let advice = "the endpoint refuses single messages: look for their category in the log";
-        troubles.push(report(Severity::Warning, what, advice.into()));
+        let advice = "the endpoint refuses single deliveries: the log has their categories";
+        Some((Severity::Warning, what, advice))
     } else if oldest_age(view, now).is_some_and(|age| age >= OLD) {
-        let what = format!("slow: {} messages wait{}", view.waiting, oldest(view, now));
+        let what = format!("slow: {waiting} messages wait{oldest}");
         let advice = "the endpoint answers, but not fast enough: raise batch_size or max_in_flight, or make it faster";
-        troubles.push(report(Severity::Warning, what, advice.into()));
+        Some((Severity::Warning, what, advice))
+    } else {
+        None
     }
-    if view.max_ack_pending > 0 && view.ack_pending >= view.max_ack_pending {
-        let what =
-            format!("{} messages are unacknowledged, which is max_ack_pending: nothing new is sent", view.ack_pending);
+}
+
+fn full_window(view: &SinkView) -> Option<(Severity, String, &'static str)> {
+    let full = view.max_ack_pending > 0 && view.ack_pending >= view.max_ack_pending;
+    full.then(|| {
+        let pending = view.ack_pending;
+        let what = format!("{pending} messages are unacknowledged, which is max_ack_pending: nothing new is sent");
         let advice = "the endpoint must acknowledge or be mended; raise max_ack_pending if it can take more at a time";
-        troubles.push(report(Severity::Error, what, advice.into()));
-    }
-    troubles
+        (Severity::Error, what, advice)
+    })
 }
 
 fn failing(view: &SinkView, failure: &LastFailure, now: SystemTime) -> String {

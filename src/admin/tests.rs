@@ -125,6 +125,35 @@ fn what_is_not_there_or_not_allowed_is_refused_in_the_api_form() {
 }
 
 #[test]
+fn a_panic_is_a_500_without_its_cause() {
+    let side = Side::new(vec![]);
+    let answer = side.get("/panics");
+    assert!(!answer.2.contains("on purpose"), "{}", answer.2);
+    assert_refusal(answer, 500, "internal");
+    assert_eq!(side.get("/healthz").0, 200);
+}
+
+#[test]
+fn beyond_256_connections_the_next_waits_until_one_ends() {
+    let side = Side::new(vec![]);
+    let ask = || {
+        let mut stream = TcpStream::connect(side.addr).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        write!(stream, "GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
+        stream
+    };
+    let answered = |stream: &mut TcpStream| stream.read_exact(&mut [0; 12]);
+    let mut open: Vec<_> = (0..256).map(|_| ask()).collect();
+    open.iter_mut().for_each(|stream| answered(stream).unwrap());
+    let mut next = ask();
+    next.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    assert!(answered(&mut next).is_err());
+    next.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    open.pop();
+    answered(&mut next).unwrap();
+}
+
+#[test]
 fn a_foreign_host_is_refused_and_told_the_rule() {
     let side = Side::new(vec![]);
     for path in ["/metrics", "/healthz", "/readyz", "/nothing"] {

@@ -7,6 +7,8 @@ pub mod message;
 pub mod receiver;
 mod show;
 
+pub(crate) use show::text_lines;
+
 use std::io::{self, IsTerminal as _, Write};
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -20,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::deliver::sign::SigningSecret;
 use receiver::{Behaviour, Counts, Received, Receiver};
-use show::{json_line, text_lines};
+use show::json_line;
 
 /// Arguments of `walhook listen`.
 #[derive(clap::Args, Clone, Debug)]
@@ -38,7 +40,7 @@ pub struct ListenArgs {
     #[arg(long, value_name = "STATUS", value_parser = status)]
     pub status: Option<StatusCode>,
     /// Signing secret (whsec_…); repeat it while rotating. With it, requests without a valid signature get a 401
-    #[arg(long, value_name = "SECRET", value_parser = SigningSecret::parse, env = "WALHOOK_LISTEN_SECRET", hide_env_values = true)]
+    #[arg(long, value_name = "SECRET", value_parser = SigningSecret::parse)]
     pub secret: Vec<SigningSecret>,
     /// Print the counts at the end only
     #[arg(long)]

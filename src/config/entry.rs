@@ -11,7 +11,7 @@ use figment::value::{Dict, Empty, Tag, Value};
 use super::document::{Places, join_key, read_value};
 use super::fault::{Fault, Faults, Place, nearest};
 use super::quantity::{self, NotQuantity};
-use super::redact::{Show, shown};
+use super::redact::{Show, shown, whole};
 
 /// What is being read, and what was found wrong with it.
 pub(super) struct Reading {
@@ -166,10 +166,8 @@ impl<'r> Entry<'r> {
 
     /// A string.
     pub(super) fn text(&self) -> Option<String> {
-        match self.usable()? {
-            Value::String(_, text) => Some(text.clone()),
-            _ => self.wrong_type("must be a string"),
-        }
+        let Some(text) = self.usable()?.as_str() else { return self.wrong_type("must be a string") };
+        Some(text.to_owned())
     }
 
     /// `true` or `false`.
@@ -185,7 +183,7 @@ impl<'r> Entry<'r> {
     /// A whole number within `range`.
     pub(super) fn integer(&self, range: RangeInclusive<u64>) -> Option<u64> {
         let number = match (self.usable()?, self.loose_text()) {
-            (Value::Num(_, number), _) => number.to_i128(),
+            (Value::Num(_, number), _) => whole(*number),
             (_, Some(text)) => text.parse().ok(),
             _ => None,
         };
@@ -228,11 +226,9 @@ impl<'r> Entry<'r> {
     }
 
     fn quantity<T>(&self, read: impl Fn(&str) -> Result<T, NotQuantity>) -> Option<T> {
-        let text = match self.usable()? {
-            Value::String(_, text) => text.clone(),
-            Value::Num(_, number) => number.to_i128().map(|number| number.to_string()).unwrap_or_default(),
-            _ => String::new(),
-        };
+        let value = self.usable()?;
+        let number = value.to_num().and_then(whole).map(|number| number.to_string());
+        let text = value.as_str().map(str::to_owned).or(number).unwrap_or_default();
         match read(&text) {
             Ok(quantity) => Some(quantity),
             Err(NotQuantity { reason, suggestion }) => {
@@ -281,13 +277,9 @@ impl<'r> Entry<'r> {
     pub(super) fn table(&self) -> Option<Table<'r>> {
         let value = self.usable()?;
         let loose = self.loose_text().and_then(|text| read_value(text, value.tag()));
-        match loose.as_ref().unwrap_or(value) {
-            Value::Dict(tag, entries) => {
-                let (key, entries) = (self.key.clone(), entries.clone());
-                Some(Table { reading: self.reading, key, tag: *tag, entries, asked: Vec::new() })
-            }
-            _ => self.wrong_type("must be a table"),
-        }
+        let value = loose.as_ref().unwrap_or(value);
+        let Some(entries) = value.as_dict().cloned() else { return self.wrong_type("must be a table") };
+        Some(Table { reading: self.reading, key: self.key.clone(), tag: value.tag(), entries, asked: Vec::new() })
     }
 
     /// The value, unless there is none or its fault is already noted.

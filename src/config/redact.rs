@@ -1,6 +1,6 @@
 //! What of a value may be shown in a fault.
 
-use figment::value::Value;
+use figment::value::{Num, Value};
 
 /// How much of a value a fault shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,13 +26,18 @@ pub(super) fn shown(value: &Value, show: Show) -> String {
         (Value::String(_, text), Show::All) => cut(&format!("{text:?}")),
         (Value::Char(_, c), _) => format!("{:?}", c.to_string()),
         (Value::Bool(_, value), _) => value.to_string(),
-        (Value::Num(_, number), _) => match (number.to_i128(), number.to_f64()) {
+        (Value::Num(_, number), _) => match (whole(*number), number.to_f64()) {
             (Some(whole), _) => whole.to_string(),
             (None, Some(float)) => float.to_string(),
             (None, None) => "a number".to_owned(),
         },
         (Value::Empty(..), _) => "a date or time".to_owned(),
     }
+}
+
+/// A number without a fraction. `Num::to_i128` knows only the signed ones.
+pub(super) fn whole(number: Num) -> Option<i128> {
+    number.to_i128().or_else(|| i128::try_from(number.to_u128()?).ok())
 }
 
 fn cut(text: &str) -> String {

@@ -80,11 +80,13 @@ fn of_connect(timed_out: bool, kind: Option<io::ErrorKind>) -> Category {
 }
 
 fn of_io(kind: io::ErrorKind) -> Category {
-    match kind {
-        io::ErrorKind::TimedOut => Category::Timeout,
+    if kind == io::ErrorKind::TimedOut {
+        Category::Timeout
+    } else if kind == io::ErrorKind::InvalidData || kind == io::ErrorKind::InvalidInput {
         // hyper's decoders report broken chunks so.
-        io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput => Category::ProtocolError,
-        _ => Category::ConnectionReset,
+        Category::ProtocolError
+    } else {
+        Category::ConnectionReset
     }
 }
 

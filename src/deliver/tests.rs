@@ -2,4 +2,5 @@
 
 mod answers;
 mod connections;
+mod receivers;
 pub(crate) mod rig;

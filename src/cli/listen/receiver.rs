@@ -25,6 +25,8 @@ use crate::deliver::sign::{Signed, SigningSecret, verify};
 pub const BODY_BYTES_MAX: usize = 128 * 1024 * 1024;
 /// Deliveries remembered to tell repeats; beyond, the oldest is forgotten and would count as new.
 const REMEMBERED_MAX: usize = 100_000;
+/// Longer ids, which are not ours, are always new.
+const ID_BYTES_MAX: usize = 256;
 /// How long a stop waits for requests that are being received.
 const STOP_GRACE: Duration = Duration::from_secs(2);
 
@@ -280,7 +282,7 @@ impl Memory {
     }
 
     fn add(&mut self, id: &str, acknowledged: bool) {
-        if id.is_empty() {
+        if id.is_empty() || id.len() > ID_BYTES_MAX {
             return;
         }
         if self.oldest_first.len() >= REMEMBERED_MAX

@@ -1,7 +1,5 @@
 //! A received request as lines for people or as JSON.
 
-use std::fmt::Write as _;
-
 use jiff::Timestamp;
 
 use super::message::{Columns, Metadata, read};
@@ -11,7 +9,7 @@ use super::receiver::{Received, Seen};
 const RECORD_CHARS_MAX: usize = 80;
 
 /// One line a message (one in all if there is none), aligned.
-pub(super) fn text_lines(received: &Received<'_>, colours: bool) -> String {
+pub(crate) fn text_lines(received: &Received<'_>, colours: bool) -> String {
     let head = head(received, colours);
     let mut lines = String::new();
     if received.messages.is_empty() {
@@ -134,10 +132,7 @@ fn painted(text: &str, colour: &str, colours: bool) -> String {
     if !colours || colour.is_empty() {
         return text.to_owned();
     }
-    let mut painted = String::with_capacity(text.len() + 10);
-    // Writing to a String cannot fail.
-    let _ = write!(painted, "\x1b[{colour}m{text}\x1b[0m");
-    painted
+    format!("\x1b[{colour}m{text}\x1b[0m")
 }
 
 #[cfg(test)]

@@ -183,8 +183,11 @@ async fn tls_is_checked_and_http2_refusals_are_not_repeated() {
                 let Ok(tls) = acceptor.accept(peer.socket).await else { return };
                 let mut connection = h2::server::handshake(tls).await.unwrap();
                 while let Some(Ok((_, mut respond))) = connection.accept().await {
-                    streams.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-                    respond.send_reset(h2::Reason::REFUSED_STREAM);
+                    if streams.fetch_add(1, std::sync::atomic::Ordering::SeqCst) == 0 {
+                        respond.send_reset(h2::Reason::REFUSED_STREAM);
+                    } else {
+                        respond.send_response(http::Response::new(()), true).unwrap();
+                    }
                 }
             }
         }
@@ -196,9 +199,11 @@ async fn tls_is_checked_and_http2_refusals_are_not_repeated() {
     assert_eq!(failure(&stranger).0, "tls_error");
     assert_eq!(streams.load(std::sync::atomic::Ordering::SeqCst), 0);
     roots.add(der).unwrap();
-    let refused = Endpoint::with_roots(&sink, roots).unwrap().attempt(&delivery(100), 1).await;
+    let endpoint = Endpoint::with_roots(&sink, roots).unwrap();
+    let refused = endpoint.attempt(&delivery(100), 1).await;
     assert_eq!(failure(&refused).0, "protocol_error");
     assert_eq!(streams.load(std::sync::atomic::Ordering::SeqCst), 1);
+    assert_eq!(endpoint.attempt(&delivery(100), 2).await.verdict, Verdict::Acknowledged);
 }
 
 #[test]

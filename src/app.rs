@@ -1,0 +1,225 @@
+//! Builds the stations, joins them, and owns their tasks and the order of stopping.
+//!
+//! The order: sources stop reading and sinks start nothing more; requests under way end, within `shutdown_grace`;
+//! sources confirm what was resolved and leave; the admin side goes last, so that `/readyz` tells of the stop.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinSet;
+use tokio::time::{interval, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::admin::{self, AdminError, AdminState, AdminThread};
+use crate::config::{Config, SinkConfig, SourceConfig};
+use crate::deliver::endpoint::{Endpoint, EndpointError};
+use crate::memory::Memory;
+use crate::metrics::{self, MetricsError, SinkMetrics, SourceMetrics};
+use crate::sink::feed::Progress;
+use crate::sink::{FEED_BATCHES_MAX, Sink, Stopping};
+use crate::source::{Consumer, Source, SourceError, SourceParts, Stop};
+use crate::view::{SharedViews, Views};
+
+/// How long a source may take to confirm and leave.
+const LEAVE_LIMIT: Duration = Duration::from_secs(8);
+/// How often the memory held is shown.
+const MEMORY_EVERY: Duration = Duration::from_millis(250);
+
+/// Why the daemon could not start or ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// The admin side.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+    /// The metrics.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
+    /// A sink's client.
+    #[error("sink {sink}: the client for its endpoint cannot be built")]
+    Endpoint {
+        /// Which sink.
+        sink: String,
+        /// Why.
+        source: EndpointError,
+    },
+    /// A source that cannot begin before a person has changed something.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// A task ended that should not have.
+    #[error("a task of walhook ended unexpectedly; nothing that was not acknowledged was confirmed")]
+    Task(#[source] Option<tokio::task::JoinError>),
+}
+
+/// The orders a running daemon takes.
+#[derive(Clone, Debug, Default)]
+pub struct Orders {
+    /// Stop cleanly.
+    pub stop: CancellationToken,
+    /// Leave at once.
+    pub abort: CancellationToken,
+}
+
+struct Running {
+    sources: JoinSet<Result<(), SourceError>>,
+    sinks: JoinSet<()>,
+    source_stop: Stop,
+    sink_stop: CancellationToken,
+    grace: Duration,
+}
+
+/// Runs the daemon of `config` until it is ordered to stop.
+///
+/// # Errors
+/// When it cannot start, or cannot go on.
+pub async fn run(config: Config, orders: Orders) -> Result<(), AppError> {
+    let prometheus = metrics::install()?;
+    let views: SharedViews = Arc::new(Views::default());
+    let admin_stop = CancellationToken::new();
+    let state = AdminState::new(&config.admin, Arc::clone(&views), prometheus, SystemTime::now());
+    let admin = admin::spawn(&config.admin, state, admin_stop.clone())?;
+    let result = tokio::select! {
+        biased;
+        () = orders.abort.cancelled() => {
+            warn!("left at once: requests under way were cut off, and their messages come again");
+            Ok(())
+        }
+        result = serve(config, &views, &orders.stop) => result,
+    };
+    admin_stop.cancel();
+    end(admin, &orders).await;
+    result
+}
+
+async fn serve(config: Config, views: &SharedViews, stop: &CancellationToken) -> Result<(), AppError> {
+    let (mut running, memories) = start(config, views)?;
+    let mut tick = interval(MEMORY_EVERY);
+    let ended = loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => break Ok(()),
+            Some(ended) = running.sources.join_next() => break Err(ended),
+            Some(ended) = running.sinks.join_next() => break Err(ended.map(Ok)),
+            _ = tick.tick() => show_memory(views, &memories),
+        }
+    };
+    views.stopping.store(true, Ordering::Relaxed);
+    let result = match ended {
+        Ok(()) => Ok(()),
+        Err(Ok(Err(source))) => Err(AppError::Source(source)),
+        Err(Ok(Ok(()))) => Err(AppError::Task(None)),
+        Err(Err(join)) => Err(AppError::Task(Some(join))),
+    };
+    running.stop().await;
+    result
+}
+
+fn start(config: Config, views: &SharedViews) -> Result<(Running, Vec<Memory>), AppError> {
+    let Config { sources, sinks, limits, .. } = config;
+    let mut running = Running {
+        sources: JoinSet::new(),
+        sinks: JoinSet::new(),
+        source_stop: Stop::default(),
+        sink_stop: CancellationToken::new(),
+        grace: limits.shutdown_grace,
+    };
+    views.memory_limit.store(u64::try_from(limits.memory_limit).unwrap_or(u64::MAX), Ordering::Relaxed);
+    let mut memories = Vec::new();
+    for source in &sources {
+        let own: Vec<&SinkConfig> = sinks.iter().filter(|sink| sink.source == source.name).collect();
+        if own.is_empty() {
+            warn!(source = %source.name, "source has no sink: it is not read");
+            continue;
+        }
+        // A share for each, so that one source's dead sinks do not hold another.
+        let memory = Memory::new(limits.memory_limit / sources.len().max(1));
+        running.start_source(source, &own, &memory, views)?;
+        memories.push(memory);
+    }
+    Ok((running, memories))
+}
+
+impl Running {
+    fn start_source(
+        &mut self,
+        config: &SourceConfig,
+        sinks: &[&SinkConfig],
+        memory: &Memory,
+        views: &SharedViews,
+    ) -> Result<(), AppError> {
+        let (appetite, metrics) = (Arc::new(Notify::new()), SourceMetrics::new(&config.name));
+        let mut consumers = Vec::new();
+        for sink in sinks {
+            let (feed, fed) = mpsc::channel(FEED_BATCHES_MAX);
+            let progress = Arc::new(Progress::new(Arc::clone(&appetite)));
+            let endpoint =
+                Endpoint::new(sink).map_err(|source| AppError::Endpoint { sink: sink.name.clone(), source })?;
+            let task = Sink {
+                config: Arc::new((*sink).clone()),
+                endpoint,
+                memory: memory.clone(),
+                metrics: SinkMetrics::new(&config.name, &sink.name),
+                text_fallback_values: metrics.text_fallback_values.clone(),
+                views: Arc::clone(views),
+                feed: fed,
+                progress: Arc::clone(&progress),
+                seed: seed(),
+            };
+            let stopping = Stopping { stop: self.sink_stop.clone(), grace: self.grace };
+            self.sinks.spawn(task.run(stopping));
+            consumers.push(Consumer { config: (*sink).clone(), feed, progress });
+        }
+        let source = Source::new(SourceParts {
+            config: config.clone(),
+            consumers,
+            appetite,
+            memory: memory.clone(),
+            views: Arc::clone(views),
+            metrics,
+            seed: seed(),
+        });
+        self.sources.spawn(source.run(self.source_stop.clone()));
+        Ok(())
+    }
+
+    /// See the module for the order.
+    async fn stop(mut self) {
+        let began = Instant::now();
+        info!(grace_secs = self.grace.as_secs_f64(), "stopping: waiting for requests under way");
+        self.source_stop.reading.cancel();
+        self.sink_stop.cancel();
+        while self.sinks.join_next().await.is_some() {}
+        let drained = Instant::now();
+        self.source_stop.session.cancel();
+        let left = timeout(LEAVE_LIMIT, async { while self.sources.join_next().await.is_some() {} }).await;
+        if left.is_err() {
+            warn!("a source did not confirm in time; what it had not confirmed comes again");
+        }
+        let (drain_secs, leave_secs) = (drained.duration_since(began).as_secs_f64(), drained.elapsed().as_secs_f64());
+        info!(drain_secs, leave_secs, "stopped");
+    }
+}
+
+/// Waits for the admin side's thread, unless told to leave at once.
+async fn end(admin: AdminThread, orders: &Orders) {
+    let joined = tokio::task::spawn_blocking(move || admin.join.join());
+    tokio::select! {
+        biased;
+        () = orders.abort.cancelled() => {}
+        // A panic there has been logged, and everything else has ended.
+        ended = joined => drop(ended),
+    }
+}
+
+fn show_memory(views: &Views, memories: &[Memory]) {
+    let held: usize = memories.iter().map(Memory::held).sum();
+    views.memory_held.store(u64::try_from(held).unwrap_or(u64::MAX), Ordering::Relaxed);
+}
+
+/// The clock's fine digits: jitter needs nothing better, and a log of them would repeat a life.
+fn seed() -> u64 {
+    let nanos = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+    u64::try_from(nanos & u128::from(u64::MAX)).unwrap_or_default()
+}
