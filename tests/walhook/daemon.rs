@@ -316,6 +316,11 @@ impl Metrics {
     }
 }
 
+/// What `/readyz` calls wrong, as text; the names of all sources and sinks stand elsewhere in its body.
+pub(crate) fn troubles(body: &Value) -> String {
+    body["troubles"].to_string()
+}
+
 /// The repository's root.
 pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

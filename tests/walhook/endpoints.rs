@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::daemon::{Config, Daemon};
+use crate::daemon::{Config, Daemon, troubles};
 use crate::order::counters;
 use crate::postgres::{Postgres, state, until};
 use crate::receiver::{Receiver, Reply};
@@ -132,7 +132,7 @@ async fn a_refused_connection_is_retried_until_somebody_listens() {
     named(&daemon, "connect_refused").await;
     let (status, body) = daemon.ready().await.unwrap();
     assert_eq!(status, 200, "a failing sink alone does not make the daemon unready: {body}");
-    assert!(body.to_string().contains("orders"), "but its trouble is named: {body}");
+    assert!(troubles(&body).contains("sink:orders"), "but its trouble is named: {body}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

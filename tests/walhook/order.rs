@@ -2,7 +2,7 @@
 
 use tokio_postgres::Client;
 
-use crate::daemon::{Config, Daemon};
+use crate::daemon::{Config, Daemon, troubles};
 use crate::postgres::{Postgres, state, until};
 use crate::receiver::{Keep, Receiver, Reply, row_of, unreliable};
 
@@ -120,7 +120,8 @@ async fn a_dead_sink_and_a_dead_source_delay_nobody_else() {
 
     other.cluster.stop("immediate").unwrap();
     let body = daemon.wait_not_ready().await;
-    assert!(body.to_string().contains("other"), "the trouble names the source: {body}");
+    assert!(troubles(&body).contains("source:other"), "the trouble names the source: {body}");
+    assert!(!troubles(&body).contains("source:app"), "the other source is well: {body}");
     client.batch_execute("UPDATE counters SET n = n + 1").await.unwrap();
     healthy.wait_acknowledged(50).await;
     healthy.ledger(|ledger| ledger.assert_clean());
