@@ -7,6 +7,8 @@
     clippy::wildcard_enum_match_arm,
     clippy::disallowed_methods,
     clippy::large_futures,
+    clippy::print_stdout,
+    clippy::print_stderr,
     reason = "a test that cannot go on panics, and its tasks end with it"
 )]
 
@@ -18,6 +20,8 @@ mod ledger;
 mod postgres;
 #[path = "walhook/receiver.rs"]
 mod receiver;
+#[path = "walhook/request.rs"]
+mod request;
 
 #[path = "walhook/commands.rs"]
 mod commands;

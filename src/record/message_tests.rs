@@ -1,3 +1,4 @@
+//! Tests of the message as text.
 use std::sync::Arc;
 use std::time::Instant;
 

@@ -1,1 +1,186 @@
-//! Placeholder.
+//! The commands and their exit codes: 0 ok, 1 failed while running, 69 database or prerequisite missing, 78 bad config.
+
+use std::io::{BufRead as _, BufReader};
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::daemon::{Config, text_of, walhook};
+use crate::order::counters;
+use crate::postgres::Postgres;
+
+fn with_config(command: &str, config: &Config) -> (Option<i32>, String) {
+    let output = walhook(&[command, "--config", &config.path().to_string_lossy()]);
+    (output.status.code(), text_of(&output))
+}
+
+#[test]
+fn a_bad_config_exits_78_with_every_fault_and_a_suggestion() {
+    let config = Config::new(
+        r#"
+        [source.app]
+        url = "postgres://walhook@localhost:5432/app"
+        heartbeat = "ten seconds"
+        [sink.orders]
+        source = "ap"
+        url = "https://example.com"
+        tables = ["public.orders"]
+        batch_sise = 10
+        request_timeout = "1ms"
+        headers = { "bad name" = "x" }
+        "#,
+    );
+    for command in ["run", "check"] {
+        let (code, text) = with_config(command, &config);
+        assert_eq!(code, Some(78), "{command}: {text}");
+        for part in [
+            "heartbeat",
+            "ten seconds",
+            "batch_sise",
+            "batch_size",
+            "request_timeout",
+            "1ms",
+            "bad name",
+            "\"ap\"",
+            "app",
+        ] {
+            assert!(text.contains(part), "{command} does not mention {part}: {text}");
+        }
+    }
+}
+
+#[test]
+fn a_missing_config_and_one_that_is_no_toml_exit_78() {
+    let missing = walhook(&["run", "--config", "/nowhere/walhook.toml"]);
+    assert_eq!(missing.status.code(), Some(78), "{}", text_of(&missing));
+    let (code, text) = with_config("run", &Config::new("[source.app\nurl = 1"));
+    assert_eq!(code, Some(78), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_column_that_deletes_would_not_carry_exits_78_with_the_mending_sql() {
+    let postgres = Postgres::start();
+    postgres.sql("CREATE TABLE orders (id int PRIMARY KEY, customer_id int)").await;
+    let sink = "tables = [\"public.orders\"]\ngroup_by = [\"customer_id\"]";
+    let config = Config::one_sink(&postgres, "http://127.0.0.1:9", sink);
+    for command in ["check", "run"] {
+        let (code, text) = with_config(command, &config);
+        assert_eq!(code, Some(78), "{command}: {text}");
+        assert!(text.contains("customer_id"), "{command}: {text}");
+        assert!(text.contains("ALTER TABLE") && text.contains("REPLICA IDENTITY"), "{command}: {text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_is_content_with_a_good_database_and_changes_nothing() {
+    let postgres = Postgres::start();
+    counters(&postgres).await;
+    let receiver = crate::receiver::Receiver::start().await;
+    let config = Config::one_sink(&postgres, &receiver.url(), "");
+    let (code, text) = with_config("check", &config);
+    assert_eq!(code, Some(0), "{text}");
+    let output = walhook(&["check", "--json", "--config", &config.path().to_string_lossy()]);
+    let json: Value =
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {}", text_of(&output)));
+    assert!(json.to_string().contains("ok"), "{json}");
+    assert_eq!(postgres.value("SELECT count(*) FROM pg_replication_slots").await, "0");
+    assert_eq!(postgres.value("SELECT count(*) FROM pg_publication").await, "0");
+    assert_eq!(receiver.message_count(), 0, "check delivers nothing");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_exits_69_when_wal_level_is_too_low_and_says_what_mends_it() {
+    let postgres = Postgres::with(&[("wal_level", "replica")]);
+    counters(&postgres).await;
+    let (code, text) = with_config("check", &Config::one_sink(&postgres, "http://127.0.0.1:9", ""));
+    assert_eq!(code, Some(69), "{text}");
+    assert!(text.contains("wal_level") && text.contains("logical"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn secrets_of_the_config_are_never_printed() {
+    let postgres = Postgres::start();
+    counters(&postgres).await;
+    let url = postgres.url().replace("postgres@", "postgres:hunter2@");
+    let sink = "headers = { authorization = \"Bearer swordfish\" }\nsigning_secrets = [\"whsec_c3dvcmRmaXNoc3dvcmRmaXNoc3dvcmRmaXNo\"]\nbatch_sise = 1";
+    let text = format!("[source.app]\nurl = \"{url}\"\n") + &Config::sink("orders", "http://127.0.0.1:9", sink);
+    for text in [text.clone(), text.replace("batch_sise", "batch_size")] {
+        let (_, printed) = with_config("check", &Config::new(&text));
+        for secret in ["hunter2", "swordfish", "c3dvcmRmaXNo"] {
+            assert!(!printed.contains(secret), "{printed}");
+        }
+    }
+}
+
+#[test]
+fn config_schema_is_json_that_knows_the_keys() {
+    let output = walhook(&["config", "schema"]);
+    assert!(output.status.success(), "{}", text_of(&output));
+    let schema: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let properties = schema["properties"].as_object().unwrap();
+    for key in ["source", "sink", "state", "admin", "limits", "log"] {
+        assert!(properties.contains_key(key), "{key}");
+    }
+    let text = schema.to_string();
+    for key in ["max_ack_pending", "batch_timeout", "signing_secrets", "group_by", "heartbeat"] {
+        assert!(text.contains(key), "{key}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn init_writes_a_config_that_check_accepts() {
+    let postgres = Postgres::start();
+    counters(&postgres).await;
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("walhook.toml");
+    let output = walhook(&["init", "--url", &postgres.url(), "--output", &file.to_string_lossy()]);
+    assert!(output.status.success(), "{}", text_of(&output));
+    let written = std::fs::read_to_string(&file).unwrap();
+    assert!(written.contains("counters"), "{written}");
+    let check = walhook(&["check", "--config", &file.to_string_lossy()]);
+    assert_ne!(check.status.code(), Some(78), "{}\n{written}", text_of(&check));
+    let again = walhook(&["init", "--url", &postgres.url(), "--output", &file.to_string_lossy()]);
+    assert!(!again.status.success(), "an existing file is not overwritten");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), written);
+}
+
+#[test]
+fn the_demo_shows_changes_and_leaves_nothing_behind() {
+    let directory = tempfile::tempdir().unwrap();
+    // The demo's server may run as another user, who must be able to pass and write.
+    std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o1777)).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_walhook"));
+    command.arg("demo").env("TMPDIR", directory.path()).stdin(Stdio::null());
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let (lines, shown) = std::sync::mpsc::channel();
+    for stream in [
+        Box::new(child.stdout.take().unwrap()) as Box<dyn std::io::Read + Send>,
+        Box::new(child.stderr.take().unwrap()),
+    ] {
+        let lines = lines.clone();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stream).lines().map_while(Result::ok) {
+                // The other end is gone when the test has seen enough.
+                drop(lines.send(line));
+            }
+        });
+    }
+    let mut printed = String::new();
+    let started = Instant::now();
+    let seen_all = |printed: &str| ["insert", "update", "delete", "/metrics"].iter().all(|part| printed.contains(part));
+    while !seen_all(&printed) && started.elapsed() < Duration::from_secs(120) {
+        if let Ok(line) = shown.recv_timeout(Duration::from_secs(1)) {
+            printed += &(line + "\n");
+        }
+    }
+    kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGINT).unwrap();
+    let status = child.wait().unwrap();
+    assert!(seen_all(&printed), "{printed}");
+    assert!(status.success(), "{status}: {printed}");
+    let left: Vec<_> = std::fs::read_dir(directory.path()).unwrap().flatten().map(|entry| entry.path()).collect();
+    assert!(left.is_empty(), "left behind: {left:?}");
+}

@@ -1,1 +1,188 @@
-//! Placeholder.
+//! P7: what a crash and a clean stop repeat, and that neither loses or reorders anything.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::daemon::{Config, Daemon, troubles};
+use crate::order::counters;
+use crate::postgres::Postgres;
+use crate::receiver::{Keep, Receiver, Reply, row_of, unreliable};
+
+/// Changes that go on until it is told to stop.
+pub(crate) struct Load {
+    stop: Arc<AtomicBool>,
+    rounds: Arc<AtomicI64>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Load {
+    /// Raises all counters by one, round after round; reconnects when the server goes away. The rows exist already.
+    pub(crate) fn updates(postgres: &Arc<Postgres>, rows: i64) -> Self {
+        Self::run(postgres, move |round| {
+            (1..=rows).map(|row| format!("UPDATE counters SET n = {round} WHERE id = {row} AND n < {round}")).collect()
+        })
+    }
+
+    /// Inserts rows, each a group of its own.
+    pub(crate) fn inserts(postgres: &Arc<Postgres>) -> Self {
+        Self::run(postgres, |round| vec![format!("INSERT INTO counters VALUES ({round}, 0)")])
+    }
+
+    fn run(postgres: &Arc<Postgres>, statements: impl Fn(i64) -> Vec<String> + Send + 'static) -> Self {
+        let (stop, rounds) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicI64::new(0)));
+        let task = tokio::spawn({
+            let (postgres, stop, rounds) = (Arc::clone(postgres), Arc::clone(&stop), Arc::clone(&rounds));
+            async move {
+                let mut client = postgres.client().await;
+                while !stop.load(Ordering::Relaxed) {
+                    let round = rounds.load(Ordering::Relaxed) + 1;
+                    for statement in statements(round) {
+                        while client.batch_execute(&statement).await.is_err() {
+                            tokio::time::sleep(Duration::from_millis(50)).await;
+                            if let Ok(fresh) = postgres.try_client().await {
+                                client = fresh;
+                            }
+                        }
+                    }
+                    rounds.store(round, Ordering::Relaxed);
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
+            }
+        });
+        Self { stop, rounds, task }
+    }
+
+    /// Stops after the round; gives how many there were.
+    pub(crate) async fn finish(self) -> i64 {
+        self.stop.store(true, Ordering::Relaxed);
+        self.task.await.unwrap();
+        self.rounds.load(Ordering::Relaxed)
+    }
+}
+
+/// Waits until every row's last counter value was acknowledged: with order kept, everything before it was, too.
+pub(crate) async fn wait_rounds(receiver: &Receiver, rows: i64, rounds: i64) {
+    receiver
+        .wait("the last round of every row", |receiver| {
+            receiver.ledger(|ledger| (1..=rows).all(|row| ledger.has(&format!("counters/{row}"), rounds)))
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_twenty_times_it_loses_nothing_and_keeps_order_and_keys() {
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let postgres = Arc::new(Postgres::start());
+    counters(&postgres).await;
+    let receiver = Receiver::with(Keep::Ledger, unreliable(seed, 10, &[500, 503], 0..20), row_of).await;
+    let config = Config::one_sink(&postgres, &receiver.url(), "batch_size = 5");
+    let mut daemon = Daemon::start(&config).await;
+    postgres.sql("INSERT INTO counters SELECT i, 0 FROM generate_series(1, 20) i").await;
+    let load = Load::updates(&postgres, 20);
+
+    for _ in 0..20 {
+        let until = receiver.request_count() + random.u64(1..60);
+        receiver.wait("some more requests", |receiver| receiver.request_count() >= until).await;
+        daemon.kill9();
+        receiver
+            .wait("the dead daemon's requests to be over", |receiver| {
+                receiver.ledger(|ledger| ledger.concurrent() == 0)
+            })
+            .await;
+        receiver.ledger(|ledger| ledger.new_run());
+        daemon = Daemon::launch(&config);
+    }
+
+    let rounds = load.finish().await;
+    wait_rounds(&receiver, 20, rounds).await;
+    crate::order::assert_complete(&receiver, 20, rounds);
+    receiver.ledger(|ledger| ledger.assert_clean());
+    assert!(daemon.sigterm().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clean_stop_under_load_repeats_nothing() {
+    let postgres = Arc::new(Postgres::start());
+    counters(&postgres).await;
+    let receiver = Receiver::with(Keep::Ledger, unreliable(1, 0, &[], 0..30), row_of).await;
+    let config = Config::one_sink(&postgres, &receiver.url(), "");
+    let mut daemon = Daemon::start(&config).await;
+    let load = Load::inserts(&postgres);
+
+    for _ in 0..3 {
+        let until = receiver.request_count() + 200;
+        receiver.wait("load", |receiver| receiver.request_count() >= until).await;
+        let status = daemon.sigterm().await;
+        assert_eq!(status.code(), Some(0));
+        receiver.ledger(|ledger| assert_eq!(ledger.concurrent(), 0, "it waited for its requests"));
+        receiver.ledger(|ledger| ledger.new_run());
+        daemon = Daemon::start(&config).await;
+    }
+
+    let rows = load.finish().await;
+    receiver.wait_acknowledged(usize::try_from(rows).unwrap()).await;
+    receiver.ledger(|ledger| {
+        assert_eq!(ledger.repeats, 0, "messages were sent twice");
+        ledger.assert_clean();
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_waits_no_longer_than_the_grace() {
+    let postgres = Postgres::start();
+    let client = counters(&postgres).await;
+    let receiver = Receiver::scripted(|_| Reply::Never).await;
+    let text = Config::source(&postgres)
+        + "[limits]\nshutdown_grace = \"1s\"\n"
+        + &Config::sink("orders", &receiver.url(), "request_timeout = \"60s\"");
+    let daemon = Daemon::start(&Config::new(&text)).await;
+    client.batch_execute("INSERT INTO counters VALUES (1, 0)").await.unwrap();
+    receiver.wait("the request", |receiver| receiver.request_count() == 1).await;
+    let asked = Instant::now();
+    let status = daemon.sigterm().await;
+    assert_eq!(status.code(), Some(0));
+    assert!(asked.elapsed() < Duration::from_secs(20), "took {:?}", asked.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_signal_leaves_at_once() {
+    let postgres = Postgres::start();
+    let client = counters(&postgres).await;
+    let receiver = Receiver::scripted(|_| Reply::Never).await;
+    let text = Config::source(&postgres)
+        + "[limits]\nshutdown_grace = \"10m\"\n"
+        + &Config::sink("orders", &receiver.url(), "request_timeout = \"10m\"");
+    let mut daemon = Daemon::start(&Config::new(&text)).await;
+    client.batch_execute("INSERT INTO counters VALUES (1, 0)").await.unwrap();
+    receiver.wait("the request", |receiver| receiver.request_count() == 1).await;
+    daemon.signal(Signal::SIGTERM);
+    let body = daemon.wait_not_ready().await;
+    assert!(troubles(&body).contains("process"), "{body}");
+    daemon.signal(Signal::SIGTERM);
+    // Fails by itself after a minute, long before the grace is over.
+    daemon.wait_exit().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_message_keeps_its_keys_over_a_restart() {
+    let postgres = Postgres::start();
+    let client = counters(&postgres).await;
+    let receiver = Receiver::scripted(|_| Reply::status(500)).await;
+    let config = Config::one_sink(&postgres, &receiver.url(), "");
+    let daemon = Daemon::start(&config).await;
+    client.batch_execute("INSERT INTO counters VALUES (1, 0)").await.unwrap();
+    receiver.wait("two attempts", |receiver| receiver.request_count() >= 2).await;
+    assert!(daemon.sigterm().await.success());
+
+    receiver.script(|_| Reply::status(200));
+    let _daemon = Daemon::start(&config).await;
+    receiver.wait_acknowledged(1).await;
+    let requests = receiver.requests();
+    assert!(requests.iter().all(|request| request.header("webhook-id") == requests[0].header("webhook-id")));
+    assert!(requests.iter().all(|request| request.messages == requests[0].messages));
+}

@@ -26,6 +26,8 @@ pub(crate) struct Ledger {
     groups: HashMap<String, Group>,
     unacknowledged: HashSet<String>,
     violations: Vec<String>,
+    /// A session with the database ended and what was acknowledged may come again, in order.
+    pub(crate) replays_allowed: bool,
     /// Most requests at one time.
     pub(crate) concurrent_max: usize,
     /// Most distinct messages that had arrived and were not acknowledged.
@@ -45,6 +47,8 @@ struct Known {
 struct Group {
     /// Highest counter acknowledged since the daemon started.
     acknowledged_max: Option<i64>,
+    /// Highest counter ever acknowledged.
+    acknowledged_ever: Option<i64>,
     /// Messages that arrived and were not acknowledged.
     open: HashSet<String>,
 }
@@ -83,6 +87,7 @@ impl Ledger {
                 if let Some(group) = self.groups.get_mut(&entry.group) {
                     group.open.remove(&entry.key);
                     group.acknowledged_max = group.acknowledged_max.max(entry.n);
+                    group.acknowledged_ever = group.acknowledged_ever.max(entry.n);
                 }
             }
         }
@@ -146,11 +151,15 @@ impl Ledger {
         if key != entry.key {
             self.violation(format!("key: {} n={n} came as {key} and as {}", entry.group, entry.key));
         }
-        let first_time = !self.seen.contains_key(&entry.key);
+        let known = self.seen.get(&entry.key);
+        let first_time = known.is_none();
+        let replay = self.replays_allowed && known.is_some_and(|known| known.acknowledged);
         let group = self.groups.entry(entry.group.clone()).or_default();
-        let before = group.acknowledged_max.max(here.insert(&entry.group, n));
+        let here_before = here.insert(&entry.group, n);
+        let run_before = if replay { None } else { group.acknowledged_max };
+        let ever_before = if first_time { group.acknowledged_ever } else { None };
         let overtaken = first_time && group.open.iter().any(|open| !together.contains(open.as_str()));
-        if let Some(before) = before.filter(|before| n <= *before) {
+        if let Some(before) = here_before.max(run_before).max(ever_before).filter(|before| n <= *before) {
             self.violation(format!("order: {} n={n} came after n={before}", entry.group));
         }
         if overtaken {
@@ -206,6 +215,29 @@ mod tests {
             ledger.ended(request, true);
         }
         assert!(ledger.violations()[0].starts_with("order"), "{:?}", ledger.violations());
+    }
+
+    #[test]
+    fn a_change_that_is_new_after_a_restart_but_older_is_caught() {
+        let mut ledger = Ledger::default();
+        ledger.arrived(1, vec![entry("a", 2)]);
+        ledger.ended(1, true);
+        ledger.new_run();
+        ledger.arrived(2, vec![entry("a", 1)]);
+        assert!(ledger.violations()[0].starts_with("order"), "{:?}", ledger.violations());
+    }
+
+    #[test]
+    fn acknowledged_changes_again_are_caught_unless_replays_are_allowed() {
+        for allowed in [false, true] {
+            let mut ledger = Ledger { replays_allowed: allowed, ..Ledger::default() };
+            for (request, n) in [(1, 1), (2, 2), (3, 1), (4, 2), (5, 3)] {
+                ledger.arrived(request, vec![entry("a", n)]);
+                ledger.ended(request, true);
+            }
+            assert_eq!(ledger.violations().is_empty(), allowed);
+            assert_eq!(ledger.repeats, 2);
+        }
     }
 
     #[test]

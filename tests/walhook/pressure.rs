@@ -1,1 +1,121 @@
-//! Placeholder.
+//! P4 and P6: what an endpoint owes and gets is bounded, and so is memory.
+
+use std::time::{Duration, Instant};
+
+use crate::daemon::{Config, Daemon};
+use crate::order::{assert_complete, count_up, counters};
+use crate::postgres::{Postgres, state, until_within};
+use crate::receiver::{Keep, Receiver, Reply, row_of};
+
+/// Peak resident memory that the contract allows in a huge transaction, KiB.
+const PEAK_KIB: u64 = 150 * 1024;
+
+/// Full sizes by WALHOOK_TEST_FULL=1.
+pub(crate) fn full() -> bool {
+    std::env::var("WALHOOK_TEST_FULL").is_ok_and(|value| value == "1")
+}
+
+/// Waits until `observed` has stayed the same for two seconds: what does not move any more has found its limit.
+async fn settle(observed: impl Fn() -> u64) -> u64 {
+    let mut last = (observed(), Instant::now());
+    while last.1.elapsed() < Duration::from_secs(2) {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        if observed() != last.0 {
+            last = (observed(), Instant::now());
+        }
+    }
+    last.0
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_that_never_answers_gets_no_more_than_max_in_flight() {
+    let postgres = Postgres::start();
+    let client = counters(&postgres).await;
+    let receiver = Receiver::scripted(|_| Reply::Never).await;
+    let sink = "max_in_flight = 5\nmax_ack_pending = 1000\nrequest_timeout = \"2s\"";
+    let daemon = Daemon::start(&Config::one_sink(&postgres, &receiver.url(), sink)).await;
+
+    count_up(&client, 200, 1).await;
+    receiver.wait("requests to time out and come again", |receiver| receiver.request_count() >= 15).await;
+    receiver.ledger(|ledger| {
+        assert_eq!(ledger.concurrent_max, 5, "requests at one time");
+        ledger.assert_clean();
+    });
+    daemon.wait_logged("timeout").await;
+
+    receiver.script(|_| Reply::status(200));
+    receiver.wait_acknowledged(400).await;
+    assert_complete(&receiver, 200, 1);
+    receiver.ledger(|ledger| ledger.assert_clean());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn distinct_unacknowledged_messages_never_pass_max_ack_pending() {
+    let postgres = Postgres::start();
+    let client = counters(&postgres).await;
+    let receiver = Receiver::scripted(|_| Reply::status(500)).await;
+    let sink = "max_in_flight = 64\nmax_ack_pending = 20\nbatch_size = 3";
+    let _daemon = Daemon::start(&Config::one_sink(&postgres, &receiver.url(), sink)).await;
+
+    count_up(&client, 300, 2).await;
+    receiver.wait("many failures", |receiver| receiver.request_count() >= 60).await;
+    receiver.ledger(|ledger| {
+        assert!(ledger.unacknowledged_max <= 20, "{} messages were unacknowledged", ledger.unacknowledged_max);
+        assert!(ledger.unacknowledged_max >= 18, "the limit should be used: {}", ledger.unacknowledged_max);
+        ledger.assert_clean();
+    });
+
+    receiver.script(|_| Reply::status(200));
+    receiver.wait_acknowledged(900).await;
+    assert_complete(&receiver, 300, 2);
+    receiver.ledger(|ledger| {
+        ledger.assert_clean();
+        assert!(ledger.unacknowledged_max <= 20);
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_huge_transaction_is_delivered_in_flat_memory() {
+    let rows: u64 = if full() { 1_000_000 } else { 200_000 };
+    let postgres = Postgres::start();
+    postgres.sql("CREATE TABLE big (id int PRIMARY KEY, body text)").await;
+    let receiver = Receiver::with(Keep::Counts, |_| Reply::status(200), row_of).await;
+    let daemon = Daemon::start(&Config::one_sink(&postgres, &receiver.url(), "batch_size = 100")).await;
+
+    postgres.sql(&format!("INSERT INTO big SELECT i, repeat('x', 200) FROM generate_series(1, {rows}) i")).await;
+    until_within(Duration::from_secs(400), "all rows to arrive", || async {
+        state(receiver.message_count() >= rows, receiver.message_count())
+    })
+    .await;
+    assert_eq!(receiver.message_count(), rows, "nothing is sent twice");
+    assert!(receiver.request_count() < rows / 20, "batches should fill: {} requests", receiver.request_count());
+    let peak = daemon.peak_kib();
+    println!("peak {peak} KiB for {rows} rows");
+    assert!(peak <= PEAK_KIB, "{peak} KiB resident at the peak");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_endpoint_under_a_flood_is_borne_in_flat_memory() {
+    let postgres = Postgres::start();
+    postgres.sql("CREATE TABLE big (id int PRIMARY KEY, body text)").await;
+    let receiver = Receiver::with(Keep::Counts, |_| Reply::status(500), row_of).await;
+    let text = Config::source(&postgres)
+        + "[limits]\nmemory_limit = \"32MiB\"\n"
+        + &Config::sink("orders", &receiver.url(), "batch_size = 100");
+    let daemon = Daemon::start(&Config::new(&text)).await;
+
+    // About 100 MB of row values, three times the limit.
+    postgres.sql("INSERT INTO big SELECT i, repeat(md5(i::text), 64) FROM generate_series(1, 50000) i").await;
+    receiver.wait("the endpoint to be tried", |receiver| receiver.request_count() > 5).await;
+    settle(|| daemon.peak_kib()).await;
+    let peak = daemon.peak_kib();
+    println!("peak {peak} KiB");
+    assert!(peak <= PEAK_KIB, "{peak} KiB resident at the peak");
+    // Statuses go on while reading is paused: the same session still holds the slot.
+    assert!(postgres.reader("walhook_app").await.is_some(), "the session was lost");
+
+    let tried = receiver.message_count();
+    receiver.script(|_| Reply::status(200));
+    receiver.wait("everything to arrive", |receiver| receiver.message_count() >= tried + 50_000).await;
+    assert!(daemon.peak_kib() <= PEAK_KIB, "{} KiB resident while draining", daemon.peak_kib());
+}

@@ -1,3 +1,4 @@
+//! Addresses as libpq takes them.
 use secrecy::ExposeSecret as _;
 
 use super::*;

@@ -1,3 +1,4 @@
+//! Messages as the manual lays them out, and bytes that are none.
 #![expect(clippy::indexing_slicing, clippy::arithmetic_side_effects, reason = "a test may panic")]
 
 use proptest::prelude::*;

@@ -1,3 +1,4 @@
+//! Frames cut at every place.
 use std::collections::VecDeque;
 
 use proptest::prelude::*;
