@@ -177,3 +177,6 @@ fn text(value: Option<Datum<'_>>) -> Option<String> {
         Datum::Null | Datum::Unchanged => None,
     }
 }
+
+#[cfg(test)]
+mod tests;
