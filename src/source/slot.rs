@@ -69,7 +69,6 @@ pub struct Maintained {
 #[derive(Debug)]
 pub(crate) struct Survey {
     pub(crate) server: ServerFacts,
-    pub(crate) tables: Vec<TableFacts>,
     pub(crate) plan: Plan,
     pub(crate) publication: Option<PublicationState>,
     pub(crate) steps: Steps,
@@ -88,7 +87,7 @@ pub(crate) async fn survey(
     let publication = publication::read(client, &source.publication, server.version).await?;
     let steps = Steps::new(publication.as_ref(), &plan, source, sinks, server.version);
     let slot = inspect(client, &source.slot).await?;
-    Ok(Survey { server, tables, plan, publication, steps, slot })
+    Ok(Survey { server, plan, publication, steps, slot })
 }
 
 /// Makes publication and slot ready, or with `create = false` checks that they are. `sinks` are those of this source.

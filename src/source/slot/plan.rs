@@ -27,11 +27,6 @@ impl Operations {
         })
     }
 
-    /// Whether everything in `other` is in these.
-    pub(crate) fn covers(self, other: Self) -> bool {
-        (self.insert || !other.insert) && (self.update || !other.update) && (self.delete || !other.delete)
-    }
-
     /// Both together.
     pub(crate) fn with(self, other: Self) -> Self {
         Self {

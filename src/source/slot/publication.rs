@@ -117,7 +117,11 @@ impl Steps {
 
     fn create(plan: &Plan, source: &SourceConfig, version: u32) -> Self {
         let mut steps = Self::default();
-        let tables = steps.addable(plan, source, |_| false);
+        // SQL for a person to run names every table; only what walhook does itself leaves out what it may not touch.
+        let tables = match source.create {
+            true => steps.addable(plan, source, |_| false),
+            false => plan.publish.iter().map(|(table, _)| table.name.clone()).collect(),
+        };
         let list = if tables.is_empty() { String::new() } else { format!(" FOR TABLE {}", listed(&tables)) };
         // Generated columns are part of a row; without them REPLICA IDENTITY FULL would refuse updates (PG18).
         let generated = if version >= 180_000 { ", publish_generated_columns = stored" } else { "" };

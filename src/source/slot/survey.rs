@@ -181,12 +181,13 @@ impl TableFacts {
 
     /// Why UPDATE or DELETE on the table would start to fail once it is published with these actions.
     pub(crate) fn identity_refusal(&self) -> Option<Refusal> {
-        let bare: Vec<&TableName> = match self.kind {
-            RelationKind::Partitioned if !self.leaves.is_empty() => {
-                self.leaves.iter().filter(|(_, identity)| identity.columns.is_none()).map(|(name, _)| name).collect()
+        // The server looks at the partitions' identities, not at the root's.
+        let bare: Vec<&TableName> = match self.leaves.is_empty() {
+            true => self.identity.columns.is_none().then_some(&self.name).into_iter().collect(),
+            false => {
+                let without = self.leaves.iter().filter(|(_, identity)| identity.columns.is_none());
+                without.map(|(name, _)| name).collect()
             }
-            _ if self.identity.columns.is_none() => vec![&self.name],
-            _ => Vec::new(),
         };
         if !bare.is_empty() {
             return Some(self.no_identity(&bare));

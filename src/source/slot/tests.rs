@@ -305,7 +305,9 @@ async fn create_false_changes_nothing_and_gives_the_sql() {
     let stage = Stage::new(&[], ORDERS).await;
     let source = SourceConfig { create: false, ..stage.source() };
     let sinks = [sink("s", &["public.orders"])];
+    let (_, by_pattern) = lasting(prepare(&stage.client, &source, &[sink("s", &["public.*"])]).await);
     let (_, publication) = lasting(prepare(&stage.client, &source, &sinks).await);
+    assert_eq!(by_pattern, publication);
     assert_eq!(stage.count("select count(*) from pg_publication").await, 0);
     stage.client.batch_execute(&publication).await.unwrap();
     let (what, slot) = lasting(prepare(&stage.client, &source, &sinks).await);
