@@ -1,7 +1,5 @@
 //! What rendering a message costs.
 
-#![expect(missing_docs, reason = "criterion's macros make public functions")]
-
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Instant;

@@ -50,7 +50,9 @@ impl std::str::FromStr for Lsn {
         let bad = || ParseLsnError(text.to_owned());
         let (high, low) = text.split_once('/').ok_or_else(bad)?;
         let half = |digits: &str| match digits.len() {
-            1..=8 if digits.bytes().all(|b| b.is_ascii_hexdigit()) => u64::from_str_radix(digits, 16).map_err(|_| bad()),
+            1..=8 if digits.bytes().all(|b| b.is_ascii_hexdigit()) => {
+                u64::from_str_radix(digits, 16).map_err(|_| bad())
+            }
             _ => Err(bad()),
         };
         Ok(Self(half(high)? << 32 | half(low)?))

@@ -62,11 +62,16 @@ async fn play(args: DemoArgs, orders: Orders) -> anyhow::Result<u8> {
     let cluster = cluster.context("cannot start a throw-away Postgres")?;
     let shop = shop::Shop::open(&cluster.url("postgres")).await?;
     let mut tasks = JoinSet::new();
-    let receivers = [receive(&mut tasks, "orders", 0.0, &orders).await?, receive(&mut tasks, "stock", 0.3, &orders).await?];
+    let receivers =
+        [receive(&mut tasks, "orders", 0.0, &orders).await?, receive(&mut tasks, "stock", 0.3, &orders).await?];
     let config = configuration(&args, &cluster, &receivers)?;
     print(&introduction(&cluster, &args, &receivers));
     tasks.spawn(shop.trade(orders.stop.clone()));
-    tasks.spawn(end_after(args.messages, receivers.iter().map(|one| Arc::clone(&one.receiver)).collect(), orders.stop.clone()));
+    tasks.spawn(end_after(
+        args.messages,
+        receivers.iter().map(|one| Arc::clone(&one.receiver)).collect(),
+        orders.stop.clone(),
+    ));
     let result = app::run(config, orders.clone()).await;
     orders.stop.cancel();
     let code = if orders.abort.is_cancelled() { FAILED } else { result.map_or_else(explain, |()| 0) };
@@ -118,7 +123,11 @@ async fn receive(tasks: &mut JoinSet<()>, name: &'static str, fail: f64, orders:
     Ok(Endpoint { name, address, receiver })
 }
 
-fn configuration(args: &DemoArgs, cluster: &Cluster, [orders, stock]: &[Endpoint; 2]) -> anyhow::Result<config::Config> {
+fn configuration(
+    args: &DemoArgs,
+    cluster: &Cluster,
+    [orders, stock]: &[Endpoint; 2],
+) -> anyhow::Result<config::Config> {
     let (url, admin) = (cluster.url("postgres"), args.admin);
     let (orders, stock) = (orders.address, stock.address);
     let text = format!(

@@ -1,6 +1,122 @@
-//! `walhook check`.
-/// Arguments.
+//! `walhook check`: the configuration, the databases and the endpoints, looked at without changing anything.
+//!
+//! Findings are made by [`findings`] (pure) and [`endpoint`] (a connection without a request); this file asks, prints and
+//! decides the exit code.
+
+mod endpoint;
+mod findings;
+#[cfg(test)]
+mod tests;
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use tokio::task::JoinSet;
+
+pub(crate) use self::findings::{Finding, Level};
+
+use crate::config::{self, Config, SinkConfig, SourceConfig};
+use crate::source::connection;
+use crate::source::slot::{self, server};
+
+/// Arguments of `walhook check`.
 #[derive(clap::Args, Clone, Debug)]
-pub struct CheckArgs {}
-/// Checks.
-pub async fn check(_: CheckArgs) -> u8 { 1 }
+pub struct CheckArgs {
+    /// The configuration
+    #[arg(long, short, value_name = "FILE", env = "WALHOOK_CONFIG", default_value = "walhook.toml")]
+    pub config: PathBuf,
+    /// Print a JSON array
+    #[arg(long)]
+    pub json: bool,
+    /// Look at the configuration only, at no database and no endpoint
+    #[arg(long)]
+    pub offline: bool,
+}
+
+/// Looks and prints; the exit code: 0 all ok or warn, 78 the configuration is bad, 69 the database or a prerequisite is missing.
+pub async fn check(args: CheckArgs) -> u8 {
+    let findings = look(&args.config, args.offline).await;
+    let text = if args.json { as_json(&findings) } else { as_text(&findings) };
+    match io::stdout().lock().write_all(text.as_bytes()) {
+        Ok(()) => exit_code(&findings),
+        Err(_) => 1,
+    }
+}
+
+/// All findings.
+pub(crate) async fn look(file: &Path, offline: bool) -> Vec<Finding> {
+    let config = match config::load(file) {
+        Ok(config) => config,
+        Err(faults) => return faults.0.iter().map(findings::of_fault).collect(),
+    };
+    let counted = format!("{} sources, {} sinks", config.sources.len(), config.sinks.len());
+    let mut all = vec![Finding::ok(file.display(), format!("the configuration is valid: {counted}"))];
+    if offline {
+        return all;
+    }
+    for source in &config.sources {
+        let sinks: Vec<SinkConfig> = sinks_of(&config, source);
+        all.extend(look_at_source(source, &sinks).await);
+    }
+    all.extend(endpoint::look(&config.sinks).await);
+    all
+}
+
+fn sinks_of(config: &Config, source: &SourceConfig) -> Vec<SinkConfig> {
+    config.sinks.iter().filter(|sink| sink.source == source.name).cloned().collect()
+}
+
+async fn look_at_source(source: &SourceConfig, sinks: &[SinkConfig]) -> Vec<Finding> {
+    let subject = format!("source.{}", source.name);
+    let (client, driver) = match connection::sql(&source.url).await {
+        Ok(session) => session,
+        Err(error) => {
+            let mend = "check url, the network, pg_hba.conf and the password";
+            return vec![Finding::fail(subject, format!("{:#}", anyhow::Error::from(error)), mend)];
+        }
+    };
+    // The driver ends with this function.
+    let mut drivers = JoinSet::new();
+    drivers.spawn(async move { driver.await.is_ok() });
+    let asked = async {
+        let limits = server::limits(&client).await?;
+        Ok::<_, slot::PrepareError>((slot::survey(&client, source, sinks).await?, limits))
+    };
+    match asked.await {
+        Ok((survey, limits)) => findings::of_survey(source, sinks, &survey, &limits),
+        Err(error) => {
+            let mend = "try again; if it goes on, see the server's log";
+            vec![Finding::fail(subject, format!("{:#}", anyhow::Error::from(error)), mend)]
+        }
+    }
+}
+
+/// 78 before 69: a bad configuration is mended first.
+pub(crate) fn exit_code(findings: &[Finding]) -> u8 {
+    let failed = |is_config| findings.iter().any(|it| it.level == Level::Fail && it.is_config == is_config);
+    match (failed(true), failed(false)) {
+        (true, _) => 78,
+        (false, true) => 69,
+        (false, false) => 0,
+    }
+}
+
+fn as_json(findings: &[Finding]) -> String {
+    serde_json::to_string_pretty(findings).unwrap_or_default() + "\n"
+}
+
+/// `ok    source.app   …`, the subjects aligned, what mends it below.
+fn as_text(findings: &[Finding]) -> String {
+    let width = findings.iter().map(|it| it.subject.chars().count()).max().unwrap_or(0).min(40);
+    let mut text = String::new();
+    for finding in findings {
+        let indent = format!("\n{:6}{:width$}  ", "", "");
+        let what = finding.what.replace('\n', &indent);
+        text += &format!("{:6}{:width$}  {what}\n", finding.level.word(), finding.subject);
+        for line in finding.mend.iter().flat_map(|mend| mend.lines()) {
+            text += &format!("{:6}{:width$}  -> {line}\n", "", "");
+        }
+    }
+    let count = |level| findings.iter().filter(|it| it.level == level).count();
+    text + &format!("\n{} ok, {} warnings, {} failures\n", count(Level::Ok), count(Level::Warn), count(Level::Fail))
+}

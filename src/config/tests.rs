@@ -74,9 +74,9 @@ fn what_is_left_out_has_its_default() {
 fn sources_and_sinks_keep_the_order_of_the_file() {
     let text = "
         [sink.z]\nsource = \"b\"\nurl = \"http://h\"\ntables = [\"a.b\"]
-        [source.b]\nurl = \"postgres://h/b\"
+        [source.b]\nurl = \"postgres://u@h/b\"
         [sink.A-1]\nsource = \"a\"\nurl = \"http://h\"\ntables = [\"a.b\"]
-        [source.a]\nurl = \"postgres://h/a\"
+        [source.a]\nurl = \"postgres://u@h/a\"
         [sink.m]\nsource = \"a\"\nurl = \"http://h\"\ntables = [\"a.b\"]";
     let config = parse_with(text, &[]).unwrap();
     assert_eq!(config.sources.iter().map(|source| source.name.as_str()).collect::<Vec<_>>(), ["b", "a"]);
@@ -197,6 +197,10 @@ fn no_secret_is_printed() {
         signing_secrets = [\"hunter2\", { a = \"hunter2\" }]\nsigning_secret = \"hunter2\"
         [sink.two]\nurl = \"u:hunter2@h\"\ntables = [\"a.b\"]\nheaders = \"hunter2\"\nsigning_secrets = \"hunter2\"
         [admin]\ntokens = [\"hunter2\", { token = \"hunter2 \", rol = \"hunter2\" }]";
+    for url in ["postgres://app:hunter2", "postgres://a:hunter2@h:x/d", "postgres://u@h?password=hunter2&sslmode=x"] {
+        let faults = parse_with(&MINIMAL.replace("postgres://walhook:hunter2@db/app", url), &[]).err();
+        assert!(!format!("{faults:?}").contains("hunter2"), "{faults:?}");
+    }
     let overrides = [("WALHOOK_ADMIN__TOKEN", "hunter2"), ("WALHOOK_SINK__TWO__HEADERS__HOST", "hunter2")];
     let faults = parse_with(text, &overrides).unwrap_err();
     assert!(faults.0.len() >= 14, "{faults}");

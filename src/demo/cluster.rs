@@ -298,7 +298,10 @@ pub fn find_binaries() -> Option<PathBuf> {
         std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten().map(|entry| entry.path()).collect();
     versions.sort_by_key(|path| path.file_name().and_then(|name| name.to_str()?.parse::<u32>().ok()));
     places.extend(versions.into_iter().rev().map(|path| path.join("bin")));
-    places.extend(["/usr/pgsql/bin", "/usr/local/bin", "/usr/local/pgsql/bin", "/opt/homebrew/bin", "/usr/bin"].map(PathBuf::from));
+    places.extend(
+        ["/usr/pgsql/bin", "/usr/local/bin", "/usr/local/pgsql/bin", "/opt/homebrew/bin", "/usr/bin"]
+            .map(PathBuf::from),
+    );
     places.into_iter().find(|place| place.join("initdb").exists() && place.join("postgres").exists())
 }
 

@@ -42,7 +42,8 @@ pub(super) struct Shop {
 impl Shop {
     /// Makes the tables.
     pub(super) async fn open(url: &str) -> anyhow::Result<Self> {
-        let (client, driver) = tokio_postgres::connect(url, NoTls).await.context("cannot reach the throw-away Postgres")?;
+        let (client, driver) =
+            tokio_postgres::connect(url, NoTls).await.context("cannot reach the throw-away Postgres")?;
         #[expect(clippy::disallowed_methods, reason = "it ends with the client, which the shop owns")]
         tokio::spawn(driver);
         client.batch_execute(SCHEMA).await.context("cannot make the tables of the shop")?;

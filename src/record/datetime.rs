@@ -88,11 +88,15 @@ fn civil(days: i64) -> (i64, i64, i64) {
     (era * 400 + year_of_era + next, month, day)
 }
 
+/// Appends the last `width` digits of a number that is not negative; `width` is at most 6.
 fn append_padded(out: &mut Vec<u8>, number: i64, width: usize) {
-    let mut buffer = itoa::Buffer::new();
-    let digits = buffer.format(number).as_bytes();
-    out.resize(out.len() + width.saturating_sub(digits.len()), b'0');
-    out.extend_from_slice(digits);
+    let mut digits = [b'0'; 6];
+    let mut rest = u32::try_from(number).unwrap_or_default();
+    for place in digits.iter_mut().rev() {
+        *place = b'0' + u8::try_from(rest % 10).unwrap_or_default();
+        rest /= 10;
+    }
+    out.extend_from_slice(digits.get(6 - width..).unwrap_or(&digits));
 }
 
 #[cfg(test)]

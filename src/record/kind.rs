@@ -131,14 +131,14 @@ impl Resolver<'_> {
         self.known.insert(oid, Kind::Text);
         let facts = self.facts;
         let kind = match facts.get(&oid) {
-            Some(facts) if depth < DEPTH_MAX => self.from_facts(facts, depth + 1),
+            Some(facts) if depth < DEPTH_MAX => self.kind_of(facts, depth + 1),
             Some(_) | None => Kind::Text,
         };
         self.known.insert(oid, kind.clone());
         kind
     }
 
-    fn from_facts(&mut self, facts: &TypeFacts, depth: usize) -> Kind {
+    fn kind_of(&mut self, facts: &TypeFacts, depth: usize) -> Kind {
         match facts.typtype {
             b'd' => self.kind(facts.base, depth),
             b'c' => {

@@ -16,6 +16,18 @@ use crate::config::{MessageForm, Numbers};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MessageId(pub u128);
 
+impl MessageId {
+    /// Its text without a formatter.
+    fn hex(self) -> [u8; 32] {
+        let mut digits = [0; 32];
+        let (pairs, _) = digits.as_chunks_mut::<2>();
+        for (pair, byte) in pairs.iter_mut().zip(self.0.to_be_bytes()) {
+            *pair = [byte >> 4, byte & 0xF].map(hex_digit);
+        }
+        digits
+    }
+}
+
 /// 32 hexadecimal digits, lower case.
 impl fmt::Display for MessageId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -188,8 +200,7 @@ impl Rendering {
 
     fn append_key(&self, change: &Change, out: &mut Vec<u8>) {
         out.extend_from_slice(b",\"idempotency_key\":\"");
-        let bytes = self.message_id(change.position()).0.to_be_bytes();
-        out.extend(bytes.iter().flat_map(|byte| [byte >> 4, byte & 0xF]).map(hex_digit));
+        out.extend_from_slice(&self.message_id(change.position()).hex());
         out.push(b'"');
     }
 }

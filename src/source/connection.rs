@@ -38,6 +38,9 @@ use login::Session;
 
 /// How long the server may take to end the stream.
 const FINISH: Duration = Duration::from_secs(5);
+/// Most bytes of statuses that wait to be sent; beyond that a further status waits for them and is left out, since the
+/// next one says the same and more.
+const STATUSES_WAITING: usize = 4096;
 
 /// Drives a SQL session: spawn it, or poll it beside the queries; it ends with the session.
 pub type SqlDriver = tokio_postgres::Connection<Socket, Socket>;
@@ -74,10 +77,8 @@ pub async fn sql(address: &PgAddress) -> Result<(tokio_postgres::Client, SqlDriv
                 }
             }
         };
-        let row = answer.iter().find_map(|message| match message {
-            SimpleQueryMessage::Row(row) => Some(row),
-            _ => None,
-        });
+        let row =
+            answer.iter().find_map(|message| if let SimpleQueryMessage::Row(row) = message { Some(row) } else { None });
         settings::check(address, row.into_iter().flat_map(|row| (0..row.len()).map(|index| row.get(index))))?;
         Ok((client, driver))
     })
@@ -186,9 +187,10 @@ impl Replication {
     pub async fn start(&mut self, slot: &str, publication: &str, start: Lsn) -> Result<(), StreamError> {
         let command = start_command(slot, publication, start, self.server_version());
         self.session.send(|out| frontend::query(&command, out)).await?;
-        match self.session.frame().await? {
-            (b'W', _) => Ok(()),
-            _ => Err(login::unexpected()),
+        match self.session.frame().await {
+            Ok((b'W', _)) => Ok(()),
+            Ok(_) => Err(login::unexpected()),
+            Err(error) => Err(self.session.after_error(error).await),
         }
     }
 
@@ -209,6 +211,9 @@ impl Replication {
         let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
         let clock = i64::try_from(clock).unwrap_or(i64::MAX).saturating_sub(POSTGRES_EPOCH_MICROS);
         let send = self.session.send(|out| {
+            if out.len() > STATUSES_WAITING {
+                return Ok(());
+            }
             out.put_u8(b'd');
             out.put_u32(38);
             out.put_u8(b'r');

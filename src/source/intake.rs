@@ -256,3 +256,6 @@ fn check_shape(change: &Change) -> Result<(), IntakeError> {
         Some(values) => Err(IntakeError::Shape { table: change.table.name.to_string(), values, columns }),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -71,7 +71,9 @@ impl Problem {
     /// The error to end with if no session of this run has streamed yet.
     pub(super) fn fatal_at_start(&self, source: &str) -> Option<SourceError> {
         match self {
-            Self::Config(faults) => Some(SourceError::Config { source_name: source.to_owned(), faults: faults.clone() }),
+            Self::Config(faults) => {
+                Some(SourceError::Config { source_name: source.to_owned(), faults: faults.clone() })
+            }
             Self::Lasting { what, advice } => {
                 Some(SourceError::Prerequisite { what: what.clone(), advice: advice.clone() })
             }

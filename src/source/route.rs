@@ -42,9 +42,18 @@ fn actions(sink: &SinkConfig) -> Actions {
     }
 }
 
+/// Where old rows do not carry the group's columns, or the table has lost one, nothing finer than the whole table keeps
+/// the order. Starting with such a table is refused; this is for one that changes while it is read.
 fn grouping(table: &Table, sink: &SinkConfig) -> Grouping {
     let whole = || Grouping::Table(GroupId(table_hash(table)));
-    let by = |columns: Vec<usize>| Grouping::Columns { seed: table_hash(table), columns };
+    let taken = actions(sink);
+    let carried = |index: &usize| table.columns.get(*index).is_some_and(|column| column.in_identity);
+    let by = |columns: Vec<usize>| {
+        if (taken.update || taken.delete) && !columns.iter().all(carried) {
+            return whole();
+        }
+        Grouping::Columns { seed: table_hash(table), columns }
+    };
     match sink.group_rule(&table.name) {
         GroupBy::None => Grouping::None,
         GroupBy::Table => whole(),
@@ -52,7 +61,6 @@ fn grouping(table: &Table, sink: &SinkConfig) -> Grouping {
         GroupBy::PrimaryKey => by(table.primary_key.clone()),
         GroupBy::Columns(names) => {
             let columns: Vec<usize> = names.iter().filter_map(|name| column_index(table, name)).collect();
-            // A group column that the table has lost leaves nothing finer than the table that would keep the order.
             if columns.len() == names.len() { by(columns) } else { whole() }
         }
     }
@@ -169,3 +177,6 @@ fn text(value: Option<Datum<'_>>) -> Option<String> {
         Datum::Null | Datum::Unchanged => None,
     }
 }
+
+#[cfg(test)]
+mod tests;

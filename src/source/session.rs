@@ -16,7 +16,6 @@ use super::relation::Catalogue;
 use super::slot::{self, Prepared};
 use super::{Source, Stop, secs_since};
 use crate::change::Lsn;
-use crate::config::SourceConfig;
 use crate::metrics::ReconnectReason;
 use crate::sink::feed::Feed;
 use crate::view::{SourceState, Trouble, WalProgress};
@@ -103,9 +102,12 @@ impl Source {
     /// Slot and publication. Once a session of this run has streamed nothing is created any more: a slot that is missing
     /// then has lost changes.
     async fn prepare(&self, client: &Client) -> Result<Prepared, Problem> {
-        let config = SourceConfig { create: self.config.create && !self.has_streamed, ..self.config.clone() };
-        let prepared = slot::prepare(client, &config, self.intake.sinks()).await?;
-        if self.has_streamed && prepared.confirmed > self.confirmed {
+        let (config, sinks) = (&self.config, self.intake.sinks());
+        if !self.has_streamed {
+            return Ok(slot::prepare(client, config, sinks).await?);
+        }
+        let prepared = slot::prepare_again(client, config, sinks).await?;
+        if prepared.confirmed > self.confirmed {
             let (slot, from, to) = (&config.slot, self.confirmed, prepared.confirmed);
             return Err(Problem::lasting(
                 format!(

@@ -17,7 +17,7 @@ pub(crate) mod server;
 mod state;
 pub(crate) mod survey;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
@@ -99,8 +99,36 @@ pub(crate) async fn survey(
 /// # Errors
 /// Sorted by who has to act, see [`PrepareError`].
 pub async fn prepare(client: &Client, source: &SourceConfig, sinks: &[SinkConfig]) -> Result<Prepared, PrepareError> {
+    make_ready(client, source, sinks, Turn::First).await
+}
+
+/// The same for a source that has streamed from the slot before: a slot that is missing now has lost changes and is not
+/// made anew, and what of the configuration no longer fits the database is a trouble, not the end.
+///
+/// # Errors
+/// As [`prepare`], without [`PrepareError::Config`].
+pub async fn prepare_again(
+    client: &Client,
+    source: &SourceConfig,
+    sinks: &[SinkConfig],
+) -> Result<Prepared, PrepareError> {
+    make_ready(client, source, sinks, Turn::Again).await
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    First,
+    Again,
+}
+
+async fn make_ready(
+    client: &Client,
+    source: &SourceConfig,
+    sinks: &[SinkConfig],
+    turn: Turn,
+) -> Result<Prepared, PrepareError> {
     let mut survey = survey(client, source, sinks).await?;
-    survey.fit(source)?;
+    survey.fit(source, turn)?;
     let mut races = 0;
     while let Err(error) = publish(client, source, &survey).await {
         races += 1;
@@ -108,7 +136,7 @@ pub async fn prepare(client: &Client, source: &SourceConfig, sinks: &[SinkConfig
             return Err(survey.with_grants(error, source));
         }
         survey = self::survey(client, source, sinks).await?;
-        survey.fit(source)?;
+        survey.fit(source, turn)?;
     }
     let mut created = false;
     if survey.slot.as_ref().is_none_or(SlotFacts::is_half_made) {
@@ -140,11 +168,6 @@ pub async fn maintain(
         return Err(publication_gone(source));
     }
     let mut troubles = survey.troubles(source);
-    let fault = |fault: &PlanFault| Trouble {
-        what: format!("{}: {}", fault.place, fault.reason),
-        advice: fault.sql.clone().unwrap_or_else(|| "mend the configuration".to_owned()),
-    };
-    troubles.extend(survey.plan.faults.iter().map(fault));
     if let Err(error) = publish(client, source, &survey).await {
         match survey.with_grants(error, source) {
             PrepareError::Lasting { what, advice } => troubles.push(Trouble { what, advice }),
@@ -208,12 +231,16 @@ async fn make_slot(client: &Client, source: &SourceConfig, survey: &Survey) -> R
 
 impl Survey {
     /// Whether database and configuration fit, before anything is changed.
-    fn fit(&self, source: &SourceConfig) -> Result<(), PrepareError> {
+    fn fit(&self, source: &SourceConfig, turn: Turn) -> Result<(), PrepareError> {
         self.server.usable()?;
-        if !self.plan.faults.is_empty() {
+        if turn == Turn::First && !self.plan.faults.is_empty() {
             return Err(PrepareError::Config(self.plan.faults.clone()));
         }
-        let Some(slot) = &self.slot else { return Ok(()) };
+        let slot = match &self.slot {
+            Some(slot) => slot,
+            None if turn == Turn::Again => return Err(slot_gone(source)),
+            None => return Ok(()),
+        };
         if let Some(Trouble { what, advice }) = slot.obstacle(&source.slot, &self.server.database) {
             return Err(PrepareError::Lasting { what, advice });
         }
@@ -229,7 +256,12 @@ impl Survey {
     /// Everything that does not stop the stream.
     pub(crate) fn troubles(&self, source: &SourceConfig) -> Vec<Trouble> {
         let slot = self.slot.as_ref().and_then(|slot| slot.warning(&source.slot));
-        self.plan.troubles.iter().chain(&self.steps.troubles).cloned().chain(slot).collect()
+        let fault = |fault: &PlanFault| Trouble {
+            what: format!("{}: {}", fault.place, fault.reason),
+            advice: fault.sql.clone().unwrap_or_else(|| "mend the configuration".to_owned()),
+        };
+        let faults = self.plan.faults.iter().map(fault);
+        self.plan.troubles.iter().chain(&self.steps.troubles).cloned().chain(faults).chain(slot).collect()
     }
 
     /// The tables of the plan that are, or with its steps will be, published.
@@ -279,6 +311,14 @@ impl Survey {
 
 fn busy(slot: &SlotFacts) -> PrepareError {
     PrepareError::Busy { pid: slot.active_pid, application_name: slot.active_application.clone() }
+}
+
+fn slot_gone(source: &SourceConfig) -> PrepareError {
+    PrepareError::lasting(
+        format!("the slot {} is gone: the changes since its last confirmation can no longer be read", source.slot),
+        "find out who dropped it; restarting walhook makes a new one that begins then: compare the receivers' data with \
+         the tables",
+    )
 }
 
 fn publication_gone(source: &SourceConfig) -> PrepareError {

@@ -114,9 +114,9 @@ fn each_bad_endpoint_is_refused_with_its_reason() {
 #[test]
 fn each_bad_key_of_the_rest_is_named() {
     for (lines, key) in [
-        ("[source.app2]\nurl = \"postgres://h\"", "sink.orders.source"),
-        ("[source.two]\nurl = \"postgres://DB:5432/b\"\nslot = \"walhook_app\"\n[sink.orders.x]", "*"),
-        ("[source.\"1a\"]\nurl = \"postgres://h\"\nslot = \"Up-Case\"", "*"),
+        ("[source.app2]\nurl = \"postgres://u@h\"", "sink.orders.source"),
+        ("[source.two]\nurl = \"postgres://u@DB:5432/b\"\nslot = \"walhook_app\"\n[sink.orders.x]", "*"),
+        ("[source.\"1a\"]\nurl = \"postgres://u@h\"\nslot = \"Up-Case\"", "*"),
         ("[state]\nmax_bytes = \"7MiB\"", "state.max_bytes"),
         ("[state]\nhold = \"disk\"", "state.hold"),
         ("[state]\nlog_retention = \"1s\"", "state.log_retention"),
@@ -176,13 +176,13 @@ fn what_is_missing_altogether_is_named() {
         ["sink.b.tables", "sink.b.url", "source.a.url"]
     );
     assert_eq!(sorted(keys(parse_with("source = 1\nsink = []\n", &[]))), ["sink", "source"]);
-    let flat = "[source]\nurl = \"postgres://h\"\n[sink]\nurl = \"http://h\"\n";
+    let flat = "[source]\nurl = \"postgres://u@h\"\n[sink]\nurl = \"http://h\"\n";
     assert_eq!(sorted(keys(parse_with(flat, &[]))), ["sink.url", "source.url"]);
 }
 
 #[test]
 fn two_sources_of_a_server_may_not_share_a_slot() {
-    let text = sink_with("source = \"app\"\n[source.two]\nurl = \"postgres://DB:5432/b\"\nslot = \"walhook_app\"");
+    let text = sink_with("source = \"app\"\n[source.two]\nurl = \"postgres://u@DB:5432/b\"\nslot = \"walhook_app\"");
     let fault = only_fault(parse_with(&text, &[]));
     assert_eq!(fault.key, "source.two.slot");
     assert!(parse_with(&text.replace("DB:5432", "other"), &[]).is_ok());

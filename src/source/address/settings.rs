@@ -167,20 +167,18 @@ impl<'a> Settings<'a> {
         let expected = "disable, allow, prefer, require, verify-ca or verify-full";
         let mode = self.one_of("sslmode", expected, &choices)?;
         match self.text("sslrootcert") {
-            Some("system") => match mode.unwrap_or(SslMode::VerifyFull) {
-                SslMode::VerifyFull => Ok((SslMode::VerifyFull, Some(RootCert::System))),
-                _ => Err(AddressError::Conflict(
-                    "sslrootcert=system needs sslmode=verify-full: anyone can get a certificate from a public authority",
-                )),
-            },
+            Some("system") if mode.is_none_or(|mode| mode == SslMode::VerifyFull) => {
+                Ok((SslMode::VerifyFull, Some(RootCert::System)))
+            }
+            Some("system") => Err(AddressError::Conflict(
+                "sslrootcert=system needs sslmode=verify-full: anyone can get a certificate from a public authority",
+            )),
             Some(file) => Ok((mode.unwrap_or(SslMode::Prefer), Some(RootCert::File(PathBuf::from(file))))),
-            None => match mode.unwrap_or(SslMode::Prefer) {
-                SslMode::VerifyCa | SslMode::VerifyFull => Err(AddressError::Conflict(
-                    "sslmode=verify-ca and verify-full need sslrootcert=FILE, or sslrootcert=system for the machine's \
-                     authorities with verify-full",
-                )),
-                mode => Ok((mode, None)),
-            },
+            None if mode.is_some_and(|mode| mode >= SslMode::VerifyCa) => Err(AddressError::Conflict(
+                "sslmode=verify-ca and verify-full need sslrootcert=FILE, or sslrootcert=system for the machine's \
+                 authorities with verify-full",
+            )),
+            None => Ok((mode.unwrap_or(SslMode::Prefer), None)),
         }
     }
 

@@ -208,6 +208,10 @@ impl From<tokio_postgres::Error> for ConnectError {
     fn from(error: tokio_postgres::Error) -> Self {
         match error.as_db_error() {
             Some(db) => StreamError::Server(Box::new(ServerError::from(db))).into(),
+            // The client has no name for this; a test holds it to the text.
+            None if std::error::Error::source(&error).is_some_and(|why| why.to_string() == "password missing") => {
+                Self::PasswordMissing
+            }
             None => Self::Sql(error),
         }
     }
@@ -251,7 +255,10 @@ impl ConnectError {
             // Starting up or shutting down, or too many connections.
             Self::Server { source, .. } => !source.code.starts_with("57P") && source.code != "53300",
             Self::PasswordMissing | Self::TlsFile { .. } | Self::TlsSettings { .. } => true,
-            _ => false,
+            Self::Resolve { .. } | Self::Reach { .. } | Self::Timeout { .. } | Self::TlsRefused { .. } => false,
+            Self::TlsName { .. } | Self::TlsIssuer { .. } | Self::Tls { .. } | Self::Method { .. } => false,
+            Self::Scram { .. } | Self::ChannelBinding(_) | Self::SessionOption { .. } => false,
+            Self::Unsuitable(_) | Self::Broken(_) | Self::Sql(_) => false,
         }
     }
 }

@@ -323,11 +323,10 @@ fn poll_fill<S: AsyncRead + Unpin>(
     while buffer.len() < buffer.capacity() {
         let polled = pin!(socket.read_buf(buffer)).poll(cx);
         let read = buffer.len() - before;
-        match polled {
-            Poll::Ready(Ok(count)) if count > 0 => {}
-            Poll::Ready(_) | Poll::Pending if read > 0 => return Poll::Ready(Ok(read)),
-            other => return other,
+        if let Poll::Ready(Ok(1..)) = polled {
+            continue;
         }
+        return if read > 0 { Poll::Ready(Ok(read)) } else { polled };
     }
     Poll::Ready(Ok(buffer.len() - before))
 }

@@ -99,17 +99,28 @@ impl Session {
     pub(super) async fn query(&mut self, sql: &str) -> Result<Rows, StreamError> {
         self.send(|out| frontend::query(sql, out)).await?;
         let mut rows = Rows::new();
-        let mut failure = None;
         loop {
             match self.frame().await {
                 Ok((b'D', body)) if rows.len() < ROWS_MAX => rows.push(row(&body)?),
                 Ok((b'D', _)) => return Err(StreamError::Malformed { what: "more rows than were asked for" }),
                 Ok((b'T' | b'C' | b'I', _)) => {}
-                Ok((b'Z', _)) => return failure.map_or(Ok(rows), |error| Err(StreamError::Server(error))),
+                Ok((b'Z', _)) => return Ok(rows),
                 Ok(_) => return Err(unexpected()),
-                // The session goes on after an error, with ReadyForQuery.
-                Err(StreamError::Server(error)) if error.severity == "ERROR" => failure = Some(error),
-                Err(error) => return Err(error),
+                Err(error) => return Err(self.after_error(error).await),
+            }
+        }
+    }
+
+    /// Reads up to ReadyForQuery if the session goes on after `error`, so that the next command finds it clean.
+    pub(super) async fn after_error(&mut self, error: StreamError) -> StreamError {
+        if !matches!(&error, StreamError::Server(said) if said.severity == "ERROR") {
+            return error;
+        }
+        loop {
+            match self.frame().await {
+                Ok((b'Z', _)) => return error,
+                Ok(_) => {}
+                Err(worse) => return worse,
             }
         }
     }

@@ -1,4 +1,5 @@
 //! Against a real server.
+#![expect(clippy::disallowed_methods, reason = "tasks that end with the test's runtime")]
 
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 

@@ -105,16 +105,14 @@ pub(super) fn classify(doing: &'static str, error: tokio_postgres::Error) -> Pre
     let Some(server) = error.as_db_error() else { return Passing::Query { doing, source: error }.into() };
     let what = format!("could not {doing}: {}", server.message());
     let code = server.code();
-    if *code == SqlState::CONFIGURATION_LIMIT_EXCEEDED {
+    // 55000 too where the limit is 0; for a want of WAL the server facts have spoken before.
+    if *code == SqlState::CONFIGURATION_LIMIT_EXCEEDED || *code == SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE {
         let advice = "raise max_replication_slots (needs a restart of the server), or drop a slot that nobody reads: \
                       SELECT slot_name, active FROM pg_replication_slots;";
         return PrepareError::lasting(what, advice);
     }
     if *code == SqlState::OBJECT_IN_USE {
         return PrepareError::Busy { pid: None, application_name: None };
-    }
-    if *code == SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE {
-        return PrepareError::lasting(what, "run `walhook check` for the setting that is missing");
     }
     Passing::Query { doing, source: error }.into()
 }

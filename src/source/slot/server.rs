@@ -60,6 +60,41 @@ pub(crate) async fn read(client: &Client) -> Result<ServerFacts, PrepareError> {
     })
 }
 
+/// Settings that decide how long a slot lives and whether another fits.
+#[derive(Debug, Clone)]
+pub(crate) struct ServerLimits {
+    pub(crate) slots_max: i64,
+    pub(crate) slots_used: i64,
+    pub(crate) senders_max: i64,
+    pub(crate) senders_used: i64,
+    /// `max_slot_wal_keep_size` as shown; `-1` = no bound.
+    pub(crate) keep_size: String,
+    /// `idle_replication_slot_timeout` as shown (18); `0` = never.
+    pub(crate) idle_timeout: String,
+    /// `wal_sender_timeout` as shown; `0` = never.
+    pub(crate) sender_timeout: String,
+}
+
+const LIMITS: &str = "
+select current_setting('max_replication_slots')::int8, (select count(*) from pg_replication_slots),
+       current_setting('max_wal_senders')::int8, (select count(*) from pg_stat_replication),
+       current_setting('max_slot_wal_keep_size'),
+       coalesce(current_setting('idle_replication_slot_timeout', true), '0'), current_setting('wal_sender_timeout')";
+
+/// Reads the limits.
+pub(crate) async fn limits(client: &Client) -> Result<ServerLimits, PrepareError> {
+    let row = bounded("read the server's limits", client.query_one(LIMITS, &[])).await?;
+    Ok(ServerLimits {
+        slots_max: row.get(0),
+        slots_used: row.get(1),
+        senders_max: row.get(2),
+        senders_used: row.get(3),
+        keep_size: row.get(4),
+        idle_timeout: row.get(5),
+        sender_timeout: row.get(6),
+    })
+}
+
 impl ServerFacts {
     /// What keeps walhook from reading this server at all, each with what mends it.
     pub(crate) fn obstacles(&self) -> Vec<(String, String)> {

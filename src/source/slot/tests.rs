@@ -123,9 +123,15 @@ async fn preparing_twice_makes_publication_and_slot_once() {
     assert_eq!(stage.published().await, ["public.orders"]);
 
     let before = inspect(&stage.client, "walhook_app").await.unwrap().unwrap();
-    heartbeat(&stage.client).await.unwrap();
-    let after = inspect(&stage.client, "walhook_app").await.unwrap().unwrap();
-    assert!(after.server_lsn > before.server_lsn && after.retained_bytes > before.retained_bytes);
+    // What was inserted is written within a moment, by the WAL writer.
+    let after = loop {
+        heartbeat(&stage.client).await.unwrap();
+        let after = inspect(&stage.client, "walhook_app").await.unwrap().unwrap();
+        if after.server_lsn > before.server_lsn && after.retained_bytes > before.retained_bytes {
+            break after;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
     assert_eq!(after.wal_status.as_deref(), Some("reserved"));
     assert_eq!(inspect(&stage.client, "nothing").await.unwrap(), None);
 }
@@ -437,7 +443,9 @@ async fn no_free_slot_says_which_setting() {
 #[tokio::test]
 async fn making_a_slot_waits_for_old_transactions_and_leaves_nothing_when_given_up() {
     let mut stage = Stage::new(&[], ORDERS).await;
-    let old = stage.session(&stage.cluster.url("postgres")).await;
+    let url = stage.cluster.url("postgres");
+    let old = stage.session(&url).await;
+    let eye = stage.session(&url).await;
     old.batch_execute("begin; insert into orders values (1)").await.unwrap();
     let waiting =
         "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and query like '%pg_create_logical%'";
@@ -446,7 +454,7 @@ async fn making_a_slot_waits_for_old_transactions_and_leaves_nothing_when_given_
         let source = stage.source();
         let mut preparing = std::pin::pin!(prepare(&stage.client, &source, &sinks));
         let watcher = async {
-            while old.query_one(waiting, &[]).await.unwrap().get::<_, i64>(0) == 0 {
+            while eye.query_one(waiting, &[]).await.unwrap().get::<_, i64>(0) == 0 {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };

@@ -98,9 +98,7 @@ fn a_header_alone_allocates_nothing() {
     let mut socket = pieces(b"d\x40\0\0\0w", 6);
     let mut cx = Context::from_waker(std::task::Waker::noop());
     let memory = Memory::new(1 << 20);
-    for _ in 0..2 {
-        assert!(pin!(inlet.gulp(&mut socket, &memory)).poll(&mut cx).is_pending());
-    }
+    while pin!(inlet.gulp(&mut socket, &memory)).poll(&mut cx).is_pending() {}
     assert_eq!(inlet.buffer.len(), 6);
     assert!(inlet.buffer.capacity() <= BUFFER_MIN, "{}", inlet.buffer.capacity());
 }

@@ -26,6 +26,8 @@ async fn passwords_open_the_door_and_wrong_ones_do_not() {
     for who in ["m", "c", "s"] {
         let error = replication(&url(&cluster, who, "postgres")).await.unwrap_err();
         assert!(matches!(error, ConnectError::PasswordMissing), "{who}: {error:?}");
+        let error = sql(&address(&url(&cluster, who, "postgres"))).await.err().unwrap();
+        assert!(matches!(error, ConnectError::PasswordMissing), "{who}: {error:?}");
     }
     let error = enter(&url(&cluster, "no", "postgres")).await.unwrap_err();
     assert!(error.needs_a_person() && error.to_string().contains("pg_hba.conf"), "{error}");
@@ -106,6 +108,19 @@ async fn an_error_in_a_query_leaves_the_session_usable() {
     let error = session.session.query("SELECT 1/0").await.unwrap_err();
     assert_eq!(error.sqlstate(), Some("22012"), "{error:?}");
     session.identify_system().await.unwrap();
+}
+
+/// The source runs in a task that may move between threads.
+#[test]
+fn every_future_can_be_sent() {
+    fn sendable<T: Send>(_: impl FnOnce(PgAddress, Replication) -> T) {}
+    sendable(|address, _| async move { open(&address).await.map(drop) });
+    sendable(|address, _| async move { sql(&address).await.map(drop) });
+    sendable(|address, _| async move { Replication::connect(&address, &Memory::new(1)).await.map(drop) });
+    sendable(|_, mut replication| async move { replication.start("s", "p", Lsn::ZERO).await });
+    sendable(|_, mut replication| async move { replication.read().await.map(drop) });
+    sendable(|_, mut replication| async move { replication.status(Lsn::ZERO, Lsn::ZERO, false).await });
+    sendable(|_, replication| async move { replication.finish(Lsn::ZERO, Lsn::ZERO).await });
 }
 
 #[test]

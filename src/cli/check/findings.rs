@@ -1,0 +1,254 @@
+//! Pure: what `check` says about what it saw.
+
+use std::fmt::Display;
+
+use serde::Serialize;
+
+use crate::change::ReplicaIdentity;
+use crate::config::{Fault, GroupBy, SinkConfig, SourceConfig};
+use crate::source::slot::plan::taken;
+use crate::source::slot::server::ServerLimits;
+use crate::source::slot::{SlotFacts, Survey, TableFacts};
+use crate::view::Trouble;
+
+/// Tables named in one line at most.
+const NAMED_MAX: usize = 8;
+
+/// How bad it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Level {
+    /// As it should be.
+    Ok,
+    /// Works, but look at it.
+    Warn,
+    /// Keeps walhook from running.
+    Fail,
+}
+
+impl Level {
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Warn => "warn",
+            Self::Fail => "fail",
+        }
+    }
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Finding {
+    pub(crate) level: Level,
+    /// A key of the configuration, a table, an endpoint.
+    pub(crate) subject: String,
+    pub(crate) what: String,
+    /// What mends it, SQL where SQL does.
+    pub(crate) mend: Option<String>,
+    /// A failure of the configuration and not of the database.
+    #[serde(skip)]
+    pub(crate) is_config: bool,
+}
+
+impl Finding {
+    pub(crate) fn ok(subject: impl Display, what: impl Into<String>) -> Self {
+        Self { level: Level::Ok, subject: subject.to_string(), what: what.into(), mend: None, is_config: false }
+    }
+
+    pub(crate) fn warn(subject: impl Display, what: impl Into<String>, mend: impl Into<String>) -> Self {
+        Self { level: Level::Warn, mend: Some(mend.into()), ..Self::ok(subject, what) }
+    }
+
+    pub(crate) fn fail(subject: impl Display, what: impl Into<String>, mend: impl Into<String>) -> Self {
+        Self { level: Level::Fail, mend: Some(mend.into()), ..Self::ok(subject, what) }
+    }
+}
+
+/// A fault of the configuration file.
+pub(crate) fn of_fault(fault: &Fault) -> Finding {
+    let what = Fault { key: String::new(), suggestion: None, ..fault.clone() }.to_string();
+    let mend = fault.suggestion.as_ref().map(|meant| format!("did you mean {meant}?"));
+    Finding { level: Level::Fail, mend, is_config: true, ..Finding::ok(&fault.key, what.trim()) }
+}
+
+/// Everything about one database.
+pub(crate) fn of_survey(
+    source: &SourceConfig,
+    sinks: &[SinkConfig],
+    survey: &Survey,
+    limits: &ServerLimits,
+) -> Vec<Finding> {
+    let subject = format!("source.{}", source.name);
+    let mut all = of_server(&subject, survey);
+    all.extend(of_limits(&subject, survey, limits));
+    all.extend(of_publication(source, survey));
+    all.push(of_slot(source, survey));
+    for fault in &survey.plan.faults {
+        let mend = fault.sql.clone();
+        let finding = Finding { level: Level::Fail, mend, is_config: true, ..Finding::ok(&fault.place, &fault.reason) };
+        all.push(finding);
+    }
+    let warned = |Trouble { what, advice }: Trouble| Finding::warn(&subject, what, advice);
+    all.extend(survey.troubles(source).into_iter().map(warned));
+    for (sink, pattern) in &survey.plan.unmatched {
+        let mend = "make the table, or mend the pattern; a table made later is picked up within 60 s";
+        all.push(Finding::warn(format!("sink.{sink}.tables"), format!("no table matches {pattern}"), mend));
+    }
+    all.extend(survey.plan.publish.iter().map(|(table, _)| of_table(table, sinks)));
+    all.extend(sinks.iter().map(|sink| of_sink(sink, survey)));
+    all
+}
+
+fn of_server(subject: &str, survey: &Survey) -> Vec<Finding> {
+    let server = &survey.server;
+    let obstacles: Vec<Finding> =
+        server.obstacles().into_iter().map(|(what, mend)| Finding::fail(subject, what, mend)).collect();
+    let standing = if server.in_recovery { ", a standby" } else { "" };
+    let reached =
+        format!("Postgres {}{standing}, database {}, role {}", server.version_text(), server.database, server.role);
+    let mut all = vec![Finding::ok(subject, reached)];
+    if obstacles.is_empty() {
+        all.push(Finding::ok(
+            subject,
+            format!("wal_level {}, and the role may use replication slots", server.wal_level),
+        ));
+    }
+    all.extend(obstacles);
+    all
+}
+
+fn of_limits(subject: &str, survey: &Survey, limits: &ServerLimits) -> Vec<Finding> {
+    let mut all = Vec::new();
+    if survey.slot.is_none() && limits.slots_used >= limits.slots_max {
+        let what = format!("all {} replication slots are in use", limits.slots_max);
+        let mend = "raise max_replication_slots and restart the server, or drop a slot that nobody reads";
+        all.push(Finding::fail(subject, what, mend));
+    }
+    let reading = survey.slot.as_ref().is_some_and(|slot| slot.active_pid.is_some());
+    if !reading && limits.senders_used >= limits.senders_max {
+        let what = format!("all {} WAL senders are in use", limits.senders_max);
+        all.push(Finding::fail(subject, what, "raise max_wal_senders and restart the server"));
+    }
+    if limits.keep_size == "-1" {
+        let what = "max_slot_wal_keep_size is -1: while walhook does not run, WAL may fill the server's disk";
+        let mend = "ALTER SYSTEM SET max_slot_wal_keep_size = '…'; with what the disk can spare, more than the longest \
+                    outage writes; then SELECT pg_reload_conf();";
+        all.push(Finding::warn(subject, what, mend));
+    }
+    if limits.idle_timeout != "0" {
+        let what = format!(
+            "idle_replication_slot_timeout is {}: a longer stop of walhook loses the slot",
+            limits.idle_timeout
+        );
+        all.push(Finding::warn(subject, what, "set it to 0, or above the longest outage you plan for"));
+    }
+    if limits.sender_timeout == "0" {
+        let what = "wal_sender_timeout is 0: the server holds the slot for a walhook that is gone until TCP notices";
+        all.push(Finding::warn(subject, what, "ALTER SYSTEM SET wal_sender_timeout = '60s'; SELECT pg_reload_conf();"));
+    }
+    all
+}
+
+fn of_publication(source: &SourceConfig, survey: &Survey) -> Vec<Finding> {
+    let subject = format!("source.{}.publication", source.name);
+    let name = &source.publication;
+    let steps = &survey.steps;
+    let mut all = Vec::new();
+    match &survey.publication {
+        None if survey.slot.is_some() => {
+            let what = format!("the slot {} exists, but the publication {name} does not", source.slot);
+            let mend = "drop the slot and start walhook, which makes both anew; then backfill";
+            all.push(Finding::fail(&subject, what, mend));
+        }
+        None if source.create => all.push(Finding::ok(&subject, format!("{name} does not exist; walhook makes it"))),
+        None => {}
+        Some(_) if steps.sql.is_empty() && steps.refused.is_empty() => {
+            all.push(Finding::ok(&subject, format!("{name} holds what the sinks need")));
+        }
+        Some(_) => {
+            let change = steps.sql.join(" ");
+            if !change.is_empty() {
+                all.push(Finding::ok(&subject, format!("{name} is changed at the next start: {change}")));
+            }
+        }
+    }
+    if !steps.refused.is_empty() {
+        let what = format!("{name} does not hold what the sinks need, and walhook may not change it");
+        all.push(Finding::fail(&subject, what, steps.refused.join("\n")));
+    }
+    let makes = survey.publication.is_none() && !survey.server.may_create;
+    let foreign = survey.plan.publish.iter().any(|(table, _)| !table.is_owned && steps.added.contains(&table.name));
+    let not_ours = survey.publication.as_ref().is_some_and(|state| !state.is_owned);
+    if !steps.sql.is_empty() && (makes || foreign || not_ours) {
+        let what = format!("the role {} may not make the publication as the sinks need it", survey.server.role);
+        all.push(Finding::fail(&subject, what, survey.grants(source)));
+    }
+    all
+}
+
+fn of_slot(source: &SourceConfig, survey: &Survey) -> Finding {
+    let subject = format!("source.{}.slot", source.name);
+    let name = &source.slot;
+    let Some(slot) = &survey.slot else {
+        if source.create {
+            return Finding::ok(subject, format!("{name} does not exist; walhook makes it"));
+        }
+        let mend = format!("SELECT pg_create_logical_replication_slot('{name}', 'pgoutput');");
+        return Finding::fail(subject, format!("{name} does not exist, and create = false"), mend);
+    };
+    if let Some(Trouble { what, advice }) = slot.obstacle(name, &survey.server.database) {
+        return Finding::fail(subject, what, advice);
+    }
+    Finding::ok(subject, format!("{name} {}", standing(slot)))
+}
+
+fn standing(slot: &SlotFacts) -> String {
+    let at = slot.confirmed.map_or_else(|| "is being made".to_owned(), |lsn| format!("is confirmed up to {lsn}"));
+    let reader = slot.active_pid.map_or_else(
+        || "nobody reads it".to_owned(),
+        |pid| format!("read by pid {pid} ({})", slot.active_application.as_deref().unwrap_or("unknown application")),
+    );
+    format!("{at}, keeps {} MiB of WAL, {reader}", slot.retained_bytes >> 20)
+}
+
+fn of_table(table: &TableFacts, sinks: &[SinkConfig]) -> Finding {
+    let subject = table.name.to_string();
+    let old = match table.identity.setting {
+        _ if table.is_full() => "whole (REPLICA IDENTITY FULL)",
+        ReplicaIdentity::Default => "the primary key only",
+        ReplicaIdentity::Index => "the columns of its identity index only",
+        ReplicaIdentity::Nothing => "nothing",
+        ReplicaIdentity::Full => "the key only in some partitions",
+    };
+    let mut takers = sinks.iter().filter(|sink| sink.takes_table(&table.name));
+    let by_key = takers.any(|sink| *sink.group_rule(&table.name) == GroupBy::PrimaryKey);
+    if table.primary_key.is_empty() && by_key {
+        let what =
+            format!("no primary key: all its changes are one group, delivered one after another; old rows: {old}");
+        return Finding::warn(subject, what, "add a primary key, or set group_by for the table");
+    }
+    let key = if table.primary_key.is_empty() { "none".to_owned() } else { table.primary_key.join(", ") };
+    let long = table.columns.iter().any(|column| column.is_toastable) && !table.is_full();
+    let note = if long {
+        "; long values that an update leaves unchanged are not sent (metadata.unchanged) without REPLICA IDENTITY FULL"
+    } else {
+        ""
+    };
+    Finding::ok(subject, format!("primary key {key}; old rows: {old}{note}"))
+}
+
+fn of_sink(sink: &SinkConfig, survey: &Survey) -> Finding {
+    let subject = format!("sink.{}", sink.name);
+    let tables = survey.plan.publish.iter().map(|(table, _)| table).filter(|table| sink.takes_table(&table.name));
+    let names: Vec<String> = tables.map(|table| table.name.to_string()).collect();
+    let actions = taken(sink);
+    let words = [(actions.insert, "insert"), (actions.update, "update"), (actions.delete, "delete")];
+    let words: Vec<&str> = words.into_iter().filter(|(on, _)| *on).map(|(_, word)| word).collect();
+    if names.is_empty() {
+        return Finding::warn(subject, "gets nothing: none of its tables can be published", "see its tables above");
+    }
+    let more = names.len().saturating_sub(NAMED_MAX);
+    let shown: Vec<String> = names.into_iter().take(NAMED_MAX).collect();
+    let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
+    Finding::ok(subject, format!("gets {} of {}{rest}", words.join(", "), shown.join(", ")))
+}

@@ -1,0 +1,175 @@
+//! Grouping as the contract has it, on tables made by hand.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::*;
+use crate::change::{Column, Lsn, ReplicaIdentity, TableName, Transaction};
+use crate::config;
+use crate::record::Kind;
+
+/// A table with columns (name, in the identity), the first of which is the primary key.
+fn table(name: &str, identity: ReplicaIdentity, columns: &[(&str, bool)]) -> Table {
+    let columns = columns
+        .iter()
+        .map(|(name, in_identity)| Column {
+            name: (*name).to_owned(),
+            type_oid: 25,
+            type_modifier: -1,
+            in_identity: *in_identity,
+            kind: Kind::Text,
+        })
+        .collect();
+    Table::new(1, TableName { schema: "public".to_owned(), table: name.to_owned() }, identity, columns, vec![0])
+}
+
+fn orders() -> Table {
+    table("orders", ReplicaIdentity::Default, &[("id", true), ("customer", false)])
+}
+
+fn orders_full() -> Table {
+    table("orders", ReplicaIdentity::Full, &[("id", true), ("customer", true)])
+}
+
+fn sink(lines: &str) -> SinkConfig {
+    let text = format!(
+        "[source.app]\nurl = \"postgres://u@localhost/app\"\n[sink.s]\nurl = \"http://localhost/\"\n\
+         tables = [\"public.*\"]\n{lines}\n"
+    );
+    config::parse(&text, std::path::Path::new("t.toml"), &|_| None, &[]).unwrap().sinks.remove(0)
+}
+
+fn tuple(values: &[Option<&str>]) -> Tuple {
+    let values: Vec<Datum<'_>> =
+        values.iter().map(|value| value.map_or(Datum::Null, |text| Datum::Text(text.as_bytes()))).collect();
+    Tuple::from_values(&values)
+}
+
+fn change(table: &Table, row: Row) -> Change {
+    Change {
+        transaction: Arc::new(Transaction { commit_lsn: Lsn(1), commit_micros: 0, xid: 1 }),
+        index: 1,
+        table: Arc::new(table.clone()),
+        row,
+        annotations: None,
+        received_at: Instant::now(),
+    }
+}
+
+fn groups(table: &Table, sink: &SinkConfig, row: Row) -> Groups {
+    let routes = routes(table, std::slice::from_ref(sink));
+    routes[0].groups(&change(table, row), &mut vec![1, 2, 3])
+}
+
+fn insert(id: &str, customer: &str) -> Row {
+    Row::Insert { new: tuple(&[Some(id), Some(customer)]) }
+}
+
+#[test]
+fn the_primary_key_groups_by_default_and_a_delete_finds_its_group_by_the_old_key() {
+    let sink = sink("");
+    let one = groups(&orders(), &sink, insert("1", "a"));
+    assert_eq!(groups(&orders(), &sink, insert("1", "b")), one);
+    assert_ne!(groups(&orders(), &sink, insert("2", "a")), one);
+    let delete = Row::Delete { old: OldRow::Key(tuple(&[Some("1"), None])) };
+    assert_eq!(groups(&orders(), &sink, delete), one);
+    let update = Row::Update { old: None, new: tuple(&[Some("1"), Some("c")]) };
+    assert_eq!(groups(&orders(), &sink, update), one);
+}
+
+#[test]
+fn pitfall_03_key_change_holds_both_groups() {
+    let sink = sink("");
+    let (Groups::One(old), Groups::One(new)) =
+        (groups(&orders(), &sink, insert("1", "a")), groups(&orders(), &sink, insert("2", "a")))
+    else {
+        panic!("one group each")
+    };
+    let moved = Row::Update { old: Some(OldRow::Key(tuple(&[Some("1"), None]))), new: tuple(&[Some("2"), Some("a")]) };
+    assert_eq!(groups(&orders(), &sink, moved), Groups::Two(old, new));
+}
+
+#[test]
+fn under_full_a_group_column_that_changes_holds_both_groups_and_another_does_not() {
+    let sink = sink("group_by = [\"customer\"]");
+    let update = |from: &str, to: &str| Row::Update {
+        old: Some(OldRow::Full(tuple(&[Some("1"), Some(from)]))),
+        new: tuple(&[Some("9"), Some(to)]),
+    };
+    assert!(matches!(groups(&orders_full(), &sink, update("a", "b")), Groups::Two(..)));
+    assert_eq!(groups(&orders_full(), &sink, update("a", "a")), groups(&orders_full(), &sink, insert("5", "a")));
+}
+
+#[test]
+fn a_value_that_was_not_sent_as_unchanged_groups_by_the_old_row() {
+    let sink = sink("group_by = [\"customer\"]");
+    let new = Tuple::from_values(&[Datum::Text(b"1"), Datum::Unchanged]);
+    let update = Row::Update { old: Some(OldRow::Full(tuple(&[Some("1"), Some("a")]))), new };
+    assert_eq!(groups(&orders_full(), &sink, update), groups(&orders_full(), &sink, insert("1", "a")));
+}
+
+#[test]
+fn two_tables_with_equal_values_are_two_groups() {
+    let other = table("invoices", ReplicaIdentity::Default, &[("id", true), ("customer", false)]);
+    let sink = sink("");
+    assert_ne!(groups(&orders(), &sink, insert("1", "a")), groups(&other, &sink, insert("1", "a")));
+}
+
+#[test]
+fn values_do_not_run_together_and_null_is_not_empty() {
+    let sink = sink("group_by = [\"id\", \"customer\"]");
+    let by = |id: Option<&str>, customer: Option<&str>| {
+        groups(&orders_full(), &sink, Row::Insert { new: tuple(&[id, customer]) })
+    };
+    assert_ne!(by(Some("ab"), Some("c")), by(Some("a"), Some("bc")));
+    assert_ne!(by(None, Some("c")), by(Some(""), Some("c")));
+}
+
+#[test]
+fn table_and_none_group_as_they_say() {
+    assert_eq!(
+        groups(&orders(), &sink("group_by = \"table\""), insert("1", "a")),
+        groups(&orders(), &sink("group_by = \"table\""), insert("2", "b"))
+    );
+    assert_eq!(groups(&orders(), &sink("group_by = \"none\""), insert("1", "a")), Groups::None);
+}
+
+#[test]
+fn without_a_key_or_with_columns_that_old_rows_do_not_carry_the_whole_table_is_the_group() {
+    let keyless = Table { primary_key: Vec::new(), ..orders_full() };
+    assert_eq!(groups(&keyless, &sink(""), insert("1", "a")), groups(&keyless, &sink(""), insert("2", "b")));
+    let by_customer = sink("group_by = [\"customer\"]");
+    assert_eq!(groups(&orders(), &by_customer, insert("1", "a")), groups(&orders(), &by_customer, insert("2", "b")));
+    let inserts_only = sink("group_by = [\"customer\"]\nactions = [\"insert\"]");
+    assert_ne!(groups(&orders(), &inserts_only, insert("1", "a")), groups(&orders(), &inserts_only, insert("2", "b")));
+    let lost = sink("group_by = [\"gone\"]");
+    assert_eq!(groups(&orders_full(), &lost, insert("1", "a")), groups(&orders_full(), &lost, insert("2", "b")));
+}
+
+#[test]
+fn a_table_may_have_a_rule_of_its_own() {
+    let sink = sink("[sink.s.table.\"public.orders\"]\ngroup_by = \"none\"");
+    assert_eq!(groups(&orders(), &sink, insert("1", "a")), Groups::None);
+    let other = table("invoices", ReplicaIdentity::Default, &[("id", true), ("customer", false)]);
+    assert!(matches!(groups(&other, &sink, insert("1", "a")), Groups::One(_)));
+}
+
+#[test]
+fn a_group_has_a_name_for_people() {
+    let insert = |table: &Table| change(table, insert("1", "a\""));
+    assert_eq!(group_text(&insert(&orders()), &sink("")).as_deref(), Some("1"));
+    assert_eq!(
+        group_text(&insert(&orders_full()), &sink("group_by = [\"id\", \"customer\"]")).as_deref(),
+        Some(r#"["1","a\""]"#)
+    );
+    assert_eq!(group_text(&insert(&orders()), &sink("group_by = \"table\"")).as_deref(), Some("public.orders"));
+    assert_eq!(group_text(&insert(&orders()), &sink("group_by = \"none\"")), None);
+}
+
+#[test]
+fn a_sink_of_rows_takes_no_deletes() {
+    let rows = routes(&orders(), &[sink("message = \"row\"")]);
+    assert!(rows[0].takes(Action::Insert) && rows[0].takes(Action::Update) && !rows[0].takes(Action::Delete));
+    let inserts = routes(&orders(), &[sink("actions = [\"insert\"]")]);
+    assert!(inserts[0].takes(Action::Insert) && !inserts[0].takes(Action::Update));
+}
