@@ -108,8 +108,9 @@ async fn secrets_of_the_config_are_never_printed() {
     let url = postgres.url().replace("postgres@", "postgres:hunter2@");
     let sink = "headers = { authorization = \"Bearer swordfish\" }\nsigning_secrets = [\"whsec_c3dvcmRmaXNoc3dvcmRmaXNoc3dvcmRmaXNo\"]\nbatch_sise = 1";
     let text = format!("[source.app]\nurl = \"{url}\"\n") + &Config::sink("orders", "http://127.0.0.1:9", sink);
-    for text in [text.clone(), text.replace("batch_sise", "batch_size")] {
-        let (_, printed) = with_config("check", &Config::new(&text));
+    for (text, expected) in [(text.clone(), 78), (text.replace("batch_sise", "batch_size"), 0)] {
+        let (code, printed) = with_config("check", &Config::new(&text));
+        assert_eq!(code, Some(expected), "{printed}");
         for secret in ["hunter2", "swordfish", "c3dvcmRmaXNo"] {
             assert!(!printed.contains(secret), "{printed}");
         }

@@ -130,9 +130,12 @@ async fn a_refused_connection_is_retried_until_somebody_listens() {
     let daemon = Daemon::start(&Config::one_sink(&postgres, &format!("http://{free}"), "")).await;
     client.batch_execute("INSERT INTO counters VALUES (1, 0)").await.unwrap();
     named(&daemon, "connect_refused").await;
-    let (status, body) = daemon.ready().await.unwrap();
-    assert_eq!(status, 200, "a failing sink alone does not make the daemon unready: {body}");
-    assert!(troubles(&body).contains("sink:orders"), "but its trouble is named: {body}");
+    until("readyz to name the failing sink", || async {
+        let (status, body) = daemon.ready().await.unwrap();
+        assert_eq!(status, 200, "a failing sink alone does not make the daemon unready: {body}");
+        state(troubles(&body).contains("sink:orders"), body)
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
