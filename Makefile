@@ -1,7 +1,7 @@
 # Every target works on a fresh clone with a Rust toolchain; scripts/setup installs what else is missing.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-versions bench lint fmt doc
+.PHONY: help setup demo test test-versions bench bench-micro lint fmt doc
 
 help: ## list of targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -18,8 +18,11 @@ test: setup ## all tests, against a real Postgres
 test-versions: ## the core tests on Postgres 14 to 18
 	scripts/test-versions
 
-bench: setup ## side by side with pg_recvlogical, in a release build
-	cargo bench
+bench: setup ## side by side with pg_recvlogical, in a release build; BENCH="--quick" to try it
+	cargo bench --bench side_by_side -- $(BENCH)
+
+bench-micro: ## decoder, record, scheduler on their own
+	cargo bench --bench decoder --bench record --bench scheduler
 
 lint: ## formatting and clippy
 	cargo fmt --check

@@ -1,0 +1,122 @@
+//! walhook beside `pg_recvlogical`: both read the same WAL of the same throw-away Postgres, one after the other, in turns.
+//!
+//! `pg_recvlogical` writes what it reads to /dev/null and delivers nothing: its time is the price of logical decoding and
+//! of a plain reader. walhook has to deliver the same changes to a receiver on the same machine until the receiver has
+//! counted them all. docs/BENCHMARKS.md says what each part measures and keeps figures.
+//!
+//! `ground` is the database, its tables and loads; `contestants` are the two programs with the receiver; `receiver` is
+//! what this binary does when it is run again as the endpoint; `drain` and `trickle` are the parts; `process` reads CPU
+//! time and memory; `figures` makes medians and tables.
+
+#[path = "side_by_side/contestants.rs"]
+mod contestants;
+#[path = "side_by_side/drain.rs"]
+mod drain;
+#[path = "side_by_side/figures.rs"]
+mod figures;
+#[path = "side_by_side/ground.rs"]
+mod ground;
+#[path = "side_by_side/process.rs"]
+mod process;
+#[path = "side_by_side/receiver.rs"]
+mod receiver;
+#[path = "side_by_side/trickle.rs"]
+mod trickle;
+
+use std::io::Write as _;
+
+use anyhow::{Context as _, bail};
+use clap::{Parser, Subcommand, ValueEnum};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::drain::Drain;
+use crate::ground::{Ground, Load};
+
+/// walhook beside pg_recvlogical on a throw-away Postgres.
+#[derive(Debug, Parser)]
+struct Args {
+    /// Rows of a drain.
+    #[arg(long, default_value_t = 1_000_000)]
+    rows: u32,
+    /// Runs of each contestant in each part; the median counts.
+    #[arg(long, default_value_t = 3)]
+    runs: u32,
+    /// Only these parts.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    only: Vec<Part>,
+    /// A tenth of the rows, one run, a short trickle: to see that it works.
+    #[arg(long)]
+    quick: bool,
+    /// What cargo passes.
+    #[arg(long, hide = true, global = true)]
+    bench: bool,
+    #[command(subcommand)]
+    role: Option<Role>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Many rows in transactions of 1,000, batches of 100.
+    Drain,
+    /// As many updates of 10 rows.
+    Hot,
+    /// As many rows in one transaction.
+    Bigtx,
+    /// One-row transactions at 1,000 a second, batches of 1: latency.
+    Trickle,
+    /// A fifth of the rows, one message a request.
+    Single,
+}
+
+#[derive(Debug, Subcommand)]
+enum Role {
+    /// The endpoint, which counts.
+    #[command(hide = true)]
+    Receive(receiver::Receive),
+}
+
+fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    if let Some(Role::Receive(options)) = &args.role {
+        return receiver::serve(options);
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        // Whatever ends it, the children and the cluster go with the future.
+        tokio::select! {
+            done = Box::pin(run(&args)) => done,
+            _ = interrupt.recv() => bail!("interrupted"),
+            _ = terminate.recv() => bail!("terminated"),
+        }
+    })
+}
+
+async fn run(args: &Args) -> anyhow::Result<()> {
+    let rows = if args.quick { args.rows / 10 } else { args.rows }.max(1000);
+    let runs = if args.quick { 1 } else { args.runs.max(1) };
+    let ground = Ground::start().await.context("could not start a throw-away Postgres")?;
+    say(&format!("# {} · {}\n", ground.version().await?, process::machine()))?;
+    let has = |part| args.only.is_empty() || args.only.contains(&part);
+    let drains = [
+        (Part::Drain, Drain { title: "Drain", load: Load::Rows, rows, batch_size: 100, runs }),
+        (Part::Hot, Drain { title: "Hot keys", load: Load::HotKeys, rows, batch_size: 100, runs }),
+        (Part::Bigtx, Drain { title: "One transaction", load: Load::OneTransaction, rows, batch_size: 100, runs }),
+        (Part::Single, Drain { title: "Single messages", load: Load::Rows, rows: rows / 5, batch_size: 1, runs }),
+    ];
+    for (_, drain) in drains.iter().filter(|(part, _)| has(*part)) {
+        say(&drain.run(&ground).await.with_context(|| format!("{} failed", drain.title))?)?;
+    }
+    if has(Part::Trickle) {
+        let trickle = if args.quick { trickle::Trickle::quick() } else { trickle::Trickle::new(runs) };
+        say(&trickle.run(&ground).await.context("Trickle failed")?)?;
+    }
+    say(&format!("load average at the end: {}", process::load_average()))
+}
+
+/// Prints at once: a part takes minutes.
+fn say(text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{text}")?;
+    Ok(out.flush()?)
+}

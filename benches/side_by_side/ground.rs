@@ -1,0 +1,164 @@
+//! The database both contestants read: a throw-away Postgres, its tables, loads and slots.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use tokio::task::JoinSet;
+use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
+use walhook::demo::cluster::{Cluster, ClusterOptions};
+
+/// The publication of all tables.
+pub(crate) const PUBLICATION: &str = "bench";
+/// The slot whose copies the runs read.
+const BASE: &str = "base";
+/// Rows in a transaction of a load of many transactions.
+const TRANSACTION_ROWS: u32 = 1000;
+/// How long a slot may take to be let go by the walsender of a client that has left.
+const RELEASE: Duration = Duration::from_secs(10);
+
+/// Nothing but the load and the contestants works while they are measured: no checkpoint, no autovacuum.
+const SETTINGS: &[(&str, &str)] = &[
+    ("max_wal_size", "32GB"),
+    ("checkpoint_timeout", "1h"),
+    ("autovacuum", "off"),
+    ("wal_sender_timeout", "60s"),
+    ("shared_buffers", "256MB"),
+    ("full_page_writes", "off"),
+];
+
+/// Rows of about 200 bytes as text.
+const SCHEMA: &str = "
+    create table items (id bigint primary key, customer_id int, note text, created_at timestamptz, amount numeric(10,2),
+        is_open boolean);
+    create table hot (like items including all);
+    create table trickle (like items including all);
+    insert into hot select id, 0, '', now(), 0, true from generate_series(1, 10) id;
+    create publication bench for table items, hot, trickle;
+";
+
+/// The columns of row `i` but its id.
+const COLUMNS: &str = "(i % 100000)::int, repeat(md5(i::text), 4), now(), (i % 100000) / 100.0, i % 2 = 0";
+
+/// What is written before a drain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Load {
+    /// Inserts in transactions of 1,000.
+    Rows,
+    /// Updates of 10 rows in turn, in transactions of 1,000.
+    HotKeys,
+    /// Inserts in one transaction.
+    OneTransaction,
+}
+
+impl Load {
+    /// Its table.
+    pub(crate) fn table(self) -> &'static str {
+        match self {
+            Self::Rows | Self::OneTransaction => "items",
+            Self::HotKeys => "hot",
+        }
+    }
+
+    fn sql(self, rows: u32) -> String {
+        let transactions = rows / TRANSACTION_ROWS;
+        match self {
+            Self::Rows => format!(
+                "do $$ begin for t in 0..{transactions} - 1 loop
+                    insert into items select i, {COLUMNS}
+                        from generate_series(t * {TRANSACTION_ROWS} + 1, (t + 1) * {TRANSACTION_ROWS}) i;
+                    commit;
+                end loop; end $$"
+            ),
+            Self::HotKeys => format!(
+                "do $$ begin for i in 1..{transactions} * {TRANSACTION_ROWS} loop
+                    update hot set (customer_id, note, created_at, amount, is_open) = ({COLUMNS}) where id = i % 10 + 1;
+                    if i % {TRANSACTION_ROWS} = 0 then commit; end if;
+                end loop; end $$"
+            ),
+            Self::OneTransaction => {
+                format!("insert into items select i, {COLUMNS} from generate_series(1, {rows}) i")
+            }
+        }
+    }
+}
+
+/// The database.
+pub(crate) struct Ground {
+    client: Client,
+    _driver: JoinSet<()>,
+    /// Last, so that the connections end before it.
+    pub(crate) cluster: Cluster,
+}
+
+impl Ground {
+    /// Starts it, with empty tables.
+    pub(crate) async fn start() -> anyhow::Result<Self> {
+        let settings = SETTINGS.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let cluster = Cluster::start(&ClusterOptions { settings, ..ClusterOptions::default() })?;
+        let (client, driver) = tokio_postgres::connect(&cluster.url("postgres"), NoTls).await?;
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move { drop(driver.await) });
+        let ground = Self { client, _driver: tasks, cluster };
+        ground.client.batch_execute(SCHEMA).await?;
+        Ok(ground)
+    }
+
+    /// What the server calls itself.
+    pub(crate) async fn version(&self) -> anyhow::Result<String> {
+        Ok(format!("Postgres {}", self.value("show server_version").await?.unwrap_or_default()))
+    }
+
+    /// Writes the load behind a new base slot; gives the position where it ends.
+    pub(crate) async fn load(&self, load: Load, rows: u32) -> anyhow::Result<String> {
+        if load.table() == "items" {
+            self.client.batch_execute("truncate items").await?;
+        }
+        self.create_slot(BASE).await?;
+        self.client.batch_execute(&load.sql(rows)).await?;
+        let end = self.value("select pg_current_wal_insert_lsn()").await?.context("the server has no position")?;
+        // Something behind the end, so that the server's position passes it.
+        self.value("select pg_logical_emit_message(false, 'bench', 'the end')").await?;
+        self.client.batch_execute("checkpoint").await?;
+        Ok(end)
+    }
+
+    /// A slot of its own for one run, at the position of the base slot.
+    pub(crate) async fn copy_slot(&self, slot: &str) -> anyhow::Result<()> {
+        self.value(&format!("select pg_copy_logical_replication_slot('{BASE}', '{slot}')")).await.map(drop)
+    }
+
+    /// A slot at the end of the WAL.
+    pub(crate) async fn create_slot(&self, slot: &str) -> anyhow::Result<()> {
+        self.value(&format!("select pg_create_logical_replication_slot('{slot}', 'pgoutput')")).await.map(drop)
+    }
+
+    /// Process id of the walsender that serves the slot.
+    pub(crate) async fn walsender(&self, slot: &str) -> anyhow::Result<Option<u32>> {
+        let sql = format!("select active_pid from pg_replication_slots where slot_name = '{slot}'");
+        Ok(self.value(&sql).await?.and_then(|pid| pid.parse().ok()))
+    }
+
+    /// Drops a slot as soon as nobody uses it.
+    pub(crate) async fn drop_slot(&self, slot: &str) -> anyhow::Result<()> {
+        let started = std::time::Instant::now();
+        while self.walsender(slot).await?.is_some() {
+            if started.elapsed() > RELEASE {
+                bail!("slot {slot} is still in use {RELEASE:?} after its client left");
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        self.value(&format!("select pg_drop_replication_slot('{slot}')")).await.map(drop)
+    }
+
+    /// Drops the base slot; the WAL of its load may go.
+    pub(crate) async fn drop_base(&self) -> anyhow::Result<()> {
+        self.drop_slot(BASE).await
+    }
+
+    /// The first value of the first row.
+    pub(crate) async fn value(&self, sql: &str) -> anyhow::Result<Option<String>> {
+        let messages = self.client.simple_query(sql).await.with_context(|| sql.to_owned())?;
+        let row = |message| if let SimpleQueryMessage::Row(row) = message { Some(row) } else { None };
+        Ok(messages.into_iter().find_map(row).and_then(|row| row.get(0).map(str::to_owned)))
+    }
+}
