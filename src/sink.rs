@@ -8,6 +8,7 @@
 //! Bounds: attempts under way by `max_in_flight`; the channel from the source by [`FEED_BATCHES_MAX`] batches (full: the
 //! source waits, and goes on answering the server); bytes by the source's memory gauge (full: the source stops reading).
 
+mod content;
 pub mod feed;
 mod report;
 
@@ -23,9 +24,10 @@ use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
+use self::content::{Content, Delivery, Facts, detached, freeze};
 use self::feed::{Feed, Progress};
 use self::report::Report;
-use crate::change::{Change, OldRow, Row, Tuple};
+use crate::change::Change;
 use crate::config::SinkConfig;
 use crate::deliver::attempt::{Attempt, Verdict};
 use crate::deliver::category::Category;
@@ -79,30 +81,6 @@ pub struct Stopping {
     pub stop: CancellationToken,
     /// How long attempts under way may go on after that.
     pub grace: Duration,
-}
-
-/// A delivery that is not acknowledged.
-struct Delivery {
-    content: Content,
-    facts: Facts,
-}
-
-/// What it consists of.
-#[derive(Clone)]
-enum Content {
-    /// Changes, until the first attempt has rendered them.
-    Changes(Arc<Vec<Change>>),
-    /// The body, the same over all attempts.
-    Frozen(Frozen),
-}
-
-/// What is told of a delivery in logs and metrics.
-#[derive(Clone, Debug)]
-struct Facts {
-    messages: usize,
-    group: Option<String>,
-    oldest_commit: SystemTime,
-    oldest_received: Instant,
 }
 
 /// An attempt that ended.
@@ -271,22 +249,11 @@ impl Task {
     }
 
     fn form(&mut self, key: DeliveryKey, messages: Vec<Change>) {
-        let facts = self.facts(&messages);
+        let facts = Facts::of(&messages);
         self.sink.metrics.received_to_first_attempt.record(facts.oldest_received.elapsed());
         let content = Content::Changes(Arc::new(messages));
         self.deliveries.insert(key, Delivery { content, facts });
         self.start(key, 1);
-    }
-
-    fn facts(&self, messages: &[Change]) -> Facts {
-        let micros = messages.iter().map(|change| change.transaction.commit_micros).min().unwrap_or_default();
-        let since_epoch = Duration::from_micros(u64::try_from(micros).unwrap_or_default());
-        Facts {
-            messages: messages.len(),
-            group: None,
-            oldest_commit: SystemTime::UNIX_EPOCH + since_epoch,
-            oldest_received: messages.iter().map(|change| change.received_at).min().unwrap_or_else(Instant::now),
-        }
     }
 
     /// Starts an attempt in a task of its own; the first one renders the body there.
@@ -395,29 +362,4 @@ impl Task {
         let view = self.report.view(&self.sink, &self.scheduler);
         self.sink.views.sinks.insert(self.sink.config.name.clone(), view);
     }
-}
-
-fn freeze(config: &SinkConfig, rendering: &Rendering, memory: &Memory, changes: &[Change]) -> Frozen {
-    let ids = changes.iter().map(|change| rendering.message_id(change.position()));
-    Frozen::build(memory, &config.name, config.body, ids, |index, body| {
-        if let Some(change) = changes.get(index) {
-            rendering.append(change, body);
-        }
-    })
-}
-
-/// The change with row values of its own instead of slices of a read buffer.
-fn detached(change: Change, memory: &Memory) -> Change {
-    let own = |tuple: Tuple| Tuple(memory.hold(tuple.0.to_vec()));
-    let own_old = |old: OldRow| match old {
-        OldRow::Key(tuple) => OldRow::Key(own(tuple)),
-        OldRow::Full(tuple) => OldRow::Full(own(tuple)),
-    };
-    let row = match change.row {
-        Row::Insert { new } => Row::Insert { new: own(new) },
-        Row::Update { old, new } => Row::Update { old: old.map(own_old), new: own(new) },
-        Row::Delete { old } => Row::Delete { old: own_old(old) },
-        Row::Read { new } => Row::Read { new: own(new) },
-    };
-    Change { row, ..change }
 }
