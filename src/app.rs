@@ -127,6 +127,8 @@ fn start(config: Config, views: &SharedViews) -> Result<(Running, Vec<Memory>), 
     };
     views.memory_limit.store(u64::try_from(limits.memory_limit).unwrap_or(u64::MAX), Ordering::Relaxed);
     let mut memories = Vec::new();
+    let is_read = |source: &&SourceConfig| sinks.iter().any(|sink| sink.source == source.name);
+    let shares = sources.iter().filter(is_read).count().max(1);
     for source in &sources {
         let own: Vec<&SinkConfig> = sinks.iter().filter(|sink| sink.source == source.name).collect();
         if own.is_empty() {
@@ -134,7 +136,7 @@ fn start(config: Config, views: &SharedViews) -> Result<(Running, Vec<Memory>), 
             continue;
         }
         // A share for each, so that one source's dead sinks do not hold another.
-        let memory = Memory::new(limits.memory_limit / sources.len().max(1));
+        let memory = Memory::new(limits.memory_limit / shares);
         running.start_source(source, &own, &memory, views)?;
         memories.push(memory);
     }

@@ -167,8 +167,8 @@ pub struct Counts {
     pub ready: usize,
     /// Bytes of the ready ones.
     pub ready_bytes: usize,
-    /// Deliveries that failed and wait for their next attempt.
-    pub retrying: usize,
+    /// Deliveries that have failed and are not acknowledged: they wait for their next attempt, or it is under way.
+    pub failed: usize,
     /// Groups of these deliveries: their later messages wait.
     pub groups_held: usize,
     /// Messages that are not resolved.
@@ -200,6 +200,7 @@ pub struct Scheduler<P> {
     retry_had_last_turn: bool,
     in_flight: usize,
     ack_pending: usize,
+    failed: usize,
     groups_held: usize,
     paused: bool,
     /// No attempt starts before: the endpoint said `Retry-After`.
@@ -227,6 +228,7 @@ impl<P> Scheduler<P> {
             retry_had_last_turn: false,
             in_flight: 0,
             ack_pending: 0,
+            failed: 0,
             groups_held: 0,
             paused: false,
             held_until: None,
@@ -277,6 +279,7 @@ impl<P> Scheduler<P> {
                 let delivery = self.deliveries.remove(&key)?;
                 self.in_flight -= 1;
                 self.ack_pending -= delivery.members.len();
+                self.failed -= usize::from(delivery.failures > 0);
                 self.groups_held -= delivery.groups;
                 for (token, groups) in delivery.members {
                     self.watermark.resolve(token);
@@ -296,6 +299,7 @@ impl<P> Scheduler<P> {
             let groups: HashSet<GroupId> = delivery.members.iter().flat_map(|(_, groups)| groups.iter()).collect();
             delivery.groups = groups.len();
             self.groups_held += groups.len();
+            self.failed += 1;
         }
         if failure.ours {
             delivery.attempts -= 1;
@@ -342,7 +346,7 @@ impl<P> Scheduler<P> {
             waiting: self.backlog.len(),
             ready: self.backlog.ready_messages(),
             ready_bytes: self.backlog.ready_bytes(),
-            retrying: self.deliveries.len() - self.in_flight,
+            failed: self.failed,
             groups_held: self.groups_held,
             unresolved: self.watermark.unresolved(),
         }

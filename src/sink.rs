@@ -315,7 +315,8 @@ impl Task {
         if let Ok(taken) = SystemTime::now().duration_since(facts.oldest_commit) {
             metrics.commit_to_acknowledged.record(taken);
         }
-        self.report.acknowledged();
+        self.sink.progress.acknowledge();
+        self.report.acknowledged(key, &facts);
     }
 
     fn failed(

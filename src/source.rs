@@ -9,6 +9,7 @@
 
 pub mod address;
 pub mod connection;
+mod hold;
 mod housekeeping;
 pub mod intake;
 pub mod pgoutput;
@@ -20,7 +21,7 @@ pub mod slot;
 pub mod wire;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::{Notify, mpsc};
 use tokio::time::timeout;
@@ -28,8 +29,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use self::intake::Intake;
+use self::problem::Problem;
 pub use self::problem::SourceError;
-use self::problem::{Problem, chain};
+pub(crate) use self::problem::chain;
 use crate::change::Lsn;
 use crate::config::{SinkConfig, SourceConfig};
 use crate::memory::Memory;
@@ -210,9 +212,4 @@ impl Source {
         }
         full
     }
-}
-
-/// How long ago an instant was, for logs.
-fn secs_since(instant: Instant) -> f64 {
-    instant.elapsed().as_secs_f64()
 }

@@ -135,12 +135,14 @@ fn a_failed_delivery_keeps_its_group_and_comes_again_at_its_time() {
     assert_eq!(play.commands().len(), 2);
     let at = play.fail(0);
     assert!(at >= play.now + 500 * MS && at <= play.now + 1000 * MS);
-    assert_eq!((play.scheduler.counts().groups_held, play.scheduler.counts().retrying), (1, 1));
+    assert_eq!((play.scheduler.counts().groups_held, play.scheduler.counts().failed), (1, 1));
     assert_eq!(play.commands(), []);
     assert_eq!(play.scheduler.poll_timeout(), Some(at));
     play.now = at;
     assert_eq!(play.commands(), [(0, vec![])]);
+    assert_eq!(play.scheduler.counts().failed, 1, "a retry under way has not mended anything");
     play.ack(0);
+    assert_eq!((play.scheduler.counts().groups_held, play.scheduler.counts().failed), (0, 0));
     assert_eq!(play.commands(), [(2, vec![2])]);
 }
 

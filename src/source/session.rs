@@ -9,12 +9,13 @@ use tokio_postgres::Client;
 use tracing::{debug, info, warn};
 
 use super::connection::{self, Frame, Gulp, Replication, StreamError, SystemIdentity};
+use super::hold::{HELD_AFTER, Hold, Turn};
 use super::housekeeping::Housekeeping;
 use super::pgoutput::{self, Message};
 use super::problem::Problem;
 use super::relation::Catalogue;
 use super::slot::{self, Prepared};
-use super::{Source, Stop, secs_since};
+use super::{Source, Stop};
 use crate::change::Lsn;
 use crate::metrics::ReconnectReason;
 use crate::sink::feed::Feed;
@@ -42,7 +43,7 @@ struct Stream {
     last_asked: Instant,
     /// What the slot was last told.
     flushed: Lsn,
-    held_since: Option<Instant>,
+    hold: Hold,
     /// Since when the source has been listening: silence counts from here.
     listening_since: Instant,
 }
@@ -94,7 +95,7 @@ impl Source {
             last_status: now,
             last_asked: now,
             flushed: Lsn::ZERO,
-            held_since: None,
+            hold: Hold::new(now),
             listening_since: now,
         })
     }
@@ -191,7 +192,7 @@ impl Source {
                 // 2. The order to read no more only has to interrupt the waiting below.
                 () = stop.reading.cancelled(), if !is_stopping => {}
                 // 3. Statuses go out whether or not anything is read, or the server would give us up.
-                _ = tick.tick() => self.on_tick(&mut stream, is_full).await?,
+                _ = tick.tick() => self.on_tick(&mut stream, reads || is_stopping).await?,
                 // 4. What keeps reading from going on.
                 () = reserved(self, full_sink), if full_sink.is_some() => {}
                 () = self.memory.room(), if is_full => {}
@@ -258,8 +259,8 @@ impl Source {
         }
     }
 
-    async fn on_tick(&mut self, stream: &mut Stream, is_full: bool) -> Result<(), Problem> {
-        self.show_hold(stream, is_full);
+    async fn on_tick(&mut self, stream: &mut Stream, reads: bool) -> Result<(), Problem> {
+        self.show_hold(stream, reads);
         if stream.client.is_closed() {
             let what = "the sql connection beside the stream is gone";
             return Err(Problem::Broken { what, reason: ReconnectReason::ConnectionLost, source: None });
@@ -277,29 +278,38 @@ impl Source {
         Ok(())
     }
 
-    /// Reading is held while memory is full; that is told when it begins and when it ends.
-    fn show_hold(&self, stream: &mut Stream, is_full: bool) {
+    /// A source that stands still says so when that begins and when it ends.
+    fn show_hold(&self, stream: &mut Stream, reads: bool) {
         let source = &self.config.name;
-        match (is_full, stream.held_since) {
-            (true, None) => {
-                stream.held_since = Some(Instant::now());
-                let (held, limit) = (self.memory.held(), self.memory.limit());
-                warn!(
-                    source,
-                    held_bytes = held,
-                    limit_bytes = limit,
-                    "memory is full of undelivered changes: reading is held until some are delivered"
-                );
-                self.enter(SourceState::Held);
+        let acknowledged = self.consumers.iter().map(|consumer| consumer.progress.acknowledged()).sum();
+        match stream.hold.observe(Instant::now(), reads, acknowledged) {
+            Turn::None => {}
+            Turn::Began => {
+                let why = self.why_held();
+                warn!(source, "reading is held: {why}");
+                self.enter(SourceState::Held { why });
             }
-            (false, Some(since)) => {
-                self.metrics.held.add(since.elapsed());
-                stream.held_since = None;
-                info!(source, held_secs = secs_since(since), "reading goes on");
+            Turn::Ended(held) => {
+                self.metrics.held.add(held);
+                info!(source, held_secs = held.as_secs_f64(), "reading goes on");
                 self.enter(SourceState::Streaming);
             }
-            (true, Some(_)) | (false, None) => {}
         }
+    }
+
+    fn why_held(&self) -> String {
+        let mib = |bytes: usize| bytes >> 20;
+        let (held, limit) = (mib(self.memory.held()), mib(self.memory.limit()));
+        if self.memory.is_full() {
+            return format!("undelivered changes fill the source's share of memory_limit, {limit} MiB");
+        }
+        let sinks: Vec<&str> = self.consumers.iter().map(|consumer| consumer.config.name.as_str()).collect();
+        format!(
+            "no sink takes more ({}): each has more deliverable changes than it can send, {held} MiB in memory, and \
+             nothing was acknowledged for {} s",
+            sinks.join(", "),
+            HELD_AFTER.as_secs()
+        )
     }
 
     /// Confirms what all sinks have resolved.
