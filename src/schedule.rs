@@ -11,7 +11,8 @@
 //! 2. A delivery's messages never change. It holds its groups until it is acknowledged.
 //! 3. Messages in deliveries (in flight, or failed and waiting) never exceed `max_ack_pending`; attempts under way never
 //!    exceed `max_in_flight`.
-//! 4. Due retries and new deliveries take turns when both could go, so that neither starves the other.
+//! 4. While memory is short, a new delivery is formed only when none is in flight: each needs room for its body.
+//! 5. Due retries and new deliveries take turns when both could go, so that neither starves the other.
 //!
 //! All operations cost amortised constant time in the number of messages and groups that wait (retries cost the
 //! logarithm of the number of failed deliveries). Chance comes from a seed, so a whole life can be repeated.
@@ -203,11 +204,16 @@ pub struct Scheduler<P> {
     failed: usize,
     groups_held: usize,
     paused: bool,
+    /// Memory is short: no new delivery while another is in flight.
+    cramped: bool,
     /// No attempt starts before: the endpoint said `Retry-After`.
     held_until: Option<Instant>,
 }
 
 impl<P> Scheduler<P> {
+    /// Bytes that a waiting message takes in here, itself included; growing containers hold up to twice as much.
+    pub const MESSAGE_BYTES: usize = Backlog::<P>::MESSAGE_BYTES + Watermark::MESSAGE_BYTES;
+
     /// A scheduler without messages. Numbers of `rules` below 1 count as 1.
     pub fn new(rules: Rules, seed: u64) -> Self {
         let rules = Rules {
@@ -231,6 +237,7 @@ impl<P> Scheduler<P> {
             failed: 0,
             groups_held: 0,
             paused: false,
+            cramped: false,
             held_until: None,
         }
     }
@@ -265,6 +272,11 @@ impl<P> Scheduler<P> {
     /// Ends a pause.
     pub fn resume(&mut self) {
         self.paused = false;
+    }
+
+    /// Memory is short, or no longer: see the rules.
+    pub fn set_cramped(&mut self, cramped: bool) {
+        self.cramped = cramped;
     }
 
     /// Whether it is paused.
@@ -368,7 +380,7 @@ impl<P> Scheduler<P> {
     /// When a new delivery may be formed, as far as messages and `max_ack_pending` go.
     fn fresh_at(&mut self) -> Option<Instant> {
         let room = self.rules.max_ack_pending - self.ack_pending;
-        if room == 0 {
+        if room == 0 || (self.cramped && self.in_flight > 0) {
             return None;
         }
         let since = self.backlog.ready_since()?;

@@ -108,7 +108,6 @@ pub fn readiness(views: &Views, now: SystemTime) -> Readiness {
         views.sinks.iter().map(|view| (view.key().clone(), view.value().clone())).collect();
     let stopping = views.stopping.load(Ordering::Relaxed);
     let streaming = !sources.is_empty() && sources.values().all(|view| view.state == SourceState::Streaming);
-    let memory_limit = views.memory_limit.load(Ordering::Relaxed);
     let mut troubles = Vec::new();
     troubles.extend(process_trouble(stopping, sources.is_empty()));
     for (name, view) in &sources {

@@ -51,7 +51,8 @@ fn cause(view: &SinkView, now: SystemTime) -> Option<(Severity, String, &'static
         Some((severity, failing(view, failure, now), advice(failure.category)))
     } else if view.retrying > 0 {
         let last = view.last_failure.as_ref();
-        let last = last.map_or_else(String::new, |last| format!("; the last one: {} ({})", last.message, last.category));
+        let last =
+            last.map_or_else(String::new, |last| format!("; the last one: {} ({})", last.message, last.category));
         let what = format!(
             "{} deliveries have failed and are tried again, and {} groups wait behind them{oldest}; others are \
              acknowledged{last}",

@@ -226,6 +226,23 @@ fn a_pause_starts_nothing_and_ends_where_it_began() {
 }
 
 #[test]
+fn while_memory_is_short_new_deliveries_go_one_at_a_time_and_retries_as_ever() {
+    let mut play = Play::new(rules());
+    play.one(1, 1);
+    assert_eq!(play.commands().len(), 1);
+    play.now = play.fail(0);
+    play.scheduler.set_cramped(true);
+    play.one(2, 2);
+    play.one(3, 3);
+    assert_eq!(play.commands(), [(0, vec![])]);
+    assert_eq!(play.scheduler.poll_timeout(), None);
+    play.ack(0);
+    assert_eq!(play.commands(), [(1, vec![2])]);
+    play.scheduler.set_cramped(false);
+    assert_eq!(play.commands(), [(2, vec![3])]);
+}
+
+#[test]
 fn messages_without_a_group_go_all_at_once() {
     let mut play = Play::new(rules());
     for payload in 1..4 {
