@@ -1,5 +1,7 @@
 //! Plays: at this time this happens, exactly these commands follow.
 
+use std::time::Duration;
+
 use super::*;
 
 const MS: Duration = Duration::from_millis(1);
