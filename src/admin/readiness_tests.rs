@@ -140,7 +140,7 @@ fn sinks_in_trouble_are_named_with_figures_and_stay_ready() {
         ),
         (failing(4, "status_server_error"), "failing", Severity::Warning, &["40 messages unack", "7 waiting"]),
         (SinkView { paused: true, waiting: 3, ..refused.clone() }, "paused", Severity::Warning, &["3 messages wait"]),
-        (refused, "failing", Severity::Warning, &["1 deliveries failed", "3 groups wait"]),
+        (refused, "failing", Severity::Warning, &["1 deliveries have failed", "3 groups wait"]),
         (slow, "delivering", Severity::Warning, &["9 messages wait, the oldest since 1 min 1 s"]),
         (full, "delivering", Severity::Error, &["10 messages are unacknowledged"]),
     ] {
