@@ -106,14 +106,14 @@ async fn serve(config: Config, views: &SharedViews, stop: &CancellationToken) ->
         }
     };
     views.stopping.store(true, Ordering::Relaxed);
-    let result = match ended {
-        Ok(()) => Ok(()),
+    // A source that ends takes its sinks along, so its reason is asked for first, whoever was seen first.
+    let told = running.stop().await;
+    match ended {
+        Ok(()) => told,
         Err(Ok(Err(source))) => Err(AppError::Source(source)),
-        Err(Ok(Ok(()))) => Err(AppError::Task(None)),
-        Err(Err(join)) => Err(AppError::Task(Some(join))),
-    };
-    running.stop().await;
-    result
+        Err(Ok(Ok(()))) => told.and(Err(AppError::Task(None))),
+        Err(Err(join)) => told.and(Err(AppError::Task(Some(join)))),
+    }
 }
 
 fn start(config: Config, views: &SharedViews) -> Result<(Running, Vec<Memory>), AppError> {
@@ -127,6 +127,8 @@ fn start(config: Config, views: &SharedViews) -> Result<(Running, Vec<Memory>), 
     };
     views.memory_limit.store(u64::try_from(limits.memory_limit).unwrap_or(u64::MAX), Ordering::Relaxed);
     let mut memories = Vec::new();
+    let is_read = |source: &&SourceConfig| sinks.iter().any(|sink| sink.source == source.name);
+    let shares = sources.iter().filter(is_read).count().max(1);
     for source in &sources {
         let own: Vec<&SinkConfig> = sinks.iter().filter(|sink| sink.source == source.name).collect();
         if own.is_empty() {
@@ -134,7 +136,7 @@ fn start(config: Config, views: &SharedViews) -> Result<(Running, Vec<Memory>), 
             continue;
         }
         // A share for each, so that one source's dead sinks do not hold another.
-        let memory = Memory::new(limits.memory_limit / sources.len().max(1));
+        let memory = Memory::new(limits.memory_limit / shares);
         running.start_source(source, &own, &memory, views)?;
         memories.push(memory);
     }
@@ -169,7 +171,7 @@ impl Running {
             };
             let stopping = Stopping { stop: self.sink_stop.clone(), grace: self.grace };
             self.sinks.spawn(task.run(stopping));
-            consumers.push(Consumer { config: (*sink).clone(), feed, progress });
+            consumers.push(Consumer { config: (*sink).clone(), feed: Some(feed), progress });
         }
         let source = Source::new(SourceParts {
             config: config.clone(),
@@ -184,8 +186,8 @@ impl Running {
         Ok(())
     }
 
-    /// See the module for the order.
-    async fn stop(mut self) {
+    /// See the module for the order. The error is the first that a source ended with.
+    async fn stop(mut self) -> Result<(), AppError> {
         let began = Instant::now();
         info!(grace_secs = self.grace.as_secs_f64(), "stopping: waiting for requests under way");
         self.source_stop.reading.cancel();
@@ -193,12 +195,20 @@ impl Running {
         while self.sinks.join_next().await.is_some() {}
         let drained = Instant::now();
         self.source_stop.session.cancel();
-        let left = timeout(LEAVE_LIMIT, async { while self.sources.join_next().await.is_some() {} }).await;
-        if left.is_err() {
+        let mut told = Ok(());
+        let leave = async {
+            while let Some(left) = self.sources.join_next().await {
+                if let Ok(Err(error)) = left {
+                    told = std::mem::replace(&mut told, Ok(())).and(Err(AppError::Source(error)));
+                }
+            }
+        };
+        if timeout(LEAVE_LIMIT, leave).await.is_err() {
             warn!("a source did not confirm in time; what it had not confirmed comes again");
         }
         let (drain_secs, leave_secs) = (drained.duration_since(began).as_secs_f64(), drained.elapsed().as_secs_f64());
         info!(drain_secs, leave_secs, "stopped");
+        told
     }
 }
 

@@ -15,10 +15,12 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use tokio::runtime::Runtime;
+use tracing::error;
 
 use crate::app::{self, AppError};
 use crate::config::{self, Config};
-use crate::source::SourceError;
+use crate::deliver::endpoint::EndpointError;
+use crate::source::{SourceError, chain};
 use crate::{demo, logging};
 
 /// Failed while running.
@@ -116,7 +118,10 @@ async fn run_daemon(config: Config) -> u8 {
         // A second signal cuts off what the first one waited for.
         Ok(()) if orders.abort.is_cancelled() => FAILED,
         Ok(()) => 0,
-        Err(error) => explain(error),
+        Err(error) => {
+            error!(error = %chain(&error), "walhook ends");
+            explain(error)
+        }
     }
 }
 
@@ -138,13 +143,13 @@ pub(crate) fn explain(error: AppError) -> u8 {
             say(&format!("error: {what}\n  {}", advice.replace('\n', "\n  ")));
             UNAVAILABLE
         }
+        AppError::Endpoint { source: EndpointError::NoRoots { .. }, .. } | AppError::Admin(_) => {
+            say(&format!("error: {:#}", anyhow::Error::from(error)));
+            UNAVAILABLE
+        }
         AppError::Endpoint { .. } => {
             say(&format!("error: {:#}", anyhow::Error::from(error)));
             BAD_CONFIG
-        }
-        AppError::Admin(_) => {
-            say(&format!("error: {:#}", anyhow::Error::from(error)));
-            UNAVAILABLE
         }
         AppError::Metrics(_) | AppError::Task(_) => {
             say(&format!("error: {:#}", anyhow::Error::from(error)));

@@ -1,16 +1,32 @@
 //! walhook, room by room, in the order in which a change walks through it.
-pub mod admin;
-pub mod app;
+//!
+//! ```text
+//!  Postgres ═▶ source ──feed──▶ sink ──delivery──▶ deliver ═▶ endpoint
+//!                ▲               │ owns its schedule   │
+//!                └── progress ◀──┴───── outcome ◀──────┘
+//! ```
+
+#![cfg_attr(rustfmt, rustfmt_skip)]
+
+// What flows, and the bound on how much of it.
 pub mod change;
-pub mod cli;
-pub mod config;
-pub mod deliver;
-pub mod demo;
-pub mod logging;
 pub mod memory;
-pub mod metrics;
-pub mod record;
+
+// The way of a change.
+pub mod source;
 pub mod schedule;
 pub mod sink;
-pub mod source;
+pub mod record;
+pub mod deliver;
+
+// What people set and see.
+pub mod config;
 pub mod view;
+pub mod metrics;
+pub mod logging;
+pub mod admin;
+
+// What holds it together.
+pub mod app;
+pub mod cli;
+pub mod demo;

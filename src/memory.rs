@@ -1,7 +1,8 @@
 //! The bound on memory: a gauge of bytes held in changes and bodies, charged by what really stays allocated.
 //!
 //! Every read buffer and every frozen body is charged while it lives, whoever holds a slice of it. The source stops
-//! reading while a gauge is full and goes on when it is told that bytes were given back.
+//! reading at seven eighths of the limit, so that the bodies of deliveries find room in the rest; at the limit itself
+//! sinks make new bodies one at a time. Whoever waits is told when bytes were given back.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,14 +19,21 @@ pub struct Memory {
 #[derive(Debug)]
 struct Inner {
     held: AtomicUsize,
+    /// From here on reading waits.
+    full: usize,
     limit: usize,
     freed: Notify,
+    relieved: Notify,
 }
+
+/// What the box around shared bytes takes beside them.
+const SHARED_BYTES: usize = 64;
 
 impl Memory {
     /// A gauge for `limit` bytes.
     pub fn new(limit: usize) -> Self {
-        Self { inner: Arc::new(Inner { held: AtomicUsize::new(0), limit, freed: Notify::new() }) }
+        let (held, full) = (AtomicUsize::new(0), limit - limit / 8);
+        Self { inner: Arc::new(Inner { held, full, limit, freed: Notify::new(), relieved: Notify::new() }) }
     }
 
     /// Bytes held.
@@ -38,22 +46,24 @@ impl Memory {
         self.inner.limit
     }
 
-    /// Whether reading must wait. One read buffer may go past the limit, so that a row larger than the limit passes.
+    /// Whether reading must wait. One read buffer may go past the mark, so that a row larger than the limit passes.
     pub fn is_full(&self) -> bool {
+        self.held() >= self.inner.full
+    }
+
+    /// Whether even bodies must be made one at a time.
+    pub fn is_exhausted(&self) -> bool {
         self.held() >= self.inner.limit
     }
 
-    /// Resolves at once if there is room, else when there is again.
+    /// Resolves at once if there is room to read, else when there is again.
     pub async fn room(&self) {
-        loop {
-            let freed = self.inner.freed.notified();
-            tokio::pin!(freed);
-            freed.as_mut().enable();
-            if !self.is_full() {
-                return;
-            }
-            freed.await;
-        }
+        until(&self.inner.freed, || !self.is_full()).await;
+    }
+
+    /// Resolves at once if bodies may be made freely, else when they may again.
+    pub async fn relieved(&self) {
+        until(&self.inner.relieved, || !self.is_exhausted()).await;
     }
 
     /// Charges `bytes` until the guard is dropped.
@@ -64,7 +74,7 @@ impl Memory {
 
     /// `bytes` as shared slices that are charged, by the capacity they really hold, until the last slice is gone.
     pub fn hold(&self, bytes: Vec<u8>) -> Bytes {
-        let charge = self.charge(bytes.capacity());
+        let charge = self.charge(bytes.capacity() + SHARED_BYTES);
         Bytes::from_owner(Held { bytes, _charge: charge })
     }
 }
@@ -95,10 +105,26 @@ impl Drop for Charge {
     }
 }
 
+/// Waits for a state; whoever makes it so notifies after doing so.
+async fn until(notify: &Notify, holds: impl Fn() -> bool) {
+    loop {
+        let notified = notify.notified();
+        tokio::pin!(notified);
+        notified.as_mut().enable();
+        if holds() {
+            return;
+        }
+        notified.await;
+    }
+}
+
 fn give_back(inner: &Inner, bytes: usize) {
     let before = inner.held.fetch_sub(bytes, Ordering::Relaxed);
-    if before >= inner.limit && before.saturating_sub(bytes) < inner.limit {
-        inner.freed.notify_waiters();
+    let after = before.saturating_sub(bytes);
+    for (mark, notify) in [(inner.full, &inner.freed), (inner.limit, &inner.relieved)] {
+        if before >= mark && after < mark {
+            notify.notify_waiters();
+        }
     }
 }
 
@@ -124,7 +150,7 @@ mod tests {
         assert!(memory.is_full());
         let slice = buffer.slice(10..20);
         drop(buffer);
-        assert_eq!(memory.held(), 100);
+        assert_eq!(memory.held(), 100 + SHARED_BYTES);
         let waiting = tokio::spawn({
             let memory = memory.clone();
             async move { memory.room().await }

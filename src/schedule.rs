@@ -11,7 +11,8 @@
 //! 2. A delivery's messages never change. It holds its groups until it is acknowledged.
 //! 3. Messages in deliveries (in flight, or failed and waiting) never exceed `max_ack_pending`; attempts under way never
 //!    exceed `max_in_flight`.
-//! 4. Due retries and new deliveries take turns when both could go, so that neither starves the other.
+//! 4. While memory is short, a new delivery is formed only when none is in flight: each needs room for its body.
+//! 5. Due retries and new deliveries take turns when both could go, so that neither starves the other.
 //!
 //! All operations cost amortised constant time in the number of messages and groups that wait (retries cost the
 //! logarithm of the number of failed deliveries). Chance comes from a seed, so a whole life can be repeated.
@@ -19,6 +20,7 @@
 //! Not promised here: that anything outlives the process, or bounds on bytes (the source stops reading for those).
 
 mod backlog;
+mod exchange;
 mod retry;
 #[cfg(test)]
 mod simulation;
@@ -28,152 +30,13 @@ mod watermark;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use self::backlog::{Backlog, Bounds, Waiting};
+pub use self::exchange::{Command, Counts, DeliveryKey, Failure, GroupId, Groups, Message, Outcome, Rules, Verdict};
 pub use self::retry::RetryRule;
 use self::watermark::{Token, Watermark};
 use crate::change::Lsn;
-
-/// A group: a hash of the table and the group's values. Two groups with the same hash are served as one, which costs
-/// parallelism and breaks nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct GroupId(pub u64);
-
-/// The groups a message belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Groups {
-    /// None: it has no order.
-    None,
-    /// One.
-    One(GroupId),
-    /// An update that moved the row from one group to another: it waits for both and blocks both.
-    Two(GroupId, GroupId),
-}
-
-impl Groups {
-    /// Both groups of a moved row, which may be the same.
-    pub fn moved(old: GroupId, new: GroupId) -> Self {
-        if old == new { Self::One(new) } else { Self::Two(old, new) }
-    }
-
-    /// The groups.
-    pub fn iter(self) -> impl Iterator<Item = GroupId> {
-        let (first, second) = match self {
-            Self::None => (None, None),
-            Self::One(group) => (Some(group), None),
-            Self::Two(old, new) => (Some(old), Some(new)),
-        };
-        first.into_iter().chain(second)
-    }
-
-    /// Which of a message's two queue links belongs to `group`.
-    fn side(self, group: GroupId) -> usize {
-        match self {
-            Self::Two(_, new) if new == group => 1,
-            Self::None | Self::One(_) | Self::Two(..) => 0,
-        }
-    }
-}
-
-/// A sink's rules, as the scheduler needs them.
-#[derive(Clone, Copy, Debug)]
-pub struct Rules {
-    /// Messages in a delivery at most; at least 1.
-    pub batch_size: usize,
-    /// Bytes in a delivery of several messages at most.
-    pub batch_bytes: usize,
-    /// How long a delivery that is not full waits for more.
-    pub batch_timeout: Duration,
-    /// Unacknowledged messages at most; at least 1.
-    pub max_ack_pending: usize,
-    /// Attempts under way at most; at least 1.
-    pub max_in_flight: usize,
-    /// Waits between attempts.
-    pub retry: RetryRule,
-}
-
-/// A message for the scheduler: `payload` is carried through untouched.
-#[derive(Clone, Copy, Debug)]
-pub struct Message<P> {
-    /// Its groups.
-    pub groups: Groups,
-    /// Bytes it adds to a body.
-    pub bytes: usize,
-    /// What the deliverer needs.
-    pub payload: P,
-}
-
-/// Names a delivery within one life of a scheduler.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct DeliveryKey(pub u64);
-
-/// What is to be done now.
-#[derive(Debug)]
-pub enum Command<P> {
-    /// Make a delivery of these messages, in this order, and start its first attempt.
-    Form {
-        /// Its name.
-        delivery: DeliveryKey,
-        /// At least one.
-        messages: Vec<P>,
-    },
-    /// Start another attempt of a delivery.
-    Attempt {
-        /// Which.
-        delivery: DeliveryKey,
-        /// 2, 3, …; again 1 if the first failed for reasons of ours.
-        number: u32,
-    },
-}
-
-/// How an attempt ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// Acknowledged: its messages are resolved.
-    Acknowledged,
-    /// Failed as a whole: it is tried again.
-    Failed(Failure),
-}
-
-/// Why an attempt failed, as far as the scheduler cares.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Failure {
-    /// A failure of ours (could not render, stopping): it does not count as an attempt.
-    pub ours: bool,
-    /// The endpoint asked everyone to wait so long (`Retry-After` of a 429 or 503).
-    pub retry_after: Option<Duration>,
-}
-
-/// What became of a delivery by an [`Outcome`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// Resolved.
-    Done,
-    /// Tried again at this time, or later when the sink is held.
-    Retry(Instant),
-}
-
-/// Figures for people.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Attempts under way.
-    pub in_flight: usize,
-    /// Messages in deliveries that are not acknowledged.
-    pub ack_pending: usize,
-    /// Messages not in a delivery.
-    pub waiting: usize,
-    /// Of these, deliverable as far as their groups go.
-    pub ready: usize,
-    /// Bytes of the ready ones.
-    pub ready_bytes: usize,
-    /// Deliveries that failed and wait for their next attempt.
-    pub retrying: usize,
-    /// Groups of these deliveries: their later messages wait.
-    pub groups_held: usize,
-    /// Messages that are not resolved.
-    pub unresolved: usize,
-}
 
 #[derive(Debug)]
 struct Delivery {
@@ -200,13 +63,19 @@ pub struct Scheduler<P> {
     retry_had_last_turn: bool,
     in_flight: usize,
     ack_pending: usize,
+    failed: usize,
     groups_held: usize,
     paused: bool,
+    /// Memory is short: no new delivery while another is in flight.
+    cramped: bool,
     /// No attempt starts before: the endpoint said `Retry-After`.
     held_until: Option<Instant>,
 }
 
 impl<P> Scheduler<P> {
+    /// Bytes that a waiting message takes in here, itself included; growing containers hold up to twice as much.
+    pub const MESSAGE_BYTES: usize = Backlog::<P>::MESSAGE_BYTES + Watermark::MESSAGE_BYTES;
+
     /// A scheduler without messages. Numbers of `rules` below 1 count as 1.
     pub fn new(rules: Rules, seed: u64) -> Self {
         let rules = Rules {
@@ -227,8 +96,10 @@ impl<P> Scheduler<P> {
             retry_had_last_turn: false,
             in_flight: 0,
             ack_pending: 0,
+            failed: 0,
             groups_held: 0,
             paused: false,
+            cramped: false,
             held_until: None,
         }
     }
@@ -265,6 +136,11 @@ impl<P> Scheduler<P> {
         self.paused = false;
     }
 
+    /// Memory is short, or no longer: see the rules.
+    pub fn set_cramped(&mut self, cramped: bool) {
+        self.cramped = cramped;
+    }
+
     /// Whether it is paused.
     pub fn is_paused(&self) -> bool {
         self.paused
@@ -277,6 +153,7 @@ impl<P> Scheduler<P> {
                 let delivery = self.deliveries.remove(&key)?;
                 self.in_flight -= 1;
                 self.ack_pending -= delivery.members.len();
+                self.failed -= usize::from(delivery.failures > 0);
                 self.groups_held -= delivery.groups;
                 for (token, groups) in delivery.members {
                     self.watermark.resolve(token);
@@ -296,6 +173,7 @@ impl<P> Scheduler<P> {
             let groups: HashSet<GroupId> = delivery.members.iter().flat_map(|(_, groups)| groups.iter()).collect();
             delivery.groups = groups.len();
             self.groups_held += groups.len();
+            self.failed += 1;
         }
         if failure.ours {
             delivery.attempts -= 1;
@@ -342,7 +220,7 @@ impl<P> Scheduler<P> {
             waiting: self.backlog.len(),
             ready: self.backlog.ready_messages(),
             ready_bytes: self.backlog.ready_bytes(),
-            retrying: self.deliveries.len() - self.in_flight,
+            failed: self.failed,
             groups_held: self.groups_held,
             unresolved: self.watermark.unresolved(),
         }
@@ -364,7 +242,7 @@ impl<P> Scheduler<P> {
     /// When a new delivery may be formed, as far as messages and `max_ack_pending` go.
     fn fresh_at(&mut self) -> Option<Instant> {
         let room = self.rules.max_ack_pending - self.ack_pending;
-        if room == 0 {
+        if room == 0 || (self.cramped && self.in_flight > 0) {
             return None;
         }
         let since = self.backlog.ready_since()?;

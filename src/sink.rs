@@ -20,7 +20,7 @@ use std::time::{Duration, Instant, SystemTime};
 use futures_util::FutureExt as _;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout_at};
+use tokio::time::{MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
@@ -40,13 +40,14 @@ use crate::schedule::{Command, DeliveryKey, Failure, Message, Outcome, RetryRule
 use crate::view::SharedViews;
 
 /// Batches of changes in the channel from the source.
-pub const FEED_BATCHES_MAX: usize = 16;
+pub const FEED_BATCHES_MAX: usize = 4;
 /// Deliverable messages beyond which a sink wants no more, once every request slot could be filled twice.
 const READY_MESSAGES_ENOUGH: usize = 8192;
 /// The same in bytes.
 const READY_BYTES_ENOUGH: usize = 4 << 20;
-/// What a message costs beside its row values: its places in the scheduler's queues and the change itself.
-const MESSAGE_OVERHEAD_BYTES: usize = 384;
+/// What an unresolved message costs beside its row values: its places in the scheduler's queues, the change in them, and
+/// the slack of containers that grow by doubling.
+const MESSAGE_OVERHEAD_BYTES: usize = Scheduler::<Change>::MESSAGE_BYTES * 3 / 2;
 /// The most that stands around the messages of a body: `{"data":[]}`.
 const BODY_FRAME_BYTES: usize = 11;
 /// How often the view and the gauges are brought up to date.
@@ -100,7 +101,6 @@ struct Task {
     overhead: Charge,
     /// Known from the first feed on.
     rendering: Option<Arc<Rendering>>,
-    scratch: Vec<u8>,
     fallbacks_counted: u64,
 }
 
@@ -132,23 +132,15 @@ impl Task {
         let report = Report::new(config);
         let overhead = sink.memory.charge(0);
         let (deliveries, attempts) = (HashMap::new(), JoinSet::new());
-        Self {
-            sink,
-            scheduler,
-            deliveries,
-            attempts,
-            report,
-            overhead,
-            rendering: None,
-            scratch: Vec::new(),
-            fallbacks_counted: 0,
-        }
+        Self { sink, scheduler, deliveries, attempts, report, overhead, rendering: None, fallbacks_counted: 0 }
     }
 
     async fn serve(&mut self, stop: &CancellationToken) {
         let mut tick = interval(VIEW_EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            let cramped = self.sink.memory.is_exhausted();
+            self.scheduler.set_cramped(cramped);
             self.carry_out();
             self.tell_source();
             let wake = self.scheduler.poll_timeout();
@@ -165,9 +157,11 @@ impl Task {
                 }
                 // 3. Time: retries, batches that wait for more.
                 () = sleep_until(wake.unwrap_or_else(Instant::now).into()), if wake.is_some() => {}
-                // 4. News for people, so that a busy source cannot silence it.
+                // 4. Room for another body, where it was short.
+                () = self.sink.memory.relieved(), if cramped => {}
+                // 5. News for people, so that a busy source cannot silence it.
                 _ = tick.tick() => self.show(),
-                // 5. Changes. The source ends first only at a stop.
+                // 6. Changes. The source ends first only at a stop.
                 fed = self.sink.feed.recv() => match fed {
                     Some(fed) => self.take_in(fed),
                     None => return,
@@ -176,12 +170,21 @@ impl Task {
         }
     }
 
-    /// Starts nothing, and waits for attempts under way.
+    /// Starts nothing, and waits for attempts under way. What the source still has to say, it says: marks for changes that
+    /// are acknowledged already must reach the watermark, or those changes would come again.
     async fn drain(&mut self, grace: Duration) {
         self.scheduler.pause();
         let deadline = tokio::time::Instant::now() + grace;
-        while let Ok(Some(ended)) = timeout_at(deadline, self.attempts.join_next()).await {
-            self.ended(ended);
+        let mut fed_all = false;
+        while !fed_all || !self.attempts.is_empty() {
+            tokio::select! {
+                () = sleep_until(deadline) => break,
+                fed = self.sink.feed.recv(), if !fed_all => match fed {
+                    Some(fed) => self.take_in(fed),
+                    None => fed_all = true,
+                },
+                Some(ended) = self.attempts.join_next() => self.ended(ended),
+            }
             self.tell_source();
         }
         if !self.attempts.is_empty() {
@@ -221,12 +224,12 @@ impl Task {
         }))
     }
 
-    /// Bytes the change adds to a body; it matters only where several share one.
-    fn body_bytes(&mut self, change: &Change) -> usize {
+    /// Bytes the change adds to a body at most; it matters only where several share one.
+    fn body_bytes(&self, change: &Change) -> usize {
         let config = &self.sink.config;
         match &self.rendering {
             Some(rendering) if config.batch_size > 1 => {
-                rendering.body_bytes(change, config.batch_bytes / config.batch_size, &mut self.scratch)
+                rendering.body_bytes_max(change, config.batch_bytes / config.batch_size)
             }
             Some(_) | None => change.len_bytes(),
         }
@@ -315,7 +318,8 @@ impl Task {
         if let Ok(taken) = SystemTime::now().duration_since(facts.oldest_commit) {
             metrics.commit_to_acknowledged.record(taken);
         }
-        self.report.acknowledged();
+        self.sink.progress.acknowledge();
+        self.report.acknowledged(key, &facts);
     }
 
     fn failed(

@@ -9,8 +9,10 @@
 
 pub mod address;
 pub mod connection;
+mod hold;
 mod housekeeping;
 pub mod intake;
+mod opening;
 pub mod pgoutput;
 mod problem;
 pub mod relation;
@@ -20,16 +22,18 @@ pub mod slot;
 pub mod wire;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::{Notify, mpsc};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use self::connection::SystemIdentity;
 use self::intake::Intake;
+use self::problem::Problem;
 pub use self::problem::SourceError;
-use self::problem::{Problem, chain};
+pub(crate) use self::problem::chain;
 use crate::change::Lsn;
 use crate::config::{SinkConfig, SourceConfig};
 use crate::memory::Memory;
@@ -48,8 +52,8 @@ const STOPPED_RECHECK: Duration = Duration::from_secs(30);
 pub struct Consumer {
     /// Its rules.
     pub config: SinkConfig,
-    /// Where its changes go.
-    pub feed: mpsc::Sender<Vec<Feed>>,
+    /// Where its changes go; gone once the source has said all in a stop.
+    pub feed: Option<mpsc::Sender<Vec<Feed>>>,
     /// How far it is.
     pub progress: Arc<Progress>,
 }
@@ -91,8 +95,8 @@ pub struct Source {
     metrics: SourceMetrics,
     rng: fastrand::Rng,
     intake: Intake,
-    /// The cluster of the first session.
-    system_id: Option<u64>,
+    /// The cluster and timeline of the last session.
+    known: Option<SystemIdentity>,
     /// The farthest LSN that was confirmed to the slot.
     confirmed: Lsn,
     /// A session of this run has streamed: faults from here on are waited out, not fatal.
@@ -116,7 +120,7 @@ impl Source {
             metrics,
             rng: fastrand::Rng::with_seed(seed),
             intake,
-            system_id: None,
+            known: None,
             confirmed: Lsn::ZERO,
             has_streamed: false,
             failures: 0,
@@ -196,12 +200,23 @@ impl Source {
         self.consumers.iter().all(|consumer| consumer.progress.is_saturated())
     }
 
+    /// After the last batch of a stop: the sinks learn that there is no more.
+    fn end_feeds(&mut self) {
+        for consumer in &mut self.consumers {
+            consumer.feed = None;
+        }
+    }
+
     /// Hands over what is waiting for sinks; the index of the first whose channel is full.
     fn hand_over(&mut self) -> Option<usize> {
         let mut full = None;
         for (index, consumer) in self.consumers.iter().enumerate() {
             let Some(batch) = self.intake.batch(index) else { continue };
-            match consumer.feed.try_reserve() {
+            let Some(feed) = &consumer.feed else {
+                batch.clear();
+                continue;
+            };
+            match feed.try_reserve() {
                 Ok(permit) => permit.send(std::mem::take(batch)),
                 // A sink that has ended takes nothing; that happens only in a stop.
                 Err(mpsc::error::TrySendError::Closed(())) => batch.clear(),
@@ -210,9 +225,4 @@ impl Source {
         }
         full
     }
-}
-
-/// How long ago an instant was, for logs.
-fn secs_since(instant: Instant) -> f64 {
-    instant.elapsed().as_secs_f64()
 }

@@ -86,8 +86,11 @@ pub enum SourceState {
     },
     /// Changes are read as they come.
     Streaming,
-    /// Connected, but not reading: memory is full of undelivered changes.
-    Held,
+    /// Connected, but reading nothing for a while in which nothing was acknowledged either.
+    Held {
+        /// Why, for a person.
+        why: String,
+    },
     /// Cannot go on without a person.
     Stopped {
         /// Why.
@@ -112,7 +115,7 @@ pub struct SinkView {
     pub max_ack_pending: usize,
     /// Messages not yet in a delivery.
     pub waiting: usize,
-    /// Deliveries that failed and wait for their next attempt.
+    /// Deliveries that have failed and are not acknowledged: they wait for their next attempt, or it is under way.
     pub retrying: usize,
     /// Groups in which messages wait behind a delivery that failed.
     pub groups_held: usize,
@@ -122,7 +125,7 @@ pub struct SinkView {
     pub failures_in_a_row: u64,
     /// When the first of these failed.
     pub failing_since: Option<SystemTime>,
-    /// The last failure, cleared by a success.
+    /// The last failure; cleared when no failed delivery is left.
     pub last_failure: Option<LastFailure>,
     /// Everything up to here is resolved.
     pub resolved: Lsn,

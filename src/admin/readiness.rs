@@ -108,11 +108,10 @@ pub fn readiness(views: &Views, now: SystemTime) -> Readiness {
         views.sinks.iter().map(|view| (view.key().clone(), view.value().clone())).collect();
     let stopping = views.stopping.load(Ordering::Relaxed);
     let streaming = !sources.is_empty() && sources.values().all(|view| view.state == SourceState::Streaming);
-    let memory_limit = views.memory_limit.load(Ordering::Relaxed);
     let mut troubles = Vec::new();
     troubles.extend(process_trouble(stopping, sources.is_empty()));
     for (name, view) in &sources {
-        troubles.extend(source_troubles(name, view, memory_limit, now));
+        troubles.extend(source_troubles(name, view, now));
     }
     for (name, view) in &sinks {
         troubles.extend(sink_health::troubles(name, view, now));
@@ -142,7 +141,7 @@ fn process_trouble(stopping: bool, no_sources: bool) -> Option<TroubleReport> {
     }
 }
 
-fn source_troubles(name: &str, view: &SourceView, memory_limit: u64, now: SystemTime) -> Vec<TroubleReport> {
+fn source_troubles(name: &str, view: &SourceView, now: SystemTime) -> Vec<TroubleReport> {
     let report = |severity, what: String, advice: String| TroubleReport {
         scope: format!("source:{name}"),
         severity,
@@ -150,7 +149,7 @@ fn source_troubles(name: &str, view: &SourceView, memory_limit: u64, now: System
         advice,
     };
     let mut troubles = Vec::new();
-    if let Some((what, advice)) = standstill(view, memory_limit, now) {
+    if let Some((what, advice)) = standstill(view, now) {
         troubles.push(report(Severity::Error, what, advice));
     }
     for trouble in &view.troubles {
@@ -166,7 +165,7 @@ fn source_troubles(name: &str, view: &SourceView, memory_limit: u64, now: System
 }
 
 /// Why changes of the source stand still, and what to do; `None` while it streams.
-fn standstill(view: &SourceView, memory_limit: u64, now: SystemTime) -> Option<(String, String)> {
+fn standstill(view: &SourceView, now: SystemTime) -> Option<(String, String)> {
     let lasted = in_words(now.duration_since(view.since).unwrap_or_default());
     let next = |at: &SystemTime| in_words(at.duration_since(now).unwrap_or_default());
     let told = match &view.state {
@@ -190,11 +189,8 @@ fn standstill(view: &SourceView, memory_limit: u64, now: SystemTime) -> Option<(
                     .into(),
             )
         }
-        SourceState::Held => (
-            format!(
-                "reading is held for {lasted}: {} of undelivered changes fill the memory",
-                bytes_in_words(memory_limit)
-            ),
+        SourceState::Held { why } => (
+            format!("reading is held for {lasted}: {why}"),
             "mend or resume the sinks named here, or raise limits.memory_limit; changes stay in the database's WAL \
              meanwhile"
                 .into(),
@@ -212,7 +208,7 @@ fn source_report(view: &SourceView) -> SourceReport {
             SourceState::Waiting { .. } => "waiting",
             SourceState::SlotBusy { .. } => "slot_busy",
             SourceState::Streaming => "streaming",
-            SourceState::Held => "held",
+            SourceState::Held { .. } => "held",
             SourceState::Stopped { .. } => "stopped",
         },
         since: timestamp(view.since),

@@ -60,7 +60,11 @@ fn a_source_that_does_not_stream_makes_it_unready_and_says_why() {
         ),
         (SourceState::SlotBusy { pid: Some(4711), retry_at: ahead(1) }, "slot_busy", &["pid 4711", "next try in 1 s"]),
         (SourceState::SlotBusy { pid: None, retry_at: ago(1) }, "slot_busy", &["another session", "next try in 0 s"]),
-        (SourceState::Held, "held", &["held for 2 min 5 s", "256.0 MiB", "memory_limit"]),
+        (
+            SourceState::Held { why: "256 MiB are full".into() },
+            "held",
+            &["held for 2 min 5 s", "256 MiB are full", "memory_limit"],
+        ),
         (stopped, "stopped", &["stopped for 2 min 5 s: the slot is lost", "create it anew"]),
     ] {
         let readiness = readiness(&views(state, SinkView::default()), now());
@@ -77,7 +81,7 @@ fn a_source_that_does_not_stream_makes_it_unready_and_says_why() {
 #[test]
 fn one_source_of_two_is_enough_to_be_unready() {
     let views = views(SourceState::Streaming, SinkView::default());
-    views.sources.insert("billing".into(), SourceView::new(SourceState::Held, now()));
+    views.sources.insert("billing".into(), SourceView::new(SourceState::Held { why: String::new() }, now()));
     let readiness = readiness(&views, now());
     assert!(!readiness.ready);
     assert_eq!(only(&readiness).0, "source:billing");

@@ -45,14 +45,17 @@ fn cause(view: &SinkView, now: SystemTime) -> Option<(Severity, String, &'static
         let what = format!("paused; {waiting} messages wait{oldest}");
         let advice = "resume it when the endpoint is ready; meanwhile the slot makes the server keep its WAL";
         Some((Severity::Warning, what, advice))
-    } else if let Some(failure) = &view.last_failure {
+    } else if let Some(failure) = view.last_failure.as_ref().filter(|_| view.failures_in_a_row > 0) {
         let endpoint = view.failures_in_a_row >= FAILURES_OF_ENDPOINT;
         let severity = if endpoint { Severity::Error } else { Severity::Warning };
         Some((severity, failing(view, failure, now), advice(failure.category)))
     } else if view.retrying > 0 {
+        let last = view.last_failure.as_ref();
+        let last =
+            last.map_or_else(String::new, |last| format!("; the last one: {} ({})", last.message, last.category));
         let what = format!(
-            "{} deliveries failed and wait for their next attempt, and {} groups wait behind them{oldest}; others are \
-             acknowledged",
+            "{} deliveries have failed and are tried again, and {} groups wait behind them{oldest}; others are \
+             acknowledged{last}",
             view.retrying, view.groups_held
         );
         let advice = "the endpoint refuses single deliveries: the log has their categories";
@@ -72,7 +75,9 @@ fn full_window(view: &SinkView) -> Option<(Severity, String, &'static str)> {
         let pending = view.ack_pending;
         let what = format!("{pending} messages are unacknowledged, which is max_ack_pending: nothing new is sent");
         let advice = "the endpoint must acknowledge or be mended; raise max_ack_pending if it can take more at a time";
-        (Severity::Error, what, advice)
+        // A window that is full while all goes well only says that the endpoint is slower than the database.
+        let severity = if view.failures_in_a_row > 0 { Severity::Error } else { Severity::Warning };
+        (severity, what, advice)
     })
 }
 

@@ -26,7 +26,7 @@ fn publish_source(name: &str, view: &SourceView, now: SystemTime) {
     let set = |metric: &Metric, value: f64| gauge(metric, &[name]).set(value);
     let progress = &view.progress;
     set(&super::SOURCE_STREAMING, yes(view.state == SourceState::Streaming));
-    set(&super::SOURCE_HELD, yes(view.state == SourceState::Held));
+    set(&super::SOURCE_HELD, yes(matches!(view.state, SourceState::Held { .. })));
     set(&super::SOURCE_RECEIVED_LSN, number(progress.received.0));
     set(&super::SOURCE_CONFIRMED_LSN, number(progress.confirmed.0));
     set(&super::SOURCE_SERVER_LSN, number(progress.server.0));
@@ -93,7 +93,7 @@ mod tests {
     #[test]
     fn lag_is_what_the_slot_keeps_and_how_old_the_last_commit_is_while_there_is_more() {
         let now = SystemTime::now();
-        let mut view = SourceView::new(SourceState::Held, now);
+        let mut view = SourceView::new(SourceState::Held { why: String::new() }, now);
         view.progress = WalProgress {
             received: Lsn(700),
             confirmed: Lsn(400),

@@ -165,3 +165,25 @@ fn values_passed_as_text_are_counted() {
     rendering.append(&change(DEFAULT, Row::Read { new: tuple([Some("odd"), None, Some("{")]) }), &mut Vec::new());
     assert_eq!(rendering.fallbacks(), 2);
 }
+
+#[test]
+fn a_message_is_never_larger_than_it_was_thought_to_be() {
+    let long = "\u{1}\"".repeat(300);
+    let big = format!("{{\"a\":\"{}\"}}", "x".repeat(2000));
+    let old = || OldRow::Full(tuple([Some("1"), Some(&long), Some(&big)]));
+    for row in [
+        Row::Insert { new: tuple([Some("1"), None, None]) },
+        Row::Insert { new: tuple([Some("1"), Some(&long), Some(&big)]) },
+        Row::Update { old: Some(old()), new: tuple([Some("2"), Some("x"), Some(LEFT_OUT)]) },
+        Row::Delete { old: old() },
+    ] {
+        let change = change(FULL, row);
+        for form in [MessageForm::Change, MessageForm::Row] {
+            let message = rendered(form, &change);
+            for enough in [0, usize::MAX] {
+                let bound = rendering(form).body_bytes_max(&change, enough);
+                assert!(message.len() < bound, "{} bytes, thought to be {bound}", message.len());
+            }
+        }
+    }
+}

@@ -1,49 +1,97 @@
-//! How large a message may become, known before it is rendered, so that a body keeps its bound.
+//! How large a message may become, known without rendering it, so that a body keeps its bound.
+//!
+//! A bound from the length of the row's values alone is enough for most rows. Where it does not fit, the values are looked
+//! through for what makes JSON longer than text: characters to escape, and the member names of row types.
 
 use super::Rendering;
-use super::kind::Kind;
-use crate::change::{Change, Tuple};
+use super::kind::{Field, Kind};
+use crate::change::{Change, Column, Datum, Tuple};
 
 /// Brackets, names of members, numbers, ids and times of a message, with something to spare.
-const FRAME_BYTES: usize = 512;
+const FRAME_BYTES: usize = 448;
 /// A byte of text becomes at most `\u0000`, and a boolean's letter at most `false`.
 const BYTES_A_BYTE: usize = 6;
-/// Quotes, a comma, `null`, the offset of a time.
-const BYTES_A_VALUE: usize = 12;
+/// Quotes, a comma, `null`, the offset of a time, a boolean's word.
+pub(super) const BYTES_A_VALUE: usize = 12;
 
 impl Rendering {
-    /// Bytes that the message of `change` takes in a body, its comma included: an upper bound if `enough` such messages fit
-    /// below it, else the exact number, for which it is rendered once into `scratch`.
-    pub fn body_bytes(&self, change: &Change, fits: usize, scratch: &mut Vec<u8>) -> usize {
-        if let Some(bound) = self.bound(change).filter(|bound| *bound <= fits) {
-            return bound;
-        }
-        scratch.clear();
-        self.append(change, scratch);
-        scratch.len() + 1
-    }
-
-    /// `None` where the text says too little: a row type names its members in every value.
-    fn bound(&self, change: &Change) -> Option<usize> {
+    /// Bytes that the message of `change` takes in a body at most, its comma included. A bound of up to `enough` is not
+    /// made any tighter.
+    pub fn body_bytes_max(&self, change: &Change, enough: usize) -> usize {
         let table = &change.table;
-        if table.columns.iter().any(|column| names_members(&column.kind)) {
-            return None;
-        }
         let keys: usize = table.keys.columns.iter().map(|key| key.len() + BYTES_A_VALUE).sum();
-        // The record, `changes`, and the names of unchanged columns.
-        let names = keys.saturating_mul(3) + table.keys.metadata.len() + self.fixed_bytes();
-        let images = change.new_tuple().map_or(0, Tuple::len_bytes).saturating_mul(2)
-            + change.old_row().map_or(0, |old| old.tuple().len_bytes()).saturating_mul(2);
         let annotations = change.annotations.as_ref().map_or(0, |text| text.len());
-        Some(FRAME_BYTES + names + images.saturating_mul(BYTES_A_BYTE) + annotations)
+        // The old image fills unchanged values of the record as well as `changes`; names may stand in `unchanged` too.
+        let names = keys.saturating_mul(3) + table.keys.metadata.len() + self.fixed_bytes();
+        let fixed = FRAME_BYTES + names + annotations;
+        let images = || change.new_tuple().into_iter().chain(change.old_row().map(|old| old.tuple()));
+        let values: usize = images().map(Tuple::len_bytes).sum();
+        let loose = fixed.saturating_add(values.saturating_mul(2 * BYTES_A_BYTE));
+        if loose <= enough && !table.columns.iter().any(|column| column.kind.member_name_bytes() > 0) {
+            return loose;
+        }
+        let tight: usize = images().map(|tuple| tuple_bytes(tuple, &table.columns)).sum();
+        fixed.saturating_add(tight.saturating_mul(2))
     }
 }
 
-fn names_members(kind: &Kind) -> bool {
-    match kind {
-        Kind::Composite(_) => true,
-        Kind::Array(array) => names_members(&array.element),
-        Kind::Text | Kind::Bool | Kind::Int | Kind::BigInt | Kind::Float | Kind::Numeric | Kind::Json => false,
-        Kind::Timestamp | Kind::TimestampTz | Kind::IntVector | Kind::OidVector | Kind::Hstore => false,
+fn tuple_bytes(tuple: &Tuple, columns: &[Column]) -> usize {
+    let values = tuple.values().zip(columns);
+    values.fold(0, |sum: usize, (value, column)| sum.saturating_add(value_bytes(value, &column.kind)))
+}
+
+pub(super) fn value_bytes(value: Datum<'_>, kind: &Kind) -> usize {
+    match value {
+        Datum::Null | Datum::Unchanged => 0,
+        Datum::Text(text) => match kind {
+            Kind::Bool | Kind::Int | Kind::BigInt | Kind::Float | Kind::Numeric | Kind::Json => escaped_bytes(text),
+            Kind::Timestamp | Kind::TimestampTz | Kind::Text => escaped_bytes(text),
+            // Elements gain quotes, letters become words, and text is escaped at most once more than it was.
+            Kind::IntVector | Kind::OidVector | Kind::Array(_) | Kind::Hstore | Kind::Composite(_) => {
+                let opened = text.iter().filter(|byte| **byte == b'(').count();
+                let names = kind.member_name_bytes().saturating_mul(opened);
+                text.len().saturating_mul(BYTES_A_BYTE).saturating_add(names)
+            }
+        },
+    }
+}
+
+/// Length as a JSON string. Bytes outside of ASCII may be invalid and become U+FFFD, three bytes each.
+fn escaped_bytes(text: &[u8]) -> usize {
+    let extra = |byte: &u8| match byte {
+        0..0x20 => 5,
+        b'"' | b'\\' => 1,
+        0x80.. => 2,
+        _ => 0,
+    };
+    text.len() + text.iter().map(extra).sum::<usize>()
+}
+
+impl Kind {
+    /// Bytes of all member names that one value of a row type may spell out, nested ones included; 0 for other kinds.
+    fn member_name_bytes(&self) -> usize {
+        match self {
+            Self::Composite(composite) => {
+                let bytes = |field: &Field| field.key.len() + BYTES_A_VALUE + field.kind.member_name_bytes();
+                composite.fields.iter().map(bytes).sum()
+            }
+            Self::Array(array) => array.element.member_name_bytes(),
+            Self::Text | Self::Bool | Self::Int | Self::BigInt | Self::Float | Self::Numeric | Self::Json => 0,
+            Self::Timestamp | Self::TimestampTz | Self::IntVector | Self::OidVector | Self::Hstore => 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn escapes_are_counted_as_they_are_written() {
+        for text in ["", "plain", "quote \" and \\", "\n\t\u{1}", "ümläut"] {
+            let mut out = Vec::new();
+            crate::record::append_value(&mut out, &Kind::Text, text.as_bytes(), crate::config::Numbers::Json);
+            assert!(out.len() <= escaped_bytes(text.as_bytes()) + 2, "{text:?}");
+        }
     }
 }

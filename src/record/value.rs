@@ -146,6 +146,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::kind::{ArrayKind, CompositeKind, Field};
+    use super::super::size::{BYTES_A_VALUE, value_bytes};
     use super::*;
 
     fn rendered(kind: &Kind, text: &str) -> (String, u64) {
@@ -239,6 +240,8 @@ mod tests {
             append_value(&mut out, &kind, &text, numbers);
             prop_assert!(std::str::from_utf8(&out).is_ok());
             prop_assert!(serde_json::from_slice::<IgnoredAny>(&out).is_ok(), "{}", String::from_utf8_lossy(&out));
+            let bound = value_bytes(crate::change::Datum::Text(&text), &kind) + BYTES_A_VALUE;
+            prop_assert!(out.len() <= bound, "{} bytes, thought to be {bound} at most", out.len());
         }
     }
 }

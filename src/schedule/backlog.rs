@@ -102,6 +102,10 @@ pub(super) struct Backlog<P> {
 }
 
 impl<P> Backlog<P> {
+    /// A message alone in its group.
+    pub(super) const MESSAGE_BYTES: usize =
+        size_of::<Slot<P>>() + size_of::<(GroupId, Group)>() + size_of::<(ReadyItem, Instant)>() + size_of::<u64>();
+
     pub(super) fn new() -> Self {
         Self {
             slots: Vec::new(),

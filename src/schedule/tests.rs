@@ -1,5 +1,7 @@
 //! Plays: at this time this happens, exactly these commands follow.
 
+use std::time::Duration;
+
 use super::*;
 
 const MS: Duration = Duration::from_millis(1);
@@ -135,12 +137,14 @@ fn a_failed_delivery_keeps_its_group_and_comes_again_at_its_time() {
     assert_eq!(play.commands().len(), 2);
     let at = play.fail(0);
     assert!(at >= play.now + 500 * MS && at <= play.now + 1000 * MS);
-    assert_eq!((play.scheduler.counts().groups_held, play.scheduler.counts().retrying), (1, 1));
+    assert_eq!((play.scheduler.counts().groups_held, play.scheduler.counts().failed), (1, 1));
     assert_eq!(play.commands(), []);
     assert_eq!(play.scheduler.poll_timeout(), Some(at));
     play.now = at;
     assert_eq!(play.commands(), [(0, vec![])]);
+    assert_eq!(play.scheduler.counts().failed, 1, "a retry under way has not mended anything");
     play.ack(0);
+    assert_eq!((play.scheduler.counts().groups_held, play.scheduler.counts().failed), (0, 0));
     assert_eq!(play.commands(), [(2, vec![2])]);
 }
 
@@ -221,6 +225,23 @@ fn a_pause_starts_nothing_and_ends_where_it_began() {
     assert_eq!(play.scheduler.poll_timeout(), None);
     play.scheduler.resume();
     assert_eq!(play.commands(), [(0, vec![1])]);
+}
+
+#[test]
+fn while_memory_is_short_new_deliveries_go_one_at_a_time_and_retries_as_ever() {
+    let mut play = Play::new(rules());
+    play.one(1, 1);
+    assert_eq!(play.commands().len(), 1);
+    play.now = play.fail(0);
+    play.scheduler.set_cramped(true);
+    play.one(2, 2);
+    play.one(3, 3);
+    assert_eq!(play.commands(), [(0, vec![])]);
+    assert_eq!(play.scheduler.poll_timeout(), None);
+    play.ack(0);
+    assert_eq!(play.commands(), [(1, vec![2])]);
+    play.scheduler.set_cramped(false);
+    assert_eq!(play.commands(), [(2, vec![3])]);
 }
 
 #[test]

@@ -34,6 +34,9 @@ pub(super) struct Watermark {
 }
 
 impl Watermark {
+    /// A message's place in the list.
+    pub(super) const MESSAGE_BYTES: usize = size_of::<Node>() + size_of::<u32>();
+
     pub(super) fn new() -> Self {
         Self { nodes: Vec::new(), free: Vec::new(), oldest: NONE, youngest: NONE, resolved: Lsn::ZERO }
     }

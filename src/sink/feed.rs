@@ -32,6 +32,7 @@ pub enum Feed {
 pub struct Progress {
     resolved: AtomicU64,
     saturated: AtomicBool,
+    acknowledged: AtomicU64,
     /// Told when the sink, having had enough, wants more.
     appetite: Arc<Notify>,
 }
@@ -39,7 +40,8 @@ pub struct Progress {
 impl Progress {
     /// A hungry sink that has resolved nothing. `appetite` is shared by all sinks of a source.
     pub fn new(appetite: Arc<Notify>) -> Self {
-        Self { resolved: AtomicU64::new(0), saturated: AtomicBool::new(false), appetite }
+        let (resolved, acknowledged) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { resolved, saturated: AtomicBool::new(false), acknowledged, appetite }
     }
 
     /// Everything up to here is resolved for this sink; [`Lsn::ZERO`] until its first mark.
@@ -50,6 +52,16 @@ impl Progress {
     /// Whether more changes would not let the sink deliver more at once.
     pub fn is_saturated(&self) -> bool {
         self.saturated.load(Ordering::Acquire)
+    }
+
+    /// Deliveries acknowledged so far.
+    pub fn acknowledged(&self) -> u64 {
+        self.acknowledged.load(Ordering::Relaxed)
+    }
+
+    /// For the sink.
+    pub(super) fn acknowledge(&self) {
+        self.acknowledged.fetch_add(1, Ordering::Relaxed);
     }
 
     /// For the sink: everything up to `lsn` is resolved. Only grows.

@@ -10,7 +10,7 @@ use crate::config::SinkConfig;
 use crate::deliver::attempt::Attempt;
 use crate::deliver::category::Category;
 use crate::deliver::frozen::DeliveryId;
-use crate::schedule::{Scheduler, Verdict};
+use crate::schedule::{DeliveryKey, Scheduler, Verdict};
 use crate::view::{LastFailure, SinkView};
 
 /// Warnings of one sink in one second; the rest is counted and told with the next.
@@ -50,11 +50,8 @@ impl Report {
         }
     }
 
-    pub(super) fn acknowledged(&mut self) {
-        if self.failures_in_a_row > 0 {
-            let (sink, failures) = (&self.sink, self.failures_in_a_row);
-            debug!(sink, failures, "delivered again after failures");
-        }
+    pub(super) fn acknowledged(&mut self, key: DeliveryKey, facts: &Facts) {
+        debug!(sink = %self.sink, delivery = key.0, messages = facts.messages, "delivered");
         self.failures_in_a_row = 0;
         self.failing_since = None;
     }
@@ -103,7 +100,7 @@ impl Report {
     /// The sink as it is now.
     pub(super) fn view(&mut self, sink: &Sink, scheduler: &Scheduler<Change>) -> SinkView {
         let counts = scheduler.counts();
-        if counts.retrying == 0 && self.failures_in_a_row == 0 && self.last_failure.take().is_some() {
+        if counts.failed == 0 && self.last_failure.take().is_some() {
             info!(sink = %self.sink, "all failed deliveries have been acknowledged");
         }
         let oldest = scheduler.oldest_arrival().and_then(|at| SystemTime::now().checked_sub(at.elapsed()));
@@ -114,7 +111,7 @@ impl Report {
             ack_pending: counts.ack_pending,
             max_ack_pending: sink.config.max_ack_pending,
             waiting: counts.waiting,
-            retrying: counts.retrying,
+            retrying: counts.failed,
             groups_held: counts.groups_held,
             oldest_received_at: oldest,
             failures_in_a_row: self.failures_in_a_row,

@@ -160,6 +160,12 @@ impl Replication {
         })
     }
 
+    /// STANDIN
+    pub async fn switch_point(&mut self, _timeline: u32, _of: u32) -> Result<Option<Lsn>, StreamError> {
+        let _ = self.session.query("IDENTIFY_SYSTEM").await?;
+        Ok(None)
+    }
+
     /// Version as the server counts it, 150018 for 15.18; 0 if it did not say.
     pub fn server_version(&self) -> u32 {
         self.parameter("server_version").map_or(0, version_number)

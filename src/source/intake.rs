@@ -19,6 +19,9 @@ const ANNOTATE: &[u8] = b"walhook:transaction_annotations.set";
 /// `prefix` that ends an annotation.
 const ANNOTATE_NO_MORE: &[u8] = b"walhook:transaction_annotations.clear";
 
+/// Bytes of an annotation at most; every message of the transaction carries it.
+const ANNOTATION_BYTES_MAX: usize = 16 << 10;
+
 /// The stream does not hang together.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IntakeError {
@@ -238,8 +241,13 @@ impl Intake {
     }
 }
 
-/// The content if it is JSON, else a JSON string of it.
+/// The content if it is JSON, else a JSON string of it; of one that is too large, a string that says so.
 fn annotation(content: &[u8]) -> Arc<str> {
+    if content.len() > ANNOTATION_BYTES_MAX {
+        let said = format!("annotation of {} bytes left out: {ANNOTATION_BYTES_MAX} are allowed", content.len());
+        tracing::warn!("{said}");
+        return serde_json::Value::String(said).to_string().into();
+    }
     let text = String::from_utf8_lossy(content);
     if serde_json::from_str::<serde::de::IgnoredAny>(&text).is_ok() {
         return text.into();

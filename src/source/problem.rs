@@ -60,6 +60,10 @@ impl Problem {
         Self::Lasting { what: what.into(), advice: advice.into() }
     }
 
+    pub(super) fn slow(what: &'static str) -> Self {
+        Self::Broken { what, reason: ReconnectReason::Timeout, source: None }
+    }
+
     pub(super) fn silent() -> Self {
         Self::Broken {
             what: "the server has said nothing for too long",
@@ -127,6 +131,16 @@ impl From<PrepareError> for Problem {
 
 impl From<StreamError> for Problem {
     fn from(error: StreamError) -> Self {
+        // 42704 in a stream: the publication is younger than a change that is to be decoded (Postgres up to 17
+        // looks it up as it was then). No later try gets past that change.
+        if error.sqlstate() == Some("42704") {
+            return Self::lasting(
+                chain(&error),
+                "the publication was made anew after the slot: drop the slot with SELECT pg_drop_replication_slot(…) and \
+                 restart walhook, which makes both; changes that are not delivered yet are lost, so compare the \
+                 receivers' data with the tables",
+            );
+        }
         Self::Stream(error)
     }
 }

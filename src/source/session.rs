@@ -1,24 +1,23 @@
 //! One session with the database: from connecting to the end of the stream.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{MissedTickBehavior, interval, interval_at, timeout};
 use tokio_postgres::Client;
 use tracing::{debug, info, warn};
 
-use super::connection::{self, Frame, Gulp, Replication, StreamError, SystemIdentity};
-use super::housekeeping::Housekeeping;
+use super::connection::{Frame, Gulp, Replication, StreamError};
+use super::hold::{HELD_AFTER, Hold, Turn};
 use super::pgoutput::{self, Message};
 use super::problem::Problem;
 use super::relation::Catalogue;
-use super::slot::{self, Prepared};
-use super::{Source, Stop, secs_since};
+use super::{Source, Stop};
 use crate::change::Lsn;
 use crate::metrics::ReconnectReason;
-use crate::sink::feed::Feed;
-use crate::view::{SourceState, Trouble, WalProgress};
+use crate::view::{SourceState, WalProgress};
 
 /// How often progress is looked at and, when it moved, confirmed.
 const STATUS_EVERY: Duration = Duration::from_millis(100);
@@ -28,23 +27,29 @@ const STATUS_AT_LEAST_EVERY: Duration = Duration::from_secs(1);
 const SILENCE_ASK: Duration = Duration::from_secs(15);
 /// After so long the connection is given up.
 const SILENCE_MAX: Duration = Duration::from_secs(45);
+/// A session that has lasted so long is a good one: the waits between sessions begin anew.
+const SETTLED_AFTER: Duration = Duration::from_secs(15);
 /// Longest look-up of a table in the catalogue.
 const CATALOGUE_LIMIT: Duration = Duration::from_secs(20);
 
 /// A stream and what belongs to its session.
-struct Stream {
-    replication: Replication,
-    client: Arc<Client>,
-    catalogue: Catalogue,
-    /// The SQL connection's driver and housekeeping; they end with the session.
-    _tasks: JoinSet<()>,
-    last_status: Instant,
-    last_asked: Instant,
+pub(super) struct Stream {
+    pub(super) replication: Replication,
+    /// For look-ups of the stream alone, so that nothing slow is ahead of them.
+    pub(super) client: Client,
+    pub(super) catalogue: Catalogue,
+    /// For heartbeats, new tables and the state of the slot.
+    pub(super) housekeeper: Arc<Client>,
+    /// The drivers of the SQL connections and housekeeping; they end with the session.
+    pub(super) _tasks: JoinSet<()>,
+    pub(super) last_status: Instant,
+    pub(super) last_asked: Instant,
     /// What the slot was last told.
-    flushed: Lsn,
-    held_since: Option<Instant>,
+    pub(super) flushed: Lsn,
+    pub(super) hold: Hold,
     /// Since when the source has been listening: silence counts from here.
-    listening_since: Instant,
+    pub(super) listening_since: Instant,
+    pub(super) began: Instant,
 }
 
 impl Source {
@@ -55,121 +60,8 @@ impl Source {
             () = stop.reading.cancelled() => return Ok(()),
             opened = self.open() => opened?,
         };
-        self.failures = 0;
         self.has_streamed = true;
         self.stream(opened, stop).await
-    }
-
-    /// Connects, makes slot and publication ready, starts the stream.
-    async fn open(&mut self) -> Result<Stream, Problem> {
-        let mut tasks = JoinSet::new();
-        let (client, driver) = connection::sql(&self.config.url).await.map_err(Problem::Connect)?;
-        let source = self.config.name.clone();
-        tasks.spawn(async move {
-            if let Err(error) = driver.await {
-                debug!(source, %error, "sql connection ended");
-            }
-        });
-        let client = Arc::new(client);
-        let prepared = self.prepare(&client).await?;
-        let mut replication = Replication::connect(&self.config.url, &self.memory).await.map_err(Problem::Connect)?;
-        let identity = replication.identify_system().await?;
-        self.check_identity(&identity)?;
-        self.start(&mut replication, prepared.confirmed).await?;
-        self.announce(&identity, &prepared);
-        let housekeeping = Housekeeping {
-            client: Arc::clone(&client),
-            source: self.config.clone(),
-            sinks: self.intake.sinks().to_vec(),
-            views: Arc::clone(&self.views),
-            troubles: prepared.troubles,
-        };
-        tasks.spawn(housekeeping.run());
-        let now = Instant::now();
-        Ok(Stream {
-            replication,
-            client,
-            catalogue: Catalogue::new(),
-            _tasks: tasks,
-            last_status: now,
-            last_asked: now,
-            flushed: Lsn::ZERO,
-            held_since: None,
-            listening_since: now,
-        })
-    }
-
-    /// Slot and publication. Once a session of this run has streamed nothing is created any more: a slot that is missing
-    /// then has lost changes.
-    async fn prepare(&self, client: &Client) -> Result<Prepared, Problem> {
-        let (config, sinks) = (&self.config, self.intake.sinks());
-        if !self.has_streamed {
-            return Ok(slot::prepare(client, config, sinks).await?);
-        }
-        let prepared = slot::prepare_again(client, config, sinks).await?;
-        if prepared.confirmed > self.confirmed {
-            let (slot, from, to) = (&config.slot, self.confirmed, prepared.confirmed);
-            return Err(Problem::lasting(
-                format!(
-                    "slot {slot} begins at {to}, but changes from {from} on are not confirmed: it was made anew or moved"
-                ),
-                "restart walhook to go on from the slot's position; the changes between are not in it: compare the \
-                 receivers' data with the tables",
-            ));
-        }
-        Ok(prepared)
-    }
-
-    fn check_identity(&mut self, identity: &SystemIdentity) -> Result<(), Problem> {
-        match self.system_id {
-            Some(known) if known != identity.system_id => Err(Problem::lasting(
-                format!("the address now leads to another database cluster ({}, not {known})", identity.system_id),
-                "point the source's url back to its database, or restart walhook to begin with the new one",
-            )),
-            Some(_) => Ok(()),
-            None => {
-                self.system_id = Some(identity.system_id);
-                let system_id = identity.system_id;
-                self.intake.begin(|| Feed::Database { system_id });
-                Ok(())
-            }
-        }
-    }
-
-    async fn start(&mut self, replication: &mut Replication, confirmed: Lsn) -> Result<(), Problem> {
-        let from = confirmed.max(self.confirmed);
-        if let Err(error) = replication.start(&self.config.slot, &self.config.publication, from).await {
-            return Err(if error.sqlstate() == Some("55006") {
-                Problem::Busy { pid: None, application: None }
-            } else {
-                error.into()
-            });
-        }
-        self.confirmed = from;
-        self.intake.reconnected(from);
-        Ok(())
-    }
-
-    fn announce(&self, identity: &SystemIdentity, prepared: &Prepared) {
-        info!(
-            source = %self.config.name,
-            database = %identity.dbname,
-            server_version = prepared.server_version,
-            slot = %self.config.slot,
-            slot_created = prepared.created,
-            publication = %self.config.publication,
-            tables = prepared.tables.len(),
-            from = %self.confirmed,
-            "streaming"
-        );
-        for Trouble { what, advice } in &prepared.troubles {
-            warn!(source = %self.config.name, advice, "{what}");
-        }
-        if let Some(mut view) = self.views.sources.get_mut(&self.config.name) {
-            view.troubles.clone_from(&prepared.troubles);
-            view.progress.confirmed = self.confirmed;
-        }
-        self.enter(SourceState::Streaming);
     }
 
     async fn stream(&mut self, mut stream: Stream, stop: &Stop) -> Result<(), Problem> {
@@ -178,6 +70,9 @@ impl Source {
         loop {
             let full_sink = self.hand_over();
             let is_stopping = stop.reading.is_cancelled();
+            if is_stopping && full_sink.is_none() {
+                self.end_feeds();
+            }
             let is_full = self.memory.is_full();
             let is_sated = self.is_sated();
             let reads = !is_stopping && full_sink.is_none() && !is_full && !is_sated;
@@ -191,7 +86,7 @@ impl Source {
                 // 2. The order to read no more only has to interrupt the waiting below.
                 () = stop.reading.cancelled(), if !is_stopping => {}
                 // 3. Statuses go out whether or not anything is read, or the server would give us up.
-                _ = tick.tick() => self.on_tick(&mut stream, is_full).await?,
+                _ = tick.tick() => self.on_tick(&mut stream, reads || is_stopping).await?,
                 // 4. What keeps reading from going on.
                 () = reserved(self, full_sink), if full_sink.is_some() => {}
                 () = self.memory.room(), if is_full => {}
@@ -226,15 +121,20 @@ impl Source {
         Ok(())
     }
 
+    /// Asks the catalogue what a relation is; statuses go out meanwhile.
     async fn look_up(&mut self, stream: &mut Stream, relation: pgoutput::Relation) -> Result<(), Problem> {
         self.metrics.catalogue_lookups.increment(1);
-        let table = timeout(CATALOGUE_LIMIT, stream.catalogue.table(&stream.client, &relation)).await;
-        let slow = |_| Problem::Broken {
-            what: "a look-up in the catalogue took longer than 20 s",
-            reason: ReconnectReason::Timeout,
-            source: None,
+        let (received, flushed) = self.positions(stream);
+        let mut tick = interval_at(tokio::time::Instant::now() + STATUS_AT_LEAST_EVERY, STATUS_AT_LEAST_EVERY);
+        let mut looked_up = pin!(timeout(CATALOGUE_LIMIT, stream.catalogue.table(&stream.client, &relation)));
+        let table = loop {
+            tokio::select! {
+                biased;
+                table = &mut looked_up => break table,
+                _ = tick.tick() => stream.replication.status(received, flushed, false).await?,
+            }
         };
-        let table = table.map_err(slow)??;
+        let table = table.map_err(|_| Problem::slow("a look-up in the catalogue took longer than 20 s"))??;
         debug!(source = %self.config.name, table = %table.name, columns = table.columns.len(), "relation described");
         self.intake.learn(table);
         Ok(())
@@ -258,10 +158,13 @@ impl Source {
         }
     }
 
-    async fn on_tick(&mut self, stream: &mut Stream, is_full: bool) -> Result<(), Problem> {
-        self.show_hold(stream, is_full);
-        if stream.client.is_closed() {
-            let what = "the sql connection beside the stream is gone";
+    async fn on_tick(&mut self, stream: &mut Stream, reads: bool) -> Result<(), Problem> {
+        self.show_hold(stream, reads);
+        if stream.began.elapsed() > SETTLED_AFTER {
+            self.failures = 0;
+        }
+        if stream.client.is_closed() || stream.housekeeper.is_closed() {
+            let what = "an sql connection beside the stream is gone";
             return Err(Problem::Broken { what, reason: ReconnectReason::ConnectionLost, source: None });
         }
         let heard = stream.replication.received_at().max(stream.listening_since);
@@ -277,36 +180,50 @@ impl Source {
         Ok(())
     }
 
-    /// Reading is held while memory is full; that is told when it begins and when it ends.
-    fn show_hold(&self, stream: &mut Stream, is_full: bool) {
+    /// A source that stands still says so when that begins and when it ends.
+    fn show_hold(&self, stream: &mut Stream, reads: bool) {
         let source = &self.config.name;
-        match (is_full, stream.held_since) {
-            (true, None) => {
-                stream.held_since = Some(Instant::now());
-                let (held, limit) = (self.memory.held(), self.memory.limit());
-                warn!(
-                    source,
-                    held_bytes = held,
-                    limit_bytes = limit,
-                    "memory is full of undelivered changes: reading is held until some are delivered"
-                );
-                self.enter(SourceState::Held);
+        let acknowledged = self.consumers.iter().map(|consumer| consumer.progress.acknowledged()).sum();
+        match stream.hold.observe(Instant::now(), reads, acknowledged) {
+            Turn::None => {}
+            Turn::Began => {
+                let why = self.why_held();
+                warn!(source, "reading is held: {why}");
+                self.enter(SourceState::Held { why });
             }
-            (false, Some(since)) => {
-                self.metrics.held.add(since.elapsed());
-                stream.held_since = None;
-                info!(source, held_secs = secs_since(since), "reading goes on");
+            Turn::Ended(held) => {
+                self.metrics.held.add(held);
+                info!(source, held_secs = held.as_secs_f64(), "reading goes on");
                 self.enter(SourceState::Streaming);
             }
-            (true, Some(_)) | (false, None) => {}
         }
+    }
+
+    fn why_held(&self) -> String {
+        let mib = |bytes: usize| bytes >> 20;
+        let (held, limit) = (mib(self.memory.held()), mib(self.memory.limit()));
+        if self.memory.is_full() {
+            return format!("undelivered changes fill the source's share of memory_limit, {limit} MiB");
+        }
+        let sinks: Vec<&str> = self.consumers.iter().map(|consumer| consumer.config.name.as_str()).collect();
+        format!(
+            "no sink takes more ({}): each has more deliverable changes than it can send, {held} MiB in memory, and \
+             nothing was acknowledged for {} s",
+            sinks.join(", "),
+            HELD_AFTER.as_secs()
+        )
+    }
+
+    /// What has been received, and what all sinks have resolved.
+    fn positions(&self, stream: &Stream) -> (Lsn, Lsn) {
+        let flushed = self.resolved().unwrap_or(Lsn::ZERO).max(stream.flushed);
+        // Nothing that is resolved lies beyond what was received.
+        (self.intake.received().max(flushed), flushed)
     }
 
     /// Confirms what all sinks have resolved.
     async fn status(&mut self, stream: &mut Stream, ask: bool) -> Result<(), Problem> {
-        let flushed = self.resolved().unwrap_or(Lsn::ZERO).max(stream.flushed);
-        // Nothing that is resolved lies beyond what was received.
-        let received = self.intake.received().max(flushed);
+        let (received, flushed) = self.positions(stream);
         stream.replication.status(received, flushed, ask).await?;
         stream.flushed = flushed;
         stream.last_status = Instant::now();
@@ -326,8 +243,7 @@ impl Source {
     }
 
     async fn leave(&mut self, stream: Stream) -> Result<(), Problem> {
-        let flushed = self.resolved().unwrap_or(Lsn::ZERO).max(stream.flushed);
-        let received = self.intake.received().max(flushed);
+        let (received, flushed) = self.positions(&stream);
         stream.replication.finish(received, flushed).await?;
         info!(source = %self.config.name, confirmed = %flushed.max(self.confirmed), "session closed");
         Ok(())
@@ -336,8 +252,8 @@ impl Source {
 
 /// Resolves when the channel of the sink has room, or the sink has ended.
 async fn reserved(source: &Source, sink: Option<usize>) {
-    if let Some(consumer) = sink.and_then(|index| source.consumers.get(index)) {
+    if let Some(feed) = sink.and_then(|index| source.consumers.get(index)?.feed.as_ref()) {
         // The permit is given back at once; the next turn of the loop takes it.
-        drop(consumer.feed.reserve().await);
+        drop(feed.reserve().await);
     }
 }

@@ -83,7 +83,7 @@ fn an_error_comes_after_the_rows_before_it() {
 fn a_trickle_holds_no_large_buffer_and_a_flood_is_read_in_big_gulps() {
     let memory = Memory::new(1 << 30);
     let (payloads, _) = read_all(pieces(&data(b"small"), 1 << 20), &memory);
-    assert!(memory.held() < 100, "{}", memory.held());
+    assert!(memory.held() < 170, "{}", memory.held());
     drop(payloads);
     assert_eq!(memory.held(), 0);
     let flood: Vec<u8> = (0..40_000).flat_map(|_| data(&[7; 100])).collect();
