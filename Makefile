@@ -1,4 +1,6 @@
-# Every target works on a fresh clone with a Rust toolchain; scripts/setup installs what else is missing.
+# Works on a fresh clone with a Rust toolchain; scripts/setup installs what else is missing. Two targets want more:
+# test-versions needs npm, node and the network, from which it takes the servers; lint and fmt need the toolchain's
+# components clippy and rustfmt.
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-versions bench bench-micro lint fmt doc
@@ -15,7 +17,7 @@ demo: setup ## watch rows of a throw-away Postgres arrive at a receiver
 test: setup ## all tests, against a real Postgres
 	scripts/test
 
-test-versions: ## the core tests on Postgres 14 to 18
+test-versions: ## the core tests on Postgres 14 to 18; needs npm and the network
 	scripts/test-versions
 
 bench: setup ## side by side with pg_recvlogical, in a release build; BENCH="--quick" to try it
@@ -24,7 +26,7 @@ bench: setup ## side by side with pg_recvlogical, in a release build; BENCH="--q
 bench-micro: ## decoder, record, scheduler on their own
 	cargo bench --bench decoder --bench record --bench scheduler
 
-lint: ## formatting and clippy
+lint: ## formatting and clippy; needs the components rustfmt and clippy
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
 

@@ -1,7 +1,7 @@
 //! The commands: what `walhook` understands, and the exit codes.
 //!
-//! 0: done. 1: failed while running. 69: the database or another prerequisite is missing. 78: the configuration is bad.
-//! (64 is for a bad command line, from clap's 2, as sysexits.h has them.)
+//! 0: done. 1: failed while running. 2: a bad command line, which clap refuses. 69: the database or another prerequisite is
+//! missing. 78: the configuration is bad.
 
 pub mod check;
 pub mod config_schema;

@@ -79,14 +79,14 @@ table! {
     MEMORY_HELD = Gauge "walhook_memory_held_bytes" ["bytes"] NONE,
         "Bytes of changes and bodies held in memory, over all sources.";
     MEMORY_LIMIT = Gauge "walhook_memory_limit_bytes" ["bytes"] NONE,
-        "limits.memory_limit: at this many held bytes reading is held.";
+        "limits.memory_limit; each source that has sinks gets an equal share, and is not read while its own is full.";
     RESIDENT_MEMORY = Gauge "walhook_resident_memory_bytes" ["bytes"] NONE,
         "Resident memory of the process; Linux only.";
 
     SOURCE_STREAMING = Gauge "walhook_source_streaming" [""] SOURCE,
         "1 while the source reads changes as they come, else 0.";
     SOURCE_HELD = Gauge "walhook_source_held" [""] SOURCE,
-        "1 while reading is held because memory is full of undelivered changes, else 0.";
+        "1 while the source is held, with nothing read and nothing acknowledged for some seconds, else 0.";
     SOURCE_RECEIVED_LSN = Gauge "walhook_source_received_lsn_bytes" ["bytes"] SOURCE,
         "WAL position up to which everything has been read.";
     SOURCE_CONFIRMED_LSN = Gauge "walhook_source_confirmed_lsn_bytes" ["bytes"] SOURCE,
@@ -114,7 +114,7 @@ table! {
     SOURCE_RECONNECTS = Counter "walhook_source_reconnects_total" ["reconnects"] &["source", "reason"],
         "Sessions that ended or could not begin and were tried again, by reason (connect, refused, slot_busy, server_closed, connection_lost, timeout, protocol).";
     SOURCE_HELD_SECONDS = Counter "walhook_source_held_seconds_total" ["seconds"] SOURCE,
-        "Whole seconds for which reading was held because memory was full.";
+        "Whole seconds for which the source was held.";
     SOURCE_COMMIT_TO_RECEIVED = Histogram "walhook_source_commit_to_received_seconds" ["seconds"] SOURCE,
         "From a transaction's commit to its first byte read, by the two machines' clocks; one sample a transaction.";
 
@@ -137,7 +137,7 @@ table! {
     SINK_WAITING = Gauge "walhook_sink_waiting_messages" ["messages"] SINK,
         "Messages not yet in a delivery.";
     SINK_RETRYING = Gauge "walhook_sink_retrying_deliveries" ["deliveries"] SINK,
-        "Deliveries that failed and wait for their next attempt.";
+        "Deliveries that failed and are not acknowledged yet.";
     SINK_HELD_GROUPS = Gauge "walhook_sink_held_groups" ["groups"] SINK,
         "Groups in which messages wait behind a delivery that failed.";
     SINK_OLDEST_AGE = Gauge "walhook_sink_oldest_unresolved_age_seconds" ["seconds"] SINK,

@@ -11,7 +11,6 @@ use crate::config::AdminConfig;
 /// The rules of one admin side.
 pub(super) struct Access {
     tokens: Vec<Token>,
-    loopback_only: bool,
 }
 
 struct Token {
@@ -33,7 +32,7 @@ pub(super) enum Grant<'a> {
 impl Access {
     pub(super) fn new(config: &AdminConfig) -> Self {
         let token = |t: &crate::config::AdminToken| Token { secret: t.token.clone(), sinks: t.sinks.clone() };
-        Self { tokens: config.tokens.iter().map(token).collect(), loopback_only: config.listen.ip().is_loopback() }
+        Self { tokens: config.tokens.iter().map(token).collect() }
     }
 
     /// What the request's bearer token grants; everything if no tokens are set. All tokens are compared, each in a time
@@ -53,10 +52,11 @@ impl Access {
         })
     }
 
-    /// Whether the host that the request names is one under which this side may be reached. On loopback only loopback's
-    /// own names count: a browser sends the name it resolved, and a page may have made its name resolve to loopback.
+    /// Whether the host that the request names is one under which this side may be reached. Without tokens, which is on
+    /// loopback, only loopback's own names count: a browser sends the name it resolved, and a page may have made its name
+    /// resolve to loopback. A page has no token, and a proxy on this machine may pass on the name it was asked for.
     pub(super) fn knows_host(&self, uri: &Uri, headers: &HeaderMap) -> bool {
-        !self.loopback_only
+        !self.tokens.is_empty()
             || (uri.authority().is_none_or(is_loopback)
                 && headers.get_all(HOST).iter().all(|host| {
                     host.to_str().is_ok_and(|host| host.parse().is_ok_and(|authority| is_loopback(&authority)))
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn on_loopback_only_the_names_of_loopback_are_hosts() {
+    fn without_tokens_only_the_names_of_loopback_are_hosts() {
         let access = access("127.0.0.1:1", &[]);
         let path = Uri::from_static("/readyz");
         for (hosts, known) in [
@@ -147,7 +147,10 @@ mod tests {
     }
 
     #[test]
-    fn elsewhere_every_host_is_known() {
-        assert!(access("0.0.0.0:1", &[("t", None)]).knows_host(&Uri::from_static("/"), &headers(HOST, &["a.example"])));
+    fn with_tokens_every_host_is_known_on_loopback_too() {
+        for listen in ["0.0.0.0:1", "127.0.0.1:1"] {
+            let access = access(listen, &[("t", None)]);
+            assert!(access.knows_host(&Uri::from_static("/"), &headers(HOST, &["a.example"])), "{listen}");
+        }
     }
 }

@@ -4,8 +4,8 @@ use std::time::SystemTime;
 
 use axum::response::{IntoResponse, Response};
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS};
-use http::{HeaderName, HeaderValue, StatusCode};
-use serde_json::{Value, json};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use serde_json::json;
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -31,9 +31,15 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// A new id of a request.
-pub(super) fn request_id() -> String {
-    format!("req_{}", uuid::Uuid::new_v4().simple())
+/// Longest `x-request-id` of a request that is taken over.
+const REQUEST_ID_BYTES_MAX: usize = 128;
+
+/// The id of a request: its own `x-request-id` if that is visible ASCII and not too long, else a new one.
+pub(super) fn request_id(headers: &HeaderMap) -> String {
+    let given = headers.get(X_REQUEST_ID).and_then(|id| id.to_str().ok());
+    given
+        .filter(|id| (1..=REQUEST_ID_BYTES_MAX).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic()))
+        .map_or_else(|| format!("req_{}", uuid::Uuid::new_v4().simple()), str::to_owned)
 }
 
 /// Gives a response its id and, if it is a refusal, its body.
@@ -57,8 +63,9 @@ pub(super) fn timestamp(now: SystemTime) -> String {
 }
 
 fn refusal(response: Response, error: &ApiError, id: &str, now: SystemTime) -> Response {
+    let doc_url = format!("/docs/errors#{}", error.code);
     let body = json!({
-        "error": {"code": error.code, "message": error.message, "details": [], "doc_url": Value::Null},
+        "error": {"code": error.code, "message": error.message, "details": [], "doc_url": doc_url},
         "meta": {"request_id": id, "timestamp": timestamp(now), "version": "v1"},
     });
     let (mut parts, _) = response.into_parts();

@@ -44,7 +44,7 @@ pub(super) fn router(state: AdminState) -> Router {
 
 /// Refuses what must not reach a route, and gives every answer its id; a panic becomes a 500.
 async fn guard(State(state): State<AdminState>, request: Request, next: Next) -> Response {
-    let id = request_id();
+    let id = request_id(request.headers());
     let response = match refuse(&state, &request) {
         Some(refusal) => refusal.into_response(),
         None => AssertUnwindSafe(next.run(request)).catch_unwind().await.unwrap_or_else(|_| {
@@ -59,9 +59,8 @@ async fn guard(State(state): State<AdminState>, request: Request, next: Next) ->
 
 fn refuse(state: &AdminState, request: &Request) -> Option<ApiError> {
     if !state.access.knows_host(request.uri(), request.headers()) {
-        let message = "admin.listen is a loopback address, so the request must name localhost or a loopback address \
-                       as its host; to reach walhook under another name, set admin.listen to an address that is not \
-                       loopback, with admin.tokens";
+        let message = "there are no admin.tokens, so the request must name localhost or a loopback address as its host; \
+                       to reach walhook under another name, set admin.tokens";
         return Some(ApiError::new(StatusCode::FORBIDDEN, "bad_host", message));
     }
     let announced = request.headers().get(CONTENT_LENGTH)?.to_str().ok()?.parse::<u64>().ok()?;

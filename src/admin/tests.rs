@@ -70,6 +70,7 @@ fn assert_refusal(answer: (u16, String, String), status: u16, code: &str) {
     let body = json(&body);
     assert_eq!((found, body["error"]["code"].as_str()), (status, Some(code)), "{body}");
     assert!(body["error"]["message"].as_str().is_some_and(|message| !message.is_empty()));
+    assert_eq!(body["error"]["doc_url"], format!("/docs/errors#{code}"));
     let id = body["meta"]["request_id"].as_str().unwrap();
     assert!(id.starts_with("req_") && head.contains(&format!("x-request-id: {id}")), "{head}");
     assert!(head.contains("content-type: application/json"), "{head}");
@@ -122,6 +123,21 @@ fn what_is_not_there_or_not_allowed_is_refused_in_the_api_form() {
     assert_refusal(post, 405, "method_not_allowed");
     let large = side.ask("POST /readyz", "host: localhost\r\ncontent-length: 65537\r\n");
     assert_refusal(large, 413, "body_too_large");
+}
+
+#[test]
+fn a_sane_request_id_is_echoed_and_another_replaced() {
+    let side = Side::new(vec![]);
+    let ask = |id: &str| side.ask("GET /nothing", &format!("host: localhost\r\nx-request-id: {id}\r\n"));
+    let longest = "a".repeat(128);
+    for id in ["trace-7/x", &longest] {
+        let (_, head, body) = ask(id);
+        assert!(head.contains(&format!("x-request-id: {id}\r\n")), "{head}");
+        assert_eq!(json(&body)["meta"]["request_id"], id);
+    }
+    for id in ["", "two words", "caf\u{e9}", &"a".repeat(129)] {
+        assert_refusal(ask(id), 404, "route_not_found");
+    }
 }
 
 #[test]

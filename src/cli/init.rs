@@ -86,7 +86,7 @@ async fn look(address: &PgAddress, url: &str) -> anyhow::Result<Draft> {
     drivers.spawn(async move { driver.await.is_ok() });
     let asked = async { Ok::<_, PrepareError>((server::read(&client).await?, survey::read(&client).await?)) };
     let (server, tables) = asked.await?;
-    Ok(draft(url, &server, &tables))
+    Ok(draft(url, &server, &tables)?)
 }
 
 /// The file may name hosts and roles, so only its owner reads it.
@@ -107,8 +107,12 @@ fn write(path: &Path, text: &str, force: bool) -> anyhow::Result<()> {
 fn next_steps(output: &Path, draft: &Draft) -> String {
     let file = if output == Path::new("-") { Path::new("walhook.toml") } else { output };
     let mut text = format!("{} tables listed, {} left out (see the comments)\n\nnext:\n", draft.listed, draft.left_out);
-    if draft.hides_password {
-        text += &format!("  export {}=…            # the password, which the file does not hold\n", draft::PASSWORD);
+    if let Some(form) = draft.password {
+        text += &format!(
+            "  export {}='…'          # the password, which the file does not hold, {}\n",
+            draft::PASSWORD,
+            form.rule()
+        );
     }
     let file = file.display();
     text + &format!(

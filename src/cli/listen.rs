@@ -4,6 +4,7 @@
 //! arguments and the printing.
 
 pub mod message;
+mod places;
 pub mod receiver;
 mod show;
 

@@ -63,7 +63,7 @@ pub(super) fn config(reading: &Reading, file: &Path) -> Option<Config> {
 
 /// `[source.NAME]` or `[sink.NAME]` tables, of which there must be one.
 fn named<'r>(reading: &Reading, entry: Entry<'r>, section: &str) -> Vec<(String, Entry<'r>)> {
-    let Some(mut table) = entry.table() else {
+    let Some(mut table) = entry.table_or(&not_named(section)) else {
         if !entry.is_given() {
             reading.fault(section, format!("is missing: at least one [{section}.NAME] is needed"));
         }
@@ -82,11 +82,16 @@ fn named<'r>(reading: &Reading, entry: Entry<'r>, section: &str) -> Vec<(String,
     entries
 }
 
+/// What is said of a key that stands where a name belongs: most likely the name was forgotten.
+pub(super) fn not_named(section: &str) -> String {
+    format!("must be a table: write [{section}.NAME], with a name of your choice, above its keys")
+}
+
 fn sources(entries: Vec<(String, Entry<'_>)>) -> Option<Vec<SourceConfig>> {
     let mut slots: Vec<(String, String, String)> = Vec::new();
     let mut sources = Vec::new();
     for (name, entry) in entries {
-        let Some(mut table) = entry.table() else {
+        let Some(mut table) = entry.table_or(&not_named("source")) else {
             sources.push(None);
             continue;
         };

@@ -18,8 +18,6 @@ const SHOWN_KEYS: &[&str] = &[
     "publication",
     "create",
     "heartbeat",
-    "source",
-    "path",
     "tables",
     "actions",
     "message",
@@ -214,7 +212,9 @@ fn masked(line: &str) -> String {
     }
     let Some((key, value)) = line.split_once('=') else { return hide(line) };
     let name = key.trim().rsplit('.').next().unwrap_or_default();
-    if SHOWN_KEYS.contains(&name) {
+    // Another key may follow on the line, as in an inline table.
+    let alone = value.rsplit_once('=').is_none_or(|(between, _)| between.trim().is_empty());
+    if SHOWN_KEYS.contains(&name) && alone {
         return line.to_owned();
     }
     let bare = !name.is_empty() && key.len() <= 40 && name.chars().all(|c| c.is_ascii_lowercase() || c == '_');
@@ -245,6 +245,9 @@ mod tests {
             "signing_secrets = [\n  \"whsec_hunter2\n]",
             "headers = { authorization = \"Bearer hunter2\" x }",
             "[sink.\"hunter2\nurl=\"",
+            "source = { url = \"postgres://u:hunter2@db\", x }",
+            "path = \"/hook?token=hunter2",
+            "[sink.a]\nretry = {\n max = \"1s\", token = \"hunter2\" x\n}",
         ] {
             for fault in faults(text) {
                 assert!(!fault.to_string().contains("hunter2"), "{fault}");

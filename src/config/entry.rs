@@ -275,10 +275,19 @@ impl<'r> Entry<'r> {
 
     /// A table.
     pub(super) fn table(&self) -> Option<Table<'r>> {
+        self.table_or("must be a table")
+    }
+
+    /// A table; `reason` if it is something else, of which nothing is shown: it may be what belongs into the table.
+    pub(super) fn table_or(&self, reason: &str) -> Option<Table<'r>> {
         let value = self.usable()?;
         let loose = self.loose_text().and_then(|text| read_value(text, value.tag()));
         let value = loose.as_ref().unwrap_or(value);
-        let Some(entries) = value.as_dict().cloned() else { return self.wrong_type("must be a table") };
+        let Some(entries) = value.as_dict().cloned() else {
+            let hidden = Some(shown(value, Show::Nothing));
+            self.reading.note(&self.key, value.tag(), hidden, reason.to_owned(), None);
+            return None;
+        };
         Some(Table { reading: self.reading, key: self.key.clone(), tag: value.tag(), entries, asked: Vec::new() })
     }
 

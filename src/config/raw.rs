@@ -43,7 +43,7 @@ pub(crate) struct RawConfig {
     /// Endpoints by name: [sink.NAME], 1 to 1000 of them; names as those of sources.
     #[schemars(extend("minProperties" = 1, "maxProperties" = 1000, "propertyNames" = {"pattern": "^[a-zA-Z][a-zA-Z0-9_-]{0,62}$"}))]
     sink: BTreeMap<String, RawSink>,
-    /// The store on disk.
+    /// The store on disk, which this version does not have: read and checked, without effect.
     #[serde(default)]
     state: RawState,
     /// The admin side: /metrics, /healthz, /readyz.
@@ -222,22 +222,22 @@ pub(crate) struct RawTable {
     group_by: TextOrList,
 }
 
-/// The store on disk.
+/// The store on disk, which this version does not have: read and checked, without effect.
 #[derive(Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct RawState {
-    /// Directory, absolute or relative to that of the configuration file.
+    /// Directory of the store, absolute or relative to that of the configuration file; read and checked, without effect in this version.
     path: &'static str,
-    /// Where a change waits that cannot be delivered soon: "store" keeps it on disk and the slot moves on; "wal" confirms nothing before it is delivered, for machines whose disk does not last.
+    /// Where a change is to wait that cannot be delivered soon: "store" is on disk, "wal" in Postgres alone. This version always does as "wal"; the key is read and checked, without effect in this version.
     #[schemars(extend("enum" = ["store", "wal"]))]
     hold: &'static str,
-    /// Bytes of disk at most, at least 8MiB.
+    /// Bytes of disk at most, at least 8MiB; read and checked, without effect in this version.
     max_bytes: SizeText,
-    /// How long a dead letter is kept, 1m to 3650d.
+    /// How long a dead letter is kept, 1m to 3650d; read and checked, without effect in this version.
     dead_letter_retention: DurationText,
-    /// How long a delivered delivery stays in the log, 1m to 3650d.
+    /// How long a delivered delivery stays in the log, 1m to 3650d; read and checked, without effect in this version.
     log_retention: DurationText,
-    /// Rows of the delivery log at most, 1 to 100000000.
+    /// Rows of the delivery log at most, 1 to 100000000; read and checked, without effect in this version.
     #[schemars(range(min = 1, max = 100_000_000))]
     log_max_rows: u32,
 }
@@ -281,7 +281,7 @@ pub(crate) struct RawToken {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String", length(min = 1))]
     token: Option<String>,
-    /// "read" or "operate"; an operator may also pause, resume and send again.
+    /// "read" or "operate"; in this version both may read, and there is nothing to operate.
     #[schemars(extend("enum" = ["read", "operate"]))]
     role: &'static str,
     /// Sinks it is for; left out, all of them.
@@ -300,7 +300,7 @@ impl Default for RawToken {
 #[derive(Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct RawLimits {
-    /// Bytes of changes held in memory over all sinks, at least 32MiB.
+    /// Bytes of changes held in memory, at least 32MiB; the sources that have sinks get equal shares.
     memory_limit: SizeText,
     /// How long a stop waits for requests in flight, 0s to 15m.
     shutdown_grace: DurationText,

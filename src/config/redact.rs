@@ -22,6 +22,8 @@ pub(super) fn shown(value: &Value, show: Show) -> String {
         (Value::Dict(..), _) => "{…}".to_owned(),
         (Value::Array(..), _) => "[…]".to_owned(),
         (_, Show::Nothing) => "\"***\"".to_owned(),
+        // An address shows no more where none belongs.
+        (Value::String(_, text), Show::All) if text.contains("://") => format!("{:?}", host_of(text)),
         (Value::String(_, text), Show::Host) => format!("{:?}", host_of(text)),
         (Value::String(_, text), Show::All) => cut(&format!("{text:?}")),
         (Value::Char(_, c), _) => format!("{:?}", c.to_string()),

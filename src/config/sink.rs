@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::check::{DAY, MINUTE, Names, near_name};
+use super::check::{DAY, MINUTE, Names, near_name, not_named};
 use super::checked::{
     Actions, BodyForm, GroupBy, MessageForm, Numbers, RetryConfig, SinkConfig, SuccessRule, TablePattern,
 };
@@ -20,10 +20,11 @@ const SIGNING_SECRETS_MAX: usize = 10;
 
 /// Checks the sink `name`.
 pub(super) fn check(name: String, entry: &Entry<'_>, names: &Names) -> Option<SinkConfig> {
-    let mut table = entry.table()?;
+    let mut table = entry.table_or(&not_named("sink"))?;
     let source = source(&table.take("source"), names);
-    let endpoint = endpoint::endpoint(&table.take("url").required().showing(Show::Host), &table.take("path"));
-    let headers = endpoint::headers(&table.take("headers"));
+    let (url, path) = (table.take("url").required().showing(Show::Host), table.take("path").showing(Show::Nothing));
+    let endpoint = endpoint::endpoint(&url, &path);
+    let headers = endpoint::headers(&table.take("headers").showing(Show::Nothing));
     let tables = tables::patterns(&table.take("tables").required());
     let shape = shape(&mut table);
     let pace = pace(&mut table);

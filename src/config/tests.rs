@@ -182,6 +182,14 @@ fn a_file_that_cannot_be_read_is_a_fault() {
 }
 
 #[test]
+fn a_forgotten_name_is_asked_for() {
+    let faults = parse_with(&MINIMAL.replace("[source.app]", "[source]"), &[]).unwrap_err();
+    let fault = faults.0.iter().find(|fault| fault.key == "source.url").unwrap();
+    assert!(fault.reason.contains("write [source.NAME]"), "{fault}");
+    assert_eq!((fault.value.as_deref(), &fault.place), (Some("\"***\""), &Some(Place::Line(3))));
+}
+
+#[test]
 fn no_secret_is_printed() {
     let text = sink_with(&format!(
         "headers = {{ authorization = \"Bearer hunter2\" }}\nsigning_secrets = [\"{SECRET}\"]\n\
@@ -197,6 +205,22 @@ fn no_secret_is_printed() {
         signing_secrets = [\"hunter2\", { a = \"hunter2\" }]\nsigning_secret = \"hunter2\"
         [sink.two]\nurl = \"u:hunter2@h\"\ntables = [\"a.b\"]\nheaders = \"hunter2\"\nsigning_secrets = \"hunter2\"
         [admin]\ntokens = [\"hunter2\", { token = \"hunter2 \", rol = \"hunter2\" }]";
+    for text in [
+        MINIMAL.replace("[source.app]", "[source]"),
+        MINIMAL.replace("[source.app]", "[source]\nurl.password = \"hunter2\"\n[source.app]"),
+        format!("source = \"postgres://u:hunter2@db\"\n{}", MINIMAL.replace("[source.app]\nurl", "other")),
+        MINIMAL.replace("[sink.orders]", "[sink]\nheaders = { a = \"hunter2\" }\npath = \"hunter2\""),
+        sink_with("headers = \"hunter2\""),
+        sink_with("headers = \"${DATABASE_PASSWORD}\""),
+        sink_with("path = \"/hook?token=hunter2\""),
+        sink_with("retry = \"hunter2\""),
+        sink_with("source = \"postgres://u:hunter2@db\""),
+        sink_with("[admin]\ntokens = \"hunter2\""),
+        sink_with("[admin]\ntokens = [\"hunter2\"]"),
+    ] {
+        let faults = parse_with(&text, &[]).unwrap_err();
+        assert!(!faults.to_string().contains("hunter2") && !format!("{faults:?}").contains("hunter2"), "{faults}");
+    }
     for url in ["postgres://app:hunter2", "postgres://a:hunter2@h:x/d", "postgres://u@h?password=hunter2&sslmode=x"] {
         let faults = parse_with(&MINIMAL.replace("postgres://walhook:hunter2@db/app", url), &[]).err();
         assert!(!format!("{faults:?}").contains("hunter2"), "{faults:?}");

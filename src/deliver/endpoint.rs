@@ -10,8 +10,6 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use reqwest::{Body, Client, Request, redirect, retry};
@@ -44,19 +42,6 @@ const WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature
 const WALHOOK_SINK: HeaderName = HeaderName::from_static("walhook-sink");
 const WALHOOK_ATTEMPT: HeaderName = HeaderName::from_static("walhook-attempt");
 
-/// Headers that a sink may not set: they are walhook's word, or frame the request.
-const RESERVED: [HeaderName; 9] = [
-    WEBHOOK_ID,
-    WEBHOOK_TIMESTAMP,
-    WEBHOOK_SIGNATURE,
-    WALHOOK_SINK,
-    WALHOOK_ATTEMPT,
-    header::CONTENT_LENGTH,
-    header::TRANSFER_ENCODING,
-    header::CONNECTION,
-    header::EXPECT,
-];
-
 /// One sink's endpoint. Clones share the connections.
 #[derive(Clone)]
 pub struct Endpoint {
@@ -88,16 +73,8 @@ pub enum EndpointError {
         /// The sink.
         sink: String,
     },
-    /// A header that walhook sets itself.
-    #[error("sink {sink} sets the header {name}, which walhook sets itself; remove it from headers")]
-    ReservedHeader {
-        /// The sink.
-        sink: String,
-        /// The header.
-        name: HeaderName,
-    },
-    /// A sink's name or the user name and password of its address cannot stand in a header.
-    #[error("the name or the credentials of sink {sink} cannot stand in a header")]
+    /// A sink's name cannot stand in a header.
+    #[error("the name of sink {sink} cannot stand in a header")]
     HeaderValue {
         /// The sink.
         sink: String,
@@ -149,16 +126,12 @@ impl Endpoint {
 
     /// The same, trusting `roots` only.
     pub fn with_roots(sink: &SinkConfig, roots: RootCertStore) -> Result<Self, EndpointError> {
-        let mut url = sink.endpoint.clone();
+        let url = sink.endpoint.clone();
         let peer = match (url.scheme(), url.host_str(), url.port_or_known_default()) {
             ("http" | "https", Some(host), Some(port)) => format!("{host}:{port}"),
             _ => return Err(EndpointError::Address { sink: sink.name.clone() }),
         };
         let headers = unchanging_headers(sink)?;
-        url.set_fragment(None);
-        // An address without a host, the only one that could refuse this, was turned away above.
-        let stripped = url.set_username("").and(url.set_password(None));
-        stripped.map_err(|()| EndpointError::Address { sink: sink.name.clone() })?;
         let inner = Inner {
             client: client(sink, roots)?,
             url,
@@ -289,34 +262,15 @@ enum End {
     Late,
 }
 
+/// The sink's own, and over them ours; the configuration refuses sinks that set one of these.
 fn unchanging_headers(sink: &SinkConfig) -> Result<HeaderMap, EndpointError> {
     let refused = |source| EndpointError::HeaderValue { sink: sink.name.clone(), source };
-    if let Some(name) = RESERVED.into_iter().find(|name| sink.headers.contains_key(name)) {
-        return Err(EndpointError::ReservedHeader { sink: sink.name.clone(), name });
-    }
-    let mut headers = HeaderMap::with_capacity(8 + sink.headers.len());
+    let mut headers = sink.headers.clone();
+    headers.reserve(8);
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(header::USER_AGENT, HeaderValue::from_static(concat!("walhook/", env!("CARGO_PKG_VERSION"))));
     headers.insert(WALHOOK_SINK, HeaderValue::from_str(&sink.name).map_err(refused)?);
-    if let Some(basic) = basic_authorization(&sink.endpoint) {
-        let mut value = HeaderValue::try_from(basic).map_err(refused)?;
-        value.set_sensitive(true);
-        headers.insert(header::AUTHORIZATION, value);
-    }
-    // The sink's own replace ours of the same name; those that must not be replaced were refused above.
-    headers.extend(sink.headers.clone());
     Ok(headers)
-}
-
-/// `https://user:password@host` asks for Basic authentication (RFC 7617).
-fn basic_authorization(url: &Url) -> Option<String> {
-    if url.username().is_empty() && url.password().is_none() {
-        return None;
-    }
-    let mut pair: Vec<u8> = percent_encoding::percent_decode_str(url.username()).collect();
-    pair.push(b':');
-    pair.extend(percent_encoding::percent_decode_str(url.password().unwrap_or_default()));
-    Some(format!("Basic {}", STANDARD.encode(pair)))
 }
 
 fn client(sink: &SinkConfig, roots: RootCertStore) -> Result<Client, EndpointError> {

@@ -30,7 +30,7 @@ pub(super) fn classify(error: &reqwest::Error) -> Category {
         return of_io(kind);
     }
     if let Some(error) = find::<h2::Error>(error) {
-        return if error.is_io() { Category::ConnectionReset } else { Category::ProtocolError };
+        return of_h2(error);
     }
     find::<hyper::Error>(error).map_or(Category::ProtocolError, of_hyper)
 }
@@ -87,6 +87,20 @@ fn of_io(kind: io::ErrorKind) -> Category {
         Category::ProtocolError
     } else {
         Category::ConnectionReset
+    }
+}
+
+/// A receiver that leaves (GOAWAY), or drops a stream for a reason that is no fault of form, has broken the connection off;
+/// what the library itself objects to is not valid HTTP/2.
+fn of_h2(error: &h2::Error) -> Category {
+    let left = matches!(
+        error.reason(),
+        Some(h2::Reason::NO_ERROR | h2::Reason::REFUSED_STREAM | h2::Reason::CANCEL | h2::Reason::INTERNAL_ERROR)
+    );
+    if error.is_io() || left || (error.is_go_away() && error.is_remote()) {
+        Category::ConnectionReset
+    } else {
+        Category::ProtocolError
     }
 }
 

@@ -191,7 +191,32 @@ fn did_you_mean(suggestion: &Option<&'static str>) -> String {
     suggestion.map_or_else(String::new, |known| format!("; did you mean {known}?"))
 }
 
+/// An address without its password.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Hidden {
+    /// It has none.
+    Nothing,
+    /// A URI, in which a value is percent-encoded.
+    InUri(String),
+    /// `key=value` pairs, the placeholder in single quotes, between which `'` and `\` bear a `\`.
+    InKeywords(String),
+}
+
 impl PgAddress {
+    /// The address `text` with `placeholder` for its password, all else as it is written.
+    ///
+    /// # Errors
+    /// As [`Self::parse`] for a wrong form.
+    pub fn hide_password(text: &str, placeholder: &str) -> Result<Hidden, AddressError> {
+        let text = text.trim();
+        for scheme in ["postgres://", "postgresql://"] {
+            let Some(rest) = text.strip_prefix(scheme) else { continue };
+            let hidden = text::uri_without_password(rest, placeholder)?;
+            return Ok(hidden.map_or(Hidden::Nothing, |rest| Hidden::InUri(format!("{scheme}{rest}"))));
+        }
+        Ok(text::keywords_without_password(text, placeholder)?.map_or(Hidden::Nothing, Hidden::InKeywords))
+    }
+
     /// Reads a URI or `key=value` pairs.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::change::TableName;
+use crate::source::address::{AddressError, Hidden, PgAddress};
 use crate::source::slot::names::quoted;
 use crate::source::slot::server::ServerFacts;
 use crate::source::slot::survey::Refusal;
@@ -19,21 +20,40 @@ pub(super) struct Draft {
     pub(super) text: String,
     pub(super) listed: usize,
     pub(super) left_out: usize,
-    pub(super) hides_password: bool,
+    pub(super) password: Option<PasswordForm>,
+}
+
+/// How a password is written where the file has its placeholder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum PasswordForm {
+    /// Percent-encoded, in a URI.
+    PercentEncoded,
+    /// With a `\` before `'` and `\`, between single quotes.
+    Quoted,
 }
 
 /// Writes the configuration of one database.
-pub(super) fn draft(url: &str, server: &ServerFacts, tables: &[TableFacts]) -> Draft {
-    let (url, hides_password) = without_password(url);
+pub(super) fn draft(url: &str, server: &ServerFacts, tables: &[TableFacts]) -> Result<Draft, AddressError> {
+    let (url, password) = without_password(url)?;
     let name = source_name(&server.database);
     let real = tables
         .iter()
         .filter(|table| table.root.is_none() && matches!(table.kind, RelationKind::Table | RelationKind::Partitioned));
     let (left_out, listed): (Vec<_>, Vec<_>) =
         real.map(|table| (table, refusal(table))).partition(|(_, no)| no.is_some());
-    let mut text = head(&url, hides_password, &name, server);
+    let mut text = head(&url, password, &name, server);
     text += &sink(&name, &listed.iter().map(|(table, _)| *table).collect::<Vec<_>>(), &left_out);
-    Draft { text, listed: listed.len(), left_out: left_out.len(), hides_password }
+    Ok(Draft { text, listed: listed.len(), left_out: left_out.len(), password })
+}
+
+impl PasswordForm {
+    /// What whoever sets the variable must know.
+    pub(super) fn rule(self) -> &'static str {
+        match self {
+            Self::PercentEncoded => "percent-encoded, since it stands in a URI",
+            Self::Quoted => "with \\ before each ' and \\, since it stands in quotes",
+        }
+    }
 }
 
 fn refusal(table: &TableFacts) -> Option<Refusal> {
@@ -44,9 +64,9 @@ fn refusal(table: &TableFacts) -> Option<Refusal> {
     table.kind_refusal().or_else(|| table.identity_refusal())
 }
 
-fn head(url: &str, hides_password: bool, name: &str, server: &ServerFacts) -> String {
-    let password =
-        if hides_password { format!("# ${{{PASSWORD}}} comes from the environment.\n") } else { String::new() };
+fn head(url: &str, password: Option<PasswordForm>, name: &str, server: &ServerFacts) -> String {
+    let password = password
+        .map_or_else(String::new, |form| format!("# ${{{PASSWORD}}} comes from the environment, {}.\n", form.rule()));
     let mut text = format!(
         "# walhook's configuration, drafted from the database {}. config.example.toml has every key.\n\n\
          # Where the changes come from.\n{password}[source.{name}]\nurl = {}\n\
@@ -121,35 +141,13 @@ fn slot_name(source: &str) -> String {
     source.to_lowercase().replace('-', "_")
 }
 
-/// The address with a placeholder for its password, and whether it had one. Understands `scheme://user:password@…`,
-/// `?password=…` and `password=…` among key=value pairs.
-fn without_password(url: &str) -> (String, bool) {
-    let placeholder = format!("${{{PASSWORD}}}");
-    let mut url = url.to_owned();
-    let mut found = false;
-    if let Some(start) = url.find("://").map(|at| at + 3) {
-        let end = url.get(start..).and_then(|rest| rest.find(['/', '?'])).map_or(url.len(), |at| start + at);
-        let authority = url.get(start..end).unwrap_or_default();
-        if let Some((user, host)) = authority.rsplit_once('@')
-            && let Some((user, _)) = user.split_once(':')
-        {
-            let authority = format!("{user}:{placeholder}@{host}");
-            url.replace_range(start..end, &authority);
-            found = true;
-        }
-    }
-    for key in ["password=", "password =", "sslpassword="] {
-        let Some(start) = url.find(key).map(|at| at + key.len()) else { continue };
-        let rest = url.get(start..).unwrap_or_default();
-        let quoted = rest.trim_start().starts_with('\'');
-        let length = match quoted {
-            true => rest.rfind('\'').map_or(rest.len(), |at| at + 1),
-            false => rest.find(['&', ' ']).unwrap_or(rest.len()),
-        };
-        url.replace_range(start..start + length, &placeholder);
-        found = true;
-    }
-    (url, found)
+/// The address as it is written to the file, and how its password is written in the environment, if it has one.
+fn without_password(url: &str) -> Result<(String, Option<PasswordForm>), AddressError> {
+    Ok(match PgAddress::hide_password(url, &format!("${{{PASSWORD}}}"))? {
+        Hidden::Nothing => (url.to_owned(), None),
+        Hidden::InUri(text) => (text, Some(PasswordForm::PercentEncoded)),
+        Hidden::InKeywords(text) => (text, Some(PasswordForm::Quoted)),
+    })
 }
 
 #[cfg(test)]
@@ -158,14 +156,16 @@ mod tests {
 
     #[test]
     fn no_password_is_written() {
-        for (url, expected) in [
-            ("postgres://u:s3:c@h:5/db?sslmode=require", "postgres://u:${DATABASE_PASSWORD}@h:5/db?sslmode=require"),
-            ("postgres://u@h/db", "postgres://u@h/db"),
-            ("postgres://u@h/db?password=s3c&a=b", "postgres://u@h/db?password=${DATABASE_PASSWORD}&a=b"),
-            ("host=h password='s 3 c' user=u", "host=h password=${DATABASE_PASSWORD} user=u"),
-            ("host=h password=s3c user=u", "host=h password=${DATABASE_PASSWORD} user=u"),
+        for (url, expected, form) in [
+            ("postgres://u:s3@h/db", "postgres://u:${DATABASE_PASSWORD}@h/db", Some(PasswordForm::PercentEncoded)),
+            ("postgres://u@h/db", "postgres://u@h/db", None),
+            (
+                "host=h password='s 3' user=u",
+                "host=h password='${DATABASE_PASSWORD}' user=u",
+                Some(PasswordForm::Quoted),
+            ),
         ] {
-            assert_eq!(without_password(url), (expected.to_owned(), url.contains('3')), "{url}");
+            assert_eq!(without_password(url).unwrap(), (expected.to_owned(), form), "{url}");
         }
     }
 

@@ -4,6 +4,15 @@ use super::*;
 use crate::cli::check;
 use crate::source::slot::tests::Stage;
 
+#[test]
+fn the_next_step_says_how_the_password_is_written() {
+    let draft = |form| Draft { text: String::new(), listed: 1, left_out: 0, password: form };
+    let of = |form| next_steps(Path::new("w.toml"), &draft(form));
+    assert!(of(Some(draft::PasswordForm::PercentEncoded)).contains("percent-encoded"));
+    assert!(of(Some(draft::PasswordForm::Quoted)).contains("DATABASE_PASSWORD='…'"));
+    assert!(!of(None).contains("DATABASE_PASSWORD"));
+}
+
 #[tokio::test]
 async fn what_init_writes_passes_check_and_is_never_overwritten_unasked() {
     let sql = "create table orders (id int primary key); create table bare (v int);

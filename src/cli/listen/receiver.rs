@@ -11,7 +11,6 @@ use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse as _, Response};
-use axum::serve::ListenerExt as _;
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode};
 use serde_json::value::RawValue;
@@ -19,6 +18,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::message::messages;
+use super::places::Bounded;
 use crate::deliver::sign::{Signed, SigningSecret, verify};
 
 /// Larger bodies get a 413.
@@ -137,10 +137,17 @@ struct Memory {
     oldest_first: VecDeque<String>,
 }
 
-/// A refusal before anything else was looked at.
+/// Why a request is refused.
 struct Refusal {
     status: StatusCode,
     why: String,
+    bad_signature: bool,
+}
+
+impl Refusal {
+    fn new(status: StatusCode, why: impl Into<String>) -> Self {
+        Self { status, why: why.into(), bad_signature: false }
+    }
 }
 
 impl Receiver {
@@ -159,11 +166,7 @@ impl Receiver {
 
     /// Receives on `listener` until `stop`; requests under way have two seconds to end, and delays end at once.
     pub async fn serve(&self, listener: TcpListener, stop: CancellationToken) -> io::Result<()> {
-        let listener = listener.tap_io(|socket| {
-            if let Err(error) = socket.set_nodelay(true) {
-                tracing::debug!(%error, "cannot turn Nagle's algorithm off");
-            }
-        });
+        let listener = Bounded::new(listener);
         let routes = Router::new().fallback(receive).with_state(self.clone());
         let server = axum::serve(listener, routes).with_graceful_shutdown(stop.clone().cancelled_owned());
         let late = async {
@@ -188,23 +191,22 @@ impl Receiver {
         let bytes = body.as_ref().map(Bytes::clone).unwrap_or_default();
         let body = body.map(|_| ()).and_then(|()| self.check_signature(headers, &bytes, at));
         let parsed = body.and_then(|()| {
-            messages(&bytes).map_err(|error| Refusal {
-                status: StatusCode::BAD_REQUEST,
-                why: format!("the body is not JSON: {error}"),
-            })
+            messages(&bytes)
+                .map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, format!("the body is not JSON: {error}")))
         });
         let (messages, refusal) = match parsed {
             Ok(messages) => (messages, self.chance_refusal().await),
             Err(refusal) => (Vec::new(), Some(refusal)),
         };
         let status = refusal.as_ref().map_or(StatusCode::OK, |refusal| refusal.status);
+        let bad_signature = refusal.as_ref().is_some_and(|refusal| refusal.bad_signature);
         let id = text(headers, "webhook-id");
         let received = Received {
             at,
             id,
             attempt: text(headers, "walhook-attempt"),
             sink: text(headers, "walhook-sink"),
-            seen: self.memory().remember(id, status, messages.len()),
+            seen: self.memory().remember(id, status, messages.len(), bad_signature),
             messages: &messages,
             body_bytes: bytes.len(),
             status,
@@ -230,7 +232,7 @@ impl Receiver {
             }
             Err(error) => error.to_string(),
         };
-        Err(Refusal { status: StatusCode::UNAUTHORIZED, why })
+        Err(Refusal { status: StatusCode::UNAUTHORIZED, why, bad_signature: true })
     }
 
     /// Waits as long as it is told, and refuses as often.
@@ -247,7 +249,7 @@ impl Receiver {
                 () = tokio::time::sleep(wait) => {}
             }
         }
-        refuse.then(|| Refusal { status: *status, why: "refused on purpose".to_owned() })
+        refuse.then(|| Refusal::new(*status, "refused on purpose"))
     }
 
     fn memory(&self) -> MutexGuard<'_, Memory> {
@@ -256,7 +258,7 @@ impl Receiver {
 }
 
 impl Memory {
-    fn remember(&mut self, id: &str, status: StatusCode, messages: usize) -> Seen {
+    fn remember(&mut self, id: &str, status: StatusCode, messages: usize, bad_signature: bool) -> Seen {
         let acknowledged = status.is_success();
         let seen = match self.deliveries.get_mut(id) {
             Some(before) => {
@@ -270,7 +272,7 @@ impl Memory {
             }
         };
         self.counts.requests += 1;
-        self.counts.bad_signatures += u64::from(status == StatusCode::UNAUTHORIZED);
+        self.counts.bad_signatures += u64::from(bad_signature);
         if acknowledged {
             self.counts.acknowledged += 1;
             self.counts.repeats += u64::from(seen == Seen::Repeat);
@@ -304,8 +306,7 @@ async fn receive(State(receiver): State<Receiver>, request: Request) -> Response
 }
 
 async fn read(headers: &HeaderMap, body: Body) -> Result<Bytes, Refusal> {
-    let too_large =
-        || Refusal { status: StatusCode::PAYLOAD_TOO_LARGE, why: "the body is larger than 128 MiB".to_owned() };
+    let too_large = || Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is larger than 128 MiB");
     if text(headers, "content-length").parse().is_ok_and(|length: usize| length > BODY_BYTES_MAX) {
         return Err(too_large());
     }
@@ -314,7 +315,7 @@ async fn read(headers: &HeaderMap, body: Body) -> Result<Bytes, Refusal> {
         if source.is_some_and(|source| source.is::<http_body_util::LengthLimitError>()) {
             return too_large();
         }
-        Refusal { status: StatusCode::BAD_REQUEST, why: "the body broke off".to_owned() }
+        Refusal::new(StatusCode::BAD_REQUEST, "the body broke off")
     })
 }
 

@@ -114,6 +114,15 @@ async fn it_refuses_as_often_as_it_is_told_and_quiet_prints_counts_only() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_401_on_purpose_is_no_bad_signature() {
+    let running = start("--status 401 --quiet");
+    let attempt = Endpoint::new(&sink(&running.url)).unwrap().attempt(&frozen(1, "{}"), 1).await;
+    assert_eq!(attempt.status, Some(401));
+    let (lines, _) = running.stopped().await;
+    assert!(lines[0].contains("1 refused (0 for their signature)"), "{lines:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn it_ends_well_when_nobody_reads_and_a_delay_ends_with_the_stop() {
     let mut unread = start("");
     unread.lines = std::sync::mpsc::sync_channel(0).1;

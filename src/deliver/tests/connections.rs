@@ -161,7 +161,7 @@ async fn connections_closed_while_idle_never_make_a_request_arrive_twice() {
 }
 
 #[tokio::test]
-async fn tls_is_checked_and_http2_refusals_are_not_repeated() {
+async fn tls_is_checked_and_http2_refusals_are_resets_and_not_repeated() {
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let der = made.cert.der().clone();
     let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
@@ -183,10 +183,12 @@ async fn tls_is_checked_and_http2_refusals_are_not_repeated() {
                 let Ok(tls) = acceptor.accept(peer.socket).await else { return };
                 let mut connection = h2::server::handshake(tls).await.unwrap();
                 while let Some(Ok((_, mut respond))) = connection.accept().await {
-                    if streams.fetch_add(1, std::sync::atomic::Ordering::SeqCst) == 0 {
-                        respond.send_reset(h2::Reason::REFUSED_STREAM);
-                    } else {
-                        respond.send_response(http::Response::new(()), true).unwrap();
+                    match streams.fetch_add(1, std::sync::atomic::Ordering::SeqCst) {
+                        0 => respond.send_reset(h2::Reason::REFUSED_STREAM),
+                        1 => respond.send_reset(h2::Reason::CANCEL),
+                        2 => respond.send_reset(h2::Reason::PROTOCOL_ERROR),
+                        3 => connection.abrupt_shutdown(h2::Reason::NO_ERROR),
+                        _ => drop(respond.send_response(http::Response::new(()), true).unwrap()),
                     }
                 }
             }
@@ -200,9 +202,13 @@ async fn tls_is_checked_and_http2_refusals_are_not_repeated() {
     assert_eq!(streams.load(std::sync::atomic::Ordering::SeqCst), 0);
     roots.add(der).unwrap();
     let endpoint = Endpoint::with_roots(&sink, roots).unwrap();
-    let refused = endpoint.attempt(&delivery(100), 1).await;
-    assert_eq!(failure(&refused).0, "protocol_error");
-    assert_eq!(streams.load(std::sync::atomic::Ordering::SeqCst), 1);
+    for (sent, category) in
+        [(1, "connection_reset"), (2, "connection_reset"), (3, "protocol_error"), (4, "connection_reset")]
+    {
+        let refused = endpoint.attempt(&delivery(100), 1).await;
+        assert_eq!(failure(&refused).0, category, "{refused:?}");
+        assert_eq!(streams.load(std::sync::atomic::Ordering::SeqCst), sent);
+    }
     assert_eq!(endpoint.attempt(&delivery(100), 2).await.verdict, Verdict::Acknowledged);
 }
 

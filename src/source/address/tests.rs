@@ -87,6 +87,29 @@ fn the_systems_authorities_imply_full_verification() {
 }
 
 #[test]
+fn a_password_is_hidden_and_all_else_stays() {
+    for (text, hidden) in [
+        ("postgres://u:s3%40c@h:5,[::1]:6/db?sslmode=require", "postgres://u:{}@h:5,[::1]:6/db?sslmode=require"),
+        ("postgresql://u@h?password=s3c&sslrootcert=/x%20y", "postgresql://u@h?password={}&sslrootcert=/x%20y"),
+        ("postgres://:s3c@/db?user=u&host=/tmp", "postgres://:{}@/db?user=u&host=/tmp"),
+        ("postgres://u@h/db?pass%77ord=s3c", "postgres://u@h/db?password={}"),
+        ("password='a s3 b' sslrootcert='/x y/ca.pem' host=h", "password='{}' sslrootcert='/x y/ca.pem' host=h"),
+        ("host=h password  =  s3 user=u", "host=h password='{}' user=u"),
+        (r"password='s3\'c\\' host=h", "password='{}' host=h"),
+        (r"password=s3\ c options='-c password=x'", "password='{}' options='-c password=x'"),
+    ] {
+        let found = match PgAddress::hide_password(text, "{}").unwrap() {
+            Hidden::Nothing => panic!("{text}"),
+            Hidden::InUri(found) | Hidden::InKeywords(found) => found,
+        };
+        assert_eq!(found, hidden);
+    }
+    for text in ["postgres://u@h/db", "postgres://u:@h/db", "host=h user=u options='-c password=x'"] {
+        assert_eq!(PgAddress::hide_password(text, "{}").unwrap(), Hidden::Nothing, "{text}");
+    }
+}
+
+#[test]
 fn no_output_shows_a_password() {
     let address = parse("postgres://me:hunter2@h/db?connect_timeout=1");
     for shown in [format!("{address:?}"), format!("{address:#?}"), address.to_string(), address.redacted()] {

@@ -15,30 +15,75 @@ const UNENCODED: AddressError = AddressError::Syntax(
 
 /// What follows `postgres://`: `user:password@host:port,host:port/dbname?key=value&key=value`.
 pub(super) fn uri_pairs(rest: &str) -> Result<Pairs<'_>, AddressError> {
-    let (rest, query) = rest.split_once('?').map_or((rest, None), |(rest, query)| (rest, Some(query)));
-    let (authority, path) = rest.split_once('/').map_or((rest, None), |(authority, path)| (authority, Some(path)));
-    let (credentials, hosts) = authority.rsplit_once('@').map_or((None, authority), |(who, hosts)| (Some(who), hosts));
+    let uri = Uri::split(rest);
     let mut pairs = Pairs::new();
-    if let Some(credentials) = credentials {
-        let (user, password) = credentials.split_once(':').map_or((credentials, None), |(u, p)| (u, Some(p)));
-        push(&mut pairs, "user", user)?;
-        push(&mut pairs, "password", password.unwrap_or_default())?;
-    }
-    host_pairs(&mut pairs, hosts)?;
-    push(&mut pairs, "dbname", path.unwrap_or_default())?;
-    for parameter in query.into_iter().flat_map(|query| query.split('&')).filter(|parameter| !parameter.is_empty()) {
-        let (key, value) = parameter.split_once('=').ok_or(UNENCODED)?;
-        let key = decode(key)?;
-        // A key of other characters is more likely the rest of a password with a question mark in it.
-        if !key.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_') {
-            return Err(UNENCODED);
-        }
+    push(&mut pairs, "user", uri.user)?;
+    push(&mut pairs, "password", uri.password)?;
+    host_pairs(&mut pairs, uri.hosts)?;
+    push(&mut pairs, "dbname", uri.path)?;
+    for parameter in uri.parameters() {
+        let (key, value) = key_and_value(parameter)?;
         match (&*key, value) {
             ("ssl", "true") => pairs.push(("sslmode".into(), "require".into())),
             _ => pairs.push((key, decode(value)?)),
         }
     }
     Ok(pairs)
+}
+
+/// The parts of a URI, not decoded; what is missing is empty.
+struct Uri<'a> {
+    user: &'a str,
+    password: &'a str,
+    hosts: &'a str,
+    path: &'a str,
+    query: &'a str,
+}
+
+impl<'a> Uri<'a> {
+    fn split(rest: &'a str) -> Self {
+        let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+        let (credentials, hosts) = authority.rsplit_once('@').unwrap_or(("", authority));
+        let (user, password) = credentials.split_once(':').unwrap_or((credentials, ""));
+        Self { user, password, hosts, path, query }
+    }
+
+    fn parameters(&self) -> impl Iterator<Item = &'a str> + use<'a> {
+        self.query.split('&').filter(|parameter| !parameter.is_empty())
+    }
+}
+
+/// A parameter's key, decoded, and its value, not decoded.
+fn key_and_value(parameter: &str) -> Result<(Cow<'_, str>, &str), AddressError> {
+    let (key, value) = parameter.split_once('=').ok_or(UNENCODED)?;
+    let key = decode(key)?;
+    // A key of other characters is more likely the rest of a password with a question mark in it.
+    if !key.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_') {
+        return Err(UNENCODED);
+    }
+    Ok((key, value))
+}
+
+/// What follows `postgres://` with `placeholder` for its passwords; `None` if it has none.
+pub(super) fn uri_without_password(rest: &str, placeholder: &str) -> Result<Option<String>, AddressError> {
+    let uri = Uri::split(rest);
+    let mut found = !uri.password.is_empty();
+    let mut parameters = Vec::new();
+    for parameter in uri.parameters() {
+        let (key, value) = key_and_value(parameter)?;
+        let is_password = key == "password" && !value.is_empty();
+        found |= is_password;
+        parameters.push(if is_password { format!("password={placeholder}") } else { parameter.to_owned() });
+    }
+    if !found {
+        return Ok(None);
+    }
+    let password = if uri.password.is_empty() { String::new() } else { format!(":{placeholder}") };
+    let who = format!("{}{password}", uri.user);
+    let (at, slash) = (if who.is_empty() { "" } else { "@" }, if uri.path.is_empty() { "" } else { "/" });
+    let (mark, query) = (if parameters.is_empty() { "" } else { "?" }, parameters.join("&"));
+    Ok(Some(format!("{who}{at}{}{slash}{}{mark}{query}", uri.hosts, uri.path)))
 }
 
 /// `host1:port1,host2:port2`, where a host may be `[an IPv6 address]`.
@@ -88,7 +133,35 @@ fn decode(text: &str) -> Result<Cow<'_, str>, AddressError> {
 
 /// `key=value key = 'a value with \' and \\'`.
 pub(super) fn keyword_pairs(text: &str) -> Result<Pairs<'_>, AddressError> {
-    let mut pairs = Pairs::new();
+    let written = written_pairs(text)?;
+    Ok(written.into_iter().map(|pair| (pair.key.into(), pair.value.into())).collect())
+}
+
+/// `key=value` pairs with `'placeholder'` for their passwords; `None` if there is none.
+pub(super) fn keywords_without_password(text: &str, placeholder: &str) -> Result<Option<String>, AddressError> {
+    let mut found = false;
+    let mut words = Vec::new();
+    for pair in written_pairs(text)? {
+        let is_password = pair.key == "password" && !pair.value.is_empty();
+        found |= is_password;
+        words.push(if is_password {
+            format!("password='{placeholder}'")
+        } else {
+            format!("{}={}", pair.key, pair.raw)
+        });
+    }
+    Ok(found.then(|| words.join(" ")))
+}
+
+/// One of `key=value` pairs; `raw` is the value as it is written.
+struct Written<'a> {
+    key: &'a str,
+    value: String,
+    raw: &'a str,
+}
+
+fn written_pairs(text: &str) -> Result<Vec<Written<'_>>, AddressError> {
+    let mut pairs = Vec::new();
     let mut rest = text.trim_start();
     while !rest.is_empty() {
         let (key, after) = rest.split_once('=').ok_or(AddressError::Syntax(
@@ -100,8 +173,10 @@ pub(super) fn keyword_pairs(text: &str) -> Result<Pairs<'_>, AddressError> {
                 "before each = stands a lower case name; a value with spaces needs single quotes",
             ));
         }
-        let (value, after) = keyword_value(after.trim_start())?;
-        pairs.push((key.into(), value.into()));
+        let written = after.trim_start();
+        let (value, after) = keyword_value(written)?;
+        let raw = written.strip_suffix(after).unwrap_or_default();
+        pairs.push(Written { key, value, raw });
         rest = after.trim_start();
     }
     Ok(pairs)
