@@ -22,7 +22,8 @@ pub(crate) fn reader(ground: &Ground, slot: &str, end: Option<&str>, output: Std
     command.arg("-o").arg(format!("publication_names={PUBLICATION}"));
     match end {
         Some(end) => command.args(["-f", "/dev/null", "--endpos", end]),
-        None => command.args(["-f", "-"]),
+        // Without an end it is interrupted, and complains.
+        None => command.args(["-f", "-"]).stderr(Stdio::null()),
     };
     Watched::spawn("pg_recvlogical", command.stdin(Stdio::null()).stdout(output))
 }
