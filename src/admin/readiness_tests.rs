@@ -142,7 +142,7 @@ fn sinks_in_trouble_are_named_with_figures_and_stay_ready() {
         (SinkView { paused: true, waiting: 3, ..refused.clone() }, "paused", Severity::Warning, &["3 messages wait"]),
         (refused, "failing", Severity::Warning, &["1 deliveries have failed", "3 groups wait"]),
         (slow, "delivering", Severity::Warning, &["9 messages wait, the oldest since 1 min 1 s"]),
-        (full, "delivering", Severity::Error, &["10 messages are unacknowledged"]),
+        (full, "delivering", Severity::Warning, &["10 messages are unacknowledged"]),
     ] {
         let readiness = readiness(&views(SourceState::Streaming, sink), now());
         assert!(readiness.ready, "{state}");
