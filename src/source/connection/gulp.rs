@@ -173,7 +173,11 @@ impl Inlet {
                 let bytes = memory.hold(self.hand_out());
                 return Ok(Gulp { bytes, wire_bytes, filled_buffer, received_at });
             }
-            self.discard();
+            // What ended the scan behind frames that nobody wants shows when it stands first, before anything is read.
+            if self.complete > 0 {
+                self.discard();
+                continue;
+            }
             self.fill(socket).await?;
         }
     }
@@ -202,9 +206,12 @@ impl Inlet {
     pub(super) async fn drain<S: AsyncRead + Unpin>(&mut self, socket: &mut S) -> Result<(), StreamError> {
         loop {
             self.scan()?;
-            self.discard();
             if self.ready {
                 return Ok(());
+            }
+            if self.complete > 0 {
+                self.discard();
+                continue;
             }
             match self.fill(socket).await {
                 Ok(()) => {}

@@ -80,6 +80,26 @@ fn an_error_comes_after_the_rows_before_it() {
 }
 
 #[test]
+fn an_error_behind_what_is_skipped_is_not_lost_when_the_server_closes() {
+    let notice = frame(b'N', b"VWARNING\0C01000\0Mrestarting\0\0");
+    let error = frame(b'E', b"VFATAL\0C57P01\0Mterminating\0\0");
+    let bytes = [notice, frame(b'S', b"TimeZone\0UTC\0"), error].concat();
+    let (payloads, end) = read_all(pieces(&bytes, 1000), &Memory::new(1 << 20));
+    assert!(payloads.is_empty());
+    assert_eq!(end.sqlstate(), Some("57P01"), "{end}");
+
+    let mut inlet = Inlet::new();
+    let mut socket = pieces(&bytes, 1000);
+    let mut cx = Context::from_waker(std::task::Waker::noop());
+    let drained = loop {
+        if let Poll::Ready(drained) = pin!(inlet.drain(&mut socket)).poll(&mut cx) {
+            break drained;
+        }
+    };
+    assert_eq!(drained.unwrap_err().sqlstate(), Some("57P01"));
+}
+
+#[test]
 fn a_trickle_holds_no_large_buffer_and_a_flood_is_read_in_big_gulps() {
     let memory = Memory::new(1 << 30);
     let (payloads, _) = read_all(pieces(&data(b"small"), 1 << 20), &memory);
