@@ -14,6 +14,8 @@ const OPTIONS: &[(&str, &str, &str)] = &[
     ("statement_timeout", "0", "0"),
     ("idle_in_transaction_session_timeout", "0", "0"),
     ("lock_timeout", "0", "0"),
+    // Of a publication that is gone only a warning tells (18 and later).
+    ("client_min_messages", "warning", "warning"),
 ];
 
 /// The `options` of the startup message: ours, then the address's own.

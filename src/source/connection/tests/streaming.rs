@@ -158,6 +158,28 @@ async fn a_killed_walsender_ends_the_stream_with_the_reason() {
     assert!(error.sqlstate() == Some("57P01") || matches!(error, StreamError::Closed), "{error:?}");
 }
 
+/// Postgres 18 only warns where its predecessors end the stream; a role's settings must not silence that.
+#[tokio::test]
+async fn a_publication_that_is_gone_ends_the_stream() {
+    let cluster = cluster("", &[]);
+    let quiet = "ALTER ROLE postgres SET client_min_messages = 'error'";
+    client(&cluster.url("postgres")).await.batch_execute(quiet).await.unwrap();
+    let (client, mut replication) = stream(&cluster).await;
+    for change in ["DROP PUBLICATION \"o'dd \"\"p\"", "INSERT INTO t VALUES (1)"] {
+        client.batch_execute(change).await.unwrap();
+    }
+    let error = loop {
+        match replication.read().await {
+            Ok(_) => {}
+            Err(error) => break error,
+        }
+    };
+    match replication.server_version() {
+        180_000.. => assert!(matches!(error, StreamError::PublicationSkipped { .. }), "{error:?}"),
+        _ => assert_eq!(error.sqlstate(), Some("42704"), "{error:?}"),
+    }
+}
+
 #[tokio::test]
 async fn a_stopped_server_closes_the_stream() {
     let cluster = cluster("", &[]);
