@@ -130,7 +130,7 @@ impl Replication {
     /// # Errors
     /// When there is none.
     pub async fn connect(address: &PgAddress, memory: &Memory) -> Result<Self, ConnectError> {
-        let options = &settings::options(address);
+        let options = &settings::stream_options(address);
         let session = socket::enter(address, |socket| async move {
             let mut session = Session::enter(socket, address, options).await?;
             let answer = session.query(&settings::question()).await?;

@@ -99,6 +99,18 @@ async fn the_session_settings_win_over_those_of_the_database() {
     enter(&format!("{url}?options=-c%20work_mem%3D8MB")).await.unwrap();
 }
 
+/// The source gives a silent server up after 45 s; one that never asks for a status would be silent that long.
+#[tokio::test]
+async fn the_walsender_gives_a_sign_of_life_in_time_unless_the_address_says_otherwise() {
+    let cluster = cluster("", &[("wal_sender_timeout", "0")]);
+    let url = cluster.url("postgres");
+    let question = "SELECT current_setting('wal_sender_timeout')";
+    for (url, expected) in [(url.clone(), "1min"), (format!("{url}?options=-c%20wal_sender_timeout%3D5min"), "5min")] {
+        let rows = replication(&url).await.unwrap().session.query(question).await.unwrap();
+        assert_eq!(rows, [[Some(expected.to_owned())]]);
+    }
+}
+
 #[tokio::test]
 async fn an_error_in_a_query_leaves_the_session_usable() {
     let cluster = cluster("", &[]);

@@ -202,8 +202,9 @@ async fn a_stopped_server_closes_the_stream() {
 /// The one test in which time is the subject: the server gives up on a silent reader after `wal_sender_timeout`.
 #[tokio::test]
 async fn statuses_keep_the_walsender_alive_while_nobody_reads() {
-    let cluster = cluster("", &[("wal_sender_timeout", "1s")]);
-    let (client, mut replication) = stream(&cluster).await;
+    let cluster = cluster("", &[]);
+    let impatient = format!("{}?options=-c%20wal_sender_timeout%3D1s", cluster.url("postgres"));
+    let (client, mut replication) = stream_at(&impatient).await;
     // More than the buffers of both sockets take, so that the walsender waits for us.
     let sql = "INSERT INTO t SELECT g, repeat('x', 1000) FROM generate_series(1, 30000) g";
     let writer = tokio::spawn(async move { client.batch_execute(sql).await.map(|()| client) });
