@@ -105,7 +105,9 @@ impl Problem {
             Self::Connect(_) => ReconnectReason::Connect,
             Self::Stream(StreamError::Server(_) | StreamError::Closed) => ReconnectReason::ServerClosed,
             Self::Stream(StreamError::Io(_)) => ReconnectReason::ConnectionLost,
-            Self::Stream(StreamError::Malformed { .. } | StreamError::PublicationSkipped { .. }) => ReconnectReason::Protocol,
+            Self::Stream(StreamError::Malformed { .. } | StreamError::PublicationSkipped { .. }) => {
+                ReconnectReason::Protocol
+            }
             Self::Stream(StreamError::NotFinished) => ReconnectReason::Timeout,
             Self::Prepare(_) | Self::Config(_) | Self::Lasting { .. } => ReconnectReason::Refused,
             Self::Broken { reason, .. } => *reason,
