@@ -2,8 +2,8 @@
 //!
 //! [`prepare`] brings a database to where it can be read: it finds the tables the sinks name, refuses what would hurt
 //! (above all a table whose own UPDATE would start to fail once published), brings the publication to the plan and makes
-//! the slot after it, because a publication younger than the slot can never be read. [`maintain`] adds tables that
-//! patterns match later. [`inspect`] says how far the slot is and whether the server still has it.
+//! the slot after it, because a publication younger than the slot can never be read. [`maintain`] adds tables that are
+//! made later, and takes none away: only [`prepare`] does. [`inspect`] says how far the slot is and whether the server still has it.
 //!
 //! Nothing here reads the stream, and nothing drops a slot that was ever complete. A caller that has progress of its own
 //! asks [`inspect`] before [`prepare`], because `prepare` makes a slot that is missing.
@@ -84,7 +84,7 @@ pub(crate) async fn survey(
     let server = server::read(client).await?;
     let tables = survey::read(client).await?;
     let plan = Plan::new(&tables, sinks);
-    let publication = publication::read(client, &source.publication, server.version).await?;
+    let publication = publication::read(client, source, server.version).await?;
     let steps = Steps::new(publication.as_ref(), &plan, source, sinks, server.version);
     let slot = inspect(client, &source.slot).await?;
     Ok(Survey { server, plan, publication, steps, slot })
@@ -129,7 +129,7 @@ async fn make_ready(
     let mut survey = survey(client, source, sinks).await?;
     survey.fit(source, turn)?;
     let mut races = 0;
-    while let Err(error) = publish(client, source, &survey).await {
+    while let Err(error) = publish(client, source, &survey, turn).await {
         races += 1;
         if !is_race(&error) || races == RACES_MAX {
             return Err(survey.with_grants(error, source));
@@ -167,7 +167,7 @@ pub async fn maintain(
         return Err(publication_gone(source));
     }
     let mut troubles = survey.troubles(source);
-    if let Err(error) = publish(client, source, &survey).await {
+    if let Err(error) = publish(client, source, &survey, Turn::Again).await {
         match survey.with_grants(error, source) {
             PrepareError::Lasting { what, advice } => troubles.push(Trouble { what, advice }),
             other @ (PrepareError::Config(_) | PrepareError::Busy { .. } | PrepareError::Passing(_)) => {
@@ -189,28 +189,30 @@ pub async fn heartbeat(client: &Client) -> Result<(), PrepareError> {
     bounded("write a heartbeat", client.query_one(statement, &[])).await.map(drop)
 }
 
-/// Brings the publication to the plan.
-async fn publish(client: &Client, source: &SourceConfig, survey: &Survey) -> Result<(), PrepareError> {
+/// Brings the publication to the plan; what is in it beyond that goes only before the first stream.
+async fn publish(client: &Client, source: &SourceConfig, survey: &Survey, turn: Turn) -> Result<(), PrepareError> {
     let steps = &survey.steps;
+    let narrowing = steps.narrowing.iter().filter(|_| turn == Turn::First);
+    let sql: Vec<&str> = steps.sql.iter().chain(narrowing).map(String::as_str).collect();
     if !steps.refused.is_empty() {
         return Err(PrepareError::lasting(
             format!("the publication {} does not hold what the sinks need", source.publication),
             steps.refused.join("\n"),
         ));
     }
-    if steps.sql.is_empty() {
+    if sql.is_empty() {
         return Ok(());
     }
     if survey.server.in_recovery {
         let what =
             format!("the publication {} has to be made or changed, but the server is a standby", source.publication);
-        return Err(PrepareError::lasting(what, format!("on the primary: {}", steps.sql.join("\n"))));
+        return Err(PrepareError::lasting(what, format!("on the primary: {}", sql.join("\n"))));
     }
-    publication::apply(client, steps).await?;
+    publication::apply(client, &sql).await?;
     for table in &steps.added {
         info!(source = source.name, publication = source.publication, %table, "table published");
     }
-    for table in &steps.removed {
+    for table in steps.removed.iter().filter(|_| turn == Turn::First) {
         warn!(source = source.name, publication = source.publication, %table, "table no longer published: no sink names it");
     }
     Ok(())

@@ -12,8 +12,11 @@ use crate::change::TableName;
 use crate::config::{SinkConfig, SourceConfig};
 use crate::view::Trouble;
 
-/// The comment by which walhook knows a publication that it made, and from which it may take things away.
-const MARK: &str = "made and maintained by walhook";
+/// The comment by which walhook knows a publication that it made for this slot, and from which it may take things away.
+/// A publication may serve several slots; one that was made for another is only ever widened.
+fn mark(source: &SourceConfig) -> String {
+    format!("made and maintained by walhook for the slot {}", source.slot)
+}
 
 /// A publication as it is.
 #[derive(Debug, Clone)]
@@ -22,7 +25,7 @@ pub(crate) struct PublicationState {
     pub(crate) schemas: Vec<String>,
     pub(crate) operations: Operations,
     pub(crate) via_root: bool,
-    /// Made by walhook, by its comment.
+    /// Made by walhook for this slot, by its comment.
     pub(crate) is_ours: bool,
     /// The role may change it.
     pub(crate) is_owned: bool,
@@ -37,8 +40,11 @@ pub(crate) struct PublicationState {
 /// What brings a publication to the plan.
 #[derive(Debug, Default)]
 pub(crate) struct Steps {
-    /// Statements, to run as one transaction.
+    /// Statements that make or widen it, to run as one transaction.
     pub(crate) sql: Vec<String>,
+    /// Statements that take away what no sink needs. Only a start runs them: while a stream runs, a table that no sink
+    /// names may be one that a migration has renamed for a moment.
+    pub(crate) narrowing: Vec<String>,
     pub(crate) added: Vec<TableName>,
     pub(crate) removed: Vec<TableName>,
     /// What needs a person, as SQL, because walhook may not change this publication.
@@ -67,13 +73,18 @@ select n.nspname::text from pg_publication p join pg_publication_namespace s on 
   join pg_namespace n on n.oid = s.pnnspid where p.pubname = $1";
 
 /// Reads the publication, if there is one of this name.
-pub(crate) async fn read(client: &Client, name: &str, version: u32) -> Result<Option<PublicationState>, PrepareError> {
-    let doing = "read the publication";
-    let Some(row) = bounded(doing, client.query_opt(PUBLICATION, &[&name, &MARK])).await? else { return Ok(None) };
-    let members = bounded(doing, client.query(MEMBERS, &[&name])).await?;
-    let covered = bounded(doing, client.query(COVERED, &[&name])).await?;
+pub(crate) async fn read(
+    client: &Client,
+    source: &SourceConfig,
+    version: u32,
+) -> Result<Option<PublicationState>, PrepareError> {
+    let (doing, name) = ("read the publication", &source.publication);
+    let found = bounded(doing, client.query_opt(PUBLICATION, &[name, &mark(source)])).await?;
+    let Some(row) = found else { return Ok(None) };
+    let members = bounded(doing, client.query(MEMBERS, &[name])).await?;
+    let covered = bounded(doing, client.query(COVERED, &[name])).await?;
     let schemas = match version {
-        150_000.. => bounded(doing, client.query(SCHEMAS, &[&name])).await?,
+        150_000.. => bounded(doing, client.query(SCHEMAS, &[name])).await?,
         _ => Vec::new(),
     };
     let table = |row: &tokio_postgres::Row| TableName { schema: row.get(0), table: row.get(1) };
@@ -91,12 +102,9 @@ pub(crate) async fn read(client: &Client, name: &str, version: u32) -> Result<Op
 }
 
 /// Runs the statements as one transaction. Waits for locks 10 s at most.
-pub(crate) async fn apply(client: &Client, steps: &Steps) -> Result<(), PrepareError> {
-    if steps.sql.is_empty() {
-        return Ok(());
-    }
+pub(crate) async fn apply(client: &Client, sql: &[&str]) -> Result<(), PrepareError> {
     // Several statements in one simple query are one transaction, rolled back as a whole.
-    let batch = format!("SET LOCAL lock_timeout = '10s'; {}", steps.sql.join(" "));
+    let batch = format!("SET LOCAL lock_timeout = '10s'; {}", sql.join(" "));
     bounded("make or change the publication", client.batch_execute(&batch)).await
 }
 
@@ -131,7 +139,7 @@ impl Steps {
                 "CREATE PUBLICATION {name}{list} WITH (publish = '{}', publish_via_partition_root = true{generated});",
                 plan.operations.parameter()
             ),
-            format!("COMMENT ON PUBLICATION {name} IS {};", literal(MARK)),
+            format!("COMMENT ON PUBLICATION {name} IS {};", literal(&mark(source))),
         ];
         steps.added = tables;
         steps.settle(source);
@@ -146,7 +154,7 @@ impl Steps {
         if needs_root(state, plan) {
             parameters.push("publish_via_partition_root = true".to_owned());
         }
-        let operations = if state.is_ours { plan.operations } else { state.operations.with(plan.operations) };
+        let operations = state.operations.with(plan.operations);
         if operations != state.operations {
             parameters.push(format!("publish = '{}'", operations.parameter()));
         }
@@ -157,11 +165,7 @@ impl Steps {
             steps.sql.push(format!("ALTER PUBLICATION {name} ADD TABLE {};", listed(&steps.added)));
         }
         if state.is_ours && source.create {
-            let unnamed = |table: &&TableName| !sinks.iter().any(|sink| sink.takes_table(table));
-            steps.removed = state.members.iter().filter(unnamed).cloned().collect();
-            if !steps.removed.is_empty() {
-                steps.sql.push(format!("ALTER PUBLICATION {name} DROP TABLE {};", listed(&steps.removed)));
-            }
+            steps.narrow(state, plan, source, sinks);
         }
         for table in state.partial.iter().filter(|table| plan.publish.iter().any(|(facts, _)| facts.name == **table)) {
             let what = format!("the publication {} passes on only some rows or columns of {table}", source.publication);
@@ -174,6 +178,19 @@ impl Steps {
         }
         steps.settle(source);
         steps
+    }
+
+    /// Takes away what no sink of the source needs.
+    fn narrow(&mut self, state: &PublicationState, plan: &Plan, source: &SourceConfig, sinks: &[SinkConfig]) {
+        let name = quoted(&source.publication);
+        if state.operations.with(plan.operations) != plan.operations {
+            self.narrowing.push(format!("ALTER PUBLICATION {name} SET (publish = '{}');", plan.operations.parameter()));
+        }
+        let unnamed = |table: &&TableName| !sinks.iter().any(|sink| sink.takes_table(table));
+        self.removed = state.members.iter().filter(unnamed).cloned().collect();
+        if !self.removed.is_empty() {
+            self.narrowing.push(format!("ALTER PUBLICATION {name} DROP TABLE {};", listed(&self.removed)));
+        }
     }
 
     /// Tables of the plan that are not published and may be added; the others become troubles or refusals.
@@ -208,6 +225,7 @@ impl Steps {
 
     fn refuse(&mut self) {
         self.refused.append(&mut self.sql);
+        self.narrowing.clear();
         self.added.clear();
         self.removed.clear();
     }

@@ -48,6 +48,45 @@ async fn a_publication_made_by_a_person_is_taken_if_it_covers() {
 }
 
 #[tokio::test]
+async fn a_table_that_is_renamed_away_and_back_while_the_stream_runs_stays_published() {
+    let stage = Stage::new(&[], &format!("{ORDERS} create table other (id int primary key);")).await;
+    let mut sinks = [sink("s", &["public.orders"]), sink("o", &["public.other"])];
+    stage.prepare(&sinks).await.unwrap();
+    stage.client.batch_execute("alter table orders rename to orders_old").await.unwrap();
+    sinks[1].actions = Actions { insert: true, update: false, delete: false };
+    maintain(&stage.client, &stage.source(), &sinks).await.unwrap();
+    prepare_again(&stage.client, &stage.source(), &sinks).await.unwrap();
+    assert_eq!(stage.published().await, ["public.orders_old", "public.other"]);
+    stage.client.batch_execute("alter table orders_old rename to orders").await.unwrap();
+
+    // At a start what no sink takes goes.
+    stage.prepare(&sinks[1..]).await.unwrap();
+    assert_eq!(stage.published().await, ["public.other"]);
+    assert_eq!(stage.count("select count(*) from pg_publication where pubinsert and not pubupdate").await, 1);
+}
+
+#[tokio::test]
+async fn slots_that_share_a_publication_take_nothing_from_each_other() {
+    let stage = Stage::new(&[], &format!("{ORDERS} create table other (id int primary key);")).await;
+    let (ours, theirs) = (stage.source(), SourceConfig { slot: "another".to_owned(), ..stage.source() });
+    let orders = [sink("s", &["public.orders"])];
+    let mut other = [sink("o", &["public.other"])];
+    other[0].actions = Actions { insert: true, update: false, delete: false };
+    prepare(&stage.client, &ours, &orders).await.unwrap();
+    prepare(&stage.client, &theirs, &other).await.unwrap();
+    maintain(&stage.client, &ours, &orders).await.unwrap();
+    maintain(&stage.client, &theirs, &other).await.unwrap();
+    assert_eq!(stage.published().await, ["public.orders", "public.other"]);
+    assert_eq!(stage.count("select count(*) from pg_publication where pubupdate and pubdelete").await, 1);
+
+    // Nor is anything taken from one whose comment names no slot.
+    let older = "comment on publication walhook_app is 'made and maintained by walhook'";
+    stage.client.batch_execute(older).await.unwrap();
+    prepare(&stage.client, &ours, &orders).await.unwrap();
+    assert_eq!(stage.published().await, ["public.orders", "public.other"]);
+}
+
+#[tokio::test]
 async fn create_false_changes_nothing_and_gives_the_sql() {
     let stage = Stage::new(&[], ORDERS).await;
     let source = SourceConfig { create: false, ..stage.source() };
