@@ -130,7 +130,7 @@ impl Replication {
     /// # Errors
     /// When there is none.
     pub async fn connect(address: &PgAddress, memory: &Memory) -> Result<Self, ConnectError> {
-        let options = &settings::options(address);
+        let options = &settings::stream_options(address);
         let session = socket::enter(address, |socket| async move {
             let mut session = Session::enter(socket, address, options).await?;
             let answer = session.query(&settings::question()).await?;
@@ -160,10 +160,20 @@ impl Replication {
         })
     }
 
-    /// STANDIN
-    pub async fn switch_point(&mut self, _timeline: u32, _of: u32) -> Result<Option<Lsn>, StreamError> {
-        let _ = self.session.query("IDENTIFY_SYSTEM").await?;
-        Ok(None)
+    /// Where timeline `of` was left for the next one, by the history of `timeline`, which is to be the server's or one of
+    /// its past; `None` if that history does not know `of`. Only before the stream starts.
+    ///
+    /// # Errors
+    /// When the server does not have the history or the connection breaks.
+    pub async fn switch_point(&mut self, timeline: u32, of: u32) -> Result<Option<Lsn>, StreamError> {
+        // The first timeline has no past, and no file that says so.
+        if timeline <= 1 {
+            return Ok(None);
+        }
+        let rows = self.session.query(&format!("TIMELINE_HISTORY {timeline}")).await?;
+        let bad = || StreamError::Malformed { what: "an answer to TIMELINE_HISTORY that is none" };
+        let history = rows.first().and_then(|row| row.get(1)?.as_deref()).ok_or_else(bad)?;
+        left_at(history, of).ok_or_else(bad)
     }
 
     /// Version as the server counts it, 150018 for 15.18; 0 if it did not say.
@@ -269,6 +279,20 @@ fn start_command(slot: &str, publication: &str, start: Lsn, version: u32) -> Str
     format!(
         "START_REPLICATION SLOT {slot} LOGICAL {start} (proto_version '1', publication_names '{publications}'{messages})"
     )
+}
+
+/// Reads a timeline history file, lines of timeline, LSN and reason; the outer `None` if it is none.
+fn left_at(history: &str, of: u32) -> Option<Option<Lsn>> {
+    let mut left = None;
+    let is_said = |line: &&str| !line.is_empty() && !line.starts_with('#');
+    for line in history.lines().map(str::trim).filter(is_said) {
+        let mut fields = line.split_ascii_whitespace();
+        let (timeline, lsn): (u32, Lsn) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+        if timeline == of {
+            left = Some(lsn);
+        }
+    }
+    Some(left)
 }
 
 /// `15.18 (Debian …)` as 150018, `19beta1` as 190000.

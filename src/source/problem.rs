@@ -109,7 +109,9 @@ impl Problem {
             Self::Connect(_) => ReconnectReason::Connect,
             Self::Stream(StreamError::Server(_) | StreamError::Closed) => ReconnectReason::ServerClosed,
             Self::Stream(StreamError::Io(_)) => ReconnectReason::ConnectionLost,
-            Self::Stream(StreamError::Malformed { .. }) => ReconnectReason::Protocol,
+            Self::Stream(StreamError::Malformed { .. } | StreamError::PublicationSkipped { .. }) => {
+                ReconnectReason::Protocol
+            }
             Self::Stream(StreamError::NotFinished) => ReconnectReason::Timeout,
             Self::Prepare(_) | Self::Config(_) | Self::Lasting { .. } => ReconnectReason::Refused,
             Self::Broken { reason, .. } => *reason,
@@ -131,12 +133,12 @@ impl From<PrepareError> for Problem {
 
 impl From<StreamError> for Problem {
     fn from(error: StreamError) -> Self {
-        // 42704 in a stream: the publication is younger than a change that is to be decoded (Postgres up to 17
-        // looks it up as it was then). No later try gets past that change.
-        if error.sqlstate() == Some("42704") {
+        // The publication is gone, or younger than a change that is to be decoded: Postgres looks it up as it was then. Up
+        // to 17 that is error 42704; from 18 on a notice, with the changes left out. No later try gets past that change.
+        if error.sqlstate() == Some("42704") || matches!(error, StreamError::PublicationSkipped { .. }) {
             return Self::lasting(
                 chain(&error),
-                "the publication was made anew after the slot: drop the slot with SELECT pg_drop_replication_slot(…) and \
+                "the publication is gone or was made anew after the slot: drop the slot with SELECT pg_drop_replication_slot(…) and \
                  restart walhook, which makes both; changes that are not delivered yet are lost, so compare the \
                  receivers' data with the tables",
             );

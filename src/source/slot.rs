@@ -2,8 +2,8 @@
 //!
 //! [`prepare`] brings a database to where it can be read: it finds the tables the sinks name, refuses what would hurt
 //! (above all a table whose own UPDATE would start to fail once published), brings the publication to the plan and makes
-//! the slot after it, because a publication younger than the slot can never be read. [`maintain`] adds tables that
-//! patterns match later. [`inspect`] says how far the slot is and whether the server still has it.
+//! the slot after it, because a publication younger than the slot can never be read. [`maintain`] adds tables that are
+//! made later, and takes none away: only [`prepare`] does. [`inspect`] says how far the slot is and whether the server still has it.
 //!
 //! Nothing here reads the stream, and nothing drops a slot that was ever complete. A caller that has progress of its own
 //! asks [`inspect`] before [`prepare`], because `prepare` makes a slot that is missing.
@@ -84,7 +84,7 @@ pub(crate) async fn survey(
     let server = server::read(client).await?;
     let tables = survey::read(client).await?;
     let plan = Plan::new(&tables, sinks);
-    let publication = publication::read(client, &source.publication, server.version).await?;
+    let publication = publication::read(client, source, server.version).await?;
     let steps = Steps::new(publication.as_ref(), &plan, source, sinks, server.version);
     let slot = inspect(client, &source.slot).await?;
     Ok(Survey { server, plan, publication, steps, slot })
@@ -102,7 +102,7 @@ pub async fn prepare(client: &Client, source: &SourceConfig, sinks: &[SinkConfig
 }
 
 /// The same for a source that has streamed from the slot before: a slot that is missing now has lost changes and is not
-/// made anew, and what of the configuration no longer fits the database is a trouble, not the end.
+/// made anew; what of the configuration no longer fits the database, or cannot be published now, is a trouble, not the end.
 ///
 /// # Errors
 /// As [`prepare`], without [`PrepareError::Config`].
@@ -112,6 +112,17 @@ pub async fn prepare_again(
     sinks: &[SinkConfig],
 ) -> Result<Prepared, PrepareError> {
     make_ready(client, source, sinks, Turn::Again).await
+}
+
+/// Bounds every later statement of a session on the server too: one that is only given up on this side would go on there,
+/// and the session with it, for as long as somebody locks what it needs.
+///
+/// # Errors
+/// When the server cannot be asked.
+pub async fn limit_statements(client: &Client) -> Result<(), PrepareError> {
+    // Shorter than [`bounded`], so that the server is first.
+    let limits = "SET statement_timeout = '25s'; SET lock_timeout = '5s'";
+    bounded("limit the time of statements", client.batch_execute(limits)).await
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -126,17 +137,8 @@ async fn make_ready(
     sinks: &[SinkConfig],
     turn: Turn,
 ) -> Result<Prepared, PrepareError> {
-    let mut survey = survey(client, source, sinks).await?;
-    survey.fit(source, turn)?;
-    let mut races = 0;
-    while let Err(error) = publish(client, source, &survey).await {
-        races += 1;
-        if !is_race(&error) || races == RACES_MAX {
-            return Err(survey.with_grants(error, source));
-        }
-        survey = self::survey(client, source, sinks).await?;
-        survey.fit(source, turn)?;
-    }
+    limit_statements(client).await?;
+    let (survey, unpublished) = publish_all(client, source, sinks, turn).await?;
     let mut created = false;
     if survey.slot.as_ref().is_none_or(SlotFacts::is_half_made) {
         created = make_slot(client, source, &survey).await.map_err(|error| survey.with_grants(error, source))?;
@@ -147,13 +149,38 @@ async fn make_ready(
     let (Some(confirmed), Some(restart)) = (slot.confirmed, slot.restart) else {
         return Err(busy(&slot));
     };
-    let troubles = survey.troubles(source);
+    let troubles = survey.troubles(source).into_iter().chain(unpublished).collect();
     let tables = survey.published();
     Ok(Prepared { confirmed, restart, server_version: survey.server.version, tables, troubles, created })
 }
 
+/// Surveys and publishes, again where another session was quicker. A source that streamed before streams on with what is
+/// published already; what keeps the rest from it is its trouble.
+async fn publish_all(
+    client: &Client,
+    source: &SourceConfig,
+    sinks: &[SinkConfig],
+    turn: Turn,
+) -> Result<(Survey, Option<Trouble>), PrepareError> {
+    let mut races = 0;
+    loop {
+        let mut survey = survey(client, source, sinks).await?;
+        survey.fit(source, turn)?;
+        match publish(client, source, &survey, turn).await {
+            Ok(()) => return Ok((survey, None)),
+            Err(error) if is_race(&error) && races < RACES_MAX => races += 1,
+            Err(error) if turn == Turn::First => return Err(survey.with_grants(error, source)),
+            Err(error) => {
+                survey.steps.added.clear();
+                let trouble = survey.with_grants(error, source).into_trouble();
+                return Ok((survey, Some(trouble)));
+            }
+        }
+    }
+}
+
 /// Adds tables that patterns match and that can be published; run it from time to time. With `create = false` it only
-/// says which are missing.
+/// says which are missing. What keeps them from the publication is a trouble.
 ///
 /// # Errors
 /// When the server cannot be asked, or the publication is gone.
@@ -162,19 +189,17 @@ pub async fn maintain(
     source: &SourceConfig,
     sinks: &[SinkConfig],
 ) -> Result<Maintained, PrepareError> {
-    let survey = survey(client, source, sinks).await?;
+    let mut survey = survey(client, source, sinks).await?;
     if survey.publication.is_none() {
         return Err(publication_gone(source));
     }
     let mut troubles = survey.troubles(source);
-    if let Err(error) = publish(client, source, &survey).await {
-        match survey.with_grants(error, source) {
-            PrepareError::Lasting { what, advice } => troubles.push(Trouble { what, advice }),
-            other @ (PrepareError::Config(_) | PrepareError::Busy { .. } | PrepareError::Passing(_)) => {
-                return if is_race(&other) { Ok(Maintained { added: Vec::new(), troubles }) } else { Err(other) };
-            }
+    if let Err(error) = publish(client, source, &survey, Turn::Again).await {
+        survey.steps.added.clear();
+        // Whoever was quicker made what was to be made.
+        if !is_race(&error) {
+            troubles.push(survey.with_grants(error, source).into_trouble());
         }
-        return Ok(Maintained { added: Vec::new(), troubles });
     }
     Ok(Maintained { added: survey.steps.added, troubles })
 }
@@ -189,28 +214,30 @@ pub async fn heartbeat(client: &Client) -> Result<(), PrepareError> {
     bounded("write a heartbeat", client.query_one(statement, &[])).await.map(drop)
 }
 
-/// Brings the publication to the plan.
-async fn publish(client: &Client, source: &SourceConfig, survey: &Survey) -> Result<(), PrepareError> {
+/// Brings the publication to the plan; what is in it beyond that goes only before the first stream.
+async fn publish(client: &Client, source: &SourceConfig, survey: &Survey, turn: Turn) -> Result<(), PrepareError> {
     let steps = &survey.steps;
+    let narrowing = steps.narrowing.iter().filter(|_| turn == Turn::First);
+    let sql: Vec<&str> = steps.sql.iter().chain(narrowing).map(String::as_str).collect();
     if !steps.refused.is_empty() {
         return Err(PrepareError::lasting(
             format!("the publication {} does not hold what the sinks need", source.publication),
             steps.refused.join("\n"),
         ));
     }
-    if steps.sql.is_empty() {
+    if sql.is_empty() {
         return Ok(());
     }
     if survey.server.in_recovery {
         let what =
             format!("the publication {} has to be made or changed, but the server is a standby", source.publication);
-        return Err(PrepareError::lasting(what, format!("on the primary: {}", steps.sql.join("\n"))));
+        return Err(PrepareError::lasting(what, format!("on the primary: {}", sql.join("\n"))));
     }
-    publication::apply(client, steps).await?;
+    publication::apply(client, &sql).await?;
     for table in &steps.added {
         info!(source = source.name, publication = source.publication, %table, "table published");
     }
-    for table in &steps.removed {
+    for table in steps.removed.iter().filter(|_| turn == Turn::First) {
         warn!(source = source.name, publication = source.publication, %table, "table no longer published: no sink names it");
     }
     Ok(())
@@ -242,6 +269,9 @@ impl Survey {
         };
         if let Some(Trouble { what, advice }) = slot.obstacle(&source.slot, &self.server.database) {
             return Err(PrepareError::Lasting { what, advice });
+        }
+        if turn == Turn::Again && slot.is_half_made() {
+            return Err(slot_gone(source));
         }
         if slot.active_pid.is_some() {
             return Err(busy(slot));

@@ -197,9 +197,11 @@ impl From<StreamError> for ConnectError {
     fn from(error: StreamError) -> Self {
         match error {
             StreamError::Server(source) => Self::Server { advice: advice(&source), source },
-            StreamError::Closed | StreamError::Io(_) | StreamError::Malformed { .. } | StreamError::NotFinished => {
-                Self::Broken(error)
-            }
+            StreamError::Closed
+            | StreamError::Io(_)
+            | StreamError::Malformed { .. }
+            | StreamError::PublicationSkipped { .. }
+            | StreamError::NotFinished => Self::Broken(error),
         }
     }
 }
@@ -281,6 +283,13 @@ pub enum StreamError {
         /// What.
         what: &'static str,
     },
+    /// The server does not find the publication, and from here on leaves out changes (18 and later; before, it is an
+    /// error). Nothing that came after the notice is handed out.
+    #[error("the server leaves out changes, because it does not find the publication: {message}")]
+    PublicationSkipped {
+        /// The server's notice.
+        message: String,
+    },
     /// The server did not end the stream in time.
     #[error("the server did not end the stream within 5 s")]
     NotFinished,
@@ -291,7 +300,8 @@ impl StreamError {
     pub fn sqlstate(&self) -> Option<&str> {
         match self {
             Self::Server(error) => Some(&error.code),
-            Self::Closed | Self::Io(_) | Self::Malformed { .. } | Self::NotFinished => None,
+            Self::Closed | Self::Io(_) | Self::Malformed { .. } => None,
+            Self::PublicationSkipped { .. } | Self::NotFinished => None,
         }
     }
 

@@ -23,6 +23,8 @@ const BUFFER_MIN: usize = 16 << 10;
 const BUFFER_MAX: usize = 256 << 10;
 /// Largest frame, bytes: Postgres makes no message of more than 1 GiB, and the frame adds its header.
 const FRAME_MAX: usize = 1_181_116_006;
+/// SQLSTATE of the warning about a publication that is missing (`object_not_in_prerequisite_state`).
+const PUBLICATION_SKIPPED: &str = "55000";
 /// Tag and length.
 const HEADER: usize = 5;
 
@@ -173,7 +175,11 @@ impl Inlet {
                 let bytes = memory.hold(self.hand_out());
                 return Ok(Gulp { bytes, wire_bytes, filled_buffer, received_at });
             }
-            self.discard();
+            // What ended the scan behind frames that nobody wants shows when it stands first, before anything is read.
+            if self.complete > 0 {
+                self.discard();
+                continue;
+            }
             self.fill(socket).await?;
         }
     }
@@ -202,9 +208,12 @@ impl Inlet {
     pub(super) async fn drain<S: AsyncRead + Unpin>(&mut self, socket: &mut S) -> Result<(), StreamError> {
         loop {
             self.scan()?;
-            self.discard();
             if self.ready {
                 return Ok(());
+            }
+            if self.complete > 0 {
+                self.discard();
+                continue;
             }
             match self.fill(socket).await {
                 Ok(()) => {}
@@ -240,7 +249,7 @@ impl Inlet {
             }
             b'c' => self.wanted = true,
             b'E' => return Err(StreamError::Server(Box::new(ServerError::parse(body)?))),
-            b'N' => notice(body)?,
+            b'N' => stream_notice(body)?,
             b'Z' => self.ready = true,
             // ParameterStatus after a reload, CommandComplete, NotificationResponse.
             b'S' | b'C' | b'A' => {}
@@ -337,6 +346,16 @@ fn check_copy_data(body: &[u8]) -> Result<(), StreamError> {
         (Some(b'w' | b'k'), _) => Err(StreamError::Malformed { what: "copy data of an impossible length" }),
         _ => Err(StreamError::Malformed { what: "copy data of an unknown kind" }),
     }
+}
+
+/// A notice amid the stream. With the one of a publication that is missing (SQLSTATE 55000, in whatever language) the
+/// server of 18 and later leaves out the changes that follow, and goes on as if nothing were wrong.
+fn stream_notice(body: &[u8]) -> Result<(), StreamError> {
+    let said = ServerError::parse(body)?;
+    if said.severity == "WARNING" && said.code == PUBLICATION_SKIPPED {
+        return Err(StreamError::PublicationSkipped { message: said.message });
+    }
+    Ok(notice(body)?)
 }
 
 /// Logs what the server wants to be known.

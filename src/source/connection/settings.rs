@@ -14,13 +14,33 @@ const OPTIONS: &[(&str, &str, &str)] = &[
     ("statement_timeout", "0", "0"),
     ("idle_in_transaction_session_timeout", "0", "0"),
     ("lock_timeout", "0", "0"),
+    // Of a publication that is gone only a warning tells (18 and later).
+    ("client_min_messages", "warning", "warning"),
 ];
+
+/// A walsender that never gives up, or does so late, would not send the sign of life in time by which the source tells
+/// a silent server from an idle one. Unlike the others this one is the address's to override.
+const SENDER_TIMEOUT: &str = "-c wal_sender_timeout=60s";
 
 /// The `options` of the startup message: ours, then the address's own.
 pub(super) fn options(address: &PgAddress) -> String {
-    let ours: Vec<String> = OPTIONS.iter().map(|(name, value, _)| format!("-c {name}={value}")).collect();
-    let ours = ours.join(" ");
-    address.options.as_ref().map_or_else(|| ours.clone(), |theirs| format!("{ours} {theirs}"))
+    with_theirs(address, set())
+}
+
+/// The same for the session of the stream.
+pub(super) fn stream_options(address: &PgAddress) -> String {
+    with_theirs(address, format!("{} {SENDER_TIMEOUT}", set()))
+}
+
+fn set() -> String {
+    OPTIONS.iter().map(|(name, value, _)| format!("-c {name}={value}")).collect::<Vec<_>>().join(" ")
+}
+
+fn with_theirs(address: &PgAddress, ours: String) -> String {
+    match &address.options {
+        Some(theirs) => format!("{ours} {theirs}"),
+        None => ours,
+    }
 }
 
 /// A query for what [`check`] wants to know, one row.

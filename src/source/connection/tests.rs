@@ -48,12 +48,15 @@ async fn enter(url: &str) -> Result<(), ConnectError> {
 
 /// A table, its publication and a slot, and a stream that reads it.
 async fn stream(cluster: &Cluster) -> (tokio_postgres::Client, Replication) {
-    let url = cluster.url("postgres");
-    let client = client(&url).await;
+    stream_at(&cluster.url("postgres")).await
+}
+
+async fn stream_at(url: &str) -> (tokio_postgres::Client, Replication) {
+    let client = client(url).await;
     let setup = "CREATE TABLE t (id int PRIMARY KEY, note text); CREATE PUBLICATION \"o'dd \"\"p\" FOR TABLE t";
     client.batch_execute(setup).await.unwrap();
     client.batch_execute("SELECT pg_create_logical_replication_slot('s', 'pgoutput')").await.unwrap();
-    let mut replication = replication(&url).await.unwrap();
+    let mut replication = replication(url).await.unwrap();
     replication.start("s", "o'dd \"p", Lsn::ZERO).await.unwrap();
     (client, replication)
 }

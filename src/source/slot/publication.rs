@@ -1,7 +1,5 @@
 //! The publication: what it holds, and the SQL that makes it hold what the plan asks for.
 
-use std::collections::HashSet;
-
 use tokio_postgres::Client;
 
 use super::error::{PrepareError, bounded};
@@ -12,8 +10,11 @@ use crate::change::TableName;
 use crate::config::{SinkConfig, SourceConfig};
 use crate::view::Trouble;
 
-/// The comment by which walhook knows a publication that it made, and from which it may take things away.
-const MARK: &str = "made and maintained by walhook";
+/// The comment by which walhook knows a publication that it made for this slot, and from which it may take things away.
+/// A publication may serve several slots; one that was made for another is only ever widened.
+fn mark(source: &SourceConfig) -> String {
+    format!("made and maintained by walhook for the slot {}", source.slot)
+}
 
 /// A publication as it is.
 #[derive(Debug, Clone)]
@@ -22,14 +23,12 @@ pub(crate) struct PublicationState {
     pub(crate) schemas: Vec<String>,
     pub(crate) operations: Operations,
     pub(crate) via_root: bool,
-    /// Made by walhook, by its comment.
+    /// Made by walhook for this slot, by its comment.
     pub(crate) is_ours: bool,
     /// The role may change it.
     pub(crate) is_owned: bool,
     /// Tables named one by one.
     pub(crate) members: Vec<TableName>,
-    /// Every table whose changes come, under the name they come with.
-    pub(crate) covered: HashSet<TableName>,
     /// Tables of which only some rows or columns come.
     pub(crate) partial: Vec<TableName>,
 }
@@ -37,8 +36,11 @@ pub(crate) struct PublicationState {
 /// What brings a publication to the plan.
 #[derive(Debug, Default)]
 pub(crate) struct Steps {
-    /// Statements, to run as one transaction.
+    /// Statements that make or widen it, to run as one transaction.
     pub(crate) sql: Vec<String>,
+    /// Statements that take away what no sink needs. Only a start runs them: while a stream runs, a table that no sink
+    /// names may be one that a migration has renamed for a moment.
+    pub(crate) narrowing: Vec<String>,
     pub(crate) added: Vec<TableName>,
     pub(crate) removed: Vec<TableName>,
     /// What needs a person, as SQL, because walhook may not change this publication.
@@ -60,20 +62,22 @@ select n.nspname::text, c.relname::text,
   join pg_namespace n on n.oid = c.relnamespace
  where p.pubname = $1";
 
-const COVERED: &str = "select schemaname::text, tablename::text from pg_publication_tables where pubname = $1";
-
 const SCHEMAS: &str = "
 select n.nspname::text from pg_publication p join pg_publication_namespace s on s.pnpubid = p.oid
   join pg_namespace n on n.oid = s.pnnspid where p.pubname = $1";
 
 /// Reads the publication, if there is one of this name.
-pub(crate) async fn read(client: &Client, name: &str, version: u32) -> Result<Option<PublicationState>, PrepareError> {
-    let doing = "read the publication";
-    let Some(row) = bounded(doing, client.query_opt(PUBLICATION, &[&name, &MARK])).await? else { return Ok(None) };
-    let members = bounded(doing, client.query(MEMBERS, &[&name])).await?;
-    let covered = bounded(doing, client.query(COVERED, &[&name])).await?;
+pub(crate) async fn read(
+    client: &Client,
+    source: &SourceConfig,
+    version: u32,
+) -> Result<Option<PublicationState>, PrepareError> {
+    let (doing, name) = ("read the publication", &source.publication);
+    let found = bounded(doing, client.query_opt(PUBLICATION, &[name, &mark(source)])).await?;
+    let Some(row) = found else { return Ok(None) };
+    let members = bounded(doing, client.query(MEMBERS, &[name])).await?;
     let schemas = match version {
-        150_000.. => bounded(doing, client.query(SCHEMAS, &[&name])).await?,
+        150_000.. => bounded(doing, client.query(SCHEMAS, &[name])).await?,
         _ => Vec::new(),
     };
     let table = |row: &tokio_postgres::Row| TableName { schema: row.get(0), table: row.get(1) };
@@ -85,18 +89,14 @@ pub(crate) async fn read(client: &Client, name: &str, version: u32) -> Result<Op
         is_ours: row.get(5),
         is_owned: row.get(6),
         members: members.iter().map(table).collect(),
-        covered: covered.iter().map(table).collect(),
         partial: members.iter().filter(|row| row.get(2)).map(table).collect(),
     }))
 }
 
-/// Runs the statements as one transaction. Waits for locks 10 s at most.
-pub(crate) async fn apply(client: &Client, steps: &Steps) -> Result<(), PrepareError> {
-    if steps.sql.is_empty() {
-        return Ok(());
-    }
+/// Runs the statements as one transaction. Waits for locks 5 s at most.
+pub(crate) async fn apply(client: &Client, sql: &[&str]) -> Result<(), PrepareError> {
     // Several statements in one simple query are one transaction, rolled back as a whole.
-    let batch = format!("SET LOCAL lock_timeout = '10s'; {}", steps.sql.join(" "));
+    let batch = format!("SET LOCAL lock_timeout = '5s'; {}", sql.join(" "));
     bounded("make or change the publication", client.batch_execute(&batch)).await
 }
 
@@ -131,7 +131,7 @@ impl Steps {
                 "CREATE PUBLICATION {name}{list} WITH (publish = '{}', publish_via_partition_root = true{generated});",
                 plan.operations.parameter()
             ),
-            format!("COMMENT ON PUBLICATION {name} IS {};", literal(MARK)),
+            format!("COMMENT ON PUBLICATION {name} IS {};", literal(&mark(source))),
         ];
         steps.added = tables;
         steps.settle(source);
@@ -146,7 +146,7 @@ impl Steps {
         if needs_root(state, plan) {
             parameters.push("publish_via_partition_root = true".to_owned());
         }
-        let operations = if state.is_ours { plan.operations } else { state.operations.with(plan.operations) };
+        let operations = state.operations.with(plan.operations);
         if operations != state.operations {
             parameters.push(format!("publish = '{}'", operations.parameter()));
         }
@@ -157,11 +157,7 @@ impl Steps {
             steps.sql.push(format!("ALTER PUBLICATION {name} ADD TABLE {};", listed(&steps.added)));
         }
         if state.is_ours && source.create {
-            let unnamed = |table: &&TableName| !sinks.iter().any(|sink| sink.takes_table(table));
-            steps.removed = state.members.iter().filter(unnamed).cloned().collect();
-            if !steps.removed.is_empty() {
-                steps.sql.push(format!("ALTER PUBLICATION {name} DROP TABLE {};", listed(&steps.removed)));
-            }
+            steps.narrow(state, plan, source, sinks);
         }
         for table in state.partial.iter().filter(|table| plan.publish.iter().any(|(facts, _)| facts.name == **table)) {
             let what = format!("the publication {} passes on only some rows or columns of {table}", source.publication);
@@ -174,6 +170,19 @@ impl Steps {
         }
         steps.settle(source);
         steps
+    }
+
+    /// Takes away what no sink of the source needs.
+    fn narrow(&mut self, state: &PublicationState, plan: &Plan, source: &SourceConfig, sinks: &[SinkConfig]) {
+        let name = quoted(&source.publication);
+        if state.operations.with(plan.operations) != plan.operations {
+            self.narrowing.push(format!("ALTER PUBLICATION {name} SET (publish = '{}');", plan.operations.parameter()));
+        }
+        let unnamed = |table: &&TableName| !sinks.iter().any(|sink| sink.takes_table(table));
+        self.removed = state.members.iter().filter(unnamed).cloned().collect();
+        if !self.removed.is_empty() {
+            self.narrowing.push(format!("ALTER PUBLICATION {name} DROP TABLE {};", listed(&self.removed)));
+        }
     }
 
     /// Tables of the plan that are not published and may be added; the others become troubles or refusals.
@@ -208,6 +217,7 @@ impl Steps {
 
     fn refuse(&mut self) {
         self.refused.append(&mut self.sql);
+        self.narrowing.clear();
         self.added.clear();
         self.removed.clear();
     }
@@ -216,11 +226,8 @@ impl Steps {
 impl PublicationState {
     /// Whether changes of the table come under its own name.
     pub(crate) fn covers(&self, table: &TableName) -> bool {
-        // A root without partitions, or in a publication that sends leaves, is not in pg_publication_tables.
-        self.covered.contains(table)
-            || self.members.contains(table)
-            || self.all_tables
-            || self.schemas.contains(&table.schema)
+        // Not asked of pg_publication_tables, which waits for every table that is locked.
+        self.members.contains(table) || self.all_tables || self.schemas.contains(&table.schema)
     }
 }
 

@@ -63,7 +63,7 @@ fn read_all(mut socket: Pieces, memory: &Memory) -> (Vec<Bytes>, StreamError) {
 
 #[test]
 fn what_is_neither_row_nor_keepalive_is_skipped() {
-    let notice = frame(b'N', b"VWARNING\0C01000\0Mskipped loading publication\0\0");
+    let notice = frame(b'N', b"VWARNING\0C01000\0Mcollation version mismatch\0\0");
     let bytes =
         [data(b"one"), notice, frame(b'S', b"TimeZone\0UTC\0"), data(b"two"), frame(b'C', b"COPY 0\0")].concat();
     let (payloads, end) = read_all(pieces(&bytes, 7), &Memory::new(1 << 20));
@@ -77,6 +77,37 @@ fn an_error_comes_after_the_rows_before_it() {
     let (payloads, end) = read_all(pieces(&[data(b"one"), error].concat(), 1000), &Memory::new(1 << 20));
     assert_eq!(payloads, ["one"]);
     assert_eq!(end.sqlstate(), Some("57P01"));
+}
+
+#[test]
+fn nothing_is_handed_out_behind_a_publication_that_is_skipped() {
+    let notice = frame(b'N', b"SWARNUNG\0VWARNING\0C55000\0Mskipped loading publication \"p\"\0\0");
+    for size in [7, 1000] {
+        let bytes = [data(b"one"), notice.clone(), data(b"two")].concat();
+        let (payloads, end) = read_all(pieces(&bytes, size), &Memory::new(1 << 20));
+        assert_eq!(payloads, ["one"]);
+        assert!(matches!(&end, StreamError::PublicationSkipped { message } if message.contains("\"p\"")), "{end}");
+    }
+}
+
+#[test]
+fn an_error_behind_what_is_skipped_is_not_lost_when_the_server_closes() {
+    let notice = frame(b'N', b"VWARNING\0C01000\0Mrestarting\0\0");
+    let error = frame(b'E', b"VFATAL\0C57P01\0Mterminating\0\0");
+    let bytes = [notice, frame(b'S', b"TimeZone\0UTC\0"), error].concat();
+    let (payloads, end) = read_all(pieces(&bytes, 1000), &Memory::new(1 << 20));
+    assert!(payloads.is_empty());
+    assert_eq!(end.sqlstate(), Some("57P01"), "{end}");
+
+    let mut inlet = Inlet::new();
+    let mut socket = pieces(&bytes, 1000);
+    let mut cx = Context::from_waker(std::task::Waker::noop());
+    let drained = loop {
+        if let Poll::Ready(drained) = pin!(inlet.drain(&mut socket)).poll(&mut cx) {
+            break drained;
+        }
+    };
+    assert_eq!(drained.unwrap_err().sqlstate(), Some("57P01"));
 }
 
 #[test]

@@ -99,6 +99,18 @@ async fn the_session_settings_win_over_those_of_the_database() {
     enter(&format!("{url}?options=-c%20work_mem%3D8MB")).await.unwrap();
 }
 
+/// The source gives a silent server up after 45 s; one that never asks for a status would be silent that long.
+#[tokio::test]
+async fn the_walsender_gives_a_sign_of_life_in_time_unless_the_address_says_otherwise() {
+    let cluster = cluster("", &[("wal_sender_timeout", "0")]);
+    let url = cluster.url("postgres");
+    let question = "SELECT current_setting('wal_sender_timeout')";
+    for (url, expected) in [(url.clone(), "1min"), (format!("{url}?options=-c%20wal_sender_timeout%3D5min"), "5min")] {
+        let rows = replication(&url).await.unwrap().session.query(question).await.unwrap();
+        assert_eq!(rows, [[Some(expected.to_owned())]]);
+    }
+}
+
 #[tokio::test]
 async fn an_error_in_a_query_leaves_the_session_usable() {
     let cluster = cluster("", &[]);
@@ -110,6 +122,45 @@ async fn an_error_in_a_query_leaves_the_session_usable() {
     session.identify_system().await.unwrap();
 }
 
+#[tokio::test]
+async fn a_promotion_says_where_the_timeline_before_was_left() {
+    let cluster = cluster("", &[]);
+    let url = cluster.url("postgres");
+    let before = {
+        let mut session = replication(&url).await.unwrap();
+        let identity = session.identify_system().await.unwrap();
+        assert_eq!(session.switch_point(identity.timeline, identity.timeline).await.unwrap(), None);
+        identity
+    };
+    cluster.stop("fast").unwrap();
+    let (signal, data) = (cluster.data().join("standby.signal"), cluster.data().metadata().unwrap());
+    std::fs::write(&signal, "").unwrap();
+    chown(&signal, Some(data.uid()), Some(data.gid())).unwrap();
+    cluster.resume().unwrap();
+    client(&url).await.query_one("SELECT pg_promote()", &[]).await.unwrap();
+
+    let mut session = replication(&url).await.unwrap();
+    let after = session.identify_system().await.unwrap();
+    assert_eq!((after.system_id, after.timeline), (before.system_id, before.timeline + 1));
+    let left = session.switch_point(after.timeline, before.timeline).await.unwrap().unwrap();
+    assert!((before.xlogpos..=after.xlogpos).contains(&left), "{left} is not between {before:?} and {after:?}");
+    assert_eq!(session.switch_point(after.timeline, 7).await.unwrap(), None);
+    let error = session.switch_point(7, 1).await.unwrap_err();
+    assert!(matches!(error, StreamError::Server(_)), "{error:?}");
+    session.identify_system().await.unwrap();
+}
+
+#[test]
+fn a_history_is_lines_of_timeline_lsn_and_reason() {
+    let history = "# made by hand\n\n1\t0/16D68E8\tno recovery target specified\n\n3\t16/B374D848\tbefore 2000-01-01\n";
+    assert_eq!(
+        [1, 2, 3].map(|of| left_at(history, of).unwrap()),
+        [Some(Lsn(0x16D_68E8)), None, Some(Lsn(0x16_B374_D848))]
+    );
+    assert_eq!(left_at("", 1), Some(None));
+    assert_eq!(left_at("1\tnowhere\treason", 1), None);
+}
+
 /// The source runs in a task that may move between threads.
 #[test]
 fn every_future_can_be_sent() {
@@ -118,6 +169,7 @@ fn every_future_can_be_sent() {
     sendable(|address, _| async move { sql(&address).await.map(drop) });
     sendable(|address, _| async move { Replication::connect(&address, &Memory::new(1)).await.map(drop) });
     sendable(|_, mut replication| async move { replication.start("s", "p", Lsn::ZERO).await });
+    sendable(|_, mut replication| async move { replication.switch_point(2, 1).await });
     sendable(|_, mut replication| async move { replication.read().await.map(drop) });
     sendable(|_, mut replication| async move { replication.status(Lsn::ZERO, Lsn::ZERO, false).await });
     sendable(|_, replication| async move { replication.finish(Lsn::ZERO, Lsn::ZERO).await });

@@ -1,0 +1,122 @@
+//! What is published, and what is refused before anything is changed.
+
+use super::*;
+
+#[tokio::test]
+async fn an_exactly_named_table_without_identity_is_refused_and_its_updates_still_work() {
+    let stage = Stage::new(&[], "create table bare (v int); insert into bare values (1)").await;
+    let fault = faults(stage.prepare(&[sink("s", &["public.bare"])]).await).remove(0);
+    assert_eq!(fault.place, "sink.s.tables");
+    assert_eq!(fault.sql.as_deref(), Some("ALTER TABLE \"public\".\"bare\" REPLICA IDENTITY FULL;"));
+    assert_eq!(stage.count("select count(*) from pg_publication").await, 0);
+    assert_eq!(stage.count("select count(*) from pg_replication_slots").await, 0);
+
+    // By a pattern it is left out, so that its own UPDATE goes on working.
+    stage.client.batch_execute(ORDERS).await.unwrap();
+    let prepared = stage.prepare(&[sink("s", &["public.*"])]).await.unwrap();
+    assert_eq!(stage.published().await, ["public.orders"]);
+    assert!(prepared.troubles[0].what.contains("public.bare has no primary key"), "{:?}", prepared.troubles);
+    stage.client.batch_execute("update bare set v = 2").await.unwrap();
+
+    // What the fault advises mends it.
+    stage.client.batch_execute(&fault.sql.unwrap()).await.unwrap();
+    let prepared = stage.prepare(&[sink("s", &["public.bare", "public.orders"])]).await.unwrap();
+    assert_eq!((prepared.tables.len(), prepared.troubles.len()), (2, 0));
+    stage.client.batch_execute("update bare set v = 3").await.unwrap();
+}
+
+#[tokio::test]
+async fn sinks_of_inserts_only_publish_inserts_only_and_need_no_identity() {
+    let stage = Stage::new(&[], "create table bare (v int); insert into bare values (1)").await;
+    let mut inserts = sink("s", &["public.bare"]);
+    inserts.actions = Actions { insert: true, update: false, delete: false };
+    stage.prepare(&[inserts.clone()]).await.unwrap();
+    stage.client.batch_execute("update bare set v = 2; delete from bare").await.unwrap();
+
+    // Another sink that takes updates widens the publication, once the table is safe.
+    stage.client.batch_execute("alter table bare replica identity full").await.unwrap();
+    stage.prepare(&[inserts, sink("all", &["public.bare"])]).await.unwrap();
+    let widened = "select count(*) from pg_publication where pubinsert and pubupdate and pubdelete and not pubtruncate";
+    assert_eq!(stage.count(widened).await, 1);
+}
+
+#[tokio::test]
+async fn identities_that_publishing_would_break_are_known() {
+    let sql = "create table nothing (id int primary key); alter table nothing replica identity nothing;
+               create table late (id int, constraint late_pk primary key (id) deferrable);
+               create table lost (id int not null, v int); create unique index lost_i on lost (id);
+               alter table lost replica identity using index lost_i; drop index lost_i;
+               create unlogged table quick (id int primary key);
+               create view seen as select 1 as id;";
+    let stage = Stage::new(&[], sql).await;
+    let names = ["nothing", "late", "lost", "quick", "seen"].map(|name| format!("public.{name}"));
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let reasons: Vec<String> =
+        faults(stage.prepare(&[sink("s", &names)]).await).into_iter().map(|fault| fault.reason).collect();
+    let text = reasons.join("\n");
+    for expected in ["IDENTITY NOTHING", "deferrable", "lost the index", "is unlogged", "is a view"] {
+        assert!(text.contains(expected), "{expected}: {text}");
+    }
+    assert_eq!(reasons.len(), 5, "{text}");
+    // The server agrees about each table.
+    stage.client.batch_execute("create publication p for table nothing, late, lost").await.unwrap();
+    for table in ["nothing", "late", "lost"] {
+        let error = stage.client.batch_execute(&format!("delete from {table}")).await.unwrap_err();
+        assert!(error.as_db_error().unwrap().message().contains("replica identity"), "{table}");
+    }
+}
+
+#[tokio::test]
+async fn every_fault_of_the_configuration_comes_in_one_go() {
+    let sql = "create table orders (id int primary key, customer_id int);
+               create table swapped (id int primary key, code int not null);
+               create unique index swapped_i on swapped (code);
+               alter table swapped replica identity using index swapped_i;";
+    let stage = Stage::new(&[], sql).await;
+    let mut grouped = sink("grouped", &["public.orders"]);
+    grouped.group_by = GroupBy::Columns(vec!["customer_id".to_owned()]);
+    let mut unknown = sink("unknown", &["public.*"]);
+    let orders = TableName { schema: "public".to_owned(), table: "orders".to_owned() };
+    unknown.group_by_table = vec![(orders, GroupBy::Columns(vec!["shop".to_owned()]))];
+    let sinks = [sink("typo", &["public.oders"]), grouped, unknown, sink("swap", &["public.swapped"])];
+    let found: Vec<String> = faults(stage.prepare(&sinks).await).iter().map(PlanFault::to_string).collect();
+    let expected = [
+        "sink.typo.tables: the database has no table public.oders (did you mean public.orders?)",
+        "sink.grouped.group_by: the old rows of public.orders's updates and deletes do not carry group_by customer_id, so \
+         their group would be unknown: ALTER TABLE \"public\".\"orders\" REPLICA IDENTITY FULL;",
+        "sink.unknown.group_by: public.orders has no column shop to group by",
+        "sink.unknown.group_by: the old rows of public.swapped's updates and deletes do not carry its primary key's id, so \
+         their group would be unknown: ALTER TABLE \"public\".\"swapped\" REPLICA IDENTITY DEFAULT;",
+        "sink.swap.group_by: the old rows of public.swapped's updates and deletes do not carry its primary key's id, so \
+         their group would be unknown: ALTER TABLE \"public\".\"swapped\" REPLICA IDENTITY DEFAULT;",
+    ];
+    assert_eq!(found, expected);
+    // Inserts carry every column.
+    let mut inserts = sinks[1].clone();
+    inserts.actions = Actions { insert: true, update: false, delete: false };
+    stage.prepare(&[inserts]).await.unwrap();
+}
+
+#[tokio::test]
+async fn partitions_come_as_their_root() {
+    let sql = "create table parts (id int, v int, primary key (id)) partition by range (id);
+               create table parts_1 partition of parts for values from (0) to (10);
+               create table loose (id int, v int) partition by range (id);
+               create table loose_1 partition of loose for values from (0) to (10);
+               insert into loose values (1, 1);";
+    let stage = Stage::new(&[], sql).await;
+    let fault = faults(stage.prepare(&[sink("s", &["public.parts_1"])]).await).remove(0);
+    assert!(fault.reason.contains("its changes come as public.parts, so name that"), "{fault}");
+
+    let prepared = stage.prepare(&[sink("s", &["public.*"])]).await.unwrap();
+    assert_eq!(stage.published().await, ["public.parts"]);
+    assert_eq!(prepared.tables[0].leaves.len(), 1);
+    // A root is as safe as its partitions: the ALTER TABLE names the partition, and with it the root is taken.
+    let trouble = &prepared.troubles[0];
+    assert_eq!(trouble.advice, "ALTER TABLE \"public\".\"loose_1\" REPLICA IDENTITY FULL;");
+    stage.client.batch_execute(&trouble.advice).await.unwrap();
+    let maintained = maintain(&stage.client, &stage.source(), &[sink("s", &["public.*"])]).await.unwrap();
+    assert_eq!(maintained.added[0].table, "loose");
+    assert!(maintained.troubles[0].what.contains("partitions made from now on"), "{:?}", maintained.troubles);
+    stage.client.batch_execute("update loose set v = 2; update parts set v = 2").await.unwrap();
+}

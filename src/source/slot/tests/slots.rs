@@ -1,0 +1,162 @@
+//! The states a slot may be in, and how one is made.
+
+use super::*;
+
+#[tokio::test]
+async fn preparing_twice_makes_publication_and_slot_once() {
+    let stage = Stage::new(&[], ORDERS).await;
+    let first = stage.prepare(&[sink("orders", &["public.orders"])]).await.unwrap();
+    assert!(first.created && first.troubles.is_empty() && first.confirmed >= first.restart, "{first:?}");
+    assert_eq!(first.tables[0].primary_key, ["id"]);
+    let second = stage.prepare(&[sink("orders", &["public.orders"])]).await.unwrap();
+    assert!(!second.created);
+    assert_eq!(second.confirmed, first.confirmed);
+    assert_eq!(stage.published().await, ["public.orders"]);
+
+    let before = inspect(&stage.client, "walhook_app").await.unwrap().unwrap();
+    // What was inserted is written within a moment, by the WAL writer.
+    let after = loop {
+        heartbeat(&stage.client).await.unwrap();
+        let after = inspect(&stage.client, "walhook_app").await.unwrap().unwrap();
+        if after.server_lsn > before.server_lsn && after.retained_bytes > before.retained_bytes {
+            break after;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert_eq!(after.wal_status.as_deref(), Some("reserved"));
+    assert_eq!(inspect(&stage.client, "nothing").await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn slots_that_cannot_be_ours_are_refused() {
+    let mut stage = Stage::new(&[], ORDERS).await;
+    let sinks = [sink("s", &["public.orders"])];
+    stage
+        .client
+        .batch_execute("select pg_create_logical_replication_slot('walhook_app', 'test_decoding')")
+        .await
+        .unwrap();
+    assert!(lasting(stage.prepare(&sinks).await).0.contains("output plugin test_decoding, not pgoutput"));
+    stage.client.batch_execute("select pg_drop_replication_slot('walhook_app')").await.unwrap();
+
+    stage.client.batch_execute("select pg_create_physical_replication_slot('walhook_app')").await.unwrap();
+    assert!(lasting(stage.prepare(&sinks).await).0.contains("physical"));
+    stage.client.batch_execute("select pg_drop_replication_slot('walhook_app')").await.unwrap();
+
+    stage.client.batch_execute("create database other").await.unwrap();
+    let other = stage.session(&stage.cluster.url("other")).await;
+    other.batch_execute("select pg_create_logical_replication_slot('walhook_app', 'pgoutput')").await.unwrap();
+    assert!(lasting(stage.prepare(&sinks).await).0.contains("belongs to the database other, not postgres"));
+    other.batch_execute("select pg_drop_replication_slot('walhook_app')").await.unwrap();
+    assert_eq!(stage.count("select count(*) from pg_publication").await, 0, "nothing is changed before a refusal");
+
+    stage.prepare(&sinks).await.unwrap();
+    stage.client.batch_execute("drop publication walhook_app").await.unwrap();
+    let (what, advice) = lasting(stage.prepare(&sinks).await);
+    assert!(what.contains("the publication walhook_app does not"), "{what}");
+    assert!(advice.starts_with("SELECT pg_drop_replication_slot('walhook_app');"), "{advice}");
+    assert!(matches!(maintain(&stage.client, &stage.source(), &sinks).await, Err(PrepareError::Lasting { .. })));
+}
+
+#[tokio::test]
+async fn a_slot_that_another_session_reads_is_busy() {
+    let stage = Stage::new(&[], ORDERS).await;
+    let sinks = [sink("s", &["public.orders"])];
+    stage.prepare(&sinks).await.unwrap();
+    let mut reader = std::process::Command::new(stage.cluster.bin().join("pg_recvlogical"))
+        .args(["-d", &format!("{}?application_name=reader", stage.cluster.url("postgres")), "-S", "walhook_app"])
+        .args(["--start", "-f", "/dev/null", "-o", "proto_version=1", "-o", "publication_names=walhook_app"])
+        .spawn()
+        .unwrap();
+    let busy = loop {
+        match stage.prepare(&sinks).await {
+            Err(PrepareError::Busy { pid: Some(_), application_name }) => break application_name,
+            Ok(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            Err(error) => panic!("{error}"),
+        }
+    };
+    assert_eq!(busy.as_deref(), Some("reader"));
+    reader.kill().unwrap();
+    reader.wait().unwrap();
+}
+
+#[tokio::test]
+async fn a_slot_that_the_server_gave_up_is_lost() {
+    let settings = [("max_slot_wal_keep_size", "1MB"), ("min_wal_size", "2MB"), ("max_wal_size", "4MB")];
+    let mut options = ClusterOptions { initdb_args: vec!["--wal-segsize=1".to_owned()], ..ClusterOptions::default() };
+    options.settings = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    let cluster = Cluster::start(&options).unwrap();
+    let mut drivers = JoinSet::new();
+    let client = session(&mut drivers, &cluster.url("postgres")).await;
+    client.batch_execute(ORDERS).await.unwrap();
+    let stage = Stage { cluster, client, drivers };
+    let sinks = [sink("s", &["public.orders"])];
+    stage.prepare(&sinks).await.unwrap();
+    for _ in 0..8 {
+        stage.client.batch_execute("create table junk (); drop table junk; select pg_switch_wal()").await.unwrap();
+    }
+    stage.client.batch_execute("checkpoint").await.unwrap();
+    let facts = inspect(&stage.client, "walhook_app").await.unwrap().unwrap();
+    assert!(facts.is_lost(), "{facts:?}");
+    let (what, advice) = lasting(stage.prepare(&sinks).await);
+    assert!(what.contains("has given up the slot walhook_app"), "{what}");
+    assert!(advice.contains("pg_drop_replication_slot('walhook_app')") && advice.contains("backfill"), "{advice}");
+}
+
+#[tokio::test]
+async fn a_server_without_logical_wal_is_refused_with_the_setting() {
+    let stage = Stage::new(&[("wal_level", "replica")], ORDERS).await;
+    let (what, advice) = lasting(stage.prepare(&[sink("s", &["public.orders"])]).await);
+    assert_eq!(what, "wal_level is replica; logical replication needs logical");
+    assert!(advice.starts_with("ALTER SYSTEM SET wal_level = 'logical';"), "{advice}");
+}
+
+#[tokio::test]
+async fn no_free_slot_says_which_setting() {
+    let stage = Stage::new(&[("max_replication_slots", "0")], ORDERS).await;
+    let (what, advice) = lasting(stage.prepare(&[sink("s", &["public.orders"])]).await);
+    assert!(what.contains("max_replication_slots") && advice.contains("max_replication_slots"), "{what}: {advice}");
+}
+
+#[tokio::test]
+async fn making_a_slot_waits_for_old_transactions_and_leaves_nothing_when_given_up() {
+    let mut stage = Stage::new(&[], ORDERS).await;
+    let url = stage.cluster.url("postgres");
+    let old = stage.session(&url).await;
+    let eye = stage.session(&url).await;
+    old.batch_execute("begin; insert into orders values (1)").await.unwrap();
+    let waiting =
+        "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and query like '%pg_create_logical%'";
+    {
+        let sinks = [sink("s", &["public.orders"])];
+        let source = stage.source();
+        let mut preparing = std::pin::pin!(prepare(&stage.client, &source, &sinks));
+        let watcher = async {
+            while eye.query_one(waiting, &[]).await.unwrap().get::<_, i64>(0) == 0 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::select! {
+            done = &mut preparing => panic!("it did not wait: {done:?}"),
+            () = watcher => {}
+        }
+    }
+    // The backend that waited notices that its client is gone, and its slot goes with it, though `old` still runs.
+    while stage.count("select count(*) from pg_replication_slots").await > 0 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    old.batch_execute("commit").await.unwrap();
+    assert!(stage.prepare(&[sink("s", &["public.orders"])]).await.unwrap().created);
+}
+
+#[tokio::test]
+async fn two_at_once_agree() {
+    let mut stage = Stage::new(&[], ORDERS).await;
+    let other = stage.session(&stage.cluster.url("postgres")).await;
+    let source = stage.source();
+    let sinks = [sink("s", &["public.orders"])];
+    let (first, second) = tokio::join!(prepare(&stage.client, &source, &sinks), prepare(&other, &source, &sinks));
+    let fine = |result: &Result<Prepared, PrepareError>| matches!(result, Ok(_) | Err(PrepareError::Busy { .. }));
+    assert!(fine(&first) && fine(&second), "{first:?} {second:?}");
+    assert_eq!(stage.count("select count(*) from pg_replication_slots").await, 1);
+}
