@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::daemon::{Config, Daemon, troubles};
 use crate::order::counters;
 use crate::postgres::{Postgres, state, until};
-use crate::receiver::{Receiver, Reply};
+use crate::receiver::{Receiver, Reply, ReservedPort};
 
 /// One row is inserted while the endpoint misbehaves by `reply` for two requests; then it answers 200.
 async fn fails_as(reply: Reply, category: &str) {
@@ -138,14 +138,24 @@ async fn a_2xx_outside_success_is_a_failure_that_names_the_setting() {
 async fn a_refused_connection_is_retried_until_somebody_listens() {
     let postgres = Postgres::start();
     let client = counters(&postgres).await;
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let daemon = Daemon::start(&Config::one_sink(&postgres, &format!("http://{free}"), "")).await;
+    let port = ReservedPort::new();
+    let daemon = Daemon::start(&Config::one_sink(&postgres, &port.url(), "")).await;
     client.batch_execute("INSERT INTO counters VALUES (1, 0)").await.unwrap();
     named(&daemon, "connect_refused").await;
     until("readyz to name the failing sink", || async {
         let (status, body) = daemon.ready().await.unwrap();
         assert_eq!(status, 200, "a failing sink alone does not make the daemon unready: {body}");
         state(troubles(&body).contains("sink:orders"), body)
+    })
+    .await;
+
+    let receiver = Receiver::at(port.listen());
+    receiver.wait_acknowledged(1).await;
+    let attempt = receiver.requests()[0].header("walhook-attempt").to_owned();
+    assert!(attempt.parse::<u32>().unwrap() > 1, "refused connections count as attempts: {attempt}");
+    until("readyz to be content with the sink", || async {
+        let body = daemon.ready().await.unwrap().1;
+        state(!troubles(&body).contains("sink:orders"), body)
     })
     .await;
 }

@@ -121,6 +121,20 @@ impl Receiver {
         group_of: impl Fn(&Value) -> String + Send + Sync + 'static,
     ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::on(listener, keep, script, group_of)
+    }
+
+    /// Answers 200 to everything that comes in at `listener`, and remembers everything.
+    pub(crate) fn at(listener: TcpListener) -> Self {
+        Self::on(listener, Keep::All, |_| Reply::status(200), row_of)
+    }
+
+    fn on(
+        listener: TcpListener,
+        keep: Keep,
+        script: impl Fn(&Request) -> Reply + Send + Sync + 'static,
+        group_of: impl Fn(&Value) -> String + Send + Sync + 'static,
+    ) -> Self {
         let address = listener.local_addr().unwrap();
         let script: Script = Arc::new(script);
         let (script, book) = (Mutex::new(script), Mutex::default());
@@ -203,6 +217,30 @@ impl Receiver {
 impl Drop for Receiver {
     fn drop(&mut self) {
         self.tasks.abort_all();
+    }
+}
+
+/// A port that nobody else can take and that refuses connections until somebody listens.
+pub(crate) struct ReservedPort(socket2::Socket);
+
+impl ReservedPort {
+    /// A port of the system's choice.
+    pub(crate) fn new() -> Self {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        Self(socket)
+    }
+
+    /// `http://127.0.0.1:PORT`
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.0.local_addr().unwrap().as_socket().unwrap())
+    }
+
+    /// From here on connections are taken.
+    pub(crate) fn listen(self) -> TcpListener {
+        self.0.listen(128).unwrap();
+        self.0.set_nonblocking(true).unwrap();
+        TcpListener::from_std(self.0.into()).unwrap()
     }
 }
 
