@@ -48,6 +48,36 @@ async fn a_receiver_that_never_answers_gets_no_more_than_max_in_flight() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_that_never_answers_gets_no_more_than_max_ack_pending() {
+    let postgres = Postgres::start();
+    let client = counters(&postgres).await;
+    let receiver = Receiver::scripted(|_| Reply::Never).await;
+    // Five requests could hold forty messages.
+    let sink = "max_in_flight = 5\nbatch_size = 8\nmax_ack_pending = 20\nrequest_timeout = \"2s\"";
+    let daemon = Daemon::start(&Config::one_sink(&postgres, &receiver.url(), sink)).await;
+
+    count_up(&client, 200, 1).await;
+    let full: [(&str, fn(f64) -> bool); 2] = [
+        ("walhook_sink_ack_pending_messages", |messages| messages >= 20.0),
+        ("walhook_sink_waiting_messages", |messages| messages >= 380.0),
+    ];
+    wait_metrics(&daemon, &full).await;
+    receiver.wait("requests to time out and come again", |receiver| receiver.request_count() >= 9).await;
+    receiver.ledger(|ledger| {
+        assert_eq!(ledger.unacknowledged_max, 20, "unacknowledged messages");
+        ledger.assert_clean();
+    });
+
+    receiver.script(|_| Reply::status(200));
+    receiver.wait_acknowledged(400).await;
+    assert_complete(&receiver, 200, 1);
+    receiver.ledger(|ledger| {
+        ledger.assert_clean();
+        assert!(ledger.unacknowledged_max <= 20, "{} messages were unacknowledged", ledger.unacknowledged_max);
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn distinct_unacknowledged_messages_never_pass_max_ack_pending() {
     let postgres = Postgres::start();
     let client = counters(&postgres).await;
