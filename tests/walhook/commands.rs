@@ -1,9 +1,11 @@
 //! The commands and their exit codes: 0 ok, 1 failed while running, 69 database or prerequisite missing, 78 bad config.
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read};
 use std::os::unix::fs::PermissionsExt as _;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -11,7 +13,7 @@ use serde_json::Value;
 
 use crate::daemon::{Config, Daemon, text_of, walhook};
 use crate::order::counters;
-use crate::postgres::Postgres;
+use crate::postgres::{Postgres, state, until, until_within};
 use crate::receiver::{Receiver, Reply};
 
 fn with_config(command: &str, config: &Config) -> (Option<i32>, String) {
@@ -175,39 +177,78 @@ async fn init_writes_a_config_that_check_accepts() {
     assert_eq!(std::fs::read_to_string(&file).unwrap(), written);
 }
 
-#[test]
-fn the_demo_shows_changes_and_leaves_nothing_behind() {
+#[tokio::test(flavor = "multi_thread")]
+async fn the_demo_shows_changes_and_retries_and_leaves_nothing_behind() {
     let directory = tempfile::tempdir().unwrap();
     // The demo's server may run as another user, who must be able to pass and write.
     std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o1777)).unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_walhook"));
-    command.arg("demo").env("TMPDIR", directory.path()).stdin(Stdio::null());
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let (lines, shown) = std::sync::mpsc::channel();
-    for stream in [
-        Box::new(child.stdout.take().unwrap()) as Box<dyn std::io::Read + Send>,
-        Box::new(child.stderr.take().unwrap()),
-    ] {
-        let lines = lines.clone();
-        std::thread::spawn(move || {
-            for line in BufReader::new(stream).lines().map_while(Result::ok) {
-                // The other end is gone when the test has seen enough.
-                drop(lines.send(line));
-            }
-        });
-    }
-    let mut printed = String::new();
-    let started = Instant::now();
-    let seen_all = |printed: &str| ["insert", "update", "delete", "/metrics"].iter().all(|part| printed.contains(part));
-    while !seen_all(&printed) && started.elapsed() < Duration::from_secs(120) {
-        if let Ok(line) = shown.recv_timeout(Duration::from_secs(1)) {
-            printed += &(line + "\n");
-        }
-    }
-    kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGINT).unwrap();
-    let status = child.wait().unwrap();
-    assert!(seen_all(&printed), "{printed}");
-    assert!(status.success(), "{status}: {printed}");
+    let mut demo = Demo::start(directory.path());
+    // 503 and then the same delivery again: the endpoint that refuses three in ten.
+    let parts = ["/metrics", "insert", "update", "delete", " 503 ", "200 retry "];
+    until_within(Duration::from_secs(120), "the demo to show changes and a retry", || async {
+        let printed = demo.printed();
+        state(parts.iter().all(|part| printed.contains(part)), printed)
+    })
+    .await;
+    let postmaster = postmaster_under(directory.path());
+    assert!(is_running(postmaster), "the server of the demo is process {postmaster}");
+
+    kill(Pid::from_raw(i32::try_from(demo.child.id()).unwrap()), Signal::SIGINT).unwrap();
+    let status = until("the demo to end", || std::future::ready(demo.child.try_wait().unwrap().ok_or(()))).await;
+    assert_eq!(status.code(), Some(0), "{}", demo.printed());
+    assert!(!is_running(postmaster), "the server, process {postmaster}, still runs");
     let left: Vec<_> = std::fs::read_dir(directory.path()).unwrap().flatten().map(|entry| entry.path()).collect();
     assert!(left.is_empty(), "left behind: {left:?}");
+}
+
+/// A running `walhook demo`. Asked to end, so that its server ends too, when a test fails.
+struct Demo {
+    child: Child,
+    printed: Arc<Mutex<String>>,
+}
+
+impl Demo {
+    fn start(directory: &Path) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_walhook"));
+        command.args(["demo", "--admin", "127.0.0.1:0"]).env("TMPDIR", directory).stdin(Stdio::null());
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let printed = Arc::new(Mutex::new(String::new()));
+        let streams: [Box<dyn Read + Send>; 2] =
+            [Box::new(child.stdout.take().unwrap()), Box::new(child.stderr.take().unwrap())];
+        for stream in streams {
+            let printed = Arc::clone(&printed);
+            std::thread::spawn(move || {
+                for line in BufReader::new(stream).lines().map_while(Result::ok) {
+                    *printed.lock().unwrap() += &(line + "\n");
+                }
+            });
+        }
+        Self { child, printed }
+    }
+
+    fn printed(&self) -> String {
+        self.printed.lock().unwrap().clone()
+    }
+}
+
+impl Drop for Demo {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), Signal::SIGTERM).unwrap_or_default();
+            drop(self.child.wait());
+        }
+    }
+}
+
+/// Process id of the only cluster under `directory`.
+fn postmaster_under(directory: &Path) -> u32 {
+    let clusters: Vec<_> = std::fs::read_dir(directory).unwrap().flatten().map(|entry| entry.path()).collect();
+    assert_eq!(clusters.len(), 1, "{clusters:?}");
+    let file = std::fs::read_to_string(clusters[0].join("data/postmaster.pid")).unwrap();
+    file.lines().next().unwrap().parse().unwrap()
+}
+
+/// Whether the process runs; one that ended and was not waited for has no command line any more.
+fn is_running(pid: u32) -> bool {
+    std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| !line.is_empty())
 }
