@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::daemon::{Config, Daemon, troubles};
 use crate::order::counters;
 use crate::postgres::{Postgres, state, until};
-use crate::receiver::{Receiver, Reply, ReservedPort};
+use crate::receiver::{Receiver, Reply};
 
 /// One row is inserted while the endpoint misbehaves by `reply` for two requests; then it answers 200.
 async fn fails_as(reply: Reply, category: &str) {
@@ -132,6 +132,30 @@ async fn a_2xx_outside_success_is_a_failure_that_names_the_setting() {
         text.contains("unexpected_success_status") && text.replace("unexpected_success_status", "").contains("success")
     });
     assert!(told);
+}
+
+/// A port that nobody else can take and that refuses connections until somebody listens.
+struct ReservedPort(socket2::Socket);
+
+impl ReservedPort {
+    /// A port of the system's choice.
+    fn new() -> Self {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        Self(socket)
+    }
+
+    /// `http://127.0.0.1:PORT`
+    fn url(&self) -> String {
+        format!("http://{}", self.0.local_addr().unwrap().as_socket().unwrap())
+    }
+
+    /// From here on connections are taken.
+    fn listen(self) -> tokio::net::TcpListener {
+        self.0.listen(128).unwrap();
+        self.0.set_nonblocking(true).unwrap();
+        tokio::net::TcpListener::from_std(self.0.into()).unwrap()
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

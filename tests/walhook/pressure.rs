@@ -59,7 +59,7 @@ async fn a_receiver_that_never_answers_gets_no_more_than_max_ack_pending() {
     count_up(&client, 200, 1).await;
     let full: [(&str, fn(f64) -> bool); 2] = [
         ("walhook_sink_ack_pending_messages", |messages| messages >= 20.0),
-        ("walhook_sink_waiting_messages", |messages| messages >= 380.0),
+        ("walhook_sink_received_messages_total", |messages| messages >= 400.0),
     ];
     wait_metrics(&daemon, &full).await;
     receiver.wait("requests to time out and come again", |receiver| receiver.request_count() >= 9).await;
