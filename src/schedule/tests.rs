@@ -102,6 +102,23 @@ fn several_messages_of_a_group_share_a_batch_in_order() {
 }
 
 #[test]
+fn what_waits_behind_several_messages_of_a_group_is_ready_once_when_they_are_acknowledged() {
+    let mut play = Play::new(Rules { batch_size: 2, ..rules() });
+    play.one(1, 1);
+    play.one(1, 2);
+    assert_eq!(play.commands(), [(0, vec![1, 2])]);
+    play.one(1, 3);
+    assert_eq!(play.scheduler.counts().ready, 0);
+    play.ack(0);
+    let counts = play.scheduler.counts();
+    assert_eq!((counts.ready, counts.ready_bytes), (1, 10));
+    assert_eq!(play.commands(), [], "one message does not fill a batch");
+    play.now += 10 * MS;
+    assert_eq!(play.commands(), [(1, vec![3])]);
+    assert_eq!(play.scheduler.counts().ready, 0);
+}
+
+#[test]
 fn batch_bytes_bound_a_batch_and_a_larger_message_goes_alone() {
     let mut play = Play::new(Rules { batch_size: 10, batch_bytes: 25, batch_timeout: Duration::ZERO, ..rules() });
     for payload in 1..4 {

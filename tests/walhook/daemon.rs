@@ -176,6 +176,12 @@ impl Daemon {
         self.lines.lock().unwrap().json.clone()
     }
 
+    /// Everything it printed, whether or not it was JSON.
+    pub(crate) fn printed(&self) -> String {
+        let lines = self.lines.lock().unwrap();
+        lines.json.iter().map(Value::to_string).chain(lines.other.iter().cloned()).collect::<Vec<_>>().join("\n")
+    }
+
     /// Whether a line of the log holds `text` anywhere.
     pub(crate) fn logged(&self, text: &str) -> bool {
         self.lines.lock().unwrap().json.iter().any(|line| line.to_string().contains(text))

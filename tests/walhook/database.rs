@@ -27,7 +27,6 @@ async fn it_goes_on_by_itself_after_the_server_crashed() {
     let postgres = Arc::new(Postgres::start());
     counters(&postgres).await;
     let receiver = Receiver::with(Keep::Ledger, unreliable(3, 5, &[500], 0..10), row_of).await;
-    receiver.ledger(|ledger| ledger.replays_allowed = true);
     let daemon = Daemon::start(&Config::one_sink(&postgres, &receiver.url(), "batch_size = 5")).await;
     postgres.sql("INSERT INTO counters SELECT i, 0 FROM generate_series(1, 10) i").await;
     let load = Load::updates(&postgres, 10);
@@ -46,7 +45,10 @@ async fn it_goes_on_by_itself_after_the_server_crashed() {
     let rounds = load.finish().await;
     wait_rounds(&receiver, 10, rounds).await;
     assert_complete(&receiver, 10, rounds);
-    receiver.ledger(|ledger| ledger.assert_clean());
+    receiver.ledger(|ledger| {
+        ledger.assert_clean();
+        assert_eq!(ledger.repeats, 0, "the daemon lives on and knows what it was sent");
+    });
     assert!(daemon.sigterm().await.success());
 }
 
@@ -55,7 +57,6 @@ async fn it_goes_on_by_itself_after_its_session_was_terminated() {
     let postgres = Arc::new(Postgres::start());
     counters(&postgres).await;
     let receiver = Receiver::with(Keep::Ledger, unreliable(4, 5, &[500], 0..10), row_of).await;
-    receiver.ledger(|ledger| ledger.replays_allowed = true);
     let daemon = Daemon::start(&Config::one_sink(&postgres, &receiver.url(), "batch_size = 5")).await;
     postgres.sql("INSERT INTO counters SELECT i, 0 FROM generate_series(1, 10) i").await;
     let load = Load::updates(&postgres, 10);
@@ -80,7 +81,37 @@ async fn it_goes_on_by_itself_after_its_session_was_terminated() {
     let rounds = load.finish().await;
     wait_rounds(&receiver, 10, rounds).await;
     assert_complete(&receiver, 10, rounds);
-    receiver.ledger(|ledger| ledger.assert_clean());
+    receiver.ledger(|ledger| {
+        ledger.assert_clean();
+        assert_eq!(ledger.repeats, 0, "the daemon lives on and knows what it was sent");
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_publication_is_there_before_the_slot_is_begun() {
+    let postgres = Postgres::start();
+    postgres.sql("CREATE TABLE other (id int)").await;
+    let client = counters(&postgres).await;
+    let receiver = Receiver::start().await;
+    // A slot waits for the transactions that run, so the moment of its making can be held.
+    let old = postgres.client().await;
+    old.batch_execute("BEGIN; INSERT INTO other VALUES (1)").await.unwrap();
+    let config = Config::one_sink(&postgres, &receiver.url(), "tables = [\"public.counters\"]");
+    let daemon = Daemon::launch(&config);
+    until("the making of the slot to wait", || async {
+        let waiting =
+            "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%pg_create_logical%'";
+        let rows = postgres.rows(waiting).await;
+        state(!rows.is_empty(), rows)
+    })
+    .await;
+    let tables = postgres.rows("SELECT tablename FROM pg_publication_tables").await;
+    assert_eq!(tables, [[Some("counters".to_owned())]], "changes after the slot's begin could not be read");
+
+    old.batch_execute("COMMIT").await.unwrap();
+    daemon.wait_ready().await;
+    client.batch_execute("INSERT INTO counters VALUES (1, 0)").await.unwrap();
+    receiver.wait_acknowledged(1).await;
 }
 
 /// Another client that reads the slot, until dropped.

@@ -9,6 +9,17 @@ use crate::receiver::{Receiver, Reply};
 
 /// One row is inserted while the endpoint misbehaves by `reply` for two requests; then it answers 200.
 async fn fails_as(reply: Reply, category: &str) {
+    // Only where the deadline is what is tested may it be near: a loaded machine can take a while to answer.
+    let request_timeout = match reply {
+        Reply::Never | Reply::DripHeaders | Reply::DripBody => "500ms",
+        Reply::Answer { .. }
+        | Reply::After(..)
+        | Reply::Reset
+        | Reply::Gigabyte(_)
+        | Reply::GzipBomb(_)
+        | Reply::PartialBody
+        | Reply::Garbage => "10s",
+    };
     println!("{reply:?} should be {category}");
     let postgres = Postgres::start();
     let client = counters(&postgres).await;
@@ -17,7 +28,8 @@ async fn fails_as(reply: Reply, category: &str) {
         if request.number <= 2 { first.clone() } else { Reply::status(200) }
     };
     let receiver = Receiver::scripted(script).await;
-    let daemon = Daemon::start(&Config::one_sink(&postgres, &receiver.url(), "request_timeout = \"500ms\"")).await;
+    let sink = format!("request_timeout = \"{request_timeout}\"");
+    let daemon = Daemon::start(&Config::one_sink(&postgres, &receiver.url(), &sink)).await;
 
     client.batch_execute("INSERT INTO counters VALUES (1, 0)").await.unwrap();
     receiver.wait_acknowledged(1).await;
@@ -122,18 +134,52 @@ async fn a_2xx_outside_success_is_a_failure_that_names_the_setting() {
     assert!(told);
 }
 
+/// A port that nobody else can take and that refuses connections until somebody listens.
+struct ReservedPort(socket2::Socket);
+
+impl ReservedPort {
+    /// A port of the system's choice.
+    fn new() -> Self {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        Self(socket)
+    }
+
+    /// `http://127.0.0.1:PORT`
+    fn url(&self) -> String {
+        format!("http://{}", self.0.local_addr().unwrap().as_socket().unwrap())
+    }
+
+    /// From here on connections are taken.
+    fn listen(self) -> tokio::net::TcpListener {
+        self.0.listen(128).unwrap();
+        self.0.set_nonblocking(true).unwrap();
+        tokio::net::TcpListener::from_std(self.0.into()).unwrap()
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_connection_is_retried_until_somebody_listens() {
     let postgres = Postgres::start();
     let client = counters(&postgres).await;
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let daemon = Daemon::start(&Config::one_sink(&postgres, &format!("http://{free}"), "")).await;
+    let port = ReservedPort::new();
+    let daemon = Daemon::start(&Config::one_sink(&postgres, &port.url(), "")).await;
     client.batch_execute("INSERT INTO counters VALUES (1, 0)").await.unwrap();
     named(&daemon, "connect_refused").await;
     until("readyz to name the failing sink", || async {
         let (status, body) = daemon.ready().await.unwrap();
         assert_eq!(status, 200, "a failing sink alone does not make the daemon unready: {body}");
         state(troubles(&body).contains("sink:orders"), body)
+    })
+    .await;
+
+    let receiver = Receiver::at(port.listen());
+    receiver.wait_acknowledged(1).await;
+    let attempt = receiver.requests()[0].header("walhook-attempt").to_owned();
+    assert!(attempt.parse::<u32>().unwrap() > 1, "refused connections count as attempts: {attempt}");
+    until("readyz to be content with the sink", || async {
+        let body = daemon.ready().await.unwrap().1;
+        state(!troubles(&body).contains("sink:orders"), body)
     })
     .await;
 }

@@ -26,8 +26,6 @@ pub(crate) struct Ledger {
     groups: HashMap<String, Group>,
     unacknowledged: HashSet<String>,
     violations: Vec<String>,
-    /// A session with the database ended and what was acknowledged may come again, in order.
-    pub(crate) replays_allowed: bool,
     /// Most requests at one time.
     pub(crate) concurrent_max: usize,
     /// Most distinct messages that had arrived and were not acknowledged.
@@ -153,10 +151,9 @@ impl Ledger {
         }
         let known = self.seen.get(&entry.key);
         let first_time = known.is_none();
-        let replay = self.replays_allowed && known.is_some_and(|known| known.acknowledged);
         let group = self.groups.entry(entry.group.clone()).or_default();
         let here_before = here.insert(&entry.group, n);
-        let run_before = if replay { None } else { group.acknowledged_max };
+        let run_before = group.acknowledged_max;
         let ever_before = if first_time { group.acknowledged_ever } else { None };
         let overtaken = first_time && group.open.iter().any(|open| !together.contains(open.as_str()));
         if let Some(before) = here_before.max(run_before).max(ever_before).filter(|before| n <= *before) {
@@ -228,16 +225,13 @@ mod tests {
     }
 
     #[test]
-    fn acknowledged_changes_again_are_caught_unless_replays_are_allowed() {
-        for allowed in [false, true] {
-            let mut ledger = Ledger { replays_allowed: allowed, ..Ledger::default() };
-            for (request, n) in [(1, 1), (2, 2), (3, 1), (4, 2), (5, 3)] {
-                ledger.arrived(request, vec![entry("a", n)]);
-                ledger.ended(request, true);
-            }
-            assert_eq!(ledger.violations().is_empty(), allowed);
-            assert_eq!(ledger.repeats, 2);
+    fn acknowledged_changes_again_are_caught() {
+        let mut ledger = Ledger::default();
+        for (request, n) in [(1, 1), (2, 2), (3, 1), (4, 2), (5, 3)] {
+            ledger.arrived(request, vec![entry("a", n)]);
+            ledger.ended(request, true);
         }
+        assert_eq!((ledger.violations().len(), ledger.repeats), (2, 2), "{:?}", ledger.violations());
     }
 
     #[test]

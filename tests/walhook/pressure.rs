@@ -1,10 +1,10 @@
 //! P4 and P6: what an endpoint owes and gets is bounded, and so is memory.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::daemon::{Config, Daemon};
 use crate::order::{assert_complete, count_up, counters};
-use crate::postgres::{Postgres, state, until_within};
+use crate::postgres::{Postgres, state, until, until_within};
 use crate::receiver::{Keep, Receiver, Reply, row_of};
 
 /// Peak resident memory that the contract allows in a huge transaction, KiB.
@@ -15,16 +15,14 @@ pub(crate) fn full() -> bool {
     std::env::var("WALHOOK_TEST_FULL").is_ok_and(|value| value == "1")
 }
 
-/// Waits until `observed` has stayed the same for two seconds: what does not move any more has found its limit.
-async fn settle(observed: impl Fn() -> u64) -> u64 {
-    let mut last = (observed(), Instant::now());
-    while last.1.elapsed() < Duration::from_secs(2) {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        if observed() != last.0 {
-            last = (observed(), Instant::now());
-        }
-    }
-    last.0
+/// Waits until the metrics show these values.
+async fn wait_metrics(daemon: &Daemon, expected: &[(&str, fn(f64) -> bool)]) {
+    until(&format!("{:?}", expected.iter().map(|(name, _)| name).collect::<Vec<_>>()), || async {
+        let metrics = daemon.metrics().await;
+        let holds = expected.iter().all(|(name, holds)| metrics.sum(name, &[]).is_some_and(holds));
+        state(holds, metrics)
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -47,6 +45,36 @@ async fn a_receiver_that_never_answers_gets_no_more_than_max_in_flight() {
     receiver.wait_acknowledged(400).await;
     assert_complete(&receiver, 200, 1);
     receiver.ledger(|ledger| ledger.assert_clean());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_that_never_answers_gets_no_more_than_max_ack_pending() {
+    let postgres = Postgres::start();
+    let client = counters(&postgres).await;
+    let receiver = Receiver::scripted(|_| Reply::Never).await;
+    // Five requests could hold forty messages.
+    let sink = "max_in_flight = 5\nbatch_size = 8\nmax_ack_pending = 20\nrequest_timeout = \"2s\"";
+    let daemon = Daemon::start(&Config::one_sink(&postgres, &receiver.url(), sink)).await;
+
+    count_up(&client, 200, 1).await;
+    let full: [(&str, fn(f64) -> bool); 2] = [
+        ("walhook_sink_ack_pending_messages", |messages| messages >= 20.0),
+        ("walhook_sink_received_messages_total", |messages| messages >= 400.0),
+    ];
+    wait_metrics(&daemon, &full).await;
+    receiver.wait("requests to time out and come again", |receiver| receiver.request_count() >= 9).await;
+    receiver.ledger(|ledger| {
+        assert_eq!(ledger.unacknowledged_max, 20, "unacknowledged messages");
+        ledger.assert_clean();
+    });
+
+    receiver.script(|_| Reply::status(200));
+    receiver.wait_acknowledged(400).await;
+    assert_complete(&receiver, 200, 1);
+    receiver.ledger(|ledger| {
+        ledger.assert_clean();
+        assert!(ledger.unacknowledged_max <= 20, "{} messages were unacknowledged", ledger.unacknowledged_max);
+    });
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -106,8 +134,10 @@ async fn a_dead_endpoint_under_a_flood_is_borne_in_flat_memory() {
 
     // About 100 MB of row values, three times the limit.
     postgres.sql("INSERT INTO big SELECT i, repeat(md5(i::text), 64) FROM generate_series(1, 50000) i").await;
-    receiver.wait("the endpoint to be tried", |receiver| receiver.request_count() > 5).await;
-    settle(|| daemon.peak_kib()).await;
+    // Memory is full and reading is held; from here on only attempts go on.
+    wait_metrics(&daemon, &[("walhook_source_held", |held| held == 1.0)]).await;
+    let tried = receiver.request_count();
+    receiver.wait("further attempts", |receiver| receiver.request_count() >= tried + 20).await;
     let peak = daemon.peak_kib();
     println!("peak {peak} KiB");
     assert!(peak <= PEAK_KIB, "{peak} KiB resident at the peak");

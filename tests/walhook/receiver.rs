@@ -5,7 +5,7 @@
 //! so that a daemon that keeps its promises can never seem to break them.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -121,6 +121,20 @@ impl Receiver {
         group_of: impl Fn(&Value) -> String + Send + Sync + 'static,
     ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::on(listener, keep, script, group_of)
+    }
+
+    /// Answers 200 to everything that comes in at `listener`, and remembers everything.
+    pub(crate) fn at(listener: TcpListener) -> Self {
+        Self::on(listener, Keep::All, |_| Reply::status(200), row_of)
+    }
+
+    fn on(
+        listener: TcpListener,
+        keep: Keep,
+        script: impl Fn(&Request) -> Reply + Send + Sync + 'static,
+        group_of: impl Fn(&Value) -> String + Send + Sync + 'static,
+    ) -> Self {
         let address = listener.local_addr().unwrap();
         let script: Script = Arc::new(script);
         let (script, book) = (Mutex::new(script), Mutex::default());
@@ -142,33 +156,33 @@ impl Receiver {
 
     /// Looks into the ledger.
     pub(crate) fn ledger<T>(&self, look: impl FnOnce(&mut Ledger) -> T) -> T {
-        look(&mut self.shared.book.lock().unwrap().ledger)
+        look(&mut self.shared.book().ledger)
     }
 
     /// The requests so far.
     pub(crate) fn requests(&self) -> Vec<Request> {
-        self.shared.book.lock().unwrap().requests.clone()
+        self.shared.book().requests.clone()
     }
 
     /// The messages so far, in order of arrival.
     pub(crate) fn messages(&self) -> Vec<Value> {
-        let book = self.shared.book.lock().unwrap();
+        let book = self.shared.book();
         book.requests.iter().flat_map(|request| request.messages.iter().cloned()).collect()
     }
 
     /// How many messages came, repeats counted.
     pub(crate) fn message_count(&self) -> u64 {
-        self.shared.book.lock().unwrap().message_count
+        self.shared.book().message_count
     }
 
     /// How many requests came.
     pub(crate) fn request_count(&self) -> u64 {
-        self.shared.book.lock().unwrap().request_count
+        self.shared.book().request_count
     }
 
     /// What was answered, by request number; 0 where there was no answer.
     pub(crate) fn answers(&self) -> Vec<(u64, u16)> {
-        self.shared.book.lock().unwrap().answers.clone()
+        self.shared.book().answers.clone()
     }
 
     /// Waits until so many messages came; gives all.
@@ -262,6 +276,11 @@ async fn connection(mut socket: TcpStream, shared: Arc<Shared>) {
 }
 
 impl Shared {
+    /// Also after a panic under the lock: the test's own assertion then is what is to be read.
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn arrived(&self, request: &mut Request) -> u64 {
         let entry = |message: &Value| Entry {
             key: message["metadata"]["idempotency_key"].as_str().unwrap_or_default().to_owned(),
@@ -272,7 +291,7 @@ impl Shared {
             Keep::Counts => Vec::new(),
             Keep::All | Keep::Ledger => request.messages.iter().map(entry).collect(),
         };
-        let mut book = self.book.lock().unwrap();
+        let mut book = self.book();
         book.request_count += 1;
         book.message_count += request.messages.len() as u64;
         request.number = book.request_count;
@@ -284,7 +303,7 @@ impl Shared {
     }
 
     fn ended(&self, request: u64, status: u16, acknowledged: bool) {
-        let mut book = self.book.lock().unwrap();
+        let mut book = self.book();
         book.ledger.ended(request, acknowledged);
         if self.keep == Keep::All {
             book.answers.push((request, status));

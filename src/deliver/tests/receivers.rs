@@ -38,10 +38,13 @@ impl Drop for Running {
     }
 }
 
-/// Runs a receiver of the page; passes, saying so, where the language is not installed.
+/// Runs a receiver of the page; where the language is not installed it is skipped, with a line that says so.
 async fn holds(language: &str, file: &str, command: &[&str]) {
     if Command::new(command[0]).arg(if language == "go" { "version" } else { "--version" }).output().is_err() {
-        println!("{} is not installed: its receiver was not run", command[0]);
+        println!(
+            "skipped: {} is not installed, so the {language} receiver of docs/DELIVERY.md was not run",
+            command[0]
+        );
         return;
     }
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
