@@ -268,9 +268,13 @@ impl<P> Scheduler<P> {
         self.in_flight += 1;
         self.ack_pending += taken.len();
         self.retry_had_last_turn = false;
-        let members = taken.iter().map(|message| (message.token, message.groups)).collect();
+        let (mut members, mut messages) = (Vec::with_capacity(taken.len()), Vec::with_capacity(taken.len()));
+        for message in taken {
+            members.push((message.token, message.groups));
+            messages.push(message.payload);
+        }
         self.deliveries.insert(key, Delivery { members, attempts: 1, failures: 0, groups: 0 });
-        Some(Command::Form { delivery: key, messages: taken.into_iter().map(|message| message.payload).collect() })
+        Some(Command::Form { delivery: key, messages })
     }
 
     /// The next attempt of a delivery that is due.

@@ -71,26 +71,27 @@ pub struct Frozen {
 }
 
 impl Frozen {
-    /// Renders a delivery. `append(n, buffer)` is called once for each message, in order, and appends the JSON of the `n`-th.
-    /// With [`BodyForm::Single`] there is exactly one.
+    /// Renders a delivery into a buffer of `capacity` bytes at first. `append(n, id, buffer)` is called once for each message,
+    /// in order, and appends the JSON of the `n`-th. With [`BodyForm::Single`] there is exactly one.
     pub fn build(
         memory: &Memory,
         sink: &str,
         form: BodyForm,
+        capacity: usize,
         messages: impl IntoIterator<Item = MessageId>,
-        mut append: impl FnMut(usize, &mut Vec<u8>),
+        mut append: impl FnMut(usize, MessageId, &mut Vec<u8>),
     ) -> Self {
         let (open, close) = frame(form);
         let messages = messages.into_iter();
         let mut members = Vec::with_capacity(messages.size_hint().0);
-        let mut body = Vec::with_capacity(1024);
+        let mut body = Vec::with_capacity(capacity);
         body.extend_from_slice(open);
         for (index, id) in messages.enumerate() {
             if index > 0 {
                 body.push(b',');
             }
             let start = body.len();
-            append(index, &mut body);
+            append(index, id, &mut body);
             members.push(Member { id, bytes: start..body.len() });
         }
         body.extend_from_slice(close);
@@ -117,9 +118,16 @@ impl Frozen {
     }
 
     fn part(&self, memory: &Memory, sink: &str, form: BodyForm, members: &[Member]) -> Self {
-        Self::build(memory, sink, form, members.iter().map(|member| member.id), |index, body| {
-            body.extend_from_slice(members.get(index).map_or(&[], |member| self.message(member)));
-        })
+        Self::build(
+            memory,
+            sink,
+            form,
+            self.body.len() / 2,
+            members.iter().map(|member| member.id),
+            |index, _, body| {
+                body.extend_from_slice(members.get(index).map_or(&[], |member| self.message(member)));
+            },
+        )
     }
 }
 
@@ -148,7 +156,7 @@ mod tests {
 
     fn frozen(memory: &Memory, form: BodyForm, ids: &[u128]) -> Frozen {
         let messages = ids.iter().map(|&id| MessageId(id));
-        Frozen::build(memory, "orders", form, messages, |index, body| {
+        Frozen::build(memory, "orders", form, 16, messages, |index, _, body| {
             body.extend_from_slice(format!(r#"{{"n":{}}}"#, ids[index]).as_bytes());
         })
     }

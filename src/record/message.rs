@@ -118,6 +118,11 @@ impl Rendering {
 
     /// Appends the message of `change`.
     pub fn append(&self, change: &Change, out: &mut Vec<u8>) {
+        self.append_as(self.message_id(change.position()), change, out);
+    }
+
+    /// The same with the change's id, which the caller has computed already.
+    pub fn append_as(&self, id: MessageId, change: &Change, out: &mut Vec<u8>) {
         out.extend_from_slice(b"{\"record\":");
         let record = cells(change).filter_map(|cell| Some((cell.key, cell.column, cell.after.or(cell.before)?)));
         self.append_object(record, out);
@@ -128,14 +133,14 @@ impl Rendering {
                 out.extend_from_slice(b",\"action\":\"");
                 out.extend_from_slice(change.action().as_str().as_bytes());
                 out.extend_from_slice(b"\",\"metadata\":");
-                self.append_metadata(change, out);
+                self.append_metadata(id, change, out);
             }
             MessageForm::Row => {
                 out.extend_from_slice(b",\"metadata\":");
                 out.extend_from_slice(&change.table.keys.metadata);
                 out.extend_from_slice(b",\"consumer\":");
                 out.extend_from_slice(&self.consumer);
-                self.append_key(change, out);
+                append_key(id, out);
                 out.push(b'}');
             }
         }
@@ -178,7 +183,7 @@ impl Rendering {
         out.push(b'}');
     }
 
-    fn append_metadata(&self, change: &Change, out: &mut Vec<u8>) {
+    fn append_metadata(&self, id: MessageId, change: &Change, out: &mut Vec<u8>) {
         let mut number = itoa::Buffer::new();
         out.extend_from_slice(&change.table.keys.metadata);
         out.extend_from_slice(b",\"commit_timestamp\":\"");
@@ -187,7 +192,7 @@ impl Rendering {
         out.extend_from_slice(number.format(change.transaction.commit_lsn.0).as_bytes());
         out.extend_from_slice(b",\"commit_idx\":");
         out.extend_from_slice(number.format(change.index).as_bytes());
-        self.append_key(change, out);
+        append_key(id, out);
         out.extend_from_slice(b",\"consumer\":");
         out.extend_from_slice(&self.consumer);
         out.extend_from_slice(b",\"database\":");
@@ -197,12 +202,12 @@ impl Rendering {
         append_unchanged(change, out);
         out.push(b'}');
     }
+}
 
-    fn append_key(&self, change: &Change, out: &mut Vec<u8>) {
-        out.extend_from_slice(b",\"idempotency_key\":\"");
-        out.extend_from_slice(&self.message_id(change.position()).hex());
-        out.push(b'"');
-    }
+fn append_key(id: MessageId, out: &mut Vec<u8>) {
+    out.extend_from_slice(b",\"idempotency_key\":\"");
+    out.extend_from_slice(&id.hex());
+    out.push(b'"');
 }
 
 /// Names the columns of which neither image has the value.

@@ -169,7 +169,8 @@ impl<P> Backlog<P> {
     /// Takes what the next delivery holds: from the front of the ready queue, each group's messages in order, as many as the
     /// bounds allow; the first message always goes. The groups are `delivery`'s until [`Self::release`].
     pub(super) fn take(&mut self, delivery: DeliveryKey, bounds: Bounds) -> Vec<Waiting<P>> {
-        let mut taken = Taken { messages: Vec::new(), bytes: 0, bounds };
+        let messages = Vec::with_capacity(bounds.messages.min(self.ready_messages));
+        let mut taken = Taken { messages, bytes: 0, bounds };
         while taken.has_room() {
             let Some((item, _)) = self.ready.front().copied() else { break };
             let fits = match item {
@@ -250,14 +251,39 @@ impl<P> Backlog<P> {
     /// Takes from the front of a group while there is room. False: nothing was taken for want of room, and the group is
     /// still ready.
     fn take_group(&mut self, id: GroupId, delivery: DeliveryKey, taken: &mut Taken<P>) -> bool {
-        let Some(group) = self.groups.get(&id) else { return true };
+        let Some(group) = self.groups.get_mut(&id) else { return true };
         if group.state != State::Ready {
             return true;
         }
-        if self.message(group.head).is_some_and(|message| !taken.fits(message.bytes)) {
+        let first = self.slots.get(place(group.head)).and_then(|slot| slot.message.as_ref());
+        if first.is_some_and(|message| !taken.fits(message.bytes)) {
             return false;
         }
-        self.leave_ready(id, State::Blocked);
+        self.ready_messages -= group.messages;
+        self.ready_bytes -= group.bytes;
+        // It stays so only if its first message belongs to another group too.
+        group.state = State::Blocked;
+        // Messages of this group alone, which is nearly all there is, need no other look-up.
+        while taken.has_room()
+            && let Some(slot) = self.slots.get_mut(place(group.head))
+            && let Some(message) =
+                slot.message.take_if(|message| matches!(message.groups, Groups::One(_)) && taken.fits(message.bytes))
+        {
+            self.free.push(group.head);
+            group.head = slot.next[0];
+            group.messages -= 1;
+            group.bytes -= message.bytes;
+            group.state = State::Busy(delivery);
+            taken.add(Some(message));
+        }
+        if group.head != NONE && taken.has_room() {
+            self.take_shared(id, delivery, taken);
+        }
+        true
+    }
+
+    /// The same from the first message on that belongs to two groups.
+    fn take_shared(&mut self, id: GroupId, delivery: DeliveryKey, taken: &mut Taken<P>) {
         while let Some(head) = self.groups.get(&id).map(|group| group.head)
             && let Some(message) = self.message(head)
         {
@@ -270,7 +296,6 @@ impl<P> Backlog<P> {
             }
             taken.add(self.remove(head));
         }
-        true
     }
 
     /// Whether the message's other group, if it has one, has reached the message and is free for `delivery`.

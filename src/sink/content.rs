@@ -9,6 +9,9 @@ use crate::deliver::frozen::Frozen;
 use crate::memory::Memory;
 use crate::record::Rendering;
 
+/// What a message commonly has beside its row's values; only the first guess of a body's size.
+const MESSAGE_FRAME_BYTES: usize = 512;
+
 /// A delivery that is not acknowledged.
 pub(super) struct Delivery {
     pub(super) content: Content,
@@ -51,9 +54,10 @@ impl Facts {
 /// Renders the body of a delivery.
 pub(super) fn freeze(config: &SinkConfig, rendering: &Rendering, memory: &Memory, changes: &[Change]) -> Frozen {
     let ids = changes.iter().map(|change| rendering.message_id(change.position()));
-    Frozen::build(memory, &config.name, config.body, ids, |index, body| {
+    let capacity = changes.iter().map(|change| change.len_bytes() + MESSAGE_FRAME_BYTES).sum();
+    Frozen::build(memory, &config.name, config.body, capacity, ids, |index, id, body| {
         if let Some(change) = changes.get(index) {
-            rendering.append(change, body);
+            rendering.append_as(id, change, body);
         }
     })
 }

@@ -13,7 +13,7 @@ use crate::record::message::MessageId;
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
 fn frozen(id: u128, message: &str) -> Frozen {
-    Frozen::build(&Memory::new(1 << 20), "orders", BodyForm::Batch, [MessageId(id)], |_, body| {
+    Frozen::build(&Memory::new(1 << 20), "orders", BodyForm::Batch, 16, [MessageId(id)], |_, _, body| {
         body.extend_from_slice(message.as_bytes());
     })
 }

@@ -21,7 +21,7 @@ fn code(language: &str) -> String {
 }
 
 fn delivery(id: u128) -> Frozen {
-    Frozen::build(&Memory::new(1 << 20), "orders", BodyForm::Batch, [MessageId(id)], |_, body| {
+    Frozen::build(&Memory::new(1 << 20), "orders", BodyForm::Batch, 16, [MessageId(id)], |_, _, body| {
         let message = format!(
             r#"{{"record":{{"id":{id},"name":"Zoë"}},"action":"insert","metadata":{{"idempotency_key":"{id:x}"}}}}"#
         );

@@ -160,7 +160,7 @@ pub(crate) fn sink(url: &str) -> SinkConfig {
 /// A delivery of one message that is `bytes` long.
 pub(crate) fn delivery(bytes: usize) -> Frozen {
     let memory = Memory::new(1 << 30);
-    Frozen::build(&memory, "orders", BodyForm::Batch, [MessageId(7)], |_, body| {
+    Frozen::build(&memory, "orders", BodyForm::Batch, 16, [MessageId(7)], |_, _, body| {
         body.push(b'"');
         body.resize(body.len() + bytes - 2, b'x');
         body.push(b'"');
