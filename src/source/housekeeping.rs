@@ -1,5 +1,5 @@
 //! What goes on beside the stream on the session's SQL connection: heartbeats, new tables for patterns, the state of the
-//! slot. Nothing here touches the stream; a failure is logged and tried again at its next turn.
+//! slot. Nothing here touches the stream; a failure is logged, shown and tried again at its next turn.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,21 +24,35 @@ pub(super) struct Housekeeping {
     pub(super) source: SourceConfig,
     pub(super) sinks: Vec<SinkConfig>,
     pub(super) views: SharedViews,
-    /// From making the slot ready; renewed at each turn.
+    /// From making the slot ready.
     pub(super) troubles: Vec<Trouble>,
+}
+
+/// What is wrong, each part as it was last found.
+struct Found {
+    /// With the tables and the publication.
+    troubles: Vec<Trouble>,
+    /// Why they could not be looked at.
+    fault: Option<Trouble>,
+    /// With the slot.
+    slot: Option<Trouble>,
 }
 
 impl Housekeeping {
     /// Runs until dropped or until the connection is gone.
     pub(super) async fn run(mut self) {
+        if let Err(error) = slot::limit_statements(&self.client).await {
+            warn!(source = %self.source.name, error = %chain(&error), "statements of the housekeeping have no limit");
+        }
+        let mut found = Found { troubles: std::mem::take(&mut self.troubles), fault: None, slot: None };
         let mut heartbeat = self.source.heartbeat.map(calm_interval);
         let mut maintain = calm_interval(MAINTAIN_EVERY);
         let mut inspect = calm_interval(INSPECT_EVERY);
         while !self.client.is_closed() {
             tokio::select! {
                 _ = tick(&mut heartbeat) => self.heartbeat().await,
-                _ = inspect.tick() => self.inspect().await,
-                _ = maintain.tick() => self.maintain().await,
+                _ = inspect.tick() => self.inspect(&mut found).await,
+                _ = maintain.tick() => self.maintain(&mut found).await,
             }
         }
     }
@@ -49,34 +63,46 @@ impl Housekeeping {
         }
     }
 
-    async fn inspect(&self) {
+    async fn inspect(&self, found: &mut Found) {
         match slot::inspect(&self.client, &self.source.slot).await {
             Ok(Some(facts)) => {
-                let mut troubles = self.troubles.clone();
-                troubles.extend(facts.warning(&self.source.slot));
+                found.slot = facts.warning(&self.source.slot);
                 if let Some(mut view) = self.views.sources.get_mut(&self.source.name) {
                     view.progress.server = view.progress.server.max(facts.server_lsn);
-                    view.troubles = troubles;
                 }
             }
             // The stream notices a lost slot by itself.
             Ok(None) => {}
             Err(error) => warn!(source = %self.source.name, error = %chain(&error), "could not look at the slot"),
         }
+        self.show(found);
     }
 
-    async fn maintain(&mut self) {
+    async fn maintain(&self, found: &mut Found) {
         match slot::maintain(&self.client, &self.source, &self.sinks).await {
             Ok(done) => {
                 for table in &done.added {
                     info!(source = %self.source.name, %table, "table added to the publication");
                 }
-                for trouble in done.troubles.iter().filter(|trouble| !self.troubles.contains(trouble)) {
+                for trouble in done.troubles.iter().filter(|trouble| !found.troubles.contains(trouble)) {
                     warn!(source = %self.source.name, advice = trouble.advice, "{}", trouble.what);
                 }
-                self.troubles = done.troubles;
+                found.troubles = done.troubles;
+                found.fault = None;
             }
-            Err(error) => warn!(source = %self.source.name, error = %chain(&error), "could not look for new tables"),
+            Err(error) => {
+                warn!(source = %self.source.name, error = %chain(&error), "could not look for new tables");
+                found.fault = Some(error.into_trouble());
+            }
+        }
+        self.show(found);
+    }
+
+    /// Shows everything that is wrong.
+    fn show(&self, found: &Found) {
+        let all = found.troubles.iter().chain(&found.fault).chain(&found.slot);
+        if let Some(mut view) = self.views.sources.get_mut(&self.source.name) {
+            view.troubles = all.cloned().collect();
         }
     }
 }
@@ -94,3 +120,6 @@ async fn tick(interval: &mut Option<Interval>) {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests;

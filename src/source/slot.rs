@@ -102,7 +102,7 @@ pub async fn prepare(client: &Client, source: &SourceConfig, sinks: &[SinkConfig
 }
 
 /// The same for a source that has streamed from the slot before: a slot that is missing now has lost changes and is not
-/// made anew, and what of the configuration no longer fits the database is a trouble, not the end.
+/// made anew; what of the configuration no longer fits the database, or cannot be published now, is a trouble, not the end.
 ///
 /// # Errors
 /// As [`prepare`], without [`PrepareError::Config`].
@@ -112,6 +112,17 @@ pub async fn prepare_again(
     sinks: &[SinkConfig],
 ) -> Result<Prepared, PrepareError> {
     make_ready(client, source, sinks, Turn::Again).await
+}
+
+/// Bounds every later statement of a session on the server too: one that is only given up on this side would go on there,
+/// and the session with it, for as long as somebody locks what it needs.
+///
+/// # Errors
+/// When the server cannot be asked.
+pub async fn limit_statements(client: &Client) -> Result<(), PrepareError> {
+    // Shorter than [`bounded`], so that the server is first.
+    let limits = "SET statement_timeout = '25s'; SET lock_timeout = '5s'";
+    bounded("limit the time of statements", client.batch_execute(limits)).await
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -126,17 +137,8 @@ async fn make_ready(
     sinks: &[SinkConfig],
     turn: Turn,
 ) -> Result<Prepared, PrepareError> {
-    let mut survey = survey(client, source, sinks).await?;
-    survey.fit(source, turn)?;
-    let mut races = 0;
-    while let Err(error) = publish(client, source, &survey, turn).await {
-        races += 1;
-        if !is_race(&error) || races == RACES_MAX {
-            return Err(survey.with_grants(error, source));
-        }
-        survey = self::survey(client, source, sinks).await?;
-        survey.fit(source, turn)?;
-    }
+    limit_statements(client).await?;
+    let (survey, unpublished) = publish_all(client, source, sinks, turn).await?;
     let mut created = false;
     if survey.slot.as_ref().is_none_or(SlotFacts::is_half_made) {
         created = make_slot(client, source, &survey).await.map_err(|error| survey.with_grants(error, source))?;
@@ -147,13 +149,38 @@ async fn make_ready(
     let (Some(confirmed), Some(restart)) = (slot.confirmed, slot.restart) else {
         return Err(busy(&slot));
     };
-    let troubles = survey.troubles(source);
+    let troubles = survey.troubles(source).into_iter().chain(unpublished).collect();
     let tables = survey.published();
     Ok(Prepared { confirmed, restart, server_version: survey.server.version, tables, troubles, created })
 }
 
+/// Surveys and publishes, again where another session was quicker. A source that streamed before streams on with what is
+/// published already; what keeps the rest from it is its trouble.
+async fn publish_all(
+    client: &Client,
+    source: &SourceConfig,
+    sinks: &[SinkConfig],
+    turn: Turn,
+) -> Result<(Survey, Option<Trouble>), PrepareError> {
+    let mut races = 0;
+    loop {
+        let mut survey = survey(client, source, sinks).await?;
+        survey.fit(source, turn)?;
+        match publish(client, source, &survey, turn).await {
+            Ok(()) => return Ok((survey, None)),
+            Err(error) if is_race(&error) && races < RACES_MAX => races += 1,
+            Err(error) if turn == Turn::First => return Err(survey.with_grants(error, source)),
+            Err(error) => {
+                survey.steps.added.clear();
+                let trouble = survey.with_grants(error, source).into_trouble();
+                return Ok((survey, Some(trouble)));
+            }
+        }
+    }
+}
+
 /// Adds tables that patterns match and that can be published; run it from time to time. With `create = false` it only
-/// says which are missing.
+/// says which are missing. What keeps them from the publication is a trouble.
 ///
 /// # Errors
 /// When the server cannot be asked, or the publication is gone.
@@ -162,19 +189,17 @@ pub async fn maintain(
     source: &SourceConfig,
     sinks: &[SinkConfig],
 ) -> Result<Maintained, PrepareError> {
-    let survey = survey(client, source, sinks).await?;
+    let mut survey = survey(client, source, sinks).await?;
     if survey.publication.is_none() {
         return Err(publication_gone(source));
     }
     let mut troubles = survey.troubles(source);
     if let Err(error) = publish(client, source, &survey, Turn::Again).await {
-        match survey.with_grants(error, source) {
-            PrepareError::Lasting { what, advice } => troubles.push(Trouble { what, advice }),
-            other @ (PrepareError::Config(_) | PrepareError::Busy { .. } | PrepareError::Passing(_)) => {
-                return if is_race(&other) { Ok(Maintained { added: Vec::new(), troubles }) } else { Err(other) };
-            }
+        survey.steps.added.clear();
+        // Whoever was quicker made what was to be made.
+        if !is_race(&error) {
+            troubles.push(survey.with_grants(error, source).into_trouble());
         }
-        return Ok(Maintained { added: Vec::new(), troubles });
     }
     Ok(Maintained { added: survey.steps.added, troubles })
 }
@@ -244,6 +269,9 @@ impl Survey {
         };
         if let Some(Trouble { what, advice }) = slot.obstacle(&source.slot, &self.server.database) {
             return Err(PrepareError::Lasting { what, advice });
+        }
+        if turn == Turn::Again && slot.is_half_made() {
+            return Err(slot_gone(source));
         }
         if slot.active_pid.is_some() {
             return Err(busy(slot));

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use tokio_postgres::error::SqlState;
 
+use crate::source::chain;
 use crate::source::connection::ConnectError;
+use crate::view::Trouble;
 
 /// How long a statement may take before it is given up.
 pub(super) const STATEMENT_LIMIT: Duration = Duration::from_secs(30);
@@ -84,6 +86,17 @@ pub enum Passing {
 }
 
 impl PrepareError {
+    /// What a person sees of it where it does not end the stream.
+    pub(crate) fn into_trouble(self) -> Trouble {
+        let advice = "it is tried again by itself; what locks a table is in pg_locks";
+        match self {
+            Self::Lasting { what, advice } => Trouble { what, advice },
+            Self::Config(_) | Self::Busy { .. } | Self::Passing(_) => {
+                Trouble { what: chain(&self), advice: advice.to_owned() }
+            }
+        }
+    }
+
     pub(super) fn lasting(what: impl Into<String>, advice: impl Into<String>) -> Self {
         Self::Lasting { what: what.into(), advice: advice.into() }
     }

@@ -1,7 +1,5 @@
 //! The publication: what it holds, and the SQL that makes it hold what the plan asks for.
 
-use std::collections::HashSet;
-
 use tokio_postgres::Client;
 
 use super::error::{PrepareError, bounded};
@@ -31,8 +29,6 @@ pub(crate) struct PublicationState {
     pub(crate) is_owned: bool,
     /// Tables named one by one.
     pub(crate) members: Vec<TableName>,
-    /// Every table whose changes come, under the name they come with.
-    pub(crate) covered: HashSet<TableName>,
     /// Tables of which only some rows or columns come.
     pub(crate) partial: Vec<TableName>,
 }
@@ -66,8 +62,6 @@ select n.nspname::text, c.relname::text,
   join pg_namespace n on n.oid = c.relnamespace
  where p.pubname = $1";
 
-const COVERED: &str = "select schemaname::text, tablename::text from pg_publication_tables where pubname = $1";
-
 const SCHEMAS: &str = "
 select n.nspname::text from pg_publication p join pg_publication_namespace s on s.pnpubid = p.oid
   join pg_namespace n on n.oid = s.pnnspid where p.pubname = $1";
@@ -82,7 +76,6 @@ pub(crate) async fn read(
     let found = bounded(doing, client.query_opt(PUBLICATION, &[name, &mark(source)])).await?;
     let Some(row) = found else { return Ok(None) };
     let members = bounded(doing, client.query(MEMBERS, &[name])).await?;
-    let covered = bounded(doing, client.query(COVERED, &[name])).await?;
     let schemas = match version {
         150_000.. => bounded(doing, client.query(SCHEMAS, &[name])).await?,
         _ => Vec::new(),
@@ -96,15 +89,14 @@ pub(crate) async fn read(
         is_ours: row.get(5),
         is_owned: row.get(6),
         members: members.iter().map(table).collect(),
-        covered: covered.iter().map(table).collect(),
         partial: members.iter().filter(|row| row.get(2)).map(table).collect(),
     }))
 }
 
-/// Runs the statements as one transaction. Waits for locks 10 s at most.
+/// Runs the statements as one transaction. Waits for locks 5 s at most.
 pub(crate) async fn apply(client: &Client, sql: &[&str]) -> Result<(), PrepareError> {
     // Several statements in one simple query are one transaction, rolled back as a whole.
-    let batch = format!("SET LOCAL lock_timeout = '10s'; {}", sql.join(" "));
+    let batch = format!("SET LOCAL lock_timeout = '5s'; {}", sql.join(" "));
     bounded("make or change the publication", client.batch_execute(&batch)).await
 }
 
@@ -234,11 +226,8 @@ impl Steps {
 impl PublicationState {
     /// Whether changes of the table come under its own name.
     pub(crate) fn covers(&self, table: &TableName) -> bool {
-        // A root without partitions, or in a publication that sends leaves, is not in pg_publication_tables.
-        self.covered.contains(table)
-            || self.members.contains(table)
-            || self.all_tables
-            || self.schemas.contains(&table.schema)
+        // Not asked of pg_publication_tables, which waits for every table that is locked.
+        self.members.contains(table) || self.all_tables || self.schemas.contains(&table.schema)
     }
 }
 

@@ -10,6 +10,7 @@ use crate::demo::cluster::{Cluster, ClusterOptions};
 use crate::source::address::PgAddress;
 use crate::source::connection;
 
+mod again;
 mod planning;
 mod publishing;
 mod slots;
