@@ -84,6 +84,7 @@ impl Source {
             sinks: self.intake.sinks().to_vec(),
             views: Arc::clone(&self.views),
             troubles: prepared.troubles,
+            uncaptured: prepared.uncaptured,
         };
         tasks.spawn(housekeeping.run());
         let now = Instant::now();

@@ -18,6 +18,7 @@ mod state;
 pub(crate) mod survey;
 #[cfg(test)]
 pub(crate) mod tests;
+mod verdict;
 
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
@@ -32,6 +33,7 @@ use self::plan::Plan;
 use self::publication::{PublicationState, Steps};
 use self::server::ServerFacts;
 use self::state::{create_sql, drop_sql};
+use self::verdict::{busy, publication_gone};
 use crate::change::{Lsn, TableName};
 use crate::config::{SinkConfig, SourceConfig};
 use crate::view::Trouble;
@@ -52,6 +54,8 @@ pub struct Prepared {
     pub tables: Vec<TableFacts>,
     /// What does not stop the stream.
     pub troubles: Vec<Trouble>,
+    /// Tables that sinks name and that were published too late for what happened to them before. This stays true.
+    pub uncaptured: Vec<Trouble>,
     /// The slot was made just now.
     pub created: bool,
 }
@@ -63,6 +67,10 @@ pub struct Maintained {
     pub added: Vec<TableName>,
     /// All that is wrong now and does not stop the stream; those of before are void.
     pub troubles: Vec<Trouble>,
+    /// As in [`Prepared`].
+    pub uncaptured: Vec<Trouble>,
+    /// A table that a sink names is not published, so that the next look should come soon.
+    pub is_incomplete: bool,
 }
 
 /// Everything read of a database for one source, and what it would take to prepare it. Changes nothing.
@@ -151,7 +159,9 @@ async fn make_ready(
     };
     let troubles = survey.troubles(source).into_iter().chain(unpublished).collect();
     let tables = survey.published();
-    Ok(Prepared { confirmed, restart, server_version: survey.server.version, tables, troubles, created })
+    let uncaptured = if turn == Turn::Again { survey.uncaptured() } else { Vec::new() };
+    let server_version = survey.server.version;
+    Ok(Prepared { confirmed, restart, server_version, tables, troubles, uncaptured, created })
 }
 
 /// Surveys and publishes, again where another session was quicker. A source that streamed before streams on with what is
@@ -201,7 +211,8 @@ pub async fn maintain(
             troubles.push(survey.with_grants(error, source).into_trouble());
         }
     }
-    Ok(Maintained { added: survey.steps.added, troubles })
+    let (uncaptured, is_incomplete) = (survey.uncaptured(), survey.lacks_named(sinks));
+    Ok(Maintained { added: survey.steps.added, troubles, uncaptured, is_incomplete })
 }
 
 /// Writes a record that nobody reads, so that an idle database's slot can move on. Does nothing on a standby.
@@ -253,116 +264,6 @@ async fn make_slot(client: &Client, source: &SourceConfig, survey: &Survey) -> R
         bounded("drop a half-made slot", client.batch_execute(&drop_sql(&source.slot))).await?;
     }
     creation::create(client, source, survey.server.in_recovery).await
-}
-
-impl Survey {
-    /// Whether database and configuration fit, before anything is changed.
-    fn fit(&self, source: &SourceConfig, turn: Turn) -> Result<(), PrepareError> {
-        self.server.usable()?;
-        if turn == Turn::First && !self.plan.faults.is_empty() {
-            return Err(PrepareError::Config(self.plan.faults.clone()));
-        }
-        let slot = match &self.slot {
-            Some(slot) => slot,
-            None if turn == Turn::Again => return Err(slot_gone(source)),
-            None => return Ok(()),
-        };
-        if let Some(Trouble { what, advice }) = slot.obstacle(&source.slot, &self.server.database) {
-            return Err(PrepareError::Lasting { what, advice });
-        }
-        if turn == Turn::Again && slot.is_half_made() {
-            return Err(slot_gone(source));
-        }
-        if slot.active_pid.is_some() {
-            return Err(busy(slot));
-        }
-        if self.publication.is_none() && !slot.is_half_made() {
-            return Err(publication_gone(source));
-        }
-        Ok(())
-    }
-
-    /// Everything that does not stop the stream.
-    pub(crate) fn troubles(&self, source: &SourceConfig) -> Vec<Trouble> {
-        let slot = self.slot.as_ref().and_then(|slot| slot.warning(&source.slot));
-        let fault = |fault: &PlanFault| Trouble {
-            what: format!("{}: {}", fault.place, fault.reason),
-            advice: fault.sql.clone().unwrap_or_else(|| "mend the configuration".to_owned()),
-        };
-        let faults = self.plan.faults.iter().map(fault);
-        self.plan.troubles.iter().chain(&self.steps.troubles).cloned().chain(faults).chain(slot).collect()
-    }
-
-    /// The tables of the plan that are, or with its steps will be, published.
-    fn published(&self) -> Vec<TableFacts> {
-        let left_out = |table: &&TableFacts| {
-            let covered = self.publication.as_ref().is_some_and(|state| state.covers(&table.name));
-            covered || self.steps.added.contains(&table.name)
-        };
-        self.plan.publish.iter().map(|(table, _)| table).filter(left_out).cloned().collect()
-    }
-
-    /// Says which grants are missing, where the error is a missing privilege.
-    fn with_grants(&self, error: PrepareError, source: &SourceConfig) -> PrepareError {
-        let PrepareError::Passing(Passing::Query { doing, source: cause }) = &error else { return error };
-        match cause.as_db_error() {
-            Some(server) if *server.code() == SqlState::INSUFFICIENT_PRIVILEGE => {
-                PrepareError::lasting(format!("could not {doing}: {}", server.message()), self.grants(source))
-            }
-            Some(_) | None => error,
-        }
-    }
-
-    /// SQL, for an owner or superuser, that lets the role do what the steps need.
-    pub(crate) fn grants(&self, source: &SourceConfig) -> String {
-        let role = names::quoted(&self.server.role);
-        let mut grants = Vec::new();
-        if !self.server.may_replicate {
-            grants.push(self.server.grant_replication());
-        }
-        if self.publication.is_none() && !self.server.may_create {
-            grants.push(self.server.grant_create());
-        }
-        if self.publication.as_ref().is_some_and(|state| !state.is_owned) {
-            grants.push(format!("ALTER PUBLICATION {} OWNER TO {role};", names::quoted(&source.publication)));
-        }
-        let foreign =
-            self.plan.publish.iter().filter(|(table, _)| !table.is_owned && self.steps.added.contains(&table.name));
-        grants.extend(
-            foreign.map(|(table, _)| format!("ALTER TABLE {} OWNER TO {role};", names::quoted_table(&table.name))),
-        );
-        let by_hand = self.steps.sql.join("\n");
-        let or = format!("or, as their owner, make the publication by hand and set create = false:\n{by_hand}");
-        grants.push(or);
-        grants.join("\n")
-    }
-}
-
-fn busy(slot: &SlotFacts) -> PrepareError {
-    PrepareError::Busy { pid: slot.active_pid, application_name: slot.active_application.clone() }
-}
-
-fn slot_gone(source: &SourceConfig) -> PrepareError {
-    PrepareError::lasting(
-        format!("the slot {} is gone: the changes since its last confirmation can no longer be read", source.slot),
-        "find out who dropped it; restarting walhook makes a new one that begins then: compare the receivers' data with \
-         the tables",
-    )
-}
-
-fn publication_gone(source: &SourceConfig) -> PrepareError {
-    PrepareError::lasting(
-        format!(
-            "the slot {} exists but the publication {} does not; a publication made now is younger than the slot, which \
-             could then never be read past the changes in between",
-            source.slot, source.publication
-        ),
-        format!(
-            "{} then start walhook again, which makes both anew; changes that are not delivered yet are lost, so backfill \
-             the tables",
-            drop_sql(&source.slot)
-        ),
-    )
 }
 
 /// Whether another session made or changed the same thing at the same time.
