@@ -106,7 +106,7 @@ impl Source {
     async fn prepare(&self, client: &Client) -> Result<Prepared, Problem> {
         let (config, sinks) = (&self.config, self.intake.sinks());
         if !self.has_streamed {
-            return Ok(slot::prepare(client, config, sinks).await?);
+            return Ok(slot::prepare(client, config, sinks, &|_| {}).await?);
         }
         let prepared = slot::prepare_again(client, config, sinks).await?;
         if prepared.confirmed > self.confirmed {

@@ -41,8 +41,11 @@ use crate::view::Trouble;
 /// How often a step is tried again when another session made or changed the same thing at the same time.
 const RACES_MAX: usize = 3;
 
+/// Told while [`prepare`] waits for transactions before it can make the slot, and `None` when that is over.
+pub type Report<'a> = &'a (dyn Fn(Option<Trouble>) + Sync);
+
 /// A source that can be read.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Prepared {
     /// Where the slot goes on.
     pub confirmed: Lsn,
@@ -100,13 +103,25 @@ pub(crate) async fn survey(
 
 /// Makes publication and slot ready, or with `create = false` checks that they are. `sinks` are those of this source.
 ///
-/// Every statement but the making of the slot is given up after 30 s; that one waits for the transactions that run, says
-/// for which every 10 s, and may be given up by dropping the future.
+/// Every statement but the making of the slot is given up after 30 s; that one waits for the transactions that run, tells
+/// `report` for which after 2 s and then every 10 s, and may be given up by dropping the future.
 ///
 /// # Errors
 /// Sorted by who has to act, see [`PrepareError`].
-pub async fn prepare(client: &Client, source: &SourceConfig, sinks: &[SinkConfig]) -> Result<Prepared, PrepareError> {
-    make_ready(client, source, sinks, Turn::First).await
+pub async fn prepare(
+    client: &Client,
+    source: &SourceConfig,
+    sinks: &[SinkConfig],
+    report: Report<'_>,
+) -> Result<Prepared, PrepareError> {
+    let (survey, _) = publish_all(client, source, sinks, Turn::First).await?;
+    let mut created = false;
+    if survey.slot.as_ref().is_none_or(SlotFacts::is_half_made) {
+        let made = make_slot(client, source, &survey, report).await;
+        created = made.map_err(|error| survey.with_grants(error, source))?;
+    }
+    let troubles = survey.troubles(source);
+    ready(client, source, &survey, Prepared { troubles, created, ..Prepared::default() }).await
 }
 
 /// The same for a source that has streamed from the slot before: a slot that is missing now has lost changes and is not
@@ -119,7 +134,10 @@ pub async fn prepare_again(
     source: &SourceConfig,
     sinks: &[SinkConfig],
 ) -> Result<Prepared, PrepareError> {
-    make_ready(client, source, sinks, Turn::Again).await
+    let (survey, unpublished) = publish_all(client, source, sinks, Turn::Again).await?;
+    let troubles = survey.troubles(source).into_iter().chain(unpublished).collect();
+    let uncaptured = survey.uncaptured();
+    ready(client, source, &survey, Prepared { troubles, uncaptured, ..Prepared::default() }).await
 }
 
 /// Bounds every later statement of a session on the server too: one that is only given up on this side would go on there,
@@ -139,29 +157,21 @@ enum Turn {
     Again,
 }
 
-async fn make_ready(
+/// Completes what is `prepared` with the slot as it is at the end.
+async fn ready(
     client: &Client,
     source: &SourceConfig,
-    sinks: &[SinkConfig],
-    turn: Turn,
+    survey: &Survey,
+    prepared: Prepared,
 ) -> Result<Prepared, PrepareError> {
-    limit_statements(client).await?;
-    let (survey, unpublished) = publish_all(client, source, sinks, turn).await?;
-    let mut created = false;
-    if survey.slot.as_ref().is_none_or(SlotFacts::is_half_made) {
-        created = make_slot(client, source, &survey).await.map_err(|error| survey.with_grants(error, source))?;
-    }
     let slot = inspect(client, &source.slot).await?;
     let gone = || PrepareError::lasting(format!("the slot {} is gone again", source.slot), "find out who drops it");
     let slot = slot.ok_or_else(gone)?;
     let (Some(confirmed), Some(restart)) = (slot.confirmed, slot.restart) else {
         return Err(busy(&slot));
     };
-    let troubles = survey.troubles(source).into_iter().chain(unpublished).collect();
-    let tables = survey.published();
-    let uncaptured = if turn == Turn::Again { survey.uncaptured() } else { Vec::new() };
     let server_version = survey.server.version;
-    Ok(Prepared { confirmed, restart, server_version, tables, troubles, uncaptured, created })
+    Ok(Prepared { confirmed, restart, server_version, tables: survey.published(), ..prepared })
 }
 
 /// Surveys and publishes, again where another session was quicker. A source that streamed before streams on with what is
@@ -172,6 +182,7 @@ async fn publish_all(
     sinks: &[SinkConfig],
     turn: Turn,
 ) -> Result<(Survey, Option<Trouble>), PrepareError> {
+    limit_statements(client).await?;
     let mut races = 0;
     loop {
         let mut survey = survey(client, source, sinks).await?;
@@ -254,7 +265,12 @@ async fn publish(client: &Client, source: &SourceConfig, survey: &Survey, turn: 
     Ok(())
 }
 
-async fn make_slot(client: &Client, source: &SourceConfig, survey: &Survey) -> Result<bool, PrepareError> {
+async fn make_slot(
+    client: &Client,
+    source: &SourceConfig,
+    survey: &Survey,
+    report: Report<'_>,
+) -> Result<bool, PrepareError> {
     if !source.create {
         let what = format!("the slot {} does not exist, and create = false", source.slot);
         return Err(PrepareError::lasting(what, create_sql(&source.slot)));
@@ -263,7 +279,7 @@ async fn make_slot(client: &Client, source: &SourceConfig, survey: &Survey) -> R
         warn!(source = source.name, slot = source.slot, "dropping a slot whose making was given up");
         bounded("drop a half-made slot", client.batch_execute(&drop_sql(&source.slot))).await?;
     }
-    creation::create(client, source, survey.server.in_recovery).await
+    creation::create(client, source, survey.server.in_recovery, report).await
 }
 
 /// Whether another session made or changed the same thing at the same time.

@@ -36,7 +36,7 @@ async fn a_missing_privilege_is_a_trouble_with_the_grants() {
     let trouble = &prepared.troubles[0];
     assert!(trouble.what.contains("must be owner"), "{trouble:?}");
     assert!(trouble.advice.contains("ALTER PUBLICATION \"walhook_app\" OWNER TO \"app\";"), "{trouble:?}");
-    assert!(matches!(prepare(&app, &stage.source(), &sinks).await, Err(PrepareError::Lasting { .. })));
+    assert!(matches!(prepare(&app, &stage.source(), &sinks, &|_| {}).await, Err(PrepareError::Lasting { .. })));
 
     // What cannot be streamed from stays an error.
     stage.client.batch_execute("drop publication walhook_app").await.unwrap();
