@@ -32,6 +32,9 @@ pub struct SourceView {
     pub since: SystemTime,
     /// Tables that a pattern names but that cannot be published, and other lasting faults that do not stop the stream.
     pub troubles: Vec<Trouble>,
+    /// Tables that sinks name and that were published too late for what happened to them before: part of `troubles` until
+    /// the process ends.
+    pub uncaptured: Vec<Trouble>,
     /// How far it has come. Written at every change of state and at least once a second.
     pub progress: WalProgress,
 }
@@ -39,7 +42,7 @@ pub struct SourceView {
 impl SourceView {
     /// A source in `state` since `now`, without troubles or progress.
     pub fn new(state: SourceState, now: SystemTime) -> Self {
-        Self { state, since: now, troubles: Vec::new(), progress: WalProgress::default() }
+        Self { state, since: now, troubles: Vec::new(), uncaptured: Vec::new(), progress: WalProgress::default() }
     }
 
     /// Enters `state`; `since` stays while the kind of state does (a second failed try is still the same outage).

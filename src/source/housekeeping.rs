@@ -15,6 +15,8 @@ use crate::view::{SharedViews, Trouble};
 
 /// How often patterns are looked through for new tables.
 const MAINTAIN_EVERY: Duration = Duration::from_secs(30);
+/// The same while a table that a sink names is missing: what happens to it before it is published is not captured.
+const MAINTAIN_MISSING_EVERY: Duration = Duration::from_secs(5);
 /// How often the slot is looked at.
 const INSPECT_EVERY: Duration = Duration::from_secs(5);
 
@@ -26,6 +28,8 @@ pub(super) struct Housekeeping {
     pub(super) views: SharedViews,
     /// From making the slot ready.
     pub(super) troubles: Vec<Trouble>,
+    /// From there too: tables that were published too late.
+    pub(super) uncaptured: Vec<Trouble>,
 }
 
 /// What is wrong, each part as it was last found.
@@ -45,6 +49,8 @@ impl Housekeeping {
             warn!(source = %self.source.name, error = %chain(&error), "statements of the housekeeping have no limit");
         }
         let mut found = Found { troubles: std::mem::take(&mut self.troubles), fault: None, slot: None };
+        let uncaptured = std::mem::take(&mut self.uncaptured);
+        self.keep(uncaptured);
         let mut heartbeat = self.source.heartbeat.map(calm_interval);
         let mut maintain = calm_interval(MAINTAIN_EVERY);
         let mut inspect = calm_interval(INSPECT_EVERY);
@@ -52,7 +58,10 @@ impl Housekeeping {
             tokio::select! {
                 _ = tick(&mut heartbeat) => self.heartbeat().await,
                 _ = inspect.tick() => self.inspect(&mut found).await,
-                _ = maintain.tick() => self.maintain(&mut found).await,
+                _ = maintain.tick() => {
+                    let next = self.maintain(&mut found).await;
+                    maintain.reset_after(next);
+                }
             }
         }
     }
@@ -78,7 +87,9 @@ impl Housekeeping {
         self.show(found);
     }
 
-    async fn maintain(&self, found: &mut Found) {
+    /// Gives the time to the next turn.
+    async fn maintain(&self, found: &mut Found) -> Duration {
+        let mut next = MAINTAIN_EVERY;
         match slot::maintain(&self.client, &self.source, &self.sinks).await {
             Ok(done) => {
                 for table in &done.added {
@@ -86,6 +97,13 @@ impl Housekeeping {
                 }
                 for trouble in done.troubles.iter().filter(|trouble| !found.troubles.contains(trouble)) {
                     warn!(source = %self.source.name, advice = trouble.advice, "{}", trouble.what);
+                }
+                for trouble in &done.uncaptured {
+                    warn!(source = %self.source.name, advice = trouble.advice, "{}", trouble.what);
+                }
+                self.keep(done.uncaptured);
+                if done.is_incomplete {
+                    next = MAINTAIN_MISSING_EVERY;
                 }
                 found.troubles = done.troubles;
                 found.fault = None;
@@ -96,13 +114,27 @@ impl Housekeeping {
             }
         }
         self.show(found);
+        next
+    }
+
+    /// Adds to what stays true while the process runs, over sessions.
+    fn keep(&self, uncaptured: Vec<Trouble>) {
+        if let Some(mut view) = self.views.sources.get_mut(&self.source.name) {
+            for trouble in uncaptured {
+                // One a named table, at most.
+                if !view.uncaptured.contains(&trouble) {
+                    view.uncaptured.push(trouble);
+                }
+            }
+        }
     }
 
     /// Shows everything that is wrong.
     fn show(&self, found: &Found) {
         let all = found.troubles.iter().chain(&found.fault).chain(&found.slot);
         if let Some(mut view) = self.views.sources.get_mut(&self.source.name) {
-            view.troubles = all.cloned().collect();
+            let all = all.chain(&view.uncaptured).cloned().collect();
+            view.troubles = all;
         }
     }
 }

@@ -45,6 +45,7 @@ impl Source {
             sinks: self.intake.sinks().to_vec(),
             views: Arc::clone(&self.views),
             troubles: prepared.troubles,
+            uncaptured: prepared.uncaptured,
         };
         tasks.spawn(housekeeping.run());
         let now = Instant::now();
@@ -87,7 +88,13 @@ impl Source {
     async fn prepare(&self, client: &Client) -> Result<Prepared, Problem> {
         let (config, sinks) = (&self.config, self.intake.sinks());
         if !self.has_streamed {
-            return Ok(slot::prepare(client, config, sinks).await?);
+            // The making of a slot may wait for hours; whom for, people should see.
+            let show = |waits: Option<Trouble>| {
+                if let Some(mut view) = self.views.sources.get_mut(&config.name) {
+                    view.troubles = waits.into_iter().collect();
+                }
+            };
+            return Ok(slot::prepare(client, config, sinks, &show).await?);
         }
         let prepared = slot::prepare_again(client, config, sinks).await?;
         if prepared.confirmed > self.confirmed {

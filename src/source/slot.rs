@@ -18,6 +18,7 @@ mod state;
 pub(crate) mod survey;
 #[cfg(test)]
 pub(crate) mod tests;
+mod verdict;
 
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
@@ -32,6 +33,7 @@ use self::plan::Plan;
 use self::publication::{PublicationState, Steps};
 use self::server::ServerFacts;
 use self::state::{create_sql, drop_sql};
+use self::verdict::{busy, publication_gone};
 use crate::change::{Lsn, TableName};
 use crate::config::{SinkConfig, SourceConfig};
 use crate::view::Trouble;
@@ -39,8 +41,11 @@ use crate::view::Trouble;
 /// How often a step is tried again when another session made or changed the same thing at the same time.
 const RACES_MAX: usize = 3;
 
+/// Told while [`prepare`] waits for transactions before it can make the slot, and `None` when that is over.
+pub type Report<'a> = &'a (dyn Fn(Option<Trouble>) + Sync);
+
 /// A source that can be read.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Prepared {
     /// Where the slot goes on.
     pub confirmed: Lsn,
@@ -52,6 +57,8 @@ pub struct Prepared {
     pub tables: Vec<TableFacts>,
     /// What does not stop the stream.
     pub troubles: Vec<Trouble>,
+    /// Tables that sinks name and that were published too late for what happened to them before. This stays true.
+    pub uncaptured: Vec<Trouble>,
     /// The slot was made just now.
     pub created: bool,
 }
@@ -63,6 +70,10 @@ pub struct Maintained {
     pub added: Vec<TableName>,
     /// All that is wrong now and does not stop the stream; those of before are void.
     pub troubles: Vec<Trouble>,
+    /// As in [`Prepared`].
+    pub uncaptured: Vec<Trouble>,
+    /// A table that a sink names is not published, so that the next look should come soon.
+    pub is_incomplete: bool,
 }
 
 /// Everything read of a database for one source, and what it would take to prepare it. Changes nothing.
@@ -92,13 +103,25 @@ pub(crate) async fn survey(
 
 /// Makes publication and slot ready, or with `create = false` checks that they are. `sinks` are those of this source.
 ///
-/// Every statement but the making of the slot is given up after 30 s; that one waits for the transactions that run, says
-/// for which every 10 s, and may be given up by dropping the future.
+/// Every statement but the making of the slot is given up after 30 s; that one waits for the transactions that run, tells
+/// `report` for which after 2 s and then every 10 s, and may be given up by dropping the future.
 ///
 /// # Errors
 /// Sorted by who has to act, see [`PrepareError`].
-pub async fn prepare(client: &Client, source: &SourceConfig, sinks: &[SinkConfig]) -> Result<Prepared, PrepareError> {
-    make_ready(client, source, sinks, Turn::First).await
+pub async fn prepare(
+    client: &Client,
+    source: &SourceConfig,
+    sinks: &[SinkConfig],
+    report: Report<'_>,
+) -> Result<Prepared, PrepareError> {
+    let (survey, _) = publish_all(client, source, sinks, Turn::First).await?;
+    let mut created = false;
+    if survey.slot.as_ref().is_none_or(SlotFacts::is_half_made) {
+        let made = make_slot(client, source, &survey, report).await;
+        created = made.map_err(|error| survey.with_grants(error, source))?;
+    }
+    let troubles = survey.troubles(source);
+    ready(client, source, &survey, Prepared { troubles, created, ..Prepared::default() }).await
 }
 
 /// The same for a source that has streamed from the slot before: a slot that is missing now has lost changes and is not
@@ -111,7 +134,10 @@ pub async fn prepare_again(
     source: &SourceConfig,
     sinks: &[SinkConfig],
 ) -> Result<Prepared, PrepareError> {
-    make_ready(client, source, sinks, Turn::Again).await
+    let (survey, unpublished) = publish_all(client, source, sinks, Turn::Again).await?;
+    let troubles = survey.troubles(source).into_iter().chain(unpublished).collect();
+    let uncaptured = survey.uncaptured();
+    ready(client, source, &survey, Prepared { troubles, uncaptured, ..Prepared::default() }).await
 }
 
 /// Bounds every later statement of a session on the server too: one that is only given up on this side would go on there,
@@ -131,27 +157,21 @@ enum Turn {
     Again,
 }
 
-async fn make_ready(
+/// Completes what is `prepared` with the slot as it is at the end.
+async fn ready(
     client: &Client,
     source: &SourceConfig,
-    sinks: &[SinkConfig],
-    turn: Turn,
+    survey: &Survey,
+    prepared: Prepared,
 ) -> Result<Prepared, PrepareError> {
-    limit_statements(client).await?;
-    let (survey, unpublished) = publish_all(client, source, sinks, turn).await?;
-    let mut created = false;
-    if survey.slot.as_ref().is_none_or(SlotFacts::is_half_made) {
-        created = make_slot(client, source, &survey).await.map_err(|error| survey.with_grants(error, source))?;
-    }
     let slot = inspect(client, &source.slot).await?;
     let gone = || PrepareError::lasting(format!("the slot {} is gone again", source.slot), "find out who drops it");
     let slot = slot.ok_or_else(gone)?;
     let (Some(confirmed), Some(restart)) = (slot.confirmed, slot.restart) else {
         return Err(busy(&slot));
     };
-    let troubles = survey.troubles(source).into_iter().chain(unpublished).collect();
-    let tables = survey.published();
-    Ok(Prepared { confirmed, restart, server_version: survey.server.version, tables, troubles, created })
+    let server_version = survey.server.version;
+    Ok(Prepared { confirmed, restart, server_version, tables: survey.published(), ..prepared })
 }
 
 /// Surveys and publishes, again where another session was quicker. A source that streamed before streams on with what is
@@ -162,6 +182,7 @@ async fn publish_all(
     sinks: &[SinkConfig],
     turn: Turn,
 ) -> Result<(Survey, Option<Trouble>), PrepareError> {
+    limit_statements(client).await?;
     let mut races = 0;
     loop {
         let mut survey = survey(client, source, sinks).await?;
@@ -201,7 +222,8 @@ pub async fn maintain(
             troubles.push(survey.with_grants(error, source).into_trouble());
         }
     }
-    Ok(Maintained { added: survey.steps.added, troubles })
+    let (uncaptured, is_incomplete) = (survey.uncaptured(), survey.lacks_named(sinks));
+    Ok(Maintained { added: survey.steps.added, troubles, uncaptured, is_incomplete })
 }
 
 /// Writes a record that nobody reads, so that an idle database's slot can move on. Does nothing on a standby.
@@ -243,7 +265,12 @@ async fn publish(client: &Client, source: &SourceConfig, survey: &Survey, turn: 
     Ok(())
 }
 
-async fn make_slot(client: &Client, source: &SourceConfig, survey: &Survey) -> Result<bool, PrepareError> {
+async fn make_slot(
+    client: &Client,
+    source: &SourceConfig,
+    survey: &Survey,
+    report: Report<'_>,
+) -> Result<bool, PrepareError> {
     if !source.create {
         let what = format!("the slot {} does not exist, and create = false", source.slot);
         return Err(PrepareError::lasting(what, create_sql(&source.slot)));
@@ -252,117 +279,7 @@ async fn make_slot(client: &Client, source: &SourceConfig, survey: &Survey) -> R
         warn!(source = source.name, slot = source.slot, "dropping a slot whose making was given up");
         bounded("drop a half-made slot", client.batch_execute(&drop_sql(&source.slot))).await?;
     }
-    creation::create(client, source, survey.server.in_recovery).await
-}
-
-impl Survey {
-    /// Whether database and configuration fit, before anything is changed.
-    fn fit(&self, source: &SourceConfig, turn: Turn) -> Result<(), PrepareError> {
-        self.server.usable()?;
-        if turn == Turn::First && !self.plan.faults.is_empty() {
-            return Err(PrepareError::Config(self.plan.faults.clone()));
-        }
-        let slot = match &self.slot {
-            Some(slot) => slot,
-            None if turn == Turn::Again => return Err(slot_gone(source)),
-            None => return Ok(()),
-        };
-        if let Some(Trouble { what, advice }) = slot.obstacle(&source.slot, &self.server.database) {
-            return Err(PrepareError::Lasting { what, advice });
-        }
-        if turn == Turn::Again && slot.is_half_made() {
-            return Err(slot_gone(source));
-        }
-        if slot.active_pid.is_some() {
-            return Err(busy(slot));
-        }
-        if self.publication.is_none() && !slot.is_half_made() {
-            return Err(publication_gone(source));
-        }
-        Ok(())
-    }
-
-    /// Everything that does not stop the stream.
-    pub(crate) fn troubles(&self, source: &SourceConfig) -> Vec<Trouble> {
-        let slot = self.slot.as_ref().and_then(|slot| slot.warning(&source.slot));
-        let fault = |fault: &PlanFault| Trouble {
-            what: format!("{}: {}", fault.place, fault.reason),
-            advice: fault.sql.clone().unwrap_or_else(|| "mend the configuration".to_owned()),
-        };
-        let faults = self.plan.faults.iter().map(fault);
-        self.plan.troubles.iter().chain(&self.steps.troubles).cloned().chain(faults).chain(slot).collect()
-    }
-
-    /// The tables of the plan that are, or with its steps will be, published.
-    fn published(&self) -> Vec<TableFacts> {
-        let left_out = |table: &&TableFacts| {
-            let covered = self.publication.as_ref().is_some_and(|state| state.covers(&table.name));
-            covered || self.steps.added.contains(&table.name)
-        };
-        self.plan.publish.iter().map(|(table, _)| table).filter(left_out).cloned().collect()
-    }
-
-    /// Says which grants are missing, where the error is a missing privilege.
-    fn with_grants(&self, error: PrepareError, source: &SourceConfig) -> PrepareError {
-        let PrepareError::Passing(Passing::Query { doing, source: cause }) = &error else { return error };
-        match cause.as_db_error() {
-            Some(server) if *server.code() == SqlState::INSUFFICIENT_PRIVILEGE => {
-                PrepareError::lasting(format!("could not {doing}: {}", server.message()), self.grants(source))
-            }
-            Some(_) | None => error,
-        }
-    }
-
-    /// SQL, for an owner or superuser, that lets the role do what the steps need.
-    pub(crate) fn grants(&self, source: &SourceConfig) -> String {
-        let role = names::quoted(&self.server.role);
-        let mut grants = Vec::new();
-        if !self.server.may_replicate {
-            grants.push(self.server.grant_replication());
-        }
-        if self.publication.is_none() && !self.server.may_create {
-            grants.push(self.server.grant_create());
-        }
-        if self.publication.as_ref().is_some_and(|state| !state.is_owned) {
-            grants.push(format!("ALTER PUBLICATION {} OWNER TO {role};", names::quoted(&source.publication)));
-        }
-        let foreign =
-            self.plan.publish.iter().filter(|(table, _)| !table.is_owned && self.steps.added.contains(&table.name));
-        grants.extend(
-            foreign.map(|(table, _)| format!("ALTER TABLE {} OWNER TO {role};", names::quoted_table(&table.name))),
-        );
-        let by_hand = self.steps.sql.join("\n");
-        let or = format!("or, as their owner, make the publication by hand and set create = false:\n{by_hand}");
-        grants.push(or);
-        grants.join("\n")
-    }
-}
-
-fn busy(slot: &SlotFacts) -> PrepareError {
-    PrepareError::Busy { pid: slot.active_pid, application_name: slot.active_application.clone() }
-}
-
-fn slot_gone(source: &SourceConfig) -> PrepareError {
-    PrepareError::lasting(
-        format!("the slot {} is gone: the changes since its last confirmation can no longer be read", source.slot),
-        "find out who dropped it; restarting walhook makes a new one that begins then: compare the receivers' data with \
-         the tables",
-    )
-}
-
-fn publication_gone(source: &SourceConfig) -> PrepareError {
-    PrepareError::lasting(
-        format!(
-            "the slot {} exists but the publication {} does not; a publication made now is younger than the slot, which \
-             could then never be read past the changes in between",
-            source.slot, source.publication
-        ),
-        format!(
-            "{} then start walhook again, which makes both anew; changes that are not delivered yet are lost, so backfill \
-             the tables",
-            drop_sql(&source.slot)
-        ),
-    )
+    creation::create(client, source, survey.server.in_recovery, report).await
 }
 
 /// Whether another session made or changed the same thing at the same time.

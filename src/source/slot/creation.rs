@@ -4,48 +4,67 @@
 //! (dropping the future) closes that connection: the server notices within a second, ends the waiting backend and, since
 //! a slot is ephemeral until it is complete, leaves nothing behind.
 
+use std::fmt;
 use std::pin::pin;
 use std::time::Duration;
 
 use tokio::time::{Instant, interval_at};
-use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, Row};
 use tracing::{info, warn};
 
+use super::Report;
 use super::error::{Passing, PrepareError, bounded, classify};
+use super::names::literal;
 use super::state::create_sql;
 use crate::config::SourceConfig;
-use crate::source::connection;
+use crate::source::{chain, connection};
+use crate::view::Trouble;
 
-/// How often the log says what the server waits for.
+/// When it is first said what the server waits for, and how often then.
+const REPORT_FIRST: Duration = Duration::from_secs(2);
 const REPORT_EVERY: Duration = Duration::from_secs(10);
+/// Most transactions that are named.
+const HOLDERS_MAX: usize = 5;
 
 /// Whom backend `$1` waits for. Prepared transactions have no backend (pid 0) and are listed by their name.
 const HOLDERS: &str = "
 select b.pid, coalesce(a.application_name, ''), coalesce(a.state, ''),
        coalesce(extract(epoch from now() - a.xact_start), 0)::int8,
-       coalesce((select string_agg(gid, ', ') from pg_prepared_xacts where b.pid = 0), '')
+       array(select gid from pg_prepared_xacts where b.pid = 0 order by prepared limit 5)
   from unnest(pg_blocking_pids($1)) b(pid) left join pg_stat_activity a on a.pid = b.pid";
 
-/// Makes the slot; false if someone else made it meanwhile.
-pub(super) async fn create(client: &Client, source: &SourceConfig, in_recovery: bool) -> Result<bool, PrepareError> {
+/// Makes the slot; false if someone else made it meanwhile. What it waits for is told to `report`.
+pub(super) async fn create(
+    client: &Client,
+    source: &SourceConfig,
+    in_recovery: bool,
+    report: Report<'_>,
+) -> Result<bool, PrepareError> {
     let (maker, driver) = connection::sql(&source.url).await.map_err(Passing::Connect)?;
     let mut driver = pin!(driver);
-    let mut work = pin!(make(&maker, client, source, in_recovery));
-    tokio::select! {
+    let watch = Watch { client, source, in_recovery, report };
+    let mut work = pin!(make(&maker, &watch));
+    let made = tokio::select! {
         // 1. The work itself, so that a finished one is seen even if the connection ends with it.
         done = &mut work => done,
         // 2. The connection; when it ends, the statement fails at once and says why.
         _ = &mut driver => work.await,
-    }
+    };
+    report(None);
+    made
 }
 
-async fn make(
-    maker: &Client,
-    watcher: &Client,
-    source: &SourceConfig,
+/// Says from another connection what the making waits for.
+struct Watch<'a> {
+    client: &'a Client,
+    source: &'a SourceConfig,
     in_recovery: bool,
-) -> Result<bool, PrepareError> {
+    report: Report<'a>,
+}
+
+async fn make(maker: &Client, watch: &Watch<'_>) -> Result<bool, PrepareError> {
+    let source = watch.source;
     // Not every system has the check; without it an abandoned wait ends with the transactions it waits for.
     if let Err(error) = maker.batch_execute("SET client_connection_check_interval = '1s'").await {
         warn!(source = source.name, %error, "the server cannot notice a client that leaves while it waits");
@@ -56,13 +75,13 @@ async fn make(
     info!(source = source.name, slot = source.slot, "making the replication slot");
     let statement = create_sql(&source.slot);
     let mut creation = pin!(maker.batch_execute(&statement));
-    let mut ticks = interval_at(Instant::now() + REPORT_EVERY, REPORT_EVERY);
+    let mut ticks = interval_at(Instant::now() + REPORT_FIRST, REPORT_EVERY);
     loop {
         tokio::select! {
             // 1. The statement.
             done = &mut creation => return finished(done),
             // 2. What it waits for.
-            _ = ticks.tick() => report(watcher, source, pid, in_recovery).await?,
+            _ = ticks.tick() => watch.look(pid).await,
         }
     }
 }
@@ -75,23 +94,79 @@ fn finished(done: Result<(), tokio_postgres::Error>) -> Result<bool, PrepareErro
     }
 }
 
-async fn report(watcher: &Client, source: &SourceConfig, pid: i32, in_recovery: bool) -> Result<(), PrepareError> {
-    let slot = source.slot.as_str();
-    let holders = bounded("ask what the new slot waits for", watcher.query(HOLDERS, &[&pid])).await?;
-    if holders.is_empty() {
-        let advice = match in_recovery {
-            true => "on the primary: SELECT pg_log_standby_snapshot();",
-            false => "the server has not said for whom",
+impl Watch<'_> {
+    /// A failure is no reason to give up a wait that may have lasted for hours.
+    async fn look(&self, pid: i32) {
+        let (name, slot) = (&self.source.name, &self.source.slot);
+        match bounded("ask what the new slot waits for", self.client.query(HOLDERS, &[&pid])).await {
+            Ok(rows) => {
+                let holders: Vec<Holder> = rows.iter().map(Holder::read).collect();
+                let Trouble { what, advice } = self.trouble(&holders);
+                warn!(source = name, slot, advice, "{what}");
+                (self.report)(Some(Trouble { what, advice }));
+            }
+            Err(error) => {
+                warn!(source = name, slot, error = %chain(&error), "could not ask what the new slot waits for");
+            }
+        }
+    }
+
+    fn trouble(&self, holders: &[Holder]) -> Trouble {
+        let slot = &self.source.slot;
+        if holders.is_empty() {
+            let advice = match self.in_recovery {
+                true => "on the primary: SELECT pg_log_standby_snapshot();",
+                false => "the server has not said for which",
+            };
+            return Trouble {
+                what: format!("the new slot {slot} waits for running transactions"),
+                advice: advice.to_owned(),
+            };
+        }
+        let shown = holders.iter().take(HOLDERS_MAX);
+        let whom: Vec<String> = shown.clone().map(Holder::to_string).collect();
+        let ends: Vec<String> = shown.map(Holder::end).collect();
+        let more = match holders.len().saturating_sub(HOLDERS_MAX) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
         };
-        warn!(source = source.name, slot, advice, "the new slot waits for running transactions");
+        Trouble {
+            what: format!("the new slot {slot} waits for {}{more} to end", whom.join(", ")),
+            advice: format!("let them end, or end them: {}", ends.join(" ")),
+        }
     }
-    for row in holders {
-        let (holder, age_secs): (i32, i64) = (row.get(0), row.get(3));
-        let (application, state, prepared): (String, String, String) = (row.get(1), row.get(2), row.get(4));
-        warn!(
-            source = source.name,
-            slot, holder, application, state, age_secs, prepared, "the new slot waits for a transaction to end"
-        );
+}
+
+/// A transaction that the making waits for.
+struct Holder {
+    pid: i32,
+    application: String,
+    state: String,
+    age_secs: i64,
+    /// Prepared transactions, where there is no backend.
+    prepared: Vec<String>,
+}
+
+impl Holder {
+    fn read(row: &Row) -> Self {
+        Self { pid: row.get(0), application: row.get(1), state: row.get(2), age_secs: row.get(3), prepared: row.get(4) }
     }
-    Ok(())
+
+    /// SQL that ends it.
+    fn end(&self) -> String {
+        match self.pid {
+            0 => self.prepared.iter().map(|gid| format!("ROLLBACK PREPARED {};", literal(gid))).collect(),
+            pid => format!("SELECT pg_terminate_backend({pid});"),
+        }
+    }
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { pid, application, state, age_secs, prepared } = self;
+        if *pid == 0 {
+            return write!(f, "prepared transactions, among them {}", prepared.join(", "));
+        }
+        write!(f, "the transaction of backend {pid} (application {application:?}, {state}, {age_secs} s old)")
+    }
 }

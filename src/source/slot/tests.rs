@@ -48,7 +48,7 @@ impl Stage {
     }
 
     async fn prepare(&self, sinks: &[SinkConfig]) -> Result<Prepared, PrepareError> {
-        prepare(&self.client, &self.source(), sinks).await
+        prepare(&self.client, &self.source(), sinks, &|_| {}).await
     }
 
     async fn published(&self) -> Vec<String> {

@@ -7,8 +7,8 @@ async fn a_locked_table_keeps_neither_the_stream_nor_the_connection() {
     let mut stage = Stage::new(&[], ORDERS).await;
     stage.prepare(&[sink("s", &["public.*"])]).await.unwrap();
     let holder = stage.session(&stage.cluster.url("postgres")).await;
-    let lock = "create table later (id int primary key); begin; lock table later, orders in access exclusive mode";
-    holder.batch_execute(lock).await.unwrap();
+    holder.batch_execute("create table later (id int primary key)").await.unwrap();
+    holder.batch_execute("begin; lock table later, orders in access exclusive mode").await.unwrap();
     let (source, sinks) = (stage.source(), [sink("s", &["public.*"])]);
     let prepared = prepare_again(&stage.client, &source, &sinks).await.unwrap();
     assert!(prepared.troubles[0].what.contains("lock timeout"), "{:?}", prepared.troubles);
@@ -36,9 +36,30 @@ async fn a_missing_privilege_is_a_trouble_with_the_grants() {
     let trouble = &prepared.troubles[0];
     assert!(trouble.what.contains("must be owner"), "{trouble:?}");
     assert!(trouble.advice.contains("ALTER PUBLICATION \"walhook_app\" OWNER TO \"app\";"), "{trouble:?}");
-    assert!(matches!(prepare(&app, &stage.source(), &sinks).await, Err(PrepareError::Lasting { .. })));
+    assert!(matches!(prepare(&app, &stage.source(), &sinks, &|_| {}).await, Err(PrepareError::Lasting { .. })));
 
     // What cannot be streamed from stays an error.
     stage.client.batch_execute("drop publication walhook_app").await.unwrap();
     assert!(matches!(prepare_again(&app, &stage.source(), &sinks).await, Err(PrepareError::Lasting { .. })));
+}
+
+#[tokio::test]
+async fn a_table_swapped_by_its_name_was_not_captured_before() {
+    let stage = Stage::new(&[], ORDERS).await;
+    let (source, sinks) = (stage.source(), [sink("s", &["public.orders", "public.*"])]);
+    let first = stage.prepare(&sinks).await.unwrap();
+    assert!(first.uncaptured.is_empty(), "{first:?}");
+    let swap =
+        "create table fresh (id int primary key); alter table orders rename to old; alter table fresh rename to orders";
+    stage.client.batch_execute(swap).await.unwrap();
+    let again = prepare_again(&stage.client, &source, &sinks).await.unwrap();
+    assert!(again.uncaptured[0].what.starts_with("public.orders was made or renamed"), "{again:?}");
+    let maintained = maintain(&stage.client, &source, &sinks).await.unwrap();
+    assert!(maintained.uncaptured.is_empty() && !maintained.is_incomplete, "{maintained:?}");
+
+    // One that only a pattern names is new, not late.
+    stage.client.batch_execute("drop table old, orders; create table another (id int primary key)").await.unwrap();
+    let maintained = maintain(&stage.client, &source, &sinks).await.unwrap();
+    assert_eq!(maintained.added.len(), 1);
+    assert!(maintained.uncaptured.is_empty() && maintained.is_incomplete, "{maintained:?}");
 }

@@ -72,8 +72,8 @@ async fn slots_that_share_a_publication_take_nothing_from_each_other() {
     let orders = [sink("s", &["public.orders"])];
     let mut other = [sink("o", &["public.other"])];
     other[0].actions = Actions { insert: true, update: false, delete: false };
-    prepare(&stage.client, &ours, &orders).await.unwrap();
-    prepare(&stage.client, &theirs, &other).await.unwrap();
+    prepare(&stage.client, &ours, &orders, &|_| {}).await.unwrap();
+    prepare(&stage.client, &theirs, &other, &|_| {}).await.unwrap();
     maintain(&stage.client, &ours, &orders).await.unwrap();
     maintain(&stage.client, &theirs, &other).await.unwrap();
     assert_eq!(stage.published().await, ["public.orders", "public.other"]);
@@ -82,7 +82,7 @@ async fn slots_that_share_a_publication_take_nothing_from_each_other() {
     // Nor is anything taken from one whose comment names no slot.
     let older = "comment on publication walhook_app is 'made and maintained by walhook'";
     stage.client.batch_execute(older).await.unwrap();
-    prepare(&stage.client, &ours, &orders).await.unwrap();
+    prepare(&stage.client, &ours, &orders, &|_| {}).await.unwrap();
     assert_eq!(stage.published().await, ["public.orders", "public.other"]);
 }
 
@@ -91,15 +91,15 @@ async fn create_false_changes_nothing_and_gives_the_sql() {
     let stage = Stage::new(&[], ORDERS).await;
     let source = SourceConfig { create: false, ..stage.source() };
     let sinks = [sink("s", &["public.orders"])];
-    let (_, by_pattern) = lasting(prepare(&stage.client, &source, &[sink("s", &["public.*"])]).await);
-    let (_, publication) = lasting(prepare(&stage.client, &source, &sinks).await);
+    let (_, by_pattern) = lasting(prepare(&stage.client, &source, &[sink("s", &["public.*"])], &|_| {}).await);
+    let (_, publication) = lasting(prepare(&stage.client, &source, &sinks, &|_| {}).await);
     assert_eq!(by_pattern, publication);
     assert_eq!(stage.count("select count(*) from pg_publication").await, 0);
     stage.client.batch_execute(&publication).await.unwrap();
-    let (what, slot) = lasting(prepare(&stage.client, &source, &sinks).await);
+    let (what, slot) = lasting(prepare(&stage.client, &source, &sinks, &|_| {}).await);
     assert!(what.contains("the slot walhook_app does not exist"), "{what}");
     stage.client.batch_execute(&slot).await.unwrap();
-    let prepared = prepare(&stage.client, &source, &sinks).await.unwrap();
+    let prepared = prepare(&stage.client, &source, &sinks, &|_| {}).await.unwrap();
     assert!(!prepared.created && prepared.tables.len() == 1);
 
     stage.client.batch_execute("create table later (id int primary key)").await.unwrap();
@@ -107,7 +107,7 @@ async fn create_false_changes_nothing_and_gives_the_sql() {
     let maintained = maintain(&stage.client, &source, &wide).await.unwrap();
     assert!(maintained.added.is_empty());
     assert!(maintained.troubles[0].what.contains("public.later is not in the publication"));
-    assert_eq!(prepare(&stage.client, &source, &wide).await.unwrap().tables.len(), 1);
+    assert_eq!(prepare(&stage.client, &source, &wide, &|_| {}).await.unwrap().tables.len(), 1);
 }
 
 #[tokio::test]
@@ -117,19 +117,19 @@ async fn missing_privileges_name_the_grants_which_then_suffice() {
     let source = SourceConfig { url: PgAddress::parse(&url).unwrap(), ..stage.source() };
     let sinks = [sink("s", &["public.orders"])];
     let app = stage.session(&url).await;
-    let (what, grant) = lasting(prepare(&app, &source, &sinks).await);
+    let (what, grant) = lasting(prepare(&app, &source, &sinks, &|_| {}).await);
     assert_eq!(
         (what.as_str(), grant.as_str()),
         ("the role app may not use replication slots", "ALTER ROLE \"app\" REPLICATION;")
     );
     stage.client.batch_execute(&grant).await.unwrap();
-    let (what, advice) = lasting(prepare(&app, &source, &sinks).await);
+    let (what, advice) = lasting(prepare(&app, &source, &sinks, &|_| {}).await);
     assert!(what.contains("permission denied"), "{what}");
     let (grants, by_hand) = advice.split_once("or, as their owner").unwrap();
     assert!(grants.contains("GRANT CREATE ON DATABASE \"postgres\" TO \"app\";"), "{grants}");
     assert!(by_hand.contains("CREATE PUBLICATION \"walhook_app\""), "{by_hand}");
     stage.client.batch_execute(grants).await.unwrap();
-    assert!(prepare(&app, &source, &sinks).await.unwrap().created);
+    assert!(prepare(&app, &source, &sinks, &|_| {}).await.unwrap().created);
 
     // A table of another role that a pattern matches is left out, and does not keep the rest.
     stage.client.batch_execute("create table theirs (id int primary key)").await.unwrap();

@@ -130,7 +130,7 @@ async fn making_a_slot_waits_for_old_transactions_and_leaves_nothing_when_given_
     {
         let sinks = [sink("s", &["public.orders"])];
         let source = stage.source();
-        let mut preparing = std::pin::pin!(prepare(&stage.client, &source, &sinks));
+        let mut preparing = std::pin::pin!(prepare(&stage.client, &source, &sinks, &|_| {}));
         let watcher = async {
             while eye.query_one(waiting, &[]).await.unwrap().get::<_, i64>(0) == 0 {
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -155,8 +155,62 @@ async fn two_at_once_agree() {
     let other = stage.session(&stage.cluster.url("postgres")).await;
     let source = stage.source();
     let sinks = [sink("s", &["public.orders"])];
-    let (first, second) = tokio::join!(prepare(&stage.client, &source, &sinks), prepare(&other, &source, &sinks));
+    let (first, second) =
+        tokio::join!(prepare(&stage.client, &source, &sinks, &|_| {}), prepare(&other, &source, &sinks, &|_| {}));
     let fine = |result: &Result<Prepared, PrepareError>| matches!(result, Ok(_) | Err(PrepareError::Busy { .. }));
     assert!(fine(&first) && fine(&second), "{first:?} {second:?}");
     assert_eq!(stage.count("select count(*) from pg_replication_slots").await, 1);
+}
+
+#[tokio::test]
+async fn whom_the_making_of_a_slot_waits_for_is_reported_until_it_is_over() {
+    let mut stage = Stage::new(&[], ORDERS).await;
+    let url = format!("{}?application_name=nightly", stage.cluster.url("postgres"));
+    let old = stage.session(&url).await;
+    old.batch_execute("begin; insert into orders values (1)").await.unwrap();
+    let pid: i32 = old.query_one("select pg_backend_pid()", &[]).await.unwrap().get(0);
+    let told = std::sync::Mutex::new(Vec::new());
+    let report = |trouble| told.lock().unwrap().push(trouble);
+    let (source, sinks) = (stage.source(), [sink("s", &["public.orders"])]);
+    let freeing = async {
+        while told.lock().unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        old.batch_execute("commit").await.unwrap();
+    };
+    let (prepared, ()) = tokio::join!(prepare(&stage.client, &source, &sinks, &report), freeing);
+    assert!(prepared.unwrap().created);
+    let told = told.into_inner().unwrap();
+    let Some(Some(trouble)) = told.first() else { panic!("{told:?}") };
+    let holder = format!("of backend {pid} (application \"nightly\", idle in transaction, ");
+    assert!(trouble.what.contains(&holder), "{trouble:?}");
+    assert!(trouble.advice.contains(&format!("SELECT pg_terminate_backend({pid});")), "{trouble:?}");
+    assert_eq!(told.last(), Some(&None));
+}
+
+#[tokio::test]
+async fn a_wait_that_cannot_be_explained_goes_on() {
+    let sql = format!(
+        "create role app login replication; revoke execute on function pg_blocking_pids(int) from public; {ORDERS}
+         create publication walhook_app for table orders"
+    );
+    let mut stage = Stage::new(&[], &sql).await;
+    let old = stage.session(&stage.cluster.url("postgres")).await;
+    old.batch_execute("begin; insert into orders values (1)").await.unwrap();
+    let url = stage.cluster.url("postgres").replace("postgres@", "app@");
+    let source = SourceConfig { url: PgAddress::parse(&url).unwrap(), ..stage.source() };
+    let (app, sinks) = (stage.session(&url).await, [sink("s", &["public.orders"])]);
+    let asked = "select count(*) from pg_stat_activity where query like '%from unnest(pg_blocking_pids%' and \
+                 state = 'idle' and usename = 'app'";
+    let freeing = async {
+        while stage.count(asked).await == 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        old.batch_execute("commit").await.unwrap();
+    };
+    let preparing = async {
+        let prepared = prepare(&app, &source, &sinks, &|_| {}).await;
+        assert!(prepared.unwrap().created);
+    };
+    tokio::join!(preparing, freeing);
 }

@@ -1,0 +1,150 @@
+//! What a survey means: whether the source can be read, what is wrong with it, who has to grant what.
+
+use tokio_postgres::error::SqlState;
+
+use super::error::{Passing, PlanFault, PrepareError};
+use super::names;
+use super::plan::Naming;
+use super::state::{SlotFacts, drop_sql};
+use super::survey::TableFacts;
+use super::{Survey, Turn};
+use crate::change::TableName;
+use crate::config::{SinkConfig, SourceConfig};
+use crate::view::Trouble;
+
+impl Survey {
+    /// Whether database and configuration fit, before anything is changed.
+    pub(super) fn fit(&self, source: &SourceConfig, turn: Turn) -> Result<(), PrepareError> {
+        self.server.usable()?;
+        if turn == Turn::First && !self.plan.faults.is_empty() {
+            return Err(PrepareError::Config(self.plan.faults.clone()));
+        }
+        let slot = match &self.slot {
+            Some(slot) => slot,
+            None if turn == Turn::Again => return Err(slot_gone(source)),
+            None => return Ok(()),
+        };
+        if let Some(Trouble { what, advice }) = slot.obstacle(&source.slot, &self.server.database) {
+            return Err(PrepareError::Lasting { what, advice });
+        }
+        if turn == Turn::Again && slot.is_half_made() {
+            return Err(slot_gone(source));
+        }
+        if slot.active_pid.is_some() {
+            return Err(busy(slot));
+        }
+        if self.publication.is_none() && !slot.is_half_made() {
+            return Err(publication_gone(source));
+        }
+        Ok(())
+    }
+
+    /// Everything that does not stop the stream.
+    pub(crate) fn troubles(&self, source: &SourceConfig) -> Vec<Trouble> {
+        let slot = self.slot.as_ref().and_then(|slot| slot.warning(&source.slot));
+        let fault = |fault: &PlanFault| Trouble {
+            what: format!("{}: {}", fault.place, fault.reason),
+            advice: fault.sql.clone().unwrap_or_else(|| "mend the configuration".to_owned()),
+        };
+        let faults = self.plan.faults.iter().map(fault);
+        self.plan.troubles.iter().chain(&self.steps.troubles).cloned().chain(faults).chain(slot).collect()
+    }
+
+    /// The tables of the plan that are, or with its steps will be, published.
+    pub(super) fn published(&self) -> Vec<TableFacts> {
+        let left_out = |table: &&TableFacts| {
+            let covered = self.publication.as_ref().is_some_and(|state| state.covers(&table.name));
+            covered || self.steps.added.contains(&table.name)
+        };
+        self.plan.publish.iter().map(|(table, _)| table).filter(left_out).cloned().collect()
+    }
+
+    /// Of tables that are published only now although a sink names them, when the source has streamed: a name that was made
+    /// anew, or taken over by another table.
+    pub(super) fn uncaptured(&self) -> Vec<Trouble> {
+        let named =
+            self.plan.publish.iter().filter(|(_, naming)| *naming == Naming::Exact).map(|(table, _)| &table.name);
+        let late = named.filter(|name| self.steps.added.contains(name));
+        let trouble = |name: &TableName| Trouble {
+            what: format!(
+                "{name} was made or renamed while the source ran: changes made to it before now were not captured"
+            ),
+            advice: "compare the receivers' data with the table; in a migration, add the new table to the publication \
+                     before it takes over the name"
+                .to_owned(),
+        };
+        late.map(trouble).collect()
+    }
+
+    /// Whether a table that a sink names without a pattern is not published.
+    pub(super) fn lacks_named(&self, sinks: &[SinkConfig]) -> bool {
+        let exact = sinks.iter().flat_map(|sink| &sink.tables).filter(|pattern| pattern.is_exact());
+        let mut names = exact.map(|pattern| TableName { schema: pattern.schema.clone(), table: pattern.table.clone() });
+        names.any(|name| {
+            let covered = self.publication.as_ref().is_some_and(|state| state.covers(&name));
+            !covered && !self.steps.added.contains(&name)
+        })
+    }
+
+    /// Says which grants are missing, where the error is a missing privilege.
+    pub(super) fn with_grants(&self, error: PrepareError, source: &SourceConfig) -> PrepareError {
+        let PrepareError::Passing(Passing::Query { doing, source: cause }) = &error else { return error };
+        match cause.as_db_error() {
+            Some(server) if *server.code() == SqlState::INSUFFICIENT_PRIVILEGE => {
+                PrepareError::lasting(format!("could not {doing}: {}", server.message()), self.grants(source))
+            }
+            Some(_) | None => error,
+        }
+    }
+
+    /// SQL, for an owner or superuser, that lets the role do what the steps need.
+    pub(crate) fn grants(&self, source: &SourceConfig) -> String {
+        let role = names::quoted(&self.server.role);
+        let mut grants = Vec::new();
+        if !self.server.may_replicate {
+            grants.push(self.server.grant_replication());
+        }
+        if self.publication.is_none() && !self.server.may_create {
+            grants.push(self.server.grant_create());
+        }
+        if self.publication.as_ref().is_some_and(|state| !state.is_owned) {
+            grants.push(format!("ALTER PUBLICATION {} OWNER TO {role};", names::quoted(&source.publication)));
+        }
+        let foreign =
+            self.plan.publish.iter().filter(|(table, _)| !table.is_owned && self.steps.added.contains(&table.name));
+        grants.extend(
+            foreign.map(|(table, _)| format!("ALTER TABLE {} OWNER TO {role};", names::quoted_table(&table.name))),
+        );
+        let by_hand = self.steps.sql.join("\n");
+        let or = format!("or, as their owner, make the publication by hand and set create = false:\n{by_hand}");
+        grants.push(or);
+        grants.join("\n")
+    }
+}
+
+pub(super) fn busy(slot: &SlotFacts) -> PrepareError {
+    PrepareError::Busy { pid: slot.active_pid, application_name: slot.active_application.clone() }
+}
+
+pub(super) fn slot_gone(source: &SourceConfig) -> PrepareError {
+    PrepareError::lasting(
+        format!("the slot {} is gone: the changes since its last confirmation can no longer be read", source.slot),
+        "find out who dropped it; restarting walhook makes a new one that begins then: compare the receivers' data with \
+         the tables",
+    )
+}
+
+pub(super) fn publication_gone(source: &SourceConfig) -> PrepareError {
+    PrepareError::lasting(
+        format!(
+            "the slot {} exists but the publication {} does not; a publication made now is younger than the slot, which \
+             could then never be read past the changes in between",
+            source.slot, source.publication
+        ),
+        format!(
+            "{} then start walhook again, which makes both anew; changes that are not delivered yet are lost, so backfill \
+             the tables",
+            drop_sql(&source.slot)
+        ),
+    )
+}
