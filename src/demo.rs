@@ -142,15 +142,19 @@ fn configuration(
 
 fn introduction(cluster: &Cluster, args: &DemoArgs, receivers: &[Endpoint; 2]) -> String {
     let [orders, stock] = receivers;
+    let metrics = match args.admin.port() {
+        0 => "at the address of the line \"admin listening\" below, readiness at /readyz".to_owned(),
+        _ => format!("http://{}/metrics, readiness at /readyz", args.admin),
+    };
     format!(
         "\n  database   {}\n  sink orders  public.customers and public.orders to http://{}/orders, which answers 200\n  \
          sink stock   public.products to http://{}/stock, which refuses three in ten with 503\n  \
-         metrics    http://{}/metrics, readiness at /readyz\n\n  \
+         metrics    {}\n\n  \
          Change rows yourself: psql '{}'\n  Ctrl-C ends it. Each line below is a message as a receiver got it.\n\n",
         cluster.url("postgres"),
         orders.address,
         stock.address,
-        args.admin,
+        metrics,
         cluster.url("postgres"),
     )
 }

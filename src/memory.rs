@@ -141,6 +141,8 @@ impl AsRef<[u8]> for Held {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
+
     use super::*;
 
     #[tokio::test]
@@ -151,14 +153,10 @@ mod tests {
         let slice = buffer.slice(10..20);
         drop(buffer);
         assert_eq!(memory.held(), 100 + SHARED_BYTES);
-        let waiting = tokio::spawn({
-            let memory = memory.clone();
-            async move { memory.room().await }
-        });
-        tokio::task::yield_now().await;
-        assert!(!waiting.is_finished());
+        let mut waiting = Box::pin(memory.room());
+        assert!(waiting.as_mut().now_or_never().is_none());
         drop(slice);
-        waiting.await.unwrap();
+        waiting.await;
         assert_eq!(memory.held(), 0);
     }
 }

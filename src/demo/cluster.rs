@@ -136,7 +136,10 @@ impl Cluster {
                 let log = std::fs::read_to_string(&log).unwrap_or_default();
                 ClusterError::Failed { program, output: output + &log }
             }
-            other => other,
+            ClusterError::NoBinaries
+            | ClusterError::NoUser
+            | ClusterError::Directory { .. }
+            | ClusterError::Spawn { .. } => error,
         })
     }
 

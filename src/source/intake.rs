@@ -11,7 +11,7 @@ use std::time::Instant;
 use crate::change::{Change, Lsn, Position, Row, Table, Transaction};
 use crate::config::SinkConfig;
 use crate::sink::feed::Feed;
-use crate::source::pgoutput::Message;
+use crate::source::pgoutput::{Message, Relation};
 use crate::source::route::{Route, routes};
 
 /// `prefix` of a transactional logical message whose JSON content annotates the rest of the transaction.
@@ -119,11 +119,11 @@ impl Intake {
         self.tables.insert(table.oid, Known { table: Arc::new(table), routes });
     }
 
-    /// Takes in one message; Relation messages have to be looked up and [`Self::learn`]ed by the caller.
+    /// Takes in one message. A relation comes back, to be looked up and [`Self::learn`]ed before the next message.
     ///
     /// # Errors
     /// When the stream does not hang together; the connection is of no use then.
-    pub fn take(&mut self, message: Message, now: Instant) -> Result<(), IntakeError> {
+    pub fn take(&mut self, message: Message, now: Instant) -> Result<Option<Relation>, IntakeError> {
         match message {
             Message::Begin(transaction) => {
                 self.open = Some(Open { transaction: Arc::new(transaction), index: 0, annotations: None });
@@ -144,9 +144,10 @@ impl Intake {
             Message::Truncate { relations, .. } => self.truncate(&relations),
             Message::Logical { transactional: true, prefix, content, .. } => self.annotate(&prefix, &content),
             Message::Logical { transactional: false, .. } => {}
-            Message::Relation(_) | Message::Type(_) | Message::Origin { .. } => {}
+            Message::Relation(relation) => return Ok(Some(relation)),
+            Message::Type(_) | Message::Origin { .. } => {}
         }
-        Ok(())
+        Ok(None)
     }
 
     /// The server has nothing up to `server_end` that was not sent. Inside a transaction that says nothing new.

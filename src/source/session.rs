@@ -11,7 +11,7 @@ use tracing::{debug, info, warn};
 
 use super::connection::{Frame, Gulp, Replication, StreamError};
 use super::hold::{HELD_AFTER, Hold, Turn};
-use super::pgoutput::{self, Message};
+use super::pgoutput;
 use super::problem::Problem;
 use super::relation::Catalogue;
 use super::{Source, Stop};
@@ -102,10 +102,11 @@ impl Source {
         let now = gulp.received_at();
         for frame in gulp {
             match frame {
-                Frame::XLogData { payload, .. } => match pgoutput::decode(payload)? {
-                    Message::Relation(relation) => self.look_up(stream, relation).await?,
-                    message => self.intake.take(message, now)?,
-                },
+                Frame::XLogData { payload, .. } => {
+                    if let Some(relation) = self.intake.take(pgoutput::decode(payload)?, now)? {
+                        self.look_up(stream, relation).await?;
+                    }
+                }
                 Frame::Keepalive { server_end, reply_requested } => {
                     self.metrics.keepalives.increment(1);
                     self.intake.keepalive(server_end);

@@ -106,10 +106,10 @@ fn after_a_reconnect_what_was_fed_is_skipped_also_in_the_middle_of_a_transaction
     assert_eq!(fed(&mut intake, 0), "10.1 =11 20.1");
     assert_eq!(fed(&mut intake, 1), "=11 20.2");
     intake.reconnected(Lsn(5));
-    assert_eq!(intake.take(insert(0, "1"), Instant::now()), Err(IntakeError::UnknownRelation(0)));
+    assert_eq!(intake.take(insert(0, "1"), Instant::now()).unwrap_err(), IntakeError::UnknownRelation(0));
     intake.learn(table(0, "t0"));
     intake.learn(table(1, "t1"));
-    assert_eq!(intake.take(insert(0, "1"), Instant::now()), Err(IntakeError::NoTransaction));
+    assert_eq!(intake.take(insert(0, "1"), Instant::now()).unwrap_err(), IntakeError::NoTransaction);
     take(&mut intake, vec![begin(10), insert(0, "1"), commit(11)]);
     take(&mut intake, vec![begin(20), insert(0, "2"), insert(1, "2"), insert(0, "3"), commit(21)]);
     assert_eq!(fed(&mut intake, 0), "=11 20.3 =21");
