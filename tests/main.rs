@@ -29,6 +29,8 @@ mod commands;
 mod crash;
 #[path = "walhook/database.rs"]
 mod database;
+#[path = "walhook/elsewhere.rs"]
+mod elsewhere;
 #[path = "walhook/endpoints.rs"]
 mod endpoints;
 #[path = "walhook/grouping.rs"]

@@ -143,6 +143,32 @@ impl Cluster {
         })
     }
 
+    /// Starts a stopped cluster that will not take connections yet, as in recovery.
+    ///
+    /// # Errors
+    /// When the server cannot be started.
+    pub fn resume_without_waiting(&self) -> Result<(), ClusterError> {
+        let log = self.dir.join("log");
+        self.pg_ctl(&["start", "-W", "-l", &log.to_string_lossy()])
+    }
+
+    /// Ends recovery, which starts a new timeline, and waits until connections are taken.
+    ///
+    /// # Errors
+    /// When the server is not in recovery or does not end it.
+    pub fn promote(&self) -> Result<(), ClusterError> {
+        // The postmaster takes the order only once its control file says recovery.
+        let mut told = self.pg_ctl(&["promote", "-w", "-t", "60"]);
+        for _ in 0..100 {
+            if told.is_ok() {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            told = self.pg_ctl(&["promote", "-w", "-t", "60"]);
+        }
+        told
+    }
+
     /// Stops the server: `smart`, `fast` or `immediate` (as a crash).
     ///
     /// # Errors
