@@ -9,6 +9,7 @@ pub mod init;
 pub mod listen;
 pub(crate) mod signals;
 
+use std::convert::Infallible;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -103,13 +104,7 @@ fn daemon(args: &RunArgs) -> u8 {
 
 async fn run_daemon(config: Config) -> u8 {
     let orders = app::Orders::default();
-    let signals = match signals::listen(orders.clone()) {
-        Ok(signals) => signals,
-        Err(error) => {
-            say(&format!("error: cannot listen for signals: {error}"));
-            return FAILED;
-        }
-    };
+    let Some(signals) = heed(&orders) else { return FAILED };
     let result = tokio::select! {
         result = app::run(config, orders.clone()) => result,
         never = signals => match never {},
@@ -160,13 +155,7 @@ pub(crate) fn explain(error: AppError) -> u8 {
 
 async fn listening(args: listen::ListenArgs) -> u8 {
     let orders = app::Orders::default();
-    let signals = match signals::listen(orders.clone()) {
-        Ok(signals) => signals,
-        Err(error) => {
-            say(&format!("error: cannot listen for signals: {error}"));
-            return FAILED;
-        }
-    };
+    let Some(signals) = heed(&orders) else { return FAILED };
     let done = tokio::select! {
         done = listen::listen(args, orders.stop.clone(), std::io::stdout()) => done,
         never = signals => match never {},
@@ -177,6 +166,17 @@ async fn listening(args: listen::ListenArgs) -> u8 {
         Err(error) => {
             say(&format!("error: {error:#}"));
             FAILED
+        }
+    }
+}
+
+/// Signals become orders for as long as the future is polled; `None`, said, if they cannot be had.
+fn heed(orders: &app::Orders) -> Option<impl Future<Output = Infallible> + use<>> {
+    match signals::listen(orders.clone()) {
+        Ok(signals) => Some(signals),
+        Err(error) => {
+            say(&format!("error: cannot listen for signals: {error}"));
+            None
         }
     }
 }

@@ -20,6 +20,8 @@ mod ledger;
 mod postgres;
 #[path = "walhook/receiver.rs"]
 mod receiver;
+#[path = "walhook/reply.rs"]
+mod reply;
 #[path = "walhook/request.rs"]
 mod request;
 
