@@ -143,7 +143,7 @@ fn configuration(
 fn introduction(cluster: &Cluster, args: &DemoArgs, receivers: &[Endpoint; 2]) -> String {
     let [orders, stock] = receivers;
     let metrics = match args.admin.port() {
-        0 => "at the address of the line \"admin listening\" below, readiness at /readyz".to_owned(),
+        0 => "/metrics at the address of the line \"admin listening\" below, readiness at /readyz".to_owned(),
         _ => format!("http://{}/metrics, readiness at /readyz", args.admin),
     };
     format!(

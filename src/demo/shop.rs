@@ -21,18 +21,19 @@ const SCHEMA: &str = "
 ";
 
 /// What happens, one statement after another, round and round.
-const TRADE: [&str; 6] = [
+const TRADE: [&str; 7] = [
     "insert into customers (name, city) values ((array['Ada','Grace','Edsger','Barbara'])[1 + (random() * 3)::int], 'London')",
     "insert into orders (customer_id, product_id, quantity, tags) \
      select max(id), 1 + (random() * 2)::int, 1 + (random() * 4)::int, '{web,new}' from customers",
     "update products set stock = stock - 1 where id in (select product_id from orders order by id desc limit 1)",
     "update orders set status = 'paid' where status = 'new'",
+    "update products set price = price + 0.01 where id in (select product_id from orders order by id desc limit 1)",
     "update orders set status = 'shipped', tags = '{web}' where status = 'paid'",
     "delete from orders where id < (select max(id) - 4 from orders)",
 ];
 
 /// The wait between two statements.
-const PACE: Duration = Duration::from_millis(400);
+const PACE: Duration = Duration::from_millis(300);
 
 /// An open shop.
 pub(super) struct Shop {

@@ -91,7 +91,7 @@ impl Life {
             retry: RetryRule { initial, max: initial * rng.u32(1..50) },
         };
         let scheduler = Scheduler::new(told(rules, fault), rng.u64(..));
-        let planned = rng.usize(1..150);
+        let planned = rng.usize(1..80);
         let now = Instant::now();
         let flights = BTreeMap::new();
         let (items, confirmed) = (Vec::new(), Lsn::ZERO);
@@ -350,7 +350,7 @@ fn told(rules: Rules, fault: Fault) -> Rules {
 
 fn live(seed: u64, fault: Fault) -> Check {
     let mut life = Life::new(seed, fault);
-    for _ in 0..600 {
+    for _ in 0..300 {
         life.step()?;
     }
     life.finish()
