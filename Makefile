@@ -33,5 +33,5 @@ lint: ## formatting and clippy; needs the components rustfmt and clippy
 fmt: ## format
 	cargo fmt
 
-doc: ## the API documentation, warnings are errors
-	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --document-private-items
+doc: ## the documentation of the code, private parts too; warnings are errors
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --no-deps --document-private-items

@@ -1,7 +1,7 @@
 //! Every metric that walhook shows: one table of names, kinds, labels and help texts, and the recorder behind `/metrics`.
 //!
 //! The stations count through handles made once ([`SourceMetrics`], [`SinkMetrics`]), so that the hot path looks nothing
-//! up. Gauges are not written by the stations: [`publish`] derives them from the views, at every scrape and every second.
+//! up. Gauges are not written by the stations: [`publish()`] derives them from the views, at every scrape and every second.
 //! Labels come from small closed sets (a source, a sink, an outcome, …), never from a group, a key or an endpoint.
 //! docs/OPERATING.md repeats the table for the operator; a test holds the two together.
 
