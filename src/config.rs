@@ -26,6 +26,7 @@ use std::path::Path;
 use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 
+pub(crate) use check::{LEVEL_FORM, level_words};
 pub use checked::*;
 pub use fault::{Fault, Faults, Place};
 

@@ -312,15 +312,21 @@ fn log(mut table: Table<'_>) -> Option<LogConfig> {
 
 /// `EnvFilter` takes a bare word that is no level for a module's name, so that a slip of the pen would log nothing.
 fn check_level(entry: &Entry<'_>, text: &str) {
-    let is_level = |word: &str| LEVELS.contains(&word.to_ascii_lowercase().as_str());
-    let bare = text.split(',').map(str::trim).find(|word| !word.contains(['=', ':', '[']) && !is_level(word));
-    if let Some(word) = bare {
-        let near = nearest(word, LEVELS).map(|level| format!("{level:?}"));
-        entry.fault_with(
-            "must be error, warn, info, debug, trace or off, also as module=level, with commas between",
-            near,
-        );
+    if let Err(bare) = level_words(text) {
+        let near = nearest(bare, LEVELS).map(|level| format!("{level:?}"));
+        entry.fault_with(LEVEL_FORM, near);
     } else if let Err(error) = EnvFilter::builder().parse(text) {
         entry.fault(format!("is not a list of levels: {error}"));
     }
+}
+
+/// What a list of levels looks like, as the end of a sentence.
+pub(crate) const LEVEL_FORM: &str =
+    "must be error, warn, info, debug, trace or off, also as module=level, with commas between";
+
+/// Whether every bare word of a list of levels is a level, which a mere parser would take for a module; the word that is none.
+pub(crate) fn level_words(text: &str) -> Result<(), &str> {
+    let is_level = |word: &str| LEVELS.contains(&word.to_ascii_lowercase().as_str());
+    let bare = text.split(',').map(str::trim).find(|word| !word.contains(['=', ':', '[']) && !is_level(word));
+    bare.map_or(Ok(()), Err)
 }

@@ -252,3 +252,12 @@ fn postmaster_under(directory: &Path) -> u32 {
 fn is_running(pid: u32) -> bool {
     std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| !line.is_empty())
 }
+
+#[test]
+fn a_log_level_that_is_none_is_refused_on_the_command_line_too() {
+    let text = "[source.app]\nurl = \"postgres://u@127.0.0.1:1/app\"\n[sink.s]\nurl = \"http://127.0.0.1:9/\"\ntables = [\"public.t\"]\n";
+    let config = Config::new(text);
+    let output = walhook(&["run", "--config", &config.path().to_string_lossy(), "--log", "verbose"]);
+    assert_eq!(output.status.code(), Some(78), "{}", text_of(&output));
+    assert!(text_of(&output).contains("must be error, warn, info"), "{}", text_of(&output));
+}
