@@ -3,7 +3,9 @@
 //! ```text
 //!  Postgres ═▶ source ──feed──▶ sink ──delivery──▶ deliver ═▶ endpoint
 //!                ▲               │ owns its schedule   │
-//!                └── progress ◀──┴───── outcome ◀──────┘
+//!                └── progress ◀──┤───── outcome ◀──────┘
+//!                                ▼
+//!                              store (what must outlive the process)
 //! ```
 
 #![cfg_attr(rustfmt, rustfmt_skip)]
@@ -18,6 +20,7 @@ pub mod schedule;
 pub mod sink;
 pub mod record;
 pub mod deliver;
+pub mod store;
 
 // What people set and see.
 pub mod config;
@@ -27,6 +30,7 @@ pub mod logging;
 pub mod admin;
 
 // What holds it together.
+pub mod failpoint;
 pub mod app;
 pub mod cli;
 pub mod demo;

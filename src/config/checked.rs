@@ -168,6 +168,32 @@ pub struct RetryConfig {
     pub initial: Duration,
     /// Longest wait; at least `initial`.
     pub max: Duration,
+    /// Attempts after which a delivery is a dead letter; `None`: never.
+    pub max_attempts: Option<u32>,
+    /// Age, counted from the first attempt, at which a delivery that fails is a dead letter; `None`: never.
+    pub max_age: Option<Duration>,
+    /// What happens then.
+    pub on_exhausted: OnExhausted,
+    /// The failure with 400, 413 or 422 from which on a delivery of several messages is split; at least 1.
+    pub split_after: u32,
+}
+
+impl RetryConfig {
+    /// For ever, with these waits; everything else as the defaults have it.
+    pub fn of_waits(initial: Duration, max: Duration) -> Self {
+        Self { initial, max, max_attempts: None, max_age: None, on_exhausted: OnExhausted::Continue, split_after: 3 }
+    }
+}
+
+/// `retry.on_exhausted`: what happens to the rest when a delivery is given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnExhausted {
+    /// It is a dead letter and its groups go on.
+    Continue,
+    /// It is kept and its groups wait for a person.
+    BlockGroup,
+    /// It is a dead letter and the sink pauses.
+    PauseSink,
 }
 
 /// `[sink.NAME]`.

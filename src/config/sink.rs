@@ -290,5 +290,5 @@ fn retry(mut table: Table<'_>) -> Option<RetryConfig> {
         table.refuse(key);
     }
     table.finish();
-    Some(RetryConfig { initial: initial?, max: max? })
+    Some(RetryConfig::of_waits(initial?, max?))
 }

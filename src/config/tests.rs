@@ -62,7 +62,7 @@ fn what_is_left_out_has_its_default() {
     assert_eq!(sink.endpoint.as_str(), "https://example.com/hooks");
     assert_eq!((sink.batch_size, sink.batch_bytes), (1, 1 << 20));
     assert_eq!((sink.max_ack_pending, sink.max_in_flight), (10_000, 32));
-    assert_eq!(sink.retry, RetryConfig { initial: Duration::from_secs(1), max: Duration::from_secs(180) });
+    assert_eq!(sink.retry, RetryConfig::of_waits(Duration::from_secs(1), Duration::from_secs(180)));
     assert_eq!((&sink.group_by, &sink.success), (&GroupBy::PrimaryKey, &SuccessRule::Any2xx));
     assert_eq!(config.state.path, Path::new("/etc/walhook/walhook-state"));
     assert_eq!((config.state.hold, config.state.max_bytes), (Hold::Store, 10 << 30));

@@ -33,6 +33,10 @@ pub struct Progress {
     resolved: AtomicU64,
     saturated: AtomicBool,
     acknowledged: AtomicU64,
+    /// The source may read no more for this sink: it has no room, neither in memory nor in the store.
+    holds: AtomicBool,
+    /// The source cannot keep up with the server because of this sink: it should overflow to the store.
+    overdue: AtomicBool,
     /// Told when the sink, having had enough, wants more.
     appetite: Arc<Notify>,
 }
@@ -41,7 +45,8 @@ impl Progress {
     /// A hungry sink that has resolved nothing. `appetite` is shared by all sinks of a source.
     pub fn new(appetite: Arc<Notify>) -> Self {
         let (resolved, acknowledged) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { resolved, saturated: AtomicBool::new(false), acknowledged, appetite }
+        let [saturated, holds, overdue] = [false; 3].map(AtomicBool::new);
+        Self { resolved, saturated, acknowledged, holds, overdue, appetite }
     }
 
     /// Everything up to here is resolved for this sink; [`Lsn::ZERO`] until its first mark.
@@ -52,6 +57,21 @@ impl Progress {
     /// Whether more changes would not let the sink deliver more at once.
     pub fn is_saturated(&self) -> bool {
         self.saturated.load(Ordering::Acquire)
+    }
+
+    /// Whether the source must stop reading for this sink's sake.
+    pub fn holds(&self) -> bool {
+        self.holds.load(Ordering::Acquire)
+    }
+
+    /// For the source: see [`Self::is_overdue`].
+    pub fn set_overdue(&self, overdue: bool) {
+        self.overdue.store(overdue, Ordering::Release);
+    }
+
+    /// Whether the source falls behind the server while this sink is saturated.
+    pub fn is_overdue(&self) -> bool {
+        self.overdue.load(Ordering::Acquire)
     }
 
     /// Deliveries acknowledged so far.
@@ -68,6 +88,13 @@ impl Progress {
     pub(super) fn resolve(&self, lsn: Lsn) {
         let before = self.resolved.swap(lsn.0, Ordering::AcqRel);
         assert!(before <= lsn.0, "progress went back from {} to {lsn}", Lsn(before));
+    }
+
+    /// For the sink: see [`Self::holds`].
+    pub(super) fn set_holds(&self, holds: bool) {
+        if self.holds.swap(holds, Ordering::AcqRel) && !holds {
+            self.appetite.notify_one();
+        }
     }
 
     /// For the sink.

@@ -96,7 +96,7 @@ pub(crate) fn sink(name: &str, tables: &[&str]) -> SinkConfig {
         signing_secrets: Vec::new(),
         numbers: Numbers::Json,
         paused: false,
-        retry: RetryConfig { initial: Duration::from_secs(1), max: Duration::from_secs(180) },
+        retry: RetryConfig::of_waits(Duration::from_secs(1), Duration::from_secs(180)),
     }
 }
 
