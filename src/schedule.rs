@@ -20,10 +20,15 @@
 //! Not promised here: that anything outlives the process, or bounds on bytes (the source stops reading for those).
 
 mod backlog;
+#[cfg_attr(not(test), expect(dead_code, reason = "the scheduler is about to use it"))]
+mod breaker;
 mod exchange;
+#[cfg_attr(not(test), expect(dead_code, reason = "the scheduler is about to use it"))]
 mod retry;
 #[cfg(test)]
 mod simulation;
+#[cfg_attr(not(test), expect(dead_code, reason = "the scheduler is about to use it"))]
+mod split;
 #[cfg(test)]
 mod tests;
 mod watermark;
@@ -33,8 +38,9 @@ use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
 use std::time::Instant;
 
 use self::backlog::{Backlog, Bounds, Waiting};
+pub use self::breaker::BreakerState;
 pub use self::exchange::{Command, Counts, DeliveryKey, Failure, GroupId, Groups, Message, Outcome, Rules, Verdict};
-pub use self::retry::RetryRule;
+pub use self::retry::{Exhausted, Limits, RetryRule};
 use self::watermark::{Token, Watermark};
 use crate::change::Lsn;
 
