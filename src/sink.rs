@@ -123,6 +123,11 @@ impl Task {
             max_ack_pending: config.max_ack_pending,
             max_in_flight: config.max_in_flight,
             retry: RetryRule { initial: config.retry.initial, max: config.retry.max },
+            limits: crate::schedule::Limits::default(),
+            on_exhausted: crate::schedule::OnExhausted::Continue,
+            split_after: u32::MAX,
+            keeps: false,
+            enough: (READY_MESSAGES_ENOUGH, READY_BYTES_ENOUGH),
         };
         let mut scheduler = Scheduler::new(rules, sink.seed);
         if config.paused {
@@ -205,7 +210,8 @@ impl Task {
                     messages += 1;
                     let bytes = self.body_bytes(&change);
                     let change = if self.is_crowded() { detached(change, &self.sink.memory) } else { change };
-                    self.scheduler.push(now, Message { groups, bytes, payload: change });
+                    let position = change.position();
+                    self.scheduler.push(now, Message { groups, bytes, position, payload: change });
                 }
                 Feed::Mark(lsn) => self.scheduler.mark(lsn),
             }
@@ -247,6 +253,7 @@ impl Task {
             match command {
                 Command::Form { delivery, messages } => self.form(delivery, messages),
                 Command::Attempt { delivery, number } => self.start(delivery, number),
+                _ => {}
             }
         }
     }
@@ -330,7 +337,7 @@ impl Task {
         category: Category,
         message: &str,
     ) {
-        let failure = Failure { ours: category.is_ours(), retry_after: attempt.retry_after };
+        let failure = Failure { ours: category.is_ours(), trouble: false, refused: false, retry_after: attempt.retry_after };
         let now = Instant::now();
         let verdict = self.scheduler.outcome(now, key, Outcome::Failed(failure));
         self.sink.metrics.failed(category.as_str());

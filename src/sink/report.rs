@@ -60,7 +60,7 @@ impl Report {
         self.failures_in_a_row += 1;
         let wait = match failed.verdict {
             Some(Verdict::Retry(at)) => at.saturating_duration_since(Instant::now()),
-            Some(Verdict::Done) | None => Duration::ZERO,
+            Some(_) | None => Duration::ZERO,
         };
         let now = SystemTime::now();
         self.failing_since.get_or_insert(now);
