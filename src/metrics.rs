@@ -1,6 +1,6 @@
 //! Every metric that walhook shows: one table of names, kinds, labels and help texts, and the recorder behind `/metrics`.
 //!
-//! The stations count through handles made once ([`SourceMetrics`], [`SinkMetrics`]), so that the hot path looks nothing
+//! The stations count through handles made once ([`SourceMetrics`], [`SinkMetrics`], [`StoreMetrics`]), so that the hot path looks nothing
 //! up. Gauges are not written by the stations: [`publish()`] derives them from the views, at every scrape and every second.
 //! Labels come from small closed sets (a source, a sink, an outcome, …), never from a group, a key or an endpoint.
 //! docs/OPERATING.md repeats the table for the operator; a test holds the two together.
@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 mod handles;
 mod publish;
 
-pub use handles::{CATEGORIES, ReconnectReason, SecondsTotal, SinkMetrics, SourceMetrics};
+pub use handles::{CATEGORIES, ReconnectReason, SecondsTotal, SinkMetrics, SourceMetrics, StoreMetrics};
 pub use publish::publish;
 
 /// How often recorded histogram samples are folded into their buckets; until then each takes 16 bytes.
@@ -83,6 +83,21 @@ table! {
     RESIDENT_MEMORY = Gauge "walhook_resident_memory_bytes" ["bytes"] NONE,
         "Resident memory of the process; Linux only.";
 
+    STORE_USED = Gauge "walhook_store_used_bytes" ["bytes"] NONE,
+        "Bytes of disk that the files of the store take.";
+    STORE_MAX = Gauge "walhook_store_max_bytes" ["bytes"] NONE,
+        "state.max_bytes.";
+    STORE_FULL = Gauge "walhook_store_full" [""] NONE,
+        "1 while the store takes in nothing more, because what it may use of the disk is used, else 0.";
+    STORE_FAILING = Gauge "walhook_store_failing" [""] NONE,
+        "1 while the store cannot be opened or written, else 0.";
+    STORE_WRITE_ERRORS = Counter "walhook_store_write_errors_total" ["errors"] NONE,
+        "Writes to the store that failed; each is tried again.";
+    STORE_COMMIT = Histogram "walhook_store_commit_seconds" ["seconds"] NONE,
+        "From the start of a transaction in the store to the moment at which it is durable.";
+    STORE_LOG_LOST = Counter "walhook_store_lost_log_rows_total" ["rows"] NONE,
+        "Rows of the log of deliveries and attempts that were left out under pressure; no change is lost by it.";
+
     SOURCE_STREAMING = Gauge "walhook_source_streaming" [""] SOURCE,
         "1 while the source reads changes as they come, else 0.";
     SOURCE_HELD = Gauge "walhook_source_held" [""] SOURCE,
@@ -148,6 +163,20 @@ table! {
         "1 while the sink is paused, else 0.";
     SINK_RESOLVED_LSN = Gauge "walhook_sink_resolved_lsn_bytes" ["bytes"] SINK,
         "WAL position up to which everything is resolved for the sink.";
+    SINK_STORED = Gauge "walhook_sink_stored_deliveries" ["deliveries"] SINK,
+        "Deliveries that failed or hang and that the store keeps until they are acknowledged or given up.";
+    SINK_LANES = Gauge "walhook_sink_lane_messages" ["messages"] SINK,
+        "Messages that wait in the store behind others of their groups, or longer than the slot should.";
+    SINK_OVERFLOW = Gauge "walhook_sink_overflow_messages" ["messages"] SINK,
+        "Messages that overflowed to the store because the sink cannot keep up.";
+    SINK_KEPT_DEAD = Gauge "walhook_sink_kept_dead_letters" ["letters"] SINK,
+        "Dead letters that the store keeps.";
+    SINK_DEAD = Counter "walhook_sink_dead_letters_total" ["letters"] &["source", "sink", "reason"],
+        "Deliveries that were given up, by reason (max_attempts, max_age).";
+    SINK_SPLITS = Counter "walhook_sink_splits_total" ["splits"] SINK,
+        "Deliveries that were split in two to find the message that the endpoint refuses.";
+    SINK_BREAKER_OPEN = Gauge "walhook_sink_breaker_open" [""] SINK,
+        "1 while the endpoint as a whole fails and only probes are sent, one at a time, else 0.";
     SINK_RECEIVED_TO_ATTEMPT = Histogram "walhook_sink_received_to_first_attempt_seconds" ["seconds"] SINK,
         "From the reading of a delivery's first message to the start of its first attempt; one sample a delivery.";
     SINK_ATTEMPT_DURATION = Histogram "walhook_sink_attempt_duration_seconds" ["seconds"] SINK,
@@ -227,6 +256,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+    use crate::store::DeadReason;
     use crate::view::{SinkView, SourceState, SourceView, Views};
 
     /// What a daemon with one source and one sink shows.
@@ -241,6 +271,8 @@ mod tests {
             sink.failed("status_server_error");
             sink.failed("a category nobody has heard of");
             sink.attempt_duration.record(0.25);
+            sink.dead_lettered(DeadReason::MaxAge);
+            StoreMetrics::new().commit.record(0.002);
             let views = Views::default();
             views.sources.insert("app".into(), SourceView::new(SourceState::Streaming, SystemTime::now()));
             views.sinks.insert("orders".into(), SinkView { source: "app".into(), ..SinkView::default() });
@@ -304,6 +336,8 @@ mod tests {
             format!(r#"walhook_sink_attempts_total{{{sink},outcome="acknowledged",status_class="2xx"}} 0"#),
             format!(r#"walhook_sink_failures_total{{{sink},category="status_server_error"}} 1"#),
             format!(r#"walhook_sink_failures_total{{{sink},category="unknown"}} 1"#),
+            format!(r#"walhook_sink_dead_letters_total{{{sink},reason="max_age"}} 1"#),
+            format!(r#"walhook_sink_dead_letters_total{{{sink},reason="max_attempts"}} 0"#),
             r#"walhook_source_reconnects_total{source="app",reason="slot_busy"} 1"#.to_owned(),
             r#"walhook_source_streaming{source="app"} 1"#.to_owned(),
         ] {

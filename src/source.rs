@@ -13,6 +13,7 @@ mod hold;
 mod housekeeping;
 pub mod intake;
 mod opening;
+mod overdue;
 pub mod pgoutput;
 mod problem;
 pub mod relation;
@@ -31,6 +32,7 @@ use tracing::{error, info, warn};
 
 use self::connection::SystemIdentity;
 use self::intake::Intake;
+use self::overdue::Overdue;
 use self::problem::Problem;
 pub use self::problem::SourceError;
 pub(crate) use self::problem::chain;
@@ -99,6 +101,9 @@ pub struct Source {
     known: Option<SystemIdentity>,
     /// The farthest LSN that was confirmed to the slot.
     confirmed: Lsn,
+    /// Where the last change that was read stands.
+    last_read: Lsn,
+    overdue: Overdue,
     /// A session of this run has streamed: faults from here on are waited out, not fatal.
     has_streamed: bool,
     failures: u32,
@@ -122,6 +127,8 @@ impl Source {
             intake,
             known: None,
             confirmed: Lsn::ZERO,
+            last_read: Lsn::ZERO,
+            overdue: Overdue::default(),
             has_streamed: false,
             failures: 0,
         }
@@ -198,6 +205,11 @@ impl Source {
     /// Whether no sink could deliver more at once if it had more.
     fn is_sated(&self) -> bool {
         self.consumers.iter().all(|consumer| consumer.progress.is_saturated())
+    }
+
+    /// Whether a sink has no room for more, neither in memory nor in the store.
+    fn is_held_by_a_sink(&self) -> bool {
+        self.consumers.iter().any(|consumer| consumer.progress.holds())
     }
 
     /// After the last batch of a stop: the sinks learn that there is no more.

@@ -1,7 +1,7 @@
 //! What the stations show of themselves: read-only views for the admin side, written by their owners only.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use dashmap::DashMap;
@@ -21,6 +21,34 @@ pub struct Views {
     pub memory_held: AtomicU64,
     /// The limit of the former.
     pub memory_limit: AtomicU64,
+    store: Mutex<StoreView>,
+}
+
+impl Views {
+    /// The store as it was last looked at.
+    pub fn store(&self) -> StoreView {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Shows the store.
+    pub fn show_store(&self, view: StoreView) {
+        *self.store.lock().unwrap_or_else(PoisonError::into_inner) = view;
+    }
+}
+
+/// The store as it is now.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StoreView {
+    /// Bytes of disk it takes.
+    pub used_bytes: u64,
+    /// `state.max_bytes`.
+    pub max_bytes: u64,
+    /// It takes in nothing more but progress and ends of deliveries.
+    pub is_full: bool,
+    /// Why it cannot be opened or written.
+    pub trouble: Option<Trouble>,
+    /// Rows of the log that were lost under pressure, since the start.
+    pub log_rows_lost: u64,
 }
 
 /// A source as it is now.
@@ -93,6 +121,8 @@ pub enum SourceState {
     Held {
         /// Why, for a person.
         why: String,
+        /// What mends it.
+        advice: String,
     },
     /// Cannot go on without a person.
     Stopped {
@@ -132,6 +162,38 @@ pub struct SinkView {
     pub last_failure: Option<LastFailure>,
     /// Everything up to here is resolved.
     pub resolved: Lsn,
+    /// Why it is paused, where walhook paused it (`retry.on_exhausted = "pause_sink"`).
+    pub paused_why: Option<String>,
+    /// Whether the endpoint is tried at all.
+    pub breaker: BreakerView,
+    /// Deliveries that the store keeps: they failed or hang, and are not acknowledged.
+    pub stored_deliveries: u64,
+    /// Messages that wait in the store behind others of their groups, or longer than the slot should.
+    pub lane_messages: u64,
+    /// Messages that overflowed to the store, because the sink cannot keep up.
+    pub overflow_messages: u64,
+    /// Dead letters that the store keeps.
+    pub dead_letters: u64,
+}
+
+/// A sink's breaker.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum BreakerView {
+    /// Deliveries start freely.
+    #[default]
+    Closed,
+    /// The endpoint as a whole fails: none start but one probe at a time.
+    Open {
+        /// When the next probe starts.
+        until: SystemTime,
+        /// Failures of the endpoint in a row.
+        failures: u64,
+    },
+    /// It has answered again, and gets more and more at a time.
+    RampUp {
+        /// Requests at a time.
+        limit: usize,
+    },
 }
 
 /// A sink's last failed attempt.

@@ -1,8 +1,8 @@
 //! Whether changes flow, and what is wrong, in words for the person who must mend it. Pure: views and `now` go in.
 //!
-//! Ready means: the daemon is not stopping, and every source streams. A source that is held by full memory is not ready:
-//! changes stand still. A failing or paused sink is named but does not make the daemon unready, for a restart or another
-//! instance would not mend it.
+//! Ready means: the daemon is not stopping, every source streams, and the store takes writes. A source that is held is not
+//! ready: changes stand still. A store that is full is a warning until it holds a source. A failing or paused sink is named
+//! but does not make the daemon unready, for a restart or another instance would not mend it.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::answer::timestamp;
 use super::sink_health;
-use crate::view::{SinkView, SourceState, SourceView, Views};
+use crate::view::{BreakerView, SinkView, SourceState, SourceView, StoreView, Trouble, Views};
 
 /// WAL kept by a slot from which on it is worth a word.
 const SLOT_KEEPS_BYTES: u64 = 1 << 30;
@@ -20,10 +20,12 @@ const SLOT_KEEPS_BYTES: u64 = 1 << 30;
 /// The answer of `/readyz`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Readiness {
-    /// Whether every source streams.
+    /// Whether every source streams and the store takes writes.
     pub ready: bool,
-    /// What is wrong: the process, then sources, then sinks, by name.
+    /// What is wrong: the process, the store, then sources, then sinks, by name.
     pub troubles: Vec<TroubleReport>,
+    /// The store.
+    pub store: StoreReport,
     /// Every source.
     pub sources: BTreeMap<String, SourceReport>,
     /// Every sink.
@@ -43,7 +45,7 @@ pub enum Severity {
 /// Something wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct TroubleReport {
-    /// `process`, `source:NAME` or `sink:NAME`.
+    /// `process`, `store`, `source:NAME` or `sink:NAME`.
     pub scope: String,
     /// How bad.
     pub severity: Severity,
@@ -51,6 +53,17 @@ pub struct TroubleReport {
     pub what: String,
     /// What mends it.
     pub advice: String,
+}
+
+/// The store in short.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct StoreReport {
+    /// `ok`, `full` or `failing`.
+    pub state: &'static str,
+    /// Bytes of disk it takes.
+    pub used_bytes: u64,
+    /// `state.max_bytes`.
+    pub max_bytes: u64,
 }
 
 /// A source in short.
@@ -85,6 +98,14 @@ pub struct SinkReport {
     pub waiting: usize,
     /// Deliveries that failed and wait for their next attempt.
     pub retrying: usize,
+    /// `closed`, `open` (only probes are sent) or `ramp_up`.
+    pub breaker: &'static str,
+    /// Deliveries that the store keeps.
+    pub stored_deliveries: u64,
+    /// Messages that wait in the store: behind others of their groups, or as overflow.
+    pub stored_messages: u64,
+    /// Dead letters that the store keeps.
+    pub dead_letters: u64,
     /// Seconds since the oldest unresolved message was received.
     pub oldest_unresolved_age_seconds: Option<u64>,
     /// Everything up to here is resolved.
@@ -108,8 +129,10 @@ pub fn readiness(views: &Views, now: SystemTime) -> Readiness {
         views.sinks.iter().map(|view| (view.key().clone(), view.value().clone())).collect();
     let stopping = views.stopping.load(Ordering::Relaxed);
     let streaming = !sources.is_empty() && sources.values().all(|view| view.state == SourceState::Streaming);
+    let store = views.store();
     let mut troubles = Vec::new();
-    troubles.extend(process_trouble(stopping, sources.is_empty()));
+    troubles.extend(process_trouble(stopping, sources.is_empty() && store.trouble.is_none()));
+    troubles.extend(store_trouble(&store, &sources));
     for (name, view) in &sources {
         troubles.extend(source_troubles(name, view, now));
     }
@@ -117,8 +140,9 @@ pub fn readiness(views: &Views, now: SystemTime) -> Readiness {
         troubles.extend(sink_health::troubles(name, view, now));
     }
     Readiness {
-        ready: streaming && !stopping,
+        ready: streaming && !stopping && !is_failing(&store),
         troubles,
+        store: store_report(&store),
         sources: sources.into_iter().map(|(name, view)| (name, source_report(&view))).collect(),
         sinks: sinks.into_iter().map(|(name, view)| (name, sink_report(view, now))).collect(),
     }
@@ -139,6 +163,39 @@ fn process_trouble(stopping: bool, no_sources: bool) -> Option<TroubleReport> {
     } else {
         None
     }
+}
+
+/// A store that is full has a trouble too, but what matters is written.
+fn is_failing(store: &StoreView) -> bool {
+    store.trouble.is_some() && !store.is_full
+}
+
+fn store_trouble(store: &StoreView, sources: &BTreeMap<String, SourceView>) -> Option<TroubleReport> {
+    let holds = sources.values().any(|view| matches!(view.state, SourceState::Held { .. }));
+    let severity = if is_failing(store) || holds { Severity::Error } else { Severity::Warning };
+    let full = || Trouble {
+        what: format!(
+            "the store is full: {} of state.max_bytes, {}, are used, and the rest is kept for progress",
+            bytes_in_words(store.used_bytes),
+            bytes_in_words(store.max_bytes)
+        ),
+        advice: "mend the endpoints that fail, or raise state.max_bytes and restart walhook; changes stay in the \
+                 database's WAL meanwhile"
+            .into(),
+    };
+    let Trouble { what, advice } = store.trouble.clone().or_else(|| store.is_full.then(full))?;
+    Some(TroubleReport { scope: "store".into(), severity, what, advice })
+}
+
+fn store_report(store: &StoreView) -> StoreReport {
+    let state = if is_failing(store) {
+        "failing"
+    } else if store.is_full {
+        "full"
+    } else {
+        "ok"
+    };
+    StoreReport { state, used_bytes: store.used_bytes, max_bytes: store.max_bytes }
 }
 
 fn source_troubles(name: &str, view: &SourceView, now: SystemTime) -> Vec<TroubleReport> {
@@ -189,12 +246,7 @@ fn standstill(view: &SourceView, now: SystemTime) -> Option<(String, String)> {
                     .into(),
             )
         }
-        SourceState::Held { why } => (
-            format!("reading is held for {lasted}: {why}"),
-            "mend or resume the sinks named here, or raise limits.memory_limit; changes stay in the database's WAL \
-             meanwhile"
-                .into(),
-        ),
+        SourceState::Held { why, advice } => (format!("reading is held for {lasted}: {why}"), advice.clone()),
         SourceState::Stopped { error, advice } => (format!("stopped for {lasted}: {error}"), advice.clone()),
     };
     Some(told)
@@ -226,6 +278,14 @@ fn sink_report(view: SinkView, now: SystemTime) -> SinkReport {
         ack_pending: view.ack_pending,
         waiting: view.waiting,
         retrying: view.retrying,
+        breaker: match view.breaker {
+            BreakerView::Closed => "closed",
+            BreakerView::Open { .. } => "open",
+            BreakerView::RampUp { .. } => "ramp_up",
+        },
+        stored_deliveries: view.stored_deliveries,
+        stored_messages: view.lane_messages.saturating_add(view.overflow_messages),
+        dead_letters: view.dead_letters,
         oldest_unresolved_age_seconds: sink_health::oldest_age(&view, now).map(|age| age.as_secs()),
         resolved_lsn: view.resolved.to_string(),
         source: view.source,

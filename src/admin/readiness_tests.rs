@@ -61,7 +61,7 @@ fn a_source_that_does_not_stream_makes_it_unready_and_says_why() {
         (SourceState::SlotBusy { pid: Some(4711), retry_at: ahead(1) }, "slot_busy", &["pid 4711", "next try in 1 s"]),
         (SourceState::SlotBusy { pid: None, retry_at: ago(1) }, "slot_busy", &["another session", "next try in 0 s"]),
         (
-            SourceState::Held { why: "256 MiB are full".into() },
+            SourceState::Held { why: "256 MiB are full".into(), advice: "raise limits.memory_limit".into() },
             "held",
             &["held for 2 min 5 s", "256 MiB are full", "memory_limit"],
         ),
@@ -81,7 +81,10 @@ fn a_source_that_does_not_stream_makes_it_unready_and_says_why() {
 #[test]
 fn one_source_of_two_is_enough_to_be_unready() {
     let views = views(SourceState::Streaming, SinkView::default());
-    views.sources.insert("billing".into(), SourceView::new(SourceState::Held { why: String::new() }, now()));
+    views.sources.insert(
+        "billing".into(),
+        SourceView::new(SourceState::Held { why: String::new(), advice: String::new() }, now()),
+    );
     let readiness = readiness(&views, now());
     assert!(!readiness.ready);
     assert_eq!(only(&readiness).0, "source:billing");
@@ -143,6 +146,84 @@ fn sinks_in_trouble_are_named_with_figures_and_stay_ready() {
         (refused, "failing", Severity::Warning, &["1 deliveries have failed", "3 groups wait"]),
         (slow, "delivering", Severity::Warning, &["9 messages wait, the oldest since 1 min 1 s"]),
         (full, "delivering", Severity::Warning, &["10 messages are unacknowledged"]),
+    ] {
+        let readiness = readiness(&views(SourceState::Streaming, sink), now());
+        assert!(readiness.ready, "{state}");
+        assert_eq!(readiness.sinks["orders"].state, state);
+        let (scope, found, what, advice) = only(&readiness);
+        assert_eq!((scope, found), ("sink:orders", severity), "{what}");
+        for part in parts {
+            assert!(what.contains(part) || advice.contains(part), "{part:?} is not in {what:?} {advice:?}");
+        }
+    }
+}
+
+#[test]
+fn a_store_that_cannot_be_written_makes_it_unready_and_a_full_one_warns_until_a_source_is_held() {
+    let views = views(SourceState::Streaming, SinkView::default());
+    let trouble = Trouble { what: "the disk is full".into(), advice: "free some of it".into() };
+    views.show_store(StoreView { trouble: Some(trouble.clone()), ..StoreView::default() });
+    let failing = readiness(&views, now());
+    assert!(!failing.ready);
+    assert_eq!(only(&failing), ("store", Severity::Error, "the disk is full", "free some of it"));
+    assert_eq!(failing.store.state, "failing");
+
+    views.show_store(StoreView { used_bytes: 6 << 20, max_bytes: 8 << 20, is_full: true, ..StoreView::default() });
+    let full = readiness(&views, now());
+    assert!(full.ready);
+    let (scope, severity, what, advice) = only(&full);
+    assert_eq!((scope, severity, full.store.state), ("store", Severity::Warning, "full"));
+    assert!(what.contains("6.0 MiB") && what.contains("8.0 MiB") && advice.contains("state.max_bytes"), "{what}");
+
+    let held = SourceState::Held { why: "sink orders: the store is full".into(), advice: "mend it".into() };
+    views.sources.insert("app".into(), SourceView::new(held, now()));
+    let held = readiness(&views, now());
+    assert!(!held.ready);
+    assert!(held.troubles.iter().all(|trouble| trouble.severity == Severity::Error), "{held:?}");
+}
+
+#[test]
+fn a_store_that_cannot_be_opened_is_named_before_any_source_reports() {
+    let views = Views::default();
+    let trouble = Trouble { what: "the store cannot be opened".into(), advice: "free some disk".into() };
+    views.show_store(StoreView { trouble: Some(trouble), ..StoreView::default() });
+    let readiness = readiness(&views, now());
+    assert!(!readiness.ready);
+    assert_eq!(only(&readiness).0, "store");
+}
+
+#[test]
+fn open_breakers_dead_letters_and_pauses_by_walhook_are_named_and_stay_ready() {
+    let open = SinkView {
+        breaker: BreakerView::Open { until: ahead(7), failures: 9 },
+        failing_since: Some(ago(7500)),
+        last_failure: Some(failure("connect_refused")),
+        overflow_messages: 5000,
+        lane_messages: 11,
+        ..SinkView::default()
+    };
+    let paused = SinkView {
+        paused: true,
+        paused_why: Some("dlv_1 was given up".into()),
+        waiting: 2,
+        overflow_messages: 3,
+        ..SinkView::default()
+    };
+    let dead = SinkView { dead_letters: 4, ..SinkView::default() };
+    for (sink, state, severity, parts) in [
+        (
+            open,
+            "failing",
+            Severity::Error,
+            &["for 2 h 5 min, 9 times in a row", "the next in 7 s", "5011 in the store", "start the endpoint"][..],
+        ),
+        (
+            paused,
+            "paused",
+            Severity::Error,
+            &["paused by walhook: dlv_1 was given up", "5 messages wait", "walhook state resume orders"],
+        ),
+        (dead, "idle", Severity::Warning, &["4 dead letters"]),
     ] {
         let readiness = readiness(&views(SourceState::Streaming, sink), now());
         assert!(readiness.ready, "{state}");

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use super::readiness::{Severity, TroubleReport, in_words};
-use crate::view::{LastFailure, SinkView};
+use crate::view::{BreakerView, LastFailure, SinkView};
 
 /// So many failures in a row speak of the endpoint as a whole, not of one delivery.
 const FAILURES_OF_ENDPOINT: u64 = 5;
@@ -14,9 +14,9 @@ const OLD: Duration = Duration::from_secs(60);
 pub(super) fn state(view: &SinkView) -> &'static str {
     if view.paused {
         "paused"
-    } else if view.last_failure.is_some() || view.retrying > 0 {
+    } else if view.last_failure.is_some() || view.retrying > 0 || is_open(view) {
         "failing"
-    } else if view.ack_pending > 0 || view.waiting > 0 {
+    } else if view.ack_pending > 0 || view.waiting > 0 || stored_messages(view) > 0 {
         "delivering"
     } else {
         "idle"
@@ -28,23 +28,31 @@ pub(super) fn oldest_age(view: &SinkView, now: SystemTime) -> Option<Duration> {
     view.oldest_received_at.map(|at| now.duration_since(at).unwrap_or_default())
 }
 
-/// Everything wrong with the sink: one cause, and beside it the full window if there is one.
+fn is_open(view: &SinkView) -> bool {
+    matches!(view.breaker, BreakerView::Open { .. })
+}
+
+fn stored_messages(view: &SinkView) -> u64 {
+    view.lane_messages.saturating_add(view.overflow_messages)
+}
+
+/// Everything wrong with the sink: one cause, and beside it the full window and the dead letters if there are any.
 pub(super) fn troubles(name: &str, view: &SinkView, now: SystemTime) -> Vec<TroubleReport> {
     let report = |(severity, what, advice): (Severity, String, &str)| TroubleReport {
         scope: format!("sink:{name}"),
         severity,
         what,
-        advice: advice.into(),
+        advice: advice.replace("NAME", name),
     };
-    cause(view, now).into_iter().chain(full_window(view)).map(report).collect()
+    cause(view, now).into_iter().chain(full_window(view)).chain(dead_letters(view)).map(report).collect()
 }
 
 fn cause(view: &SinkView, now: SystemTime) -> Option<(Severity, String, &'static str)> {
     let (waiting, oldest) = (view.waiting, oldest(view, now));
     if view.paused {
-        let what = format!("paused; {waiting} messages wait{oldest}");
-        let advice = "resume it when the endpoint is ready; meanwhile the slot makes the server keep its WAL";
-        Some((Severity::Warning, what, advice))
+        Some(paused(view, &oldest))
+    } else if let BreakerView::Open { until, failures } = view.breaker {
+        Some(open(view, (until, failures), now))
     } else if let Some(failure) = view.last_failure.as_ref().filter(|_| view.failures_in_a_row > 0) {
         let endpoint = view.failures_in_a_row >= FAILURES_OF_ENDPOINT;
         let severity = if endpoint { Severity::Error } else { Severity::Warning };
@@ -67,6 +75,53 @@ fn cause(view: &SinkView, now: SystemTime) -> Option<(Severity, String, &'static
     } else {
         None
     }
+}
+
+fn paused(view: &SinkView, oldest: &str) -> (Severity, String, &'static str) {
+    let waiting = u64::try_from(view.waiting).unwrap_or(u64::MAX).saturating_add(stored_messages(view));
+    match &view.paused_why {
+        Some(why) => (
+            Severity::Error,
+            format!("paused by walhook: {why}; {waiting} messages wait{oldest}"),
+            "mend the endpoint, stop walhook, then `walhook state resume NAME`, and start it again",
+        ),
+        None => (
+            Severity::Warning,
+            format!("paused; {waiting} messages wait{oldest}"),
+            "set paused = false on the sink and restart walhook when the endpoint is ready",
+        ),
+    }
+}
+
+fn open(view: &SinkView, (until, failures): (SystemTime, u64), now: SystemTime) -> (Severity, String, &'static str) {
+    let next = in_words(until.duration_since(now).unwrap_or_default());
+    let lasted = view
+        .failing_since
+        .map_or_else(String::new, |since| format!(" for {}", in_words(now.duration_since(since).unwrap_or_default())));
+    let last = view
+        .last_failure
+        .as_ref()
+        .map_or_else(String::new, |last| format!("; the last one: {} ({})", last.message, last.category));
+    let what = format!(
+        "the endpoint fails{lasted}, {failures} times in a row, and gets only probes, the next in {next}{last}; {} \
+         messages unacknowledged, {} waiting in memory, {} in the store{}",
+        view.ack_pending,
+        view.waiting,
+        stored_messages(view),
+        oldest(view, now),
+    );
+    let mend = view.last_failure.as_ref().map_or("mend the endpoint", |last| advice(last.category));
+    (Severity::Error, what, mend)
+}
+
+fn dead_letters(view: &SinkView) -> Option<(Severity, String, &'static str)> {
+    let kept = view.dead_letters;
+    (kept > 0).then(|| {
+        let what =
+            format!("{kept} dead letters: deliveries that were given up under retry.max_attempts or retry.max_age");
+        let advice = "the log says which and why; the store keeps them for state.dead_letter_retention";
+        (Severity::Warning, what, advice)
+    })
 }
 
 fn full_window(view: &SinkView) -> Option<(Severity, String, &'static str)> {

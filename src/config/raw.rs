@@ -43,7 +43,7 @@ pub(crate) struct RawConfig {
     /// Endpoints by name: [sink.NAME], 1 to 1000 of them; names as those of sources.
     #[schemars(extend("minProperties" = 1, "maxProperties" = 1000, "propertyNames" = {"pattern": "^[a-zA-Z][a-zA-Z0-9_-]{0,62}$"}))]
     sink: BTreeMap<String, RawSink>,
-    /// The store on disk, which this version does not have: read and checked, without effect.
+    /// The store on disk: what must outlive the process.
     #[serde(default)]
     state: RawState,
     /// The admin side: /metrics, /healthz, /readyz.
@@ -162,7 +162,7 @@ pub(crate) struct RawSink {
     backfill: &'static str,
     /// Start paused.
     paused: bool,
-    /// Waits between the attempts of a delivery.
+    /// Attempts of a delivery that fails.
     retry: RawRetry,
     /// Rules of single tables, by schema.table: [sink.NAME.table."public.orders"].
     table: BTreeMap<String, RawTable>,
@@ -198,7 +198,7 @@ impl Default for RawSink {
     }
 }
 
-/// Waits between the attempts of a delivery, which go on for ever: a random part, from half to all, of initial doubled with each attempt, up to max.
+/// Attempts of a delivery that fails: for ever unless max_attempts or max_age is set, with waits of a random part, from half to all, of initial doubled with each attempt, up to max.
 #[derive(Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct RawRetry {
@@ -206,11 +206,32 @@ pub(crate) struct RawRetry {
     initial: DurationText,
     /// Longest wait, at most 24h.
     max: DurationText,
+    /// Attempts after which a delivery is given up and kept as a dead letter, at least 1. Left out, it is never given up for its attempts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "u32", range(min = 1))]
+    max_attempts: Option<u32>,
+    /// Age, counted from the first attempt, from which on a delivery that fails is given up and kept as a dead letter, 1s to 3650d. Left out, it is never given up for its age.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "DurationText")]
+    max_age: Option<DurationText>,
+    /// What happens when a delivery is given up: "continue" makes it a dead letter and its groups go on, "block_group" keeps it and its groups wait for a person, "pause_sink" makes it a dead letter and pauses the sink.
+    #[schemars(extend("enum" = ["continue", "block_group", "pause_sink"]))]
+    on_exhausted: &'static str,
+    /// From which failure with 400, 413 or 422 on a delivery of several messages is split in two, at least 1; the halves are split at their first one.
+    #[schemars(range(min = 1))]
+    split_after: u32,
 }
 
 impl Default for RawRetry {
     fn default() -> Self {
-        Self { initial: DurationText("1s"), max: DurationText("180s") }
+        Self {
+            initial: DurationText("1s"),
+            max: DurationText("180s"),
+            max_attempts: None,
+            max_age: None,
+            on_exhausted: "continue",
+            split_after: 3,
+        }
     }
 }
 
@@ -222,22 +243,22 @@ pub(crate) struct RawTable {
     group_by: TextOrList,
 }
 
-/// The store on disk, which this version does not have: read and checked, without effect.
+/// The store on disk: what must outlive the process.
 #[derive(Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct RawState {
-    /// Directory of the store, absolute or relative to that of the configuration file; read and checked, without effect in this version.
+    /// Directory of the store, absolute or relative to that of the configuration file. One daemon uses it at a time.
     path: &'static str,
-    /// Where a change is to wait that cannot be delivered soon: "store" is on disk, "wal" in Postgres alone. This version always does as "wal"; the key is read and checked, without effect in this version.
+    /// Where a change waits that cannot be delivered soon: "store" is on disk, and the slot moves on; "wal" confirms nothing before it is delivered or given up, for machines whose disk does not last.
     #[schemars(extend("enum" = ["store", "wal"]))]
     hold: &'static str,
-    /// Bytes of disk at most, at least 8MiB; read and checked, without effect in this version.
+    /// Bytes of disk that the store may use, at least 8MiB.
     max_bytes: SizeText,
-    /// How long a dead letter is kept, 1m to 3650d; read and checked, without effect in this version.
+    /// How long a dead letter is kept, 1m to 3650d.
     dead_letter_retention: DurationText,
-    /// How long a delivered delivery stays in the log, 1m to 3650d; read and checked, without effect in this version.
+    /// How long deliveries and attempts that have ended stay in the log, 1m to 3650d.
     log_retention: DurationText,
-    /// Rows of the delivery log at most, 1 to 100000000; read and checked, without effect in this version.
+    /// Rows of the log at most, 1 to 100000000.
     #[schemars(range(min = 1, max = 100_000_000))]
     log_max_rows: u32,
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::check::{DAY, MINUTE, Names, near_name, not_named};
 use super::checked::{
-    Actions, BodyForm, GroupBy, MessageForm, Numbers, RetryConfig, SinkConfig, SuccessRule, TablePattern,
+    Actions, BodyForm, GroupBy, MessageForm, Numbers, OnExhausted, RetryConfig, SinkConfig, SuccessRule, TablePattern,
 };
 use super::endpoint;
 use super::entry::{Entry, Table};
@@ -286,9 +286,35 @@ fn retry(mut table: Table<'_>) -> Option<RetryConfig> {
     {
         initial_entry.fault(format!("must be at most retry.max, which is {}", show_duration(max)));
     }
-    for key in ["max_attempts", "max_age", "on_exhausted", "split_after"] {
-        table.refuse(key);
-    }
+    let limits = limits(&mut table);
+    let exhausted = [
+        ("continue", OnExhausted::Continue),
+        ("block_group", OnExhausted::BlockGroup),
+        ("pause_sink", OnExhausted::PauseSink),
+    ];
+    let on_exhausted = table.take("on_exhausted").choice(&exhausted);
+    let split_after = table.take("split_after").integer(1..=u64::from(u32::MAX));
     table.finish();
-    Some(RetryConfig::of_waits(initial?, max?))
+    let (max_attempts, max_age) = limits?;
+    Some(RetryConfig {
+        initial: initial?,
+        max: max?,
+        max_attempts,
+        max_age,
+        on_exhausted: on_exhausted?,
+        split_after: u32::try_from(split_after?).ok()?,
+    })
+}
+
+/// `max_attempts` and `max_age`, each of which may be left out; the outer `None` is a fault.
+fn limits(table: &mut Table<'_>) -> Option<(Option<u32>, Option<Duration>)> {
+    let attempts = given(&table.take("max_attempts"), |entry| entry.integer(1..=u64::from(u32::MAX)));
+    let age = given(&table.take("max_age"), |entry| entry.duration(Duration::from_secs(1)..=3650 * DAY));
+    let attempts = attempts?.map(|number| u32::try_from(number).unwrap_or(u32::MAX));
+    Some((attempts, age?))
+}
+
+/// The value of a key that may be left out; the outer `None` is a fault.
+fn given<T>(entry: &Entry<'_>, read: impl Fn(&Entry<'_>) -> Option<T>) -> Option<Option<T>> {
+    if entry.is_given() { read(entry).map(Some) } else { Some(None) }
 }

@@ -118,6 +118,18 @@ fn grouping_and_success_are_strings_or_lists() {
 }
 
 #[test]
+fn a_delivery_is_given_up_only_where_the_file_says_so() {
+    let text = sink_with(
+        "[sink.orders.retry]\nmax_attempts = 5\nmax_age = \"2h\"\non_exhausted = \"block_group\"\nsplit_after = 1",
+    );
+    let retry = parse_with(&text, &[]).unwrap().sinks.remove(0).retry;
+    assert_eq!((retry.max_attempts, retry.max_age), (Some(5), Some(Duration::from_secs(7200))));
+    assert_eq!((retry.on_exhausted, retry.split_after), (OnExhausted::BlockGroup, 1));
+    let paused = parse_with(&sink_with("retry.on_exhausted = \"pause_sink\""), &[]).unwrap().sinks.remove(0).retry;
+    assert_eq!((paused.on_exhausted, paused.max_attempts, paused.max_age), (OnExhausted::PauseSink, None, None));
+}
+
+#[test]
 fn a_variable_in_a_string_is_filled_in_even_for_a_number() {
     let text = sink_with("batch_size = \"${BATCH}\"\nheaders = { x = \"$${BATCH} ${NONE:-d}\" }");
     let sink = parse_with(&text, &[]).unwrap().sinks.remove(0);

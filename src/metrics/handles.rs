@@ -8,6 +8,7 @@ use metrics::{Counter, Gauge, Histogram, Label};
 
 use super::{Metric, MetricKind};
 use crate::change::Action;
+use crate::store::DeadReason;
 
 /// Why a session with the database ended or could not begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -168,6 +169,10 @@ pub struct SinkMetrics {
     pub delivery_messages: Histogram,
     /// Bytes of a body.
     pub body_bytes: Histogram,
+    /// Deliveries that were split.
+    pub split: Counter,
+    dead_of_attempts: Counter,
+    dead_of_age: Counter,
     attempts_acknowledged: Counter,
     attempts_failed: ByStatusClass,
     failures: Vec<(&'static str, Counter)>,
@@ -190,6 +195,7 @@ impl SinkMetrics {
         let measure = |metric| histogram(metric, &[source, sink]);
         let attempts = |outcome, class| counter(&super::SINK_ATTEMPTS, &[source, sink, outcome, class]);
         let failures = |category| counter(&super::SINK_FAILURES, &[source, sink, category]);
+        let dead = |reason: DeadReason| counter(&super::SINK_DEAD, &[source, sink, reason.as_str()]);
         Self {
             received_messages: count(&super::SINK_RECEIVED),
             acknowledged_messages: count(&super::SINK_ACKNOWLEDGED),
@@ -199,6 +205,9 @@ impl SinkMetrics {
             commit_to_acknowledged: measure(&super::SINK_COMMIT_TO_ACKNOWLEDGED),
             delivery_messages: measure(&super::SINK_DELIVERY_MESSAGES),
             body_bytes: measure(&super::SINK_BODY_BYTES),
+            split: count(&super::SINK_SPLITS),
+            dead_of_attempts: dead(DeadReason::MaxAttempts),
+            dead_of_age: dead(DeadReason::MaxAge),
             attempts_acknowledged: attempts("acknowledged", "2xx"),
             attempts_failed: ByStatusClass {
                 success: attempts("failed", "2xx"),
@@ -227,12 +236,43 @@ impl SinkMetrics {
         counter.increment(1);
     }
 
+    /// Counts a delivery that was given up.
+    pub fn dead_lettered(&self, reason: DeadReason) {
+        let counter = match reason {
+            DeadReason::MaxAttempts => &self.dead_of_attempts,
+            DeadReason::MaxAge => &self.dead_of_age,
+        };
+        counter.increment(1);
+    }
+
     /// Counts a failed attempt under its category of [`CATEGORIES`].
     pub fn failed(&self, category: &str) {
         let known = self.failures.iter().find(|(known, _)| *known == category);
         if let Some((_, counter)) = known.or(self.failures.last()) {
             counter.increment(1);
         }
+    }
+}
+
+/// What the store counts.
+#[derive(Clone)]
+pub struct StoreMetrics {
+    /// Writes that failed.
+    pub write_errors: Counter,
+    /// Seconds from the start of a transaction to the moment at which it is durable.
+    pub commit: Histogram,
+}
+
+impl Default for StoreMetrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl StoreMetrics {
+    /// The handles of the process's store.
+    pub fn new() -> Self {
+        Self { write_errors: counter(&super::STORE_WRITE_ERRORS, &[]), commit: histogram(&super::STORE_COMMIT, &[]) }
     }
 }
 

@@ -3,10 +3,10 @@
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
-use super::handles::gauge;
+use super::handles::{counter, gauge};
 use super::{Metric, READY};
 use crate::admin::readiness;
-use crate::view::{SinkView, SourceState, SourceView, Views};
+use crate::view::{BreakerView, SinkView, SourceState, SourceView, StoreView, Views};
 
 /// Sets every gauge to what `views` say at `now`.
 pub fn publish(views: &Views, now: SystemTime) {
@@ -14,12 +14,22 @@ pub fn publish(views: &Views, now: SystemTime) {
     gauge(&super::MEMORY_HELD, &[]).set(number(views.memory_held.load(Ordering::Relaxed)));
     gauge(&super::MEMORY_LIMIT, &[]).set(number(views.memory_limit.load(Ordering::Relaxed)));
     gauge(&super::RESIDENT_MEMORY, &[]).set(number(resident_bytes().unwrap_or_default()));
+    publish_store(&views.store());
     for source in &views.sources {
         publish_source(source.key(), source.value(), now);
     }
     for sink in &views.sinks {
         publish_sink(sink.key(), sink.value(), now);
     }
+}
+
+fn publish_store(view: &StoreView) {
+    let set = |metric: &Metric, value: f64| gauge(metric, &[]).set(value);
+    set(&super::STORE_USED, number(view.used_bytes));
+    set(&super::STORE_MAX, number(view.max_bytes));
+    set(&super::STORE_FULL, yes(view.is_full));
+    set(&super::STORE_FAILING, yes(view.trouble.is_some()));
+    counter(&super::STORE_LOG_LOST, &[]).absolute(view.log_rows_lost);
 }
 
 fn publish_source(name: &str, view: &SourceView, now: SystemTime) {
@@ -47,6 +57,11 @@ fn publish_sink(name: &str, view: &SinkView, now: SystemTime) {
     set(&super::SINK_FAILING, number(view.failures_in_a_row));
     set(&super::SINK_PAUSED, yes(view.paused));
     set(&super::SINK_RESOLVED_LSN, number(view.resolved.0));
+    set(&super::SINK_STORED, number(view.stored_deliveries));
+    set(&super::SINK_LANES, number(view.lane_messages));
+    set(&super::SINK_OVERFLOW, number(view.overflow_messages));
+    set(&super::SINK_KEPT_DEAD, number(view.dead_letters));
+    set(&super::SINK_BREAKER_OPEN, yes(matches!(view.breaker, BreakerView::Open { .. })));
 }
 
 /// Prometheus has no other numbers; integers are exact up to 2^53, an LSN of eight petabytes.
@@ -93,7 +108,7 @@ mod tests {
     #[test]
     fn lag_is_what_the_slot_keeps_and_how_old_the_last_commit_is_while_there_is_more() {
         let now = SystemTime::now();
-        let mut view = SourceView::new(SourceState::Held { why: String::new() }, now);
+        let mut view = SourceView::new(SourceState::Held { why: String::new(), advice: String::new() }, now);
         view.progress = WalProgress {
             received: Lsn(700),
             confirmed: Lsn(400),
@@ -110,6 +125,28 @@ mod tests {
             view.progress.received = Lsn(1000);
         }
         assert!(shown(&views, now).contains("walhook_source_lag_seconds{source=\"app\"} 0\n"));
+    }
+
+    #[test]
+    fn the_store_and_what_it_keeps_of_a_sink_are_shown() {
+        let now = SystemTime::now();
+        let views = Views::default();
+        views.show_store(StoreView { used_bytes: 7, max_bytes: 9, is_full: true, log_rows_lost: 3, trouble: None });
+        let breaker = BreakerView::Open { until: now, failures: 5 };
+        let view = SinkView { source: "app".into(), overflow_messages: 12, breaker, ..SinkView::default() };
+        views.sinks.insert("orders".into(), view);
+        let text = shown(&views, now);
+        let labels = "{source=\"app\",sink=\"orders\"}";
+        for line in [
+            "store_used_bytes 7",
+            "store_full 1",
+            "store_failing 0",
+            "store_lost_log_rows_total 3",
+            &format!("sink_overflow_messages{labels} 12"),
+            &format!("sink_breaker_open{labels} 1"),
+        ] {
+            assert!(text.contains(&format!("walhook_{line}\n")), "{line}\n{text}");
+        }
     }
 
     #[test]

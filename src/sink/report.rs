@@ -118,6 +118,7 @@ impl Report {
             failing_since: self.failing_since,
             last_failure: self.last_failure.clone(),
             resolved: scheduler.resolved(),
+            ..SinkView::default()
         }
     }
 }

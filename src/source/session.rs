@@ -10,14 +10,17 @@ use tokio_postgres::Client;
 use tracing::{debug, info, warn};
 
 use super::connection::{Frame, Gulp, Replication, StreamError};
-use super::hold::{HELD_AFTER, Hold, Turn};
+use super::hold::{Hold, Turn, why_held};
+use super::overdue::Look;
 use super::pgoutput;
 use super::problem::Problem;
 use super::relation::Catalogue;
-use super::{Source, Stop};
+use super::{Consumer, Source, Stop};
 use crate::change::Lsn;
+use crate::failpoint;
 use crate::metrics::ReconnectReason;
-use crate::view::{SourceState, WalProgress};
+use crate::sink::feed::Progress;
+use crate::view::{SourceState, Trouble, WalProgress};
 
 /// How often progress is looked at and, when it moved, confirmed.
 const STATUS_EVERY: Duration = Duration::from_millis(100);
@@ -74,8 +77,10 @@ impl Source {
                 self.end_feeds();
             }
             let is_full = self.memory.is_full();
+            // Sinks that have enough, or one that has no room at all; each tells when that is over.
             let is_sated = self.is_sated();
-            let reads = !is_stopping && full_sink.is_none() && !is_full && !is_sated;
+            let waits_for_sinks = is_sated || self.is_held_by_a_sink();
+            let reads = !is_stopping && full_sink.is_none() && !is_full && !waits_for_sinks;
             if !reads {
                 stream.listening_since = Instant::now();
             }
@@ -86,11 +91,14 @@ impl Source {
                 // 2. The order to read no more only has to interrupt the waiting below.
                 () = stop.reading.cancelled(), if !is_stopping => {}
                 // 3. Statuses go out whether or not anything is read, or the server would give us up.
-                _ = tick.tick() => self.on_tick(&mut stream, reads || is_stopping).await?,
+                _ = tick.tick() => {
+                    self.mind_the_distance(is_sated && !is_stopping);
+                    self.on_tick(&mut stream, reads || is_stopping).await?;
+                }
                 // 4. What keeps reading from going on.
                 () = reserved(self, full_sink), if full_sink.is_some() => {}
                 () = self.memory.room(), if is_full => {}
-                () = self.appetite.notified(), if is_sated => {}
+                () = self.appetite.notified(), if waits_for_sinks => {}
                 // 5. Changes.
                 gulp = stream.replication.read(), if reads => self.take_in(&mut stream, gulp?).await?,
             }
@@ -102,7 +110,10 @@ impl Source {
         let now = gulp.received_at();
         for frame in gulp {
             match frame {
-                Frame::XLogData { payload, .. } => {
+                Frame::XLogData { payload, start, .. } => {
+                    if start > Lsn::ZERO {
+                        self.last_read = start;
+                    }
                     if let Some(relation) = self.intake.take(pgoutput::decode(payload)?, now)? {
                         self.look_up(stream, relation).await?;
                     }
@@ -185,12 +196,13 @@ impl Source {
     fn show_hold(&self, stream: &mut Stream, reads: bool) {
         let source = &self.config.name;
         let acknowledged = self.consumers.iter().map(|consumer| consumer.progress.acknowledged()).sum();
-        match stream.hold.observe(Instant::now(), reads, acknowledged) {
+        let stuck = self.is_held_by_a_sink();
+        match stream.hold.observe(Instant::now(), reads, stuck, acknowledged) {
             Turn::None => {}
             Turn::Began => {
-                let why = self.why_held();
-                warn!(source, "reading is held: {why}");
-                self.enter(SourceState::Held { why });
+                let Trouble { what, advice } = self.why_held();
+                warn!(source, advice, "reading is held: {what}");
+                self.enter(SourceState::Held { why: what, advice });
             }
             Turn::Ended(held) => {
                 self.metrics.held.add(held);
@@ -200,24 +212,29 @@ impl Source {
         }
     }
 
-    fn why_held(&self) -> String {
-        let mib = |bytes: usize| bytes >> 20;
-        let (held, limit) = (mib(self.memory.held()), mib(self.memory.limit()));
-        if self.memory.is_full() {
-            return format!("undelivered changes fill the source's share of memory_limit, {limit} MiB");
+    fn why_held(&self) -> Trouble {
+        let sinks = |which: fn(&Progress) -> bool| -> Vec<&str> {
+            let consumers = self.consumers.iter().filter(|consumer| which(&consumer.progress));
+            consumers.map(|consumer| consumer.config.name.as_str()).collect()
+        };
+        let memory = (self.memory.held(), self.memory.limit(), self.memory.is_full());
+        why_held(memory, &self.views.store(), &sinks(Progress::holds), &sinks(|_| true))
+    }
+
+    /// Tells saturated sinks when the source falls behind because of them.
+    fn mind_the_distance(&mut self, is_sated: bool) {
+        let server = self.views.sources.get(&self.config.name).map_or(Lsn::ZERO, |view| view.progress.server);
+        let (at, received, last_read) = (Instant::now(), self.intake.received(), self.last_read);
+        let is_overdue = self.overdue.observe(Look { at, is_sated, server, received, last_read });
+        for Consumer { progress, .. } in &self.consumers {
+            progress.set_overdue(is_overdue && (progress.is_saturated() || progress.is_overdue()));
         }
-        let sinks: Vec<&str> = self.consumers.iter().map(|consumer| consumer.config.name.as_str()).collect();
-        format!(
-            "no sink takes more ({}): each has more deliverable changes than it can send, {held} MiB in memory, and \
-             nothing was acknowledged for {} s",
-            sinks.join(", "),
-            HELD_AFTER.as_secs()
-        )
     }
 
     /// What has been received, and what all sinks have resolved.
     fn positions(&self, stream: &Stream) -> (Lsn, Lsn) {
-        let flushed = self.resolved().unwrap_or(Lsn::ZERO).max(stream.flushed);
+        let flushed = self.resolved().unwrap_or(stream.flushed);
+        assert!(flushed >= stream.flushed, "what is confirmed went back from {} to {flushed}", stream.flushed);
         // Nothing that is resolved lies beyond what was received.
         (self.intake.received().max(flushed), flushed)
     }
@@ -225,7 +242,14 @@ impl Source {
     /// Confirms what all sinks have resolved.
     async fn status(&mut self, stream: &mut Stream, ask: bool) -> Result<(), Problem> {
         let (received, flushed) = self.positions(stream);
+        let moves = flushed > stream.flushed;
+        if moves {
+            failpoint::hit("source.before_confirm");
+        }
         stream.replication.status(received, flushed, ask).await?;
+        if moves {
+            failpoint::hit("source.after_confirm");
+        }
         stream.flushed = flushed;
         stream.last_status = Instant::now();
         if ask {
