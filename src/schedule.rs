@@ -45,8 +45,8 @@ use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use self::backlog::{Backing, Backlog, Bounds, Waiting};
-pub use self::breaker::BreakerState;
 use self::breaker::Breaker;
+pub use self::breaker::BreakerState;
 use self::deliveries::Delivery;
 pub use self::exchange::{
     Command, Counts, DeliveryKey, Failure, GroupId, Groups, Message, OnExhausted, Outcome, Progress, Restored, Rules,

@@ -99,6 +99,12 @@ impl<P> Scheduler<P> {
         }
     }
 
+    /// The groups of a delivery's messages, in their order.
+    pub fn members(&self, key: DeliveryKey) -> impl Iterator<Item = Groups> {
+        let members = self.deliveries.get(&key).map(|delivery| delivery.members.as_slice()).unwrap_or_default();
+        members.iter().map(|(_, groups)| *groups)
+    }
+
     /// An attempt of the delivery starts.
     pub(super) fn started(&mut self, now: Instant, key: DeliveryKey) -> u32 {
         let Some(delivery) = self.deliveries.get_mut(&key) else { return 0 };
