@@ -34,7 +34,7 @@ use self::attempts::Ended;
 use self::content::{Content, Delivery, Payload, detached};
 use self::feed::{Feed, Progress};
 use self::keeping::Read;
-use self::ledger::Ledger;
+use self::ledger::{Ledger, Lost};
 use self::report::Report;
 use crate::change::Change;
 use crate::config::{Hold, OnExhausted, SinkConfig};
@@ -148,8 +148,9 @@ impl Sink {
     /// Runs until `stopping` says so, all attempts under way have ended or their grace has, and the store has the rest.
     pub async fn run(self, stopping: Stopping) {
         let mut task = Task::new(self);
-        task.serve(&stopping.stop).await;
-        task.drain(stopping.grace).await;
+        if task.serve(&stopping.stop).await.is_ok() {
+            task.drain(stopping.grace).await;
+        }
     }
 }
 
@@ -190,7 +191,7 @@ impl Task {
         task
     }
 
-    async fn serve(&mut self, stop: &CancellationToken) {
+    async fn serve(&mut self, stop: &CancellationToken) -> Result<(), Lost> {
         let mut tick = interval(VIEW_EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -203,7 +204,7 @@ impl Task {
             tokio::select! {
                 biased;
                 // 1. A stop goes before work.
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => return Ok(()),
                 // 2. Outcomes free slots and groups; they go before new changes.
                 Some(ended) = self.attempts.join_next() => {
                     self.ended(ended);
@@ -212,7 +213,10 @@ impl Task {
                     }
                 }
                 // 3. What is durable may be confirmed, and what it lets go may go.
-                durable = self.ledger.durable() => self.durable(durable),
+                durable = self.ledger.durable() => match durable {
+                    Ok(durable) => self.durable(durable),
+                    Err(Lost) => return Err(self.lost()),
+                },
                 // 4. What was read back can be delivered.
                 Some(read) = self.reads.join_next() => self.read(read),
                 // 5. Time: retries, batches that wait for more, what has waited too long.
@@ -224,7 +228,7 @@ impl Task {
                 // 8. Changes. The source ends first only at a stop.
                 fed = self.feed.recv() => match fed {
                     Some(fed) => self.take_in(fed),
-                    None => return,
+                    None => return Ok(()),
                 },
             }
         }
@@ -245,7 +249,10 @@ impl Task {
                     None => fed_all = true,
                 },
                 Some(ended) = self.attempts.join_next() => self.ended(ended),
-                durable = self.ledger.durable() => self.durable(durable),
+                durable = self.ledger.durable() => match durable {
+                    Ok(durable) => self.durable(durable),
+                    Err(Lost) => return drop(self.lost()),
+                },
             }
             self.carry_out();
             self.tell_store();
@@ -274,11 +281,20 @@ impl Task {
             }
             let wait = self.ledger.due_at();
             tokio::select! {
-                durable = self.ledger.durable() => self.durable(durable),
+                durable = self.ledger.durable() => match durable {
+                    Ok(durable) => self.durable(durable),
+                    Err(Lost) => return drop(self.lost()),
+                },
                 () = sleep_until(wait.unwrap_or(now).into()), if wait.is_some() => {}
             }
         }
         self.tell_source();
+    }
+
+    /// The store has said why. Without it nothing can be confirmed: the daemon ends.
+    fn lost(&self) -> Lost {
+        tracing::error!(sink = %self.sink.config.name, "the store does not take the sink's batches: sink stops");
+        Lost
     }
 
     fn take_in(&mut self, fed: Vec<Feed>) {
@@ -440,7 +456,7 @@ impl Task {
         self.log_rows_left = history::ROWS_A_TICK;
         if let Some(rendering) = &self.rendering {
             let fallbacks = rendering.fallbacks();
-            self.sink.text_fallback_values.increment(fallbacks - self.fallbacks_counted);
+            self.sink.text_fallback_values.increment(fallbacks.saturating_sub(self.fallbacks_counted));
             self.fallbacks_counted = fallbacks;
         }
         let view = self.report.view(&self.sink, &self.scheduler);

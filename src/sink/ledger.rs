@@ -28,7 +28,6 @@ pub(super) struct Ledger {
     is_dirty: bool,
     sent_at: Option<Instant>,
     on_its_way: Option<OnItsWay>,
-    is_abandoned: bool,
 }
 
 struct OnItsWay {
@@ -43,6 +42,10 @@ pub(super) struct Durable {
     pub(super) writes: Vec<WriteId>,
     pub(super) resolved: Lsn,
 }
+
+/// The store will not write what it was given.
+#[derive(Debug)]
+pub(super) struct Lost;
 
 impl Ledger {
     pub(super) fn new(store: Store, key: SinkKey) -> Self {
@@ -131,18 +134,15 @@ impl Ledger {
         self.sent_at = Some(now);
     }
 
-    /// Resolves when the batch on its way is durable; never without one, or when the store's writer has ended without
-    /// writing it, which happens only when the process leaves.
-    pub(super) async fn durable(&mut self) -> Durable {
-        let Some(batch) = self.on_its_way.as_mut().filter(|_| !self.is_abandoned) else {
-            return std::future::pending().await;
-        };
-        if (&mut batch.durable).await.is_err() {
-            self.is_abandoned = true;
-            return std::future::pending().await;
-        }
+    /// Resolves when the batch on its way is durable; never without one.
+    ///
+    /// # Errors
+    /// When the store refused it or has ended: nothing can be confirmed any more.
+    pub(super) async fn durable(&mut self) -> Result<Durable, Lost> {
+        let Some(batch) = &mut self.on_its_way else { return std::future::pending().await };
+        (&mut batch.durable).await.map_err(|_| Lost)?;
         let (writes, resolved) = (std::mem::take(&mut batch.writes), batch.resolved);
         self.on_its_way = None;
-        Durable { writes, resolved }
+        Ok(Durable { writes, resolved })
     }
 }
