@@ -139,6 +139,8 @@ struct Task {
     /// Known from the first feed on, or from the life before.
     rendering: Option<Arc<Rendering>>,
     fallbacks_counted: u64,
+    /// Row bytes of the largest message since none waited.
+    largest_bytes: usize,
     log_name: Arc<str>,
     /// Acknowledged deliveries that are logged until the clock is looked at again.
     log_rows_left: u32,
@@ -170,7 +172,7 @@ impl Task {
         };
         let mut task = Self {
             feed,
-            scheduler: Scheduler::new(rules(&sink.config, sink.keeps), seed),
+            scheduler: Scheduler::new(rules(&sink.config, sink.keeps, store.batch_bytes_max() / 2), seed),
             deliveries: HashMap::new(),
             attempts: JoinSet::new(),
             ledger: Ledger::new(store, key),
@@ -182,6 +184,7 @@ impl Task {
             overhead: sink.memory.charge(0),
             rendering: None,
             fallbacks_counted: 0,
+            largest_bytes: 0,
             log_name: sink.config.name.as_str().into(),
             log_rows_left: history::ROWS_A_TICK,
             sink,
@@ -327,6 +330,7 @@ impl Task {
             return;
         }
         let bytes = self.body_bytes(&change);
+        self.largest_bytes = self.largest_bytes.max(change.len_bytes());
         let change = if self.is_tight() { detached(change, &self.sink.memory) } else { change };
         let message = Message { groups, bytes, position, payload: Payload::Change(change) };
         if let Some(resume) = &self.resume {
@@ -380,7 +384,7 @@ impl Task {
     fn carry_out(&mut self) {
         let now = Instant::now();
         self.scheduler.set_crowded(self.is_over_share() || self.sink.progress.is_overdue());
-        self.scheduler.set_room(self.ledger.room());
+        self.scheduler.set_room(self.room());
         while let Some(command) = self.scheduler.poll(now) {
             match command {
                 Command::Form { delivery, messages } => self.form(delivery, messages),
@@ -391,8 +395,14 @@ impl Task {
                 Command::ReadLanes(wants) => self.read_lanes(wants),
                 Command::ReadOverflow => self.read_overflow(),
             }
-            self.scheduler.set_room(self.ledger.room());
+            self.scheduler.set_room(self.room());
         }
+    }
+
+    /// Whether the store takes more. A message that it may have no room for keeps everything in memory until it is delivered;
+    /// as JSON it may be several times as long as its row.
+    fn room(&self) -> schedule::StoreRoom {
+        self.ledger.room(self.largest_bytes.saturating_mul(3))
     }
 
     /// Sends the next batch, if one is due.
@@ -442,10 +452,13 @@ impl Task {
         let slots_twice = config.max_in_flight.saturating_mul(config.batch_size).saturating_mul(2);
         let enough = counts.ready >= slots_twice
             && (counts.ready >= READY_MESSAGES_ENOUGH || counts.ready_bytes >= READY_BYTES_ENOUGH);
+        if counts.waiting == 0 {
+            self.largest_bytes = 0;
+        }
         let overflows = self.scheduler.is_overflowing();
         self.sink.progress.set_saturated(enough && !overflows);
         let is_replaying = self.resume.as_ref().is_some_and(Resume::is_replaying);
-        let can_write = self.ledger.room() == schedule::StoreRoom::Open;
+        let can_write = self.room() == schedule::StoreRoom::Open;
         self.sink.progress.set_holds(self.sink.keeps && !can_write && !is_replaying && self.is_over_share());
         let waiting = (counts.unresolved + counts.waiting).saturating_sub(counts.ack_pending);
         let lanes = self.scheduler.lanes() * Scheduler::<Payload>::LANE_BYTES * 2;
@@ -464,7 +477,7 @@ impl Task {
     }
 }
 
-fn rules(config: &SinkConfig, keeps: bool) -> Rules {
+fn rules(config: &SinkConfig, keeps: bool, write_bytes: usize) -> Rules {
     let retry = config.retry;
     let slots_twice = config.max_in_flight.saturating_mul(config.batch_size).saturating_mul(2);
     Rules {
@@ -483,5 +496,6 @@ fn rules(config: &SinkConfig, keeps: bool) -> Rules {
         split_after: retry.split_after,
         keeps,
         enough: (READY_MESSAGES_ENOUGH.max(slots_twice), READY_BYTES_ENOUGH),
+        write_bytes,
     }
 }

@@ -71,6 +71,13 @@ impl Delivery {
         }
     }
 
+    fn is_in_store(&self) -> bool {
+        match self.kept {
+            Kept::Yes | Kept::Writing => true,
+            Kept::No | Kept::Asked => false,
+        }
+    }
+
     fn groups(&self) -> BTreeSet<GroupId> {
         self.members.iter().flat_map(|(_, groups)| groups.iter()).collect()
     }
@@ -135,7 +142,9 @@ impl<P> Scheduler<P> {
             if failure.refused && delivery.refusals >= enough && delivery.members.len() > 1 {
                 return self.split(now, key);
             }
-            if let Some(why) = retry::exhausted(self.rules.limits, delivery.attempts, first, now) {
+            // Without room for a dead letter it is not given up.
+            let can_die = delivery.is_in_store() || self.room != StoreRoom::Shut;
+            if let Some(why) = retry::exhausted(self.rules.limits, delivery.attempts, first, now).filter(|_| can_die) {
                 return self.exhaust(now, key, why);
             }
         }
@@ -254,12 +263,8 @@ impl<P> Scheduler<P> {
         }
         self.order_family(now, whole.root);
         // A whole that is in the store is replaced there; one that is not goes in as its parts.
-        let is_in_store = match whole.kept {
-            Kept::Yes | Kept::Writing => true,
-            Kept::No | Kept::Asked => false,
-        };
         let goes_there = self.rules.keeps && self.room != StoreRoom::Shut;
-        let write = (is_in_store || goes_there).then(|| self.write_of(&keys));
+        let write = (whole.is_in_store() || goes_there).then(|| self.write_of(&keys));
         if write.is_none() {
             keys.iter().for_each(|key| self.want_parked(*key));
         }

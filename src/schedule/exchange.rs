@@ -72,6 +72,8 @@ pub struct Rules {
     pub keeps: bool,
     /// Deliverable messages and their bytes beyond which nothing more is read back from the store.
     pub enough: (usize, usize),
+    /// Bytes of messages that are written at once at most, but for a larger message alone.
+    pub write_bytes: usize,
 }
 
 /// A message for the scheduler: `payload` is carried through untouched.

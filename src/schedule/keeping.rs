@@ -17,6 +17,8 @@ const STUCK_AFTER: Duration = Duration::from_millis(250);
 /// Messages that leave for the lanes at once, and their bytes.
 const SPILL_MESSAGES: usize = 2000;
 const SPILL_BYTES: usize = 1 << 20;
+/// A page of the overflow is written when it has so many bytes.
+const PAGE_BYTES: usize = 256 << 10;
 /// Lanes that are read at once.
 const LANES_AT_ONCE: usize = 64;
 /// How long to wait when the store could not be read.
@@ -71,6 +73,14 @@ impl<P> Scheduler<P> {
         self.begin(Write { deliveries: deliveries.to_vec(), ..Write::default() })
     }
 
+    fn spill_bytes(&self) -> usize {
+        SPILL_BYTES.min(self.rules.write_bytes)
+    }
+
+    fn page_bytes(&self) -> usize {
+        PAGE_BYTES.min(self.rules.write_bytes)
+    }
+
     fn begin(&mut self, write: Write) -> WriteId {
         let id = WriteId(self.next_write);
         self.next_write += 1;
@@ -107,10 +117,10 @@ impl<P> Scheduler<P> {
                 return Some(Command::Park { delivery: key, write });
             }
         }
-        if self.stopping || self.overflow.page_at().is_none_or(|at| at > now) {
+        if self.stopping || self.overflow.page_at(self.page_bytes()).is_none_or(|at| at > now) {
             return None;
         }
-        let (tokens, messages) = self.overflow.take_page();
+        let (tokens, messages) = self.overflow.take_page(self.page_bytes());
         let write = self.begin(Write { tokens, page_messages: messages.len(), ..Write::default() });
         Some(Command::Overflow { write, messages })
     }
@@ -139,11 +149,11 @@ impl<P> Scheduler<P> {
                 Place::Waiting(index) if !self.stopping => self.spill(index, &mut leaving, &mut bytes),
                 Place::Waiting(_) | Place::Leaving => {}
             }
-            if leaving.len() >= SPILL_MESSAGES || bytes >= SPILL_BYTES {
+            if leaving.len() >= SPILL_MESSAGES || bytes >= self.spill_bytes() {
                 break;
             }
         }
-        if leaving.len() < SPILL_MESSAGES && bytes < SPILL_BYTES && !self.stopping {
+        if leaving.len() < SPILL_MESSAGES && bytes < self.spill_bytes() && !self.stopping {
             self.spill_stuck(now, &mut leaving, &mut bytes);
         }
         if leaving.is_empty() {
@@ -179,7 +189,7 @@ impl<P> Scheduler<P> {
         let mut next = self.loaded.next_aged(None, limit);
         while let Some((token, place)) = next
             && leaving.len() < SPILL_MESSAGES
-            && *bytes < SPILL_BYTES
+            && *bytes < self.spill_bytes()
         {
             // Its successor is known before it goes, since it may go with others. One that has gone ends the walk.
             next = self.loaded.next_aged(Some(token), limit);
@@ -219,7 +229,7 @@ impl<P> Scheduler<P> {
         if !self.rules.keeps || self.room != StoreRoom::Open {
             return None;
         }
-        let page = self.overflow.page_at().filter(|_| !self.stopping);
+        let page = self.overflow.page_at(self.page_bytes()).filter(|_| !self.stopping);
         let aged = self.watermark.oldest_arrival().map(|at| at + KEEP_AFTER);
         let stuck = self.loaded.oldest_arrival().map(|at| at + STUCK_AFTER);
         let look = [aged, stuck].into_iter().flatten().min().map(|at| self.look_at.map_or(at, |look| look.max(at)));
@@ -259,10 +269,9 @@ impl<P> Scheduler<P> {
         lanes.into_iter().map(|(group, messages)| self.backlog.lane_read(now, group, messages)).sum()
     }
 
-    /// The lanes could not be read.
-    pub fn lanes_unread(&mut self, now: Instant, lanes: impl IntoIterator<Item = GroupId>) {
+    /// These lanes were not read: they are asked for again.
+    pub fn lanes_unread(&mut self, lanes: impl IntoIterator<Item = GroupId>) {
         self.is_lane_read = false;
-        self.read_again_at = Some(now + READ_AGAIN_AFTER);
         lanes.into_iter().for_each(|group| self.backlog.lane_unread(group));
     }
 
@@ -279,9 +288,13 @@ impl<P> Scheduler<P> {
         missing
     }
 
-    /// The overflow could not be read.
-    pub fn overflow_unread(&mut self, now: Instant) {
+    /// The overflow was not read: it is asked for again.
+    pub fn overflow_unread(&mut self) {
         self.overflow.read(None);
+    }
+
+    /// The store could not be read: nothing is asked of it for a moment.
+    pub fn unreadable(&mut self, now: Instant) {
         self.read_again_at = Some(now + READ_AGAIN_AFTER);
     }
 

@@ -9,8 +9,7 @@ use std::time::{Duration, Instant};
 use super::Message;
 use super::watermark::Token;
 
-/// A page is written when it has so many bytes or messages, …
-const PAGE_BYTES: usize = 256 << 10;
+/// A page is written when it has so many messages, or as many bytes as its writer allows, …
 const PAGE_MESSAGES: usize = 4096;
 /// … or its first message has waited so long.
 pub(super) const PAGE_AFTER: Duration = Duration::from_millis(50);
@@ -59,16 +58,16 @@ impl<P> Overflow<P> {
     }
 
     /// When the next page is to be written, if nothing else comes.
-    pub(super) fn page_at(&self) -> Option<Instant> {
+    pub(super) fn page_at(&self, bytes_max: usize) -> Option<Instant> {
         let (first, ..) = self.buffer.front()?;
-        let is_full = self.buffer_bytes >= PAGE_BYTES || self.buffer.len() >= PAGE_MESSAGES;
+        let is_full = self.buffer_bytes >= bytes_max || self.buffer.len() >= PAGE_MESSAGES;
         Some(if is_full { *first } else { *first + PAGE_AFTER })
     }
 
     /// The messages of the next page.
-    pub(super) fn take_page(&mut self) -> (Vec<Token>, Vec<Message<P>>) {
+    pub(super) fn take_page(&mut self, bytes_max: usize) -> (Vec<Token>, Vec<Message<P>>) {
         let (mut tokens, mut messages, mut bytes) = (Vec::new(), Vec::new(), 0);
-        while bytes < PAGE_BYTES
+        while bytes < bytes_max
             && messages.len() < PAGE_MESSAGES
             && let Some((_, token, message)) = self.buffer.pop_front()
         {

@@ -1,6 +1,7 @@
 //! The scheduler's wishes to the store carried out: what is written goes into the ledger, what is read back comes from a
 //! task of its own.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -26,8 +27,10 @@ impl Task {
     /// A delivery goes into the store.
     pub(super) fn park(&mut self, key: DeliveryKey, write: WriteId) {
         let frozen = self.deliveries.get(&key).and_then(|delivery| delivery.content.frozen().cloned());
-        // One that hangs before its body is rendered has no body to be kept.
-        let Some(frozen) = frozen else { return self.scheduler.not_written(write) };
+        // One that hangs before its body is rendered has no body to be kept; one may be too large.
+        let Some(frozen) = frozen.filter(|frozen| self.ledger.takes(frozen.body.len())) else {
+            return self.scheduler.not_written(write);
+        };
         self.describe(key, Some(&frozen));
         let Some(mut delivery) = self.deliveries.remove(&key) else { return };
         self.put(&mut delivery, &frozen);
@@ -100,9 +103,13 @@ impl Task {
         let now = Instant::now();
         let sink = Arc::clone(&self.sink.config);
         let missing = match read {
-            Ok(Read::Lanes(_, Ok(lanes))) => {
+            Ok(Read::Lanes(groups, Ok(lanes))) => {
                 let lanes = self.come_back(now, lanes);
-                self.scheduler.lanes_read(now, lanes)
+                // Those for which no bytes were left did not come.
+                let came: HashSet<GroupId> = lanes.iter().map(|(group, _)| *group).collect();
+                let missing = self.scheduler.lanes_read(now, lanes);
+                self.scheduler.lanes_unread(groups.into_iter().filter(|group| !came.contains(group)));
+                missing
             }
             Ok(Read::Pages(Ok(pages))) => {
                 let messages = self.pages_come_back(now, pages);
@@ -110,12 +117,14 @@ impl Task {
             }
             Ok(Read::Lanes(groups, Err(failed))) => {
                 error!(sink = %sink.name, error = %chain(&failed), "the store cannot be read; tried again");
-                self.scheduler.lanes_unread(now, groups);
+                self.scheduler.lanes_unread(groups);
+                self.scheduler.unreadable(now);
                 0
             }
             Ok(Read::Pages(Err(failed))) => {
                 error!(sink = %sink.name, error = %chain(&failed), "the store cannot be read; tried again");
-                self.scheduler.overflow_unread(now);
+                self.scheduler.overflow_unread();
+                self.scheduler.unreadable(now);
                 0
             }
             Err(join) => {

@@ -15,8 +15,6 @@ use crate::store::{Batch, KeptProgress, Op, SinkKey, Store};
 
 /// How often progress alone is written.
 const PROGRESS_EVERY: Duration = Duration::from_millis(50);
-/// Bytes on their way beyond which the scheduler is to wait.
-const BUSY_BYTES: usize = 8 << 20;
 
 /// See the module.
 pub(super) struct Ledger {
@@ -24,6 +22,8 @@ pub(super) struct Ledger {
     key: SinkKey,
     ops: Vec<Op>,
     bytes: usize,
+    /// Gathered bytes beyond which the scheduler is to wait.
+    batch_bytes: usize,
     writes: Vec<WriteId>,
     is_dirty: bool,
     sent_at: Option<Instant>,
@@ -50,17 +50,8 @@ pub(super) struct Lost;
 impl Ledger {
     pub(super) fn new(store: Store, key: SinkKey) -> Self {
         let (ops, writes) = (Vec::new(), Vec::new());
-        Self {
-            store,
-            key,
-            ops,
-            bytes: 0,
-            writes,
-            is_dirty: false,
-            sent_at: None,
-            on_its_way: None,
-            is_abandoned: false,
-        }
+        let batch_bytes = store.batch_bytes_max() / 2;
+        Self { store, key, ops, bytes: 0, batch_bytes, writes, is_dirty: false, sent_at: None, on_its_way: None }
     }
 
     pub(super) fn store(&self) -> &Store {
@@ -87,14 +78,18 @@ impl Ledger {
         self.is_dirty = true;
     }
 
-    /// Whether the store takes more now.
-    pub(super) fn room(&self) -> StoreRoom {
+    /// Whether the store takes more now, the next thing being of so many bytes.
+    pub(super) fn room(&self, next_bytes: usize) -> StoreRoom {
         let health = self.store.health();
-        if health.is_full || health.trouble.is_some() {
+        if health.is_full || health.trouble.is_some() || !fits(self.bytes() + next_bytes, health.room_bytes) {
             return StoreRoom::Shut;
         }
-        let under_way = self.on_its_way.as_ref().map_or(0, |batch| batch.bytes);
-        if self.bytes + under_way >= BUSY_BYTES { StoreRoom::Busy } else { StoreRoom::Open }
+        if self.bytes >= self.batch_bytes { StoreRoom::Busy } else { StoreRoom::Open }
+    }
+
+    /// Whether there is room for so many bytes.
+    pub(super) fn takes(&self, bytes: usize) -> bool {
+        fits(self.bytes() + bytes, self.store.health().room_bytes)
     }
 
     /// Bytes that wait to be written, or are being written.
@@ -145,4 +140,8 @@ impl Ledger {
         self.on_its_way = None;
         Ok(Durable { writes, resolved })
     }
+}
+
+fn fits(bytes: usize, room_bytes: u64) -> bool {
+    u64::try_from(bytes).is_ok_and(|bytes| bytes <= room_bytes)
 }
