@@ -4,8 +4,252 @@
 //! that cannot keep up, how far each sink is, dead letters; and, less carefully, the log of deliveries and attempts.
 //! A sink [`Store::submit`]s a [`Batch`] and is told when it is durable; only then may anything that rests on it be
 //! confirmed to Postgres.
+//!
+//! One directory holds it all, for one process at a time (`lock`):
+//!
+//! | file | what | a commit |
+//! | --- | --- | --- |
+//! | `state.db` | bindings, progress, deliveries, lanes, pages | is on the disk before anybody is told |
+//! | `log.db` | the log of deliveries and attempts | may be lost by a crash of the machine |
+//!
+//! The tables of both are in `schema`, what stands in their blobs in `encoding`.
+//!
+//! ```text
+//!  sinks ──Batch──▶ inbox ──▶ writer ──▶ ledger ──apply──▶ state.db ◀── readers ◀── body, lanes, pages
+//!        ──LogRow─▶       one thread └──▶ logbook ───────▶ log.db
+//! ```
+//!
+//! Not promised: that a write succeeds soon. A disk that is full or fails is tried again for ever, and [`Store::health`]
+//! says so. `state.max_bytes` bounds all files together; how is in `quota`.
 
+mod apply;
 pub mod batch;
+mod bindings;
+mod encoding;
+mod error;
+mod files;
+mod health;
+mod holdings;
+mod inbox;
+mod ledger;
+mod loading;
 pub mod log;
+mod logbook;
+mod pages;
+mod quota;
+mod readers;
+mod reading;
+mod schema;
+#[cfg(test)]
+mod tests;
+mod writer;
 
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread::JoinHandle;
+
+use bytes::Bytes;
+use rusqlite::Connection;
+use tokio::sync::oneshot;
+
+use self::apply::Keeping;
 pub use self::batch::*;
+pub use self::bindings::{AbsentSink, NewBinding};
+pub use self::encoding::Corrupt;
+pub use self::error::StoreError;
+use self::files::Paths;
+pub use self::health::Health;
+use self::health::HealthCell;
+pub use self::holdings::Holdings;
+use self::inbox::{Inbox, Submitted};
+use self::ledger::Ledger;
+pub use self::loading::SourceBinding;
+use self::log::LogRow;
+use self::logbook::Logbook;
+use self::quota::Budget;
+use self::readers::Readers;
+use self::writer::Writer;
+use crate::config::StateConfig;
+use crate::deliver::frozen::DeliveryId;
+
+/// A handle of the store; clones are handles of the same one. When the last is dropped the store closes as by
+/// [`Store::close`].
+#[derive(Clone)]
+pub struct Store {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    inbox: Arc<Inbox>,
+    health: Arc<HealthCell>,
+    readers: Arc<Readers>,
+    writer: Mutex<Option<JoinHandle<()>>>,
+    batch_bytes_max: usize,
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store").field("inbox", &self.shared.inbox).finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    /// Makes the directory, locks it, opens both databases and brings them to this version, and starts the thread that
+    /// writes. `sinks` bounds the batches that wait. Blocks: not for the runtime's threads.
+    ///
+    /// # Errors
+    /// When any of it fails; [`StoreError::is_lasting`] tells whether trying again may help.
+    pub fn open(config: &StateConfig, sinks: usize) -> Result<Self, StoreError> {
+        let paths = Paths::of(&config.path);
+        paths.make_directory()?;
+        let lock = paths.lock()?;
+        let disk_bytes = quota::disk(&paths.directory).map_or(u64::MAX, |(all, _)| all);
+        let budget = Budget::new(config.max_bytes, disk_bytes);
+        let state = files::open_state(&paths, &budget)?;
+        let log = files::open_log(&paths, &budget)?;
+
+        let inbox = Arc::new(Inbox::new(sinks));
+        let health = Arc::new(HealthCell::new(config.max_bytes));
+        let readers = Arc::new(Readers::new(&paths.state));
+        let keeping = Keeping { dead_letter_retention: config.dead_letter_retention };
+        let logbook = Logbook::new(log, paths.clone(), config, &budget);
+        let ledger = Ledger::new(state, keeping, paths, budget);
+        let writer = Writer::new(Arc::clone(&inbox), Arc::clone(&health), ledger, logbook, lock);
+        let thread = std::thread::Builder::new().name("store".to_owned()).spawn(move || writer.run());
+        let writer = Mutex::new(Some(thread.map_err(StoreError::Thread)?));
+        let batch_bytes_max = budget.batch_bytes_max(sinks);
+        Ok(Self { shared: Arc::new(Shared { inbox, health, readers, writer, batch_bytes_max }) })
+    }
+
+    /// What the store is bound to for a source; `None` if it knows none of that name. Blocks.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn source(&self, name: &str) -> Result<Option<SourceBinding>, StoreError> {
+        self.shared.readers.read_here(|db| loading::binding(db, name))
+    }
+
+    /// Binds a source, or binds it anew. Durable when it returns. Blocks.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn bind(&self, binding: &NewBinding) -> Result<(), StoreError> {
+        let binding = binding.clone();
+        self.call(move |db| bindings::bind(db, &binding))
+    }
+
+    /// Tells which sinks of a source the config has: these are active, all others of the source are absent. A sink that was
+    /// absent before takes up where the others are. The answer is the absent ones that still hold something. Blocks.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn register(&self, source: &str, sinks: &[&str]) -> Result<Vec<AbsentSink>, StoreError> {
+        let source = source.to_owned();
+        let sinks: Vec<String> = sinks.iter().map(|sink| (*sink).to_owned()).collect();
+        self.call(move |db| bindings::register(db, &source, &sinks))
+    }
+
+    /// What the store has of a sink that was registered. Blocks.
+    ///
+    /// # Errors
+    /// When it cannot be read, or the sink is not known.
+    pub fn load(&self, source: &str, sink: &str) -> Result<(SinkKey, Loaded), StoreError> {
+        self.shared.readers.read_here(|db| loading::load(db, source, sink))
+    }
+
+    /// Hands over a batch. The answer comes when it is durable, and never before; its sender is dropped when that will not
+    /// be: the store was closed first, or the batch contradicts what is durable (which is logged as an error). A sink
+    /// hands over its next batch after that.
+    pub fn submit(&self, batch: Batch) -> oneshot::Receiver<()> {
+        let (done, answer) = oneshot::channel();
+        self.shared.inbox.submit(Submitted { batch, done });
+        answer
+    }
+
+    /// Bytes of bodies and messages that a batch should put in at most. A larger one may find no room just when the store
+    /// becomes full, and then waits until others have left.
+    pub fn batch_bytes_max(&self) -> usize {
+        self.shared.batch_bytes_max
+    }
+
+    /// The body of a delivery, dead ones included; `None` if it is not kept.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is damaged.
+    pub async fn body(&self, sink: SinkKey, delivery: DeliveryId) -> Result<Option<Bytes>, StoreError> {
+        self.shared.readers.read(move |db| reading::body(db, sink, delivery)).await
+    }
+
+    /// The next messages of lanes: of each at most `messages_max`, of all at most `bytes_max` bytes of JSON, but at least
+    /// one message. A lane that is empty comes with no messages; those for which no bytes were left do not come at all.
+    /// A message of two groups comes in both lanes.
+    ///
+    /// # Errors
+    /// When they cannot be read, or are damaged.
+    pub async fn lanes(
+        &self,
+        sink: SinkKey,
+        wants: Vec<LaneWant>,
+        messages_max: usize,
+        bytes_max: usize,
+    ) -> Result<Vec<LaneRead>, StoreError> {
+        self.shared.readers.read(move |db| reading::lanes(db, sink, &wants, messages_max, bytes_max)).await
+    }
+
+    /// The pages of the overflow from number `from` on, in order: at most `bytes_max` bytes of JSON before any left, but at
+    /// least one page if there is one. Messages that have left are left out.
+    ///
+    /// # Errors
+    /// When they cannot be read, or are damaged.
+    pub async fn pages(&self, sink: SinkKey, from: u64, bytes_max: usize) -> Result<Vec<Page>, StoreError> {
+        self.shared.readers.read(move |db| reading::pages(db, sink, from, bytes_max)).await
+    }
+
+    /// Hands over a row of the log. One for which there is no room is lost, and counted in [`Health::log_rows_lost`].
+    pub fn log(&self, row: LogRow) {
+        if !self.shared.inbox.log(row) {
+            self.shared.health.lose_log_rows(1);
+        }
+    }
+
+    /// How the store is.
+    pub fn health(&self) -> Health {
+        self.shared.health.show()
+    }
+
+    /// Writes what was handed over, within some seconds, and gives the directory free. Other handles find it closed.
+    /// Blocks.
+    pub fn close(self) {
+        self.shared.close();
+    }
+
+    fn call<T: Send + 'static>(
+        &self,
+        call: impl FnOnce(&mut Connection) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (answer, answered) = mpsc::sync_channel(1);
+        // Nobody waits for an answer any more only if the caller has panicked.
+        let taken = self.shared.inbox.call(Box::new(move |db| answer.send(call(db)).unwrap_or_default()));
+        if !taken {
+            return Err(StoreError::Closed);
+        }
+        answered.recv().map_err(|_| StoreError::Closed)?
+    }
+}
+
+impl Shared {
+    fn close(&self) {
+        self.inbox.close();
+        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if writer.is_some_and(|writer| writer.join().is_err()) {
+            tracing::error!("the thread that writes the store panicked");
+        }
+        self.readers.close();
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.close();
+    }
+}

@@ -18,6 +18,9 @@ use crate::schedule::{GroupId, Groups};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SinkKey(pub i64);
 
+/// The lane of the messages that belong to no group. A group may by chance have the same hash, and shares the lane then.
+pub const UNGROUPED: GroupId = GroupId(0);
+
 /// What is known of a message beside its JSON.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MessageFacts {

@@ -1,0 +1,124 @@
+//! Which databases and sinks the store is of.
+
+use rusqlite::{Connection, Transaction, TransactionBehavior, named_params};
+use tracing::info;
+
+use super::apply::{lsn_of, write_progress};
+use super::batch::{KeptProgress, SinkKey};
+use super::error::StoreError;
+use super::holdings::{Holdings, holdings};
+use crate::change::Lsn;
+
+/// What the store is to be bound to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewBinding {
+    /// The source.
+    pub name: String,
+    /// What `IDENTIFY_SYSTEM` calls `systemid`.
+    pub system_id: u64,
+    /// The database.
+    pub database: String,
+    /// The slot.
+    pub slot: String,
+    /// After an accepted gap: from here all its sinks go on, whatever their progress was, and the acceptance is used up.
+    pub from: Option<Lsn>,
+}
+
+/// A sink that the config no longer has, and that the store still holds something for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AbsentSink {
+    /// Its name.
+    pub name: String,
+    /// What the store holds.
+    pub holds: Holdings,
+}
+
+/// See [`super::Store::bind`].
+pub(super) fn bind(db: &mut Connection, binding: &NewBinding) -> Result<(), StoreError> {
+    bind_in_transaction(db, binding).map_err(StoreError::write("the binding of a source"))
+}
+
+fn bind_in_transaction(db: &mut Connection, binding: &NewBinding) -> rusqlite::Result<()> {
+    let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    transaction.execute(
+        "INSERT INTO source (name, system_id, database, slot, gap_accepted)
+         VALUES (:name, :system_id, :database, :slot, 0)
+         ON CONFLICT DO UPDATE SET system_id = :system_id, database = :database, slot = :slot",
+        named_params! {
+            ":name": binding.name,
+            ":system_id": binding.system_id.to_string(),
+            ":database": binding.database,
+            ":slot": binding.slot,
+        },
+    )?;
+    if let Some(from) = binding.from {
+        transaction.execute("UPDATE source SET gap_accepted = 0 WHERE name = ?1", [&binding.name])?;
+        let progress = KeptProgress { resolved: from, high: None, unresolved: Vec::new() };
+        for sink in sinks_of(&transaction, &binding.name)? {
+            write_progress(&transaction, sink, &progress)?;
+        }
+    }
+    transaction.commit()
+}
+
+fn sinks_of(db: &Connection, source: &str) -> rusqlite::Result<Vec<SinkKey>> {
+    let mut select = db.prepare_cached("SELECT key FROM sink WHERE source = ?1")?;
+    select.query_map([source], |row| row.get(0).map(SinkKey))?.collect()
+}
+
+/// See [`super::Store::register`].
+pub(super) fn register(db: &mut Connection, source: &str, sinks: &[String]) -> Result<Vec<AbsentSink>, StoreError> {
+    register_in_transaction(db, source, sinks).map_err(StoreError::write("the sinks of a source"))?;
+    absent(db, source)
+}
+
+fn register_in_transaction(db: &mut Connection, source: &str, sinks: &[String]) -> rusqlite::Result<()> {
+    let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    for sink in sinks {
+        transaction.execute(
+            "INSERT INTO sink (source, name, active, next_page) VALUES (?1, ?2, 1, 0) ON CONFLICT DO NOTHING",
+            [source, sink],
+        )?;
+    }
+    bring_forward(&transaction, source, sinks)?;
+    transaction.execute("UPDATE sink SET active = 0 WHERE source = ?1", [source])?;
+    for sink in sinks {
+        transaction.execute("UPDATE sink SET active = 1 WHERE source = ?1 AND name = ?2", [source, sink])?;
+    }
+    transaction.commit()
+}
+
+/// While a sink was absent the slot went on with the others. It takes up with them, as a new one would.
+fn bring_forward(db: &Transaction<'_>, source: &str, sinks: &[String]) -> rusqlite::Result<()> {
+    let confirmed: Option<i64> =
+        db.query_row("SELECT min(resolved) FROM sink WHERE source = ?1 AND active", [source], |row| row.get(0))?;
+    let Some(confirmed) = confirmed else { return Ok(()) };
+    for sink in sinks {
+        let moved = db.execute(
+            "UPDATE sink SET resolved = ?3 WHERE source = ?1 AND name = ?2 AND NOT active AND resolved < ?3",
+            (source, sink, confirmed),
+        )?;
+        if moved > 0 {
+            info!(source, sink, from = %lsn_of(confirmed), "a sink that was absent from the config is back");
+        }
+    }
+    Ok(())
+}
+
+fn absent(db: &Connection, source: &str) -> Result<Vec<AbsentSink>, StoreError> {
+    let select = || -> rusqlite::Result<Vec<(SinkKey, String)>> {
+        let mut select = db.prepare("SELECT key, name FROM sink WHERE source = ?1 AND NOT active ORDER BY name")?;
+        select.query_map([source], |row| Ok((SinkKey(row.get(0)?), row.get(1)?)))?.collect()
+    };
+    let mut names = select().map_err(StoreError::read("absent sinks"))?;
+    if names.is_empty() {
+        return Ok(Vec::new());
+    }
+    let held = holdings(db)?;
+    names.sort_by(|one, other| one.1.cmp(&other.1));
+    Ok(names
+        .into_iter()
+        .filter_map(|(key, name)| held.get(&key).map(|holds| AbsentSink { name, holds: *holds }))
+        .filter(|sink| !sink.holds.is_empty())
+        .collect())
+}

@@ -1,0 +1,184 @@
+//! Why the store could not do what it was asked.
+
+use std::io;
+use std::path::PathBuf;
+
+use rusqlite::ErrorCode;
+
+use super::encoding::Corrupt;
+
+/// Why the store could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// `state.path` cannot be a directory.
+    #[error("the state directory {} cannot be used", path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Another process has it.
+    #[error("another walhook uses {}: stop that one, or give this one a state.path of its own", path.display())]
+    Locked {
+        /// The lock file.
+        path: PathBuf,
+    },
+    /// There is no store.
+    #[error("there is no store in {}", path.display())]
+    Missing {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A file of it cannot be opened.
+    #[error("{} cannot be opened", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A database of it cannot be opened.
+    #[error("{} cannot be opened as a database", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: rusqlite::Error,
+    },
+    /// A database that is not ours.
+    #[error("{} is a database of another program", path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A database of a later walhook.
+    #[error("{} has version {found}, and this walhook knows versions up to {known}: use a newer one", path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: i64,
+        /// The newest version known.
+        known: i64,
+    },
+    /// A database could not be brought to the version of this walhook. It is as it was.
+    #[error("{} could not be brought to version {version}", path.display())]
+    Migrate {
+        /// The file.
+        path: PathBuf,
+        /// Which version.
+        version: i64,
+        /// Why.
+        source: rusqlite::Error,
+    },
+    /// The thread that writes could not be started.
+    #[error("the thread that writes the store could not be started")]
+    Thread(#[source] io::Error),
+    /// Something could not be read.
+    #[error("the store could not read {what}")]
+    Read {
+        /// What.
+        what: &'static str,
+        /// Why.
+        source: rusqlite::Error,
+    },
+    /// Something could not be written.
+    #[error("the store could not write {what}")]
+    Write {
+        /// What.
+        what: &'static str,
+        /// Why.
+        source: rusqlite::Error,
+    },
+    /// What was read is not what was written.
+    #[error("{what} in the store is damaged")]
+    Damaged {
+        /// What.
+        what: &'static str,
+        /// How.
+        source: Corrupt,
+    },
+    /// A sink that the store does not know.
+    #[error("the store knows no sink {name:?}")]
+    UnknownSink {
+        /// Its name.
+        name: String,
+    },
+    /// A source that the store does not know.
+    #[error("the store knows no source {name:?}")]
+    UnknownSource {
+        /// Its name.
+        name: String,
+    },
+    /// The store was closed.
+    #[error("the store is closed")]
+    Closed,
+}
+
+impl StoreError {
+    /// Whether waiting does not mend it: a person must. The others (a full disk, an error of the disk, a busy file) may pass.
+    pub fn is_lasting(&self) -> bool {
+        match self {
+            Self::Directory { source, .. } | Self::File { source, .. } => is_lasting_io(source),
+            Self::Locked { .. }
+            | Self::Missing { .. }
+            | Self::Foreign { .. }
+            | Self::Newer { .. }
+            | Self::Damaged { .. }
+            | Self::UnknownSink { .. }
+            | Self::UnknownSource { .. }
+            | Self::Closed => true,
+            Self::Thread(_) => false,
+            Self::Open { source, .. }
+            | Self::Migrate { source, .. }
+            | Self::Read { source, .. }
+            | Self::Write { source, .. } => is_lasting_sqlite(source),
+        }
+    }
+
+    /// Makes a [`StoreError::Read`] of an error of SQLite.
+    pub(super) fn read(what: &'static str) -> impl Fn(rusqlite::Error) -> Self {
+        move |source| Self::Read { what, source }
+    }
+
+    /// Makes a [`StoreError::Write`] of an error of SQLite.
+    pub(super) fn write(what: &'static str) -> impl Fn(rusqlite::Error) -> Self {
+        move |source| Self::Write { what, source }
+    }
+
+    /// Makes a [`StoreError::Damaged`].
+    pub(super) fn damaged(what: &'static str) -> impl Fn(Corrupt) -> Self {
+        move |source| Self::Damaged { what, source }
+    }
+}
+
+fn is_lasting_io(error: &io::Error) -> bool {
+    use io::ErrorKind::{
+        AlreadyExists, InvalidInput, IsADirectory, NotADirectory, PermissionDenied, ReadOnlyFilesystem, Unsupported,
+    };
+    [AlreadyExists, InvalidInput, IsADirectory, NotADirectory, PermissionDenied, ReadOnlyFilesystem, Unsupported]
+        .contains(&error.kind())
+}
+
+/// SQLite's own codes are an open set, so this names those that last.
+fn is_lasting_sqlite(error: &rusqlite::Error) -> bool {
+    use ErrorCode::{
+        ApiMisuse, AuthorizationForStatementDenied, ConstraintViolation, DatabaseCorrupt, NoLargeFileSupport,
+        NotADatabase, NotFound, PermissionDenied, ReadOnly, TypeMismatch, Unknown,
+    };
+    let lasting = [
+        ApiMisuse,
+        AuthorizationForStatementDenied,
+        ConstraintViolation,
+        DatabaseCorrupt,
+        NoLargeFileSupport,
+        NotADatabase,
+        NotFound,
+        PermissionDenied,
+        ReadOnly,
+        TypeMismatch,
+        Unknown,
+    ];
+    error.sqlite_error_code().is_none_or(|code| lasting.contains(&code))
+}

@@ -1,0 +1,152 @@
+//! The store's directory: its lock, its two databases, and how their connections are set.
+
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags};
+
+use super::error::StoreError;
+use super::quota::Budget;
+use super::schema::{self, Schema};
+
+/// How long a connection waits for another process that looks at the files.
+const BUSY_LIMIT: Duration = Duration::from_secs(2);
+/// Prepared statements that a connection keeps.
+const STATEMENTS_MAX: usize = 64;
+
+/// Where everything is.
+#[derive(Clone, Debug)]
+pub(super) struct Paths {
+    /// `state.path`.
+    pub(super) directory: PathBuf,
+    /// What is durable.
+    pub(super) state: PathBuf,
+    /// The log of deliveries.
+    pub(super) log: PathBuf,
+}
+
+impl Paths {
+    pub(super) fn of(directory: &Path) -> Self {
+        Self { directory: directory.to_owned(), state: directory.join("state.db"), log: directory.join("log.db") }
+    }
+
+    /// Makes the directory, for this user only.
+    pub(super) fn make_directory(&self) -> Result<(), StoreError> {
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.directory);
+        made.map_err(|source| StoreError::Directory { path: self.directory.clone(), source })
+    }
+
+    /// Whether `state.db` is there.
+    pub(super) fn require(&self) -> Result<(), StoreError> {
+        match self.state.try_exists() {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(StoreError::Missing { path: self.directory.clone() }),
+            Err(source) => Err(StoreError::File { path: self.state.clone(), source }),
+        }
+    }
+
+    /// Takes the lock, which lasts until the file is closed.
+    pub(super) fn lock(&self) -> Result<File, StoreError> {
+        let path = self.directory.join("lock");
+        let file = create(&path)?;
+        match file.try_lock() {
+            Ok(()) => Ok(file),
+            Err(TryLockError::WouldBlock) => Err(StoreError::Locked { path }),
+            Err(TryLockError::Error(source)) => Err(StoreError::File { path, source }),
+        }
+    }
+
+    /// Bytes of `state.db-wal`.
+    pub(super) fn wal_bytes(&self) -> u64 {
+        bytes_of(&self.state.with_extension("db-wal"))
+    }
+
+    /// Bytes of the log's files.
+    pub(super) fn log_bytes(&self) -> u64 {
+        bytes_of(&self.log) + bytes_of(&self.log.with_extension("db-wal"))
+    }
+
+    /// Bytes of all files.
+    pub(super) fn all_bytes(&self) -> u64 {
+        let shared = ["state.db-shm", "log.db-shm"].map(|name| bytes_of(&self.directory.join(name)));
+        bytes_of(&self.state) + self.wal_bytes() + self.log_bytes() + shared.iter().sum::<u64>()
+    }
+}
+
+/// A file that is not there has none.
+fn bytes_of(path: &Path) -> u64 {
+    path.metadata().map_or(0, |metadata| metadata.len())
+}
+
+/// Opens a file, which is made if it is not there, for this user only.
+fn create(path: &Path) -> Result<File, StoreError> {
+    let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
+    opened.map_err(|source| StoreError::File { path: path.to_owned(), source })
+}
+
+/// The connection that writes `state.db`: a commit is on the disk when it returns.
+pub(super) fn open_state(paths: &Paths, budget: &Budget) -> Result<Connection, StoreError> {
+    open_to_write(&paths.state, &schema::STATE, |db| {
+        db.pragma_update(None, "synchronous", "FULL")?;
+        db.pragma_update(None, "cache_size", -8192)?;
+        db.pragma_update(None, "journal_size_limit", budget.wal_bytes.cast_signed())?;
+        set_pages_max(db, budget.state_pages_max())
+    })
+}
+
+/// The connection that writes `log.db`: after a crash its last rows may be missing.
+pub(super) fn open_log(paths: &Paths, budget: &Budget) -> Result<Connection, StoreError> {
+    open_to_write(&paths.log, &schema::LOG, |db| {
+        db.pragma_update(None, "synchronous", "NORMAL")?;
+        db.pragma_update(None, "cache_size", -2048)?;
+        db.pragma_update(None, "journal_size_limit", budget.log_wal_bytes.cast_signed())?;
+        set_pages_max(db, budget.log_pages_max())
+    })
+}
+
+fn set_pages_max(db: &Connection, pages: u64) -> rusqlite::Result<()> {
+    db.pragma_update_and_check(None, "max_page_count", pages.cast_signed(), |row| row.get::<_, i64>(0)).map(drop)
+}
+
+fn open_to_write(
+    path: &Path,
+    schema: &Schema,
+    settings: impl FnOnce(&Connection) -> rusqlite::Result<()>,
+) -> Result<Connection, StoreError> {
+    // SQLite does not say why it cannot open a file, the system does.
+    drop(create(path)?);
+    let failed = |source| StoreError::Open { path: path.to_owned(), source };
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let mut db = Connection::open_with_flags(path, flags).map_err(failed)?;
+    db.busy_timeout(BUSY_LIMIT).map_err(failed)?;
+    // Nothing is written to a file of another program.
+    schema::checked_version(&db, path, schema)?;
+    prepare(&db).and_then(|()| settings(&db)).map_err(failed)?;
+    schema::migrate(&mut db, path, schema)?;
+    Ok(db)
+}
+
+/// What both databases have in common. The writer checkpoints by itself, so that it sees what becomes of it.
+fn prepare(db: &Connection) -> rusqlite::Result<()> {
+    db.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
+    db.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+    db.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get::<_, String>(0))?;
+    db.pragma_update(None, "wal_autocheckpoint", 0)?;
+    db.pragma_update(None, "temp_store", "MEMORY")
+}
+
+/// A connection that only reads.
+pub(super) fn open_to_read(path: &Path, schema: &Schema) -> Result<Connection, StoreError> {
+    File::open(path).map_err(|source: io::Error| StoreError::File { path: path.to_owned(), source })?;
+    let failed = |source| StoreError::Open { path: path.to_owned(), source };
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let db = Connection::open_with_flags(path, flags).map_err(failed)?;
+    db.busy_timeout(BUSY_LIMIT).map_err(failed)?;
+    db.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
+    db.pragma_update(None, "cache_size", -1024).map_err(failed)?;
+    schema::checked_version(&db, path, schema)?;
+    Ok(db)
+}

@@ -1,0 +1,154 @@
+//! How the store is, as its writer sees it and everybody may ask.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use super::quota::{Budget, Shortage, Usage};
+use crate::view::Trouble;
+
+/// How the store is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Health {
+    /// Nothing more should be put in: what is left is for progress, acknowledgements and dead marks.
+    pub is_full: bool,
+    /// What is wrong: writes that fail, or no room.
+    pub trouble: Option<Trouble>,
+    /// Bytes in use, without those free inside the files.
+    pub used_bytes: u64,
+    /// `state.max_bytes`.
+    pub max_bytes: u64,
+    /// Rows of the log that were lost because there was no time or no room to write them.
+    pub log_rows_lost: u64,
+}
+
+/// Written by the writer, read by everybody.
+#[derive(Debug)]
+pub(super) struct HealthCell {
+    max_bytes: u64,
+    used_bytes: AtomicU64,
+    is_full: AtomicBool,
+    log_rows_lost: AtomicU64,
+    troubles: Mutex<Troubles>,
+}
+
+#[derive(Debug, Default)]
+struct Troubles {
+    writing: Option<Trouble>,
+    room: Option<Trouble>,
+}
+
+impl HealthCell {
+    pub(super) fn new(max_bytes: u64) -> Self {
+        Self {
+            max_bytes,
+            used_bytes: AtomicU64::new(0),
+            is_full: AtomicBool::new(false),
+            log_rows_lost: AtomicU64::new(0),
+            troubles: Mutex::default(),
+        }
+    }
+
+    pub(super) fn show(&self) -> Health {
+        let troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+        Health {
+            is_full: self.is_full.load(Ordering::Acquire),
+            trouble: troubles.writing.clone().or_else(|| troubles.room.clone()),
+            used_bytes: self.used_bytes.load(Ordering::Relaxed),
+            max_bytes: self.max_bytes,
+            log_rows_lost: self.log_rows_lost.load(Ordering::Relaxed),
+        }
+    }
+
+    pub(super) fn lose_log_rows(&self, rows: usize) {
+        self.log_rows_lost.fetch_add(rows as u64, Ordering::Relaxed);
+    }
+
+    /// Shows why writes fail, or that they do no longer.
+    pub(super) fn set_writing(&self, trouble: Option<Trouble>) {
+        self.troubles.lock().unwrap_or_else(PoisonError::into_inner).writing = trouble;
+    }
+
+    /// Shows how much is used and whether there is room.
+    pub(super) fn set_room(&self, budget: &Budget, usage: &Usage, shortage: Option<Shortage>) {
+        self.used_bytes.store(usage.total(), Ordering::Relaxed);
+        let trouble = shortage.map(|shortage| room_trouble(budget, usage, shortage));
+        self.troubles.lock().unwrap_or_else(PoisonError::into_inner).room = trouble;
+        self.is_full.store(shortage.is_some(), Ordering::Release);
+    }
+}
+
+fn room_trouble(budget: &Budget, usage: &Usage, shortage: Shortage) -> Trouble {
+    match shortage {
+        Shortage::Quota => quota_trouble(budget, usage),
+        Shortage::Disk => Trouble {
+            what: format!(
+                "the disk of state.path is nearly full: {} are left, and the store leaves {} to others",
+                size(usage.disk_free.unwrap_or_default()),
+                size(budget.disk_reserve)
+            ),
+            advice: "free space there, or move state.path to a larger disk".to_owned(),
+        },
+    }
+}
+
+/// The store has used what it may.
+pub(super) fn quota_trouble(budget: &Budget, usage: &Usage) -> Trouble {
+    Trouble {
+        what: format!(
+            "the store is full: it uses {} of state.max_bytes = {}, and keeps the rest for progress and acknowledgements",
+            size(usage.total()),
+            size(budget.max_bytes)
+        ),
+        advice: "mend the failing endpoints so that what waits is delivered, or raise state.max_bytes".to_owned(),
+    }
+}
+
+/// The disk has nothing left.
+pub(super) fn disk_trouble() -> Trouble {
+    Trouble {
+        what: "the disk of state.path is full: nothing can be written to the store".to_owned(),
+        advice: "free space there; it goes on by itself".to_owned(),
+    }
+}
+
+/// Bytes for people.
+pub(super) fn size(bytes: u64) -> String {
+    const UNITS: [(&str, u32); 3] = [("GiB", 30), ("MiB", 20), ("KiB", 10)];
+    match UNITS.into_iter().find(|(_, shift)| bytes >> shift > 0) {
+        Some((unit, shift)) => {
+            let tenths = (bytes >> (shift - 10)) * 10 / 1024;
+            format!("{}.{} {unit}", tenths / 10, tenths % 10)
+        }
+        None => format!("{bytes} bytes"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_short() {
+        assert_eq!(size(1023), "1023 bytes");
+        assert_eq!(size(1536), "1.5 KiB");
+        assert_eq!(size(8 << 20), "8.0 MiB");
+        assert_eq!(size((10 << 30) + (1 << 29)), "10.5 GiB");
+        assert_eq!(size(u64::MAX), "17179869183.9 GiB");
+    }
+
+    #[test]
+    fn a_write_that_fails_is_shown_before_a_lack_of_room() {
+        let cell = HealthCell::new(8 << 20);
+        let budget = Budget::new(8 << 20, u64::MAX);
+        cell.set_room(&budget, &Usage { state: 7 << 20, ..Usage::default() }, Some(Shortage::Quota));
+        let health = cell.show();
+        assert!(health.is_full);
+        assert_eq!(health.used_bytes, 7 << 20);
+        assert!(health.trouble.unwrap().what.contains("7.0 MiB of state.max_bytes = 8.0 MiB"));
+        cell.set_writing(Some(disk_trouble()));
+        assert_eq!(cell.show().trouble, Some(disk_trouble()));
+        cell.set_writing(None);
+        cell.set_room(&budget, &Usage::default(), None);
+        assert_eq!((cell.show().is_full, cell.show().trouble), (false, None));
+    }
+}

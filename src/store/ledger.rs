@@ -1,0 +1,205 @@
+//! `state.db` in the writer's hands: transactions, the length of the WAL, what has expired, what is free.
+
+use std::time::SystemTime;
+
+use rusqlite::{Connection, ErrorCode, TransactionBehavior};
+use tracing::{debug, warn};
+
+use super::apply::{self, Keeping, Refusal};
+use super::batch::{Batch, Home, Op};
+use super::files::Paths;
+use super::health::{disk_trouble, quota_trouble};
+use super::pages::Pages;
+use super::quota::{self, Budget, PAGE_BYTES, Usage};
+use crate::deliver::frozen::DeliveryId;
+use crate::failpoint;
+use crate::view::Trouble;
+
+/// Dead letters removed in one step.
+const EXPIRED_MAX: usize = 64;
+/// Free pages given back to the system in one step at most. Fewer stay for what comes.
+const FREED_MAX: u64 = 256;
+/// A disk with less than this is called full.
+const DISK_FULL_BYTES: u64 = 1 << 20;
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Ledger {
+    db: Connection,
+    pages: Pages,
+    keeping: Keeping,
+    paths: Paths,
+    budget: Budget,
+}
+
+/// What became of each batch of a transaction.
+pub(super) type Written = Vec<Result<(), Refusal>>;
+
+impl Ledger {
+    pub(super) fn new(db: Connection, keeping: Keeping, paths: Paths, budget: Budget) -> Self {
+        Self { db, pages: Pages::default(), keeping, paths, budget }
+    }
+
+    pub(super) fn db(&mut self) -> &mut Connection {
+        &mut self.db
+    }
+
+    pub(super) fn budget(&self) -> &Budget {
+        &self.budget
+    }
+
+    /// Writes batches in one transaction. When it returns they are on the disk; after an error nothing of them is.
+    pub(super) fn commit<'a>(&mut self, batches: impl Iterator<Item = &'a Batch>) -> rusqlite::Result<Written> {
+        let done = self.keep_wal_short().and_then(|()| self.transact(batches));
+        if done.is_err() {
+            self.pages.forget();
+        }
+        done
+    }
+
+    fn transact<'a>(&mut self, batches: impl Iterator<Item = &'a Batch>) -> rusqlite::Result<Written> {
+        let transaction = self.db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let mut written = Vec::new();
+        for batch in batches {
+            let checked = apply::check(&transaction, batch)?;
+            if checked.is_ok() {
+                apply::apply(&transaction, &mut self.pages, &self.keeping, batch)?;
+            }
+            written.push(checked);
+        }
+        failpoint::hit("store.before_commit");
+        transaction.commit()?;
+        failpoint::hit("store.after_commit");
+        Ok(written)
+    }
+
+    /// Moves the WAL into the database when it has become long.
+    pub(super) fn keep_wal_short(&mut self) -> rusqlite::Result<()> {
+        if self.paths.wal_bytes() > self.budget.wal_bytes { self.checkpoint() } else { Ok(()) }
+    }
+
+    /// Moves the WAL into the database.
+    pub(super) fn checkpoint(&mut self) -> rusqlite::Result<()> {
+        let busy: i64 = self.db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
+        if busy != 0 {
+            debug!("the WAL of the store could not be emptied: somebody reads");
+        }
+        Ok(())
+    }
+
+    /// What the files use.
+    pub(super) fn usage(&self) -> Usage {
+        let pages = self.page_count().and_then(|count| Ok(count.saturating_sub(self.free_pages()?)));
+        let disk = quota::disk(&self.paths.directory);
+        Usage {
+            // A database that does not say is not full for that.
+            state: pages.unwrap_or_default() * PAGE_BYTES,
+            wal: self.paths.wal_bytes(),
+            log: self.paths.log_bytes(),
+            disk_free: disk.map(|(_, free)| free),
+        }
+    }
+
+    /// In words, why a write failed.
+    pub(super) fn trouble(&self, error: &rusqlite::Error) -> Trouble {
+        if error.sqlite_error_code() != Some(ErrorCode::DiskFull) {
+            return Trouble {
+                what: format!("the store cannot write: {error}"),
+                advice: "look at the disk of state.path; it is tried again until it works".to_owned(),
+            };
+        }
+        let usage = self.usage();
+        let disk_is_full = usage.disk_free.is_some_and(|free| free < DISK_FULL_BYTES);
+        if disk_is_full { disk_trouble() } else { quota_trouble(&self.budget, &usage) }
+    }
+
+    /// Removes dead letters that have expired. True: there may be more.
+    pub(super) fn expire(&mut self, now: SystemTime) -> rusqlite::Result<bool> {
+        let now = micros(now);
+        let transaction = self.db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let expired: Vec<i64> = transaction
+            .prepare_cached("SELECT key FROM delivery WHERE state = 2 AND expires_at <= ?1 LIMIT ?2")?
+            .query_map((now, i64::try_from(EXPIRED_MAX).unwrap_or(i64::MAX)), |row| row.get(0))?
+            .collect::<rusqlite::Result<_>>()?;
+        for key in &expired {
+            apply::remove_key(&transaction, *key)?;
+        }
+        transaction.commit()?;
+        Ok(expired.len() == EXPIRED_MAX)
+    }
+
+    /// Gives free pages back to the system. True: there are more.
+    pub(super) fn shrink(&mut self) -> rusqlite::Result<bool> {
+        self.keep_wal_short()?;
+        shrink(&self.db, self.budget.wal_bytes)
+    }
+
+    /// Whether the delivery is kept here.
+    pub(super) fn keeps(&self, id: DeliveryId) -> bool {
+        let known = self
+            .db
+            .prepare_cached("SELECT 1 FROM delivery WHERE id = ?1")
+            .and_then(|mut select| select.exists([apply::id_column(id)]));
+        known.unwrap_or_else(|error| {
+            warn!(%error, "the store could not be asked for a delivery");
+            true
+        })
+    }
+
+    fn page_count(&self) -> rusqlite::Result<u64> {
+        pragma_count(&self.db, "page_count")
+    }
+
+    fn free_pages(&self) -> rusqlite::Result<u64> {
+        pragma_count(&self.db, "freelist_count")
+    }
+}
+
+/// Gives free pages of a database back to the system, adding no more than half of `wal_bytes` to its WAL. True: there are
+/// more.
+pub(super) fn shrink(db: &Connection, wal_bytes: u64) -> rusqlite::Result<bool> {
+    if pragma_count(db, "freelist_count")? < FREED_MAX {
+        return Ok(false);
+    }
+    let step = FREED_MAX.min(wal_bytes / PAGE_BYTES / 2).max(1);
+    db.execute_batch(&format!("PRAGMA incremental_vacuum({step})"))?;
+    Ok(pragma_count(db, "freelist_count")? >= FREED_MAX)
+}
+
+/// A count that SQLite knows of a database.
+pub(super) fn pragma_count(db: &Connection, name: &str) -> rusqlite::Result<u64> {
+    db.pragma_query_value(None, name, |row| row.get::<_, i64>(0)).map(i64::cast_unsigned)
+}
+
+/// As times stand in the store.
+pub(super) fn micros(time: SystemTime) -> i64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+}
+
+/// About how much a batch adds to the WAL: what it holds, and a page for each row it touches.
+pub(super) fn weight(batch: &Batch) -> u64 {
+    let bytes: usize = batch
+        .ops
+        .iter()
+        .map(|op| match op {
+            Op::Park { delivery, body } => body.len() + delivery.members.len() * 128,
+            Op::Split { parts, .. } => {
+                parts.iter().map(|(part, body)| body.len() + part.members.len() * 128).sum::<usize>()
+            }
+            Op::Lanes(messages) => messages.iter().map(|message| message.json.len() + 4096).sum(),
+            Op::Page { messages, .. } => messages.iter().map(|message| message.json.len() + 128).sum(),
+            Op::Leave(homes) => homes.iter().map(leave_weight).sum(),
+            Op::Tried { .. } | Op::Delivered(_) | Op::Dead { .. } | Op::Paused { .. } => 4096,
+        })
+        .sum();
+    let unresolved = batch.progress.as_ref().map_or(0, |progress| progress.unresolved.len());
+    (bytes + unresolved * 4) as u64 + 4096
+}
+
+fn leave_weight(home: &Home) -> usize {
+    match home {
+        Home::Lane(_) => 4096,
+        Home::Page { .. } => 16,
+    }
+}

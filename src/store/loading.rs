@@ -1,0 +1,187 @@
+//! What a starting daemon reads: bindings, and of each sink everything but bodies and messages.
+
+use rusqlite::{Connection, OptionalExtension as _, Row, named_params};
+
+use super::apply::{BLOCKED, lsn_of, position_of};
+use super::batch::{KeptDelivery, KeptProgress, LaneSummary, LastFailure, Loaded, OverflowSummary, SinkKey, Tries};
+use super::encoding::{members_from_bytes, positions_from_bytes, unseal};
+use super::error::StoreError;
+use crate::change::{Lsn, Position};
+use crate::deliver::frozen::DeliveryId;
+use crate::schedule::GroupId;
+
+/// What the store is bound to for a source.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceBinding {
+    /// What `IDENTIFY_SYSTEM` calls `systemid`.
+    pub system_id: u64,
+    /// The database.
+    pub database: String,
+    /// The slot.
+    pub slot: String,
+    /// Everything up to here is resolved by every active sink that has progress; `None`: none has.
+    pub confirmed: Option<Lsn>,
+    /// A person has said that what lies between here and the slot may be missing (`walhook state accept-gap`).
+    pub gap_accepted: bool,
+}
+
+/// The binding of a source; `None`: the store knows none of that name.
+pub(super) fn binding(db: &Connection, name: &str) -> Result<Option<SourceBinding>, StoreError> {
+    let select = || -> rusqlite::Result<Option<(String, SourceBinding)>> {
+        db.prepare_cached(
+            "SELECT system_id, database, slot, gap_accepted,
+                 (SELECT min(resolved) FROM sink WHERE sink.source = source.name AND active)
+             FROM source WHERE name = :name",
+        )?
+        .query_row(named_params! { ":name": name }, |row| {
+            let confirmed = row.get::<_, Option<i64>>(4)?.map(lsn_of);
+            let (database, slot, gap_accepted) = (row.get(1)?, row.get(2)?, row.get(3)?);
+            Ok((row.get(0)?, SourceBinding { system_id: 0, database, slot, confirmed, gap_accepted }))
+        })
+        .optional()
+    };
+    let found = select().map_err(StoreError::read("the binding of a source"))?;
+    let Some((text, binding)) = found else { return Ok(None) };
+    let system_id = text.parse().map_err(|_| StoreError::Damaged {
+        what: "the binding of a source",
+        source: super::encoding::Corrupt::Number,
+    })?;
+    Ok(Some(SourceBinding { system_id, ..binding }))
+}
+
+/// What the store has of a sink.
+pub(super) fn load(db: &Connection, source: &str, name: &str) -> Result<(SinkKey, Loaded), StoreError> {
+    let row = sink_row(db, source, name).map_err(StoreError::read("a sink"))?;
+    let row = row.ok_or_else(|| StoreError::UnknownSink { name: name.to_owned() })?;
+    let sink = row.key;
+    let loaded = Loaded {
+        progress: row.progress()?,
+        paused: row.paused,
+        deliveries: deliveries(db, sink)?,
+        lanes: lanes(db, sink).map_err(StoreError::read("the lanes of a sink"))?,
+        overflow: overflow(db, sink, row.next_page).map_err(StoreError::read("the overflow of a sink"))?,
+        dead_letters: dead_letters(db, sink).map_err(StoreError::read("dead letters"))?,
+    };
+    Ok((sink, loaded))
+}
+
+struct SinkRow {
+    key: SinkKey,
+    resolved: Option<i64>,
+    high: Option<Position>,
+    unresolved: Option<Vec<u8>>,
+    next_page: u64,
+    paused: Option<String>,
+}
+
+impl SinkRow {
+    fn progress(&self) -> Result<Option<KeptProgress>, StoreError> {
+        let Some(resolved) = self.resolved else { return Ok(None) };
+        let unresolved = self.unresolved.as_deref().map_or(Ok(Vec::new()), positions_from_bytes);
+        let unresolved = unresolved.map_err(StoreError::damaged("the progress of a sink"))?;
+        Ok(Some(KeptProgress { resolved: lsn_of(resolved), high: self.high, unresolved }))
+    }
+}
+
+fn sink_row(db: &Connection, source: &str, name: &str) -> rusqlite::Result<Option<SinkRow>> {
+    db.prepare_cached(
+        "SELECT key, resolved, high_lsn, high_idx, unresolved, next_page, paused FROM sink
+         WHERE source = :source AND name = :name",
+    )?
+    .query_row(named_params! { ":source": source, ":name": name }, |row| {
+        Ok(SinkRow {
+            key: SinkKey(row.get(0)?),
+            resolved: row.get(1)?,
+            high: position_of(row.get(2)?, row.get(3)?),
+            unresolved: row.get(4)?,
+            next_page: row.get::<_, i64>(5)?.cast_unsigned(),
+            paused: row.get(6)?,
+        })
+    })
+    .optional()
+}
+
+fn deliveries(db: &Connection, sink: SinkKey) -> Result<Vec<KeptDelivery>, StoreError> {
+    let failed = StoreError::read("the deliveries of a sink");
+    let mut select = db
+        .prepare_cached(
+            "SELECT delivery.*, content.members FROM delivery
+                 JOIN delivery_content AS content ON content.delivery = delivery.key
+             WHERE delivery.sink = :sink AND delivery.state <> 2 ORDER BY delivery.key",
+        )
+        .map_err(&failed)?;
+    let mut rows = select.query(named_params! { ":sink": sink.0 }).map_err(&failed)?;
+    let mut deliveries = Vec::new();
+    while let Some(row) = rows.next().map_err(&failed)? {
+        let (mut delivery, body_bytes, sealed) = delivery(row).map_err(&failed)?;
+        let damaged = StoreError::damaged("the members of a delivery");
+        let members = unseal(sealed).map_err(&damaged)?;
+        delivery.members = members_from_bytes(&members, body_bytes).map_err(&damaged)?;
+        deliveries.push(delivery);
+    }
+    Ok(deliveries)
+}
+
+/// A delivery without its members, the length of its body, and its members as they are kept.
+fn delivery(row: &Row<'_>) -> rusqlite::Result<(KeptDelivery, usize, Vec<u8>)> {
+    let body_bytes = usize::try_from(row.get::<_, i64>("body_bytes")?).unwrap_or_default();
+    let last = match row.get("last_at")? {
+        None => None,
+        Some(at_micros) => Some(LastFailure {
+            at_micros,
+            status: row.get("last_status")?,
+            category: row.get::<_, Option<String>>("last_category")?.unwrap_or_default().into(),
+            message: row.get::<_, Option<String>>("last_message")?.unwrap_or_default(),
+        }),
+    };
+    let tries = Tries {
+        attempts: row.get("attempts")?,
+        failures: row.get("failures")?,
+        first_attempt_micros: row.get("first_attempt")?,
+        next_attempt_micros: row.get("next_attempt")?,
+        last,
+    };
+    let delivery = KeptDelivery {
+        id: DeliveryId(u128::from_be_bytes(row.get("id")?)),
+        parent: row.get::<_, Option<[u8; 16]>>("parent")?.map(|id| DeliveryId(u128::from_be_bytes(id))),
+        created_micros: row.get("created")?,
+        members: Vec::new(),
+        tries,
+        blocked: row.get::<_, i64>("state")? == BLOCKED,
+    };
+    Ok((delivery, body_bytes, row.get("members")?))
+}
+
+fn lanes(db: &Connection, sink: SinkKey) -> rusqlite::Result<Vec<LaneSummary>> {
+    let mut select =
+        db.prepare_cached("SELECT grp, lsn, idx FROM lane_group WHERE sink = :sink ORDER BY grp, lsn, idx")?;
+    let mut rows = select.query(named_params! { ":sink": sink.0 })?;
+    let mut lanes: Vec<LaneSummary> = Vec::new();
+    while let Some(row) = rows.next()? {
+        let group = GroupId(row.get::<_, i64>(0)?.cast_unsigned());
+        let last = Position { commit_lsn: lsn_of(row.get(1)?), index: row.get::<_, i64>(2)?.cast_unsigned() };
+        match lanes.last_mut() {
+            Some(lane) if lane.group == group => (lane.messages, lane.last) = (lane.messages + 1, last),
+            Some(_) | None => lanes.push(LaneSummary { group, messages: 1, last }),
+        }
+    }
+    Ok(lanes)
+}
+
+fn overflow(db: &Connection, sink: SinkKey, next_page: u64) -> rusqlite::Result<OverflowSummary> {
+    let mut select =
+        db.prepare_cached("SELECT ifnull(sum(messages - gone), 0), min(no) FROM page WHERE sink = :sink")?;
+    select.query_row(named_params! { ":sink": sink.0 }, |row| {
+        Ok(OverflowSummary {
+            messages: row.get::<_, i64>(0)?.cast_unsigned(),
+            first_page: row.get::<_, Option<i64>>(1)?.map(i64::cast_unsigned),
+            next_page,
+        })
+    })
+}
+
+fn dead_letters(db: &Connection, sink: SinkKey) -> rusqlite::Result<u64> {
+    db.prepare_cached("SELECT count(*) FROM delivery WHERE sink = :sink AND state = 2")?
+        .query_row(named_params! { ":sink": sink.0 }, |row| row.get::<_, i64>(0))
+        .map(i64::cast_unsigned)
+}

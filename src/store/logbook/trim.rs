@@ -1,0 +1,112 @@
+//! Old rows of the log go, a few at a time: those past `log_retention`, those beyond `log_max_rows`, and the oldest when
+//! the log has used its share of the disk.
+//!
+//! Attempts go with their delivery. Failures of a delivery that the store still keeps stay, unless room is short.
+
+use std::time::SystemTime;
+
+use rusqlite::{Transaction, TransactionBehavior};
+
+use super::{ATTEMPTS_PER_ROW_MAX, Keeps, Logbook};
+use crate::deliver::frozen::DeliveryId;
+use crate::store::ledger::{micros, shrink};
+
+/// Rows looked at in one step.
+const STEP_ROWS: u64 = 512;
+
+/// Why rows go.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    /// Deliveries that ended before, and attempts that began before, go.
+    before: i64,
+    /// So many of the oldest deliveries go.
+    deliveries: u64,
+    /// So many of the oldest attempts go.
+    attempts: u64,
+}
+
+impl Logbook {
+    /// One step of trimming. True: there is more to be done now.
+    pub(in crate::store) fn trim(&mut self, now: SystemTime, keeps: Keeps<'_>) -> rusqlite::Result<bool> {
+        self.keep_wal_short()?;
+        // Between seven and eight eighths of its share the oldest rows make room.
+        if self.used_bytes()? > self.bytes_max / 8 * 7 {
+            self.drop_oldest()?;
+            return Ok(self.used_bytes()? > self.bytes_max / 8 * 6);
+        }
+        let limits = self.limits(now)?;
+        let transaction = self.db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let deliveries = trim_deliveries(&transaction, &limits, keeps)?;
+        let attempts = trim_attempts(&transaction, &limits, self.scanned, keeps)?;
+        transaction.commit()?;
+        self.scanned = attempts.unwrap_or(0);
+        Ok(deliveries || attempts.is_some() || shrink(&self.db, self.wal_bytes)?)
+    }
+
+    fn limits(&self, now: SystemTime) -> rusqlite::Result<Limits> {
+        let before = micros(now).saturating_sub(i64::try_from(self.retention.as_micros()).unwrap_or(i64::MAX));
+        // Rows go at the lower end only (but for attempts that stay), so this is how many there are at most.
+        let rows = |table: &str| -> rusqlite::Result<u64> {
+            let sql = format!("SELECT ifnull(max(seq) - min(seq) + 1, 0) FROM {table}");
+            self.db.prepare_cached(&sql)?.query_row([], |row| row.get::<_, i64>(0)).map(i64::cast_unsigned)
+        };
+        Ok(Limits {
+            before,
+            deliveries: rows("delivery")?.saturating_sub(self.rows_max),
+            attempts: rows("attempt")?.saturating_sub(self.rows_max.saturating_mul(ATTEMPTS_PER_ROW_MAX)),
+        })
+    }
+
+    /// Makes room whoever needs the rows.
+    pub(in crate::store) fn drop_oldest(&mut self) -> rusqlite::Result<()> {
+        let transaction = self.db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        for table in ["attempt", "delivery"] {
+            let sql = format!("DELETE FROM {table} WHERE seq IN (SELECT seq FROM {table} ORDER BY seq LIMIT ?1)");
+            transaction.prepare_cached(&sql)?.execute([STEP_ROWS.cast_signed()])?;
+        }
+        transaction.commit()?;
+        self.scanned = 0;
+        shrink(&self.db, self.wal_bytes).map(drop)
+    }
+}
+
+/// True: there may be more.
+fn trim_deliveries(db: &Transaction<'_>, limits: &Limits, keeps: Keeps<'_>) -> rusqlite::Result<bool> {
+    let mut select = db.prepare_cached("SELECT seq, id, finished FROM delivery ORDER BY seq LIMIT ?1")?;
+    let rows: Vec<(i64, [u8; 16], i64)> = select
+        .query_map([STEP_ROWS.cast_signed()], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
+        .collect::<rusqlite::Result<_>>()?;
+    let surplus = usize::try_from(limits.deliveries).unwrap_or(usize::MAX);
+    let old = |(index, (_, _, finished)): (usize, &(i64, [u8; 16], i64))| index < surplus || *finished < limits.before;
+    let going = rows.iter().enumerate().take_while(|row| old(*row)).count();
+    for (seq, id, _) in rows.iter().take(going) {
+        if !keeps(DeliveryId(u128::from_be_bytes(*id))) {
+            db.prepare_cached("DELETE FROM attempt WHERE delivery = ?1")?.execute([id])?;
+        }
+        db.prepare_cached("DELETE FROM delivery WHERE seq = ?1")?.execute([seq])?;
+    }
+    Ok(going > 0 && going == rows.len())
+}
+
+/// Where to go on, if there is more.
+fn trim_attempts(db: &Transaction<'_>, limits: &Limits, after: i64, keeps: Keeps<'_>) -> rusqlite::Result<Option<i64>> {
+    let mut select = db.prepare_cached(
+        "SELECT seq, delivery, started, category IS NOT NULL FROM attempt WHERE seq > ?1 ORDER BY seq LIMIT ?2",
+    )?;
+    let rows: Vec<(i64, [u8; 16], i64, bool)> = select
+        .query_map((after, STEP_ROWS.cast_signed()), |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))?
+        .collect::<rusqlite::Result<_>>()?;
+    let lowest: i64 = db.query_row("SELECT ifnull(min(seq), 0) FROM attempt", [], |row| row.get(0))?;
+    let surplus_below = lowest.saturating_add_unsigned(limits.attempts);
+    let mut last = None;
+    for (seq, id, started, failed) in rows.iter() {
+        if *started >= limits.before && *seq >= surplus_below {
+            return Ok(None);
+        }
+        if !(*failed && keeps(DeliveryId(u128::from_be_bytes(*id)))) {
+            db.prepare_cached("DELETE FROM attempt WHERE seq = ?1")?.execute([seq])?;
+        }
+        last = Some(*seq);
+    }
+    Ok(last.filter(|_| rows.len() as u64 == STEP_ROWS))
+}

@@ -1,0 +1,195 @@
+//! The tables of both databases, version by version.
+//!
+//! `PRAGMA user_version` says which steps a file has been through, `PRAGMA application_id` that it is ours. Each step is one
+//! transaction. LSNs, numbers and hashes of 64 bits are stored as SQLite's signed ones with the same bits; Postgres is far
+//! from the LSN at which their order would break. Times are microseconds since 1970-01-01 UTC.
+
+use std::path::Path;
+
+use rusqlite::{Connection, TransactionBehavior};
+
+use super::error::StoreError;
+use crate::failpoint;
+
+/// A database of the store.
+#[derive(Debug)]
+pub(super) struct Schema {
+    /// `application_id`.
+    pub(super) application: i64,
+    /// The statements that bring a file from the version that is their index to the next.
+    pub(super) steps: &'static [&'static str],
+}
+
+/// `state.db`.
+pub(super) const STATE: Schema = Schema { application: 0x7761_6C68, steps: &[STATE_1] };
+
+/// `log.db`.
+pub(super) const LOG: Schema = Schema { application: 0x7761_6C6C, steps: &[LOG_1] };
+
+/// Deliveries are kept apart from their members and body, and pages from their messages, so that a failed attempt or a
+/// message that leaves does not write these anew.
+const STATE_1: &str = "
+    CREATE TABLE source (
+        name TEXT PRIMARY KEY,
+        system_id TEXT NOT NULL,          -- as IDENTIFY_SYSTEM has it, decimal
+        database TEXT NOT NULL,
+        slot TEXT NOT NULL,
+        gap_accepted INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE TABLE sink (
+        key INTEGER PRIMARY KEY AUTOINCREMENT,
+        source TEXT NOT NULL,
+        name TEXT NOT NULL,
+        active INTEGER NOT NULL,          -- the config has it
+        resolved INTEGER,                 -- LSN; NULL: no progress yet
+        high_lsn INTEGER,
+        high_idx INTEGER,
+        unresolved BLOB,                  -- positions before high, see encoding
+        next_page INTEGER NOT NULL,       -- number of the next page of its overflow
+        paused TEXT,                      -- why
+        UNIQUE (source, name)
+    ) STRICT;
+
+    CREATE TABLE delivery (
+        key INTEGER PRIMARY KEY,
+        sink INTEGER NOT NULL,
+        id BLOB NOT NULL,                 -- 16 bytes
+        state INTEGER NOT NULL,           -- 0 retrying, 1 blocked, 2 dead
+        parent BLOB,
+        created INTEGER NOT NULL,
+        body_bytes INTEGER NOT NULL,
+        attempts INTEGER NOT NULL,
+        failures INTEGER NOT NULL,
+        first_attempt INTEGER,
+        next_attempt INTEGER,
+        last_at INTEGER,
+        last_status INTEGER,
+        last_category TEXT,
+        last_message TEXT,
+        dead_at INTEGER,
+        dead_reason TEXT,
+        expires_at INTEGER,
+        UNIQUE (id, sink)
+    ) STRICT;
+    CREATE INDEX delivery_expires ON delivery (expires_at) WHERE state = 2;
+
+    CREATE TABLE delivery_content (
+        delivery INTEGER PRIMARY KEY,
+        members BLOB NOT NULL,            -- sealed, see encoding
+        body BLOB NOT NULL                -- sealed
+    ) STRICT;
+
+    CREATE TABLE lane (
+        sink INTEGER NOT NULL,
+        lsn INTEGER NOT NULL,
+        idx INTEGER NOT NULL,
+        grp INTEGER NOT NULL,
+        grp2 INTEGER,                     -- a message of two groups has two rows in lane_group
+        message BLOB NOT NULL,            -- sealed
+        PRIMARY KEY (sink, lsn, idx)
+    ) STRICT;
+
+    CREATE TABLE lane_group (
+        sink INTEGER NOT NULL,
+        grp INTEGER NOT NULL,
+        lsn INTEGER NOT NULL,
+        idx INTEGER NOT NULL,
+        PRIMARY KEY (sink, grp, lsn, idx)
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE TABLE page (
+        key INTEGER PRIMARY KEY,
+        sink INTEGER NOT NULL,
+        no INTEGER NOT NULL,
+        messages INTEGER NOT NULL,
+        gone INTEGER NOT NULL,            -- how many of them have left
+        gone_bits BLOB NOT NULL,          -- which: bit n of byte n / 8
+        bytes INTEGER NOT NULL,           -- of its JSON, before packing
+        oldest INTEGER NOT NULL,          -- commit time of its first message
+        UNIQUE (sink, no)
+    ) STRICT;
+
+    CREATE TABLE page_content (
+        page INTEGER PRIMARY KEY,
+        messages BLOB NOT NULL            -- sealed
+    ) STRICT;
+";
+
+const LOG_1: &str = "
+    CREATE TABLE delivery (
+        seq INTEGER PRIMARY KEY,
+        id BLOB NOT NULL,                 -- 16 bytes
+        sink TEXT NOT NULL,
+        parent BLOB,
+        state TEXT NOT NULL,              -- delivered, dead, split
+        messages INTEGER NOT NULL,
+        events TEXT NOT NULL,             -- a JSON array
+        groups TEXT NOT NULL,             -- a JSON array
+        first_lsn INTEGER NOT NULL,
+        first_idx INTEGER NOT NULL,
+        last_lsn INTEGER NOT NULL,
+        last_idx INTEGER NOT NULL,
+        body_bytes INTEGER NOT NULL,
+        attempts INTEGER NOT NULL,
+        created INTEGER NOT NULL,
+        finished INTEGER NOT NULL,
+        last_status INTEGER
+    ) STRICT;
+    CREATE INDEX delivery_of_id ON delivery (id);
+
+    CREATE TABLE attempt (
+        seq INTEGER PRIMARY KEY,
+        delivery BLOB NOT NULL,           -- its id
+        sink TEXT NOT NULL,
+        number INTEGER NOT NULL,
+        started INTEGER NOT NULL,
+        duration INTEGER NOT NULL,        -- microseconds
+        status INTEGER,
+        category TEXT,                    -- NULL: acknowledged
+        error TEXT,
+        response BLOB,
+        response_truncated INTEGER NOT NULL
+    ) STRICT;
+    CREATE INDEX attempt_of_delivery ON attempt (delivery, number);
+";
+
+/// Checks that the file is ours and of a version that is known, and brings it to the newest.
+pub(super) fn migrate(db: &mut Connection, path: &Path, schema: &Schema) -> Result<(), StoreError> {
+    let version = checked_version(db, path, schema)?;
+    for (step, version) in schema.steps.iter().zip(1..).skip(usize::try_from(version).unwrap_or(usize::MAX)) {
+        let migrated = migrate_to(db, schema, step, version);
+        migrated.map_err(|source| StoreError::Migrate { path: path.to_owned(), version, source })?;
+    }
+    Ok(())
+}
+
+/// The file's version; 0 for an empty one.
+pub(super) fn checked_version(db: &Connection, path: &Path, schema: &Schema) -> Result<i64, StoreError> {
+    let (application, found, tables) =
+        identity(db).map_err(|source| StoreError::Open { path: path.to_owned(), source })?;
+    let known = i64::try_from(schema.steps.len()).unwrap_or(i64::MAX);
+    match application == schema.application {
+        true if found > known => Err(StoreError::Newer { path: path.to_owned(), found, known }),
+        true if found >= 0 => Ok(found),
+        false if application == 0 && found == 0 && tables == 0 => Ok(0),
+        true | false => Err(StoreError::Foreign { path: path.to_owned() }),
+    }
+}
+
+fn identity(db: &Connection) -> rusqlite::Result<(i64, i64, i64)> {
+    Ok((
+        db.pragma_query_value(None, "application_id", |row| row.get(0))?,
+        db.pragma_query_value(None, "user_version", |row| row.get(0))?,
+        db.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?,
+    ))
+}
+
+fn migrate_to(db: &mut Connection, schema: &Schema, step: &str, version: i64) -> rusqlite::Result<()> {
+    let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    transaction.execute_batch(step)?;
+    failpoint::hit("store.in_migration");
+    transaction.pragma_update(None, "application_id", schema.application)?;
+    transaction.pragma_update(None, "user_version", version)?;
+    transaction.commit()
+}

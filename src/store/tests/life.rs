@@ -1,0 +1,3 @@
+//! Opening, binding, refusing, closing.
+
+use super::*;

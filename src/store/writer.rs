@@ -1,0 +1,310 @@
+//! The thread that writes: everything that waits goes into one transaction, and only then is anybody told.
+//!
+//! A write that fails is rolled back and tried again, for ever; what waits meanwhile stays where it is. When batches of
+//! several sinks fail together each is tried alone, so that one that finds no room does not keep others from leaving.
+//! The log and the upkeep of the files have their turn when no batch waits.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use tracing::{debug, error, info, warn};
+
+use super::batch::Batch;
+use super::health::HealthCell;
+use super::inbox::{Inbox, Known, Submitted};
+use super::ledger::{Ledger, weight};
+use super::logbook::Logbook;
+use super::quota::{Shortage, shortage};
+
+/// First wait after a write that failed.
+const RETRY_FIRST: Duration = Duration::from_millis(250);
+/// Longest wait.
+const RETRY_LONGEST: Duration = Duration::from_secs(2);
+/// How long a writer that is closed tries to write what it has.
+const CLOSE_LIMIT: Duration = Duration::from_secs(5);
+/// How often rows of the log are written, and how many at a time at most: more a second than this are lost, so that the
+/// log never takes a core for itself.
+const LOG_EVERY: Duration = Duration::from_millis(100);
+const LOG_ROWS_MAX: usize = 1024;
+/// How often the files are tended.
+const UPKEEP_EVERY: Duration = Duration::from_secs(60);
+/// How often the room is measured when nothing is written, and when there was none.
+const ROOM_EVERY: Duration = Duration::from_secs(5);
+const ROOM_EVERY_WHEN_SHORT: Duration = Duration::from_millis(500);
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Writer {
+    inbox: Arc<Inbox>,
+    health: Arc<HealthCell>,
+    ledger: Ledger,
+    logbook: Logbook,
+    waiting: VecDeque<Submitted>,
+    retry: Option<Retry>,
+    shortage: Option<Shortage>,
+    /// Rows of the log wait, and may be written from here on.
+    log_at: Option<Instant>,
+    upkeep_at: Instant,
+    room_at: Instant,
+    closed_at: Option<Instant>,
+    /// Held until the thread ends.
+    _lock: File,
+}
+
+/// Writes fail.
+#[derive(Clone, Copy, Debug)]
+struct Retry {
+    at: Instant,
+    wait: Duration,
+}
+
+impl Writer {
+    pub(super) fn new(
+        inbox: Arc<Inbox>,
+        health: Arc<HealthCell>,
+        ledger: Ledger,
+        logbook: Logbook,
+        lock: File,
+    ) -> Self {
+        let now = Instant::now();
+        let mut writer = Self {
+            inbox,
+            health,
+            ledger,
+            logbook,
+            waiting: VecDeque::new(),
+            retry: None,
+            shortage: None,
+            log_at: None,
+            upkeep_at: now,
+            room_at: now,
+            closed_at: None,
+            _lock: lock,
+        };
+        writer.measure(now);
+        writer
+    }
+
+    /// Writes until the store is closed and everything is written, or cannot be.
+    pub(super) fn run(mut self) {
+        while !self.turn() {}
+        let lost = self.inbox.leave();
+        self.health.lose_log_rows(lost);
+        if !self.waiting.is_empty() {
+            warn!(batches = self.waiting.len(), "closed with batches that could not be written");
+        }
+        let checkpoints = [self.ledger.checkpoint(), self.logbook.checkpoint()];
+        for error in checkpoints.into_iter().filter_map(Result::err) {
+            warn!(%error, "the store was closed without emptying its WAL; nothing is lost by that");
+        }
+    }
+
+    /// True: it was the last.
+    fn turn(&mut self) -> bool {
+        let known = Known { log_waits: self.log_at.is_some(), closed: self.closed_at.is_some() };
+        let taken = self.inbox.take(self.next_at(), known);
+        let now = Instant::now();
+        let news = !taken.batches.is_empty();
+        self.waiting.extend(taken.batches);
+        for call in taken.calls {
+            call(self.ledger.db());
+        }
+        if taken.log_waits && self.log_at.is_none() {
+            self.log_at = Some(now + LOG_EVERY);
+        }
+        if taken.closed && self.closed_at.is_none() {
+            self.closed_at = Some(now);
+        }
+        if news || self.retry.is_some_and(|retry| retry.at <= now) {
+            self.write(now);
+        }
+        if let Some(closed) = self.closed_at {
+            return self.finish(closed);
+        }
+        self.spare_time(now);
+        false
+    }
+
+    fn next_at(&self) -> Instant {
+        if let Some(closed) = self.closed_at {
+            return self.retry.map_or(closed, |retry| retry.at);
+        }
+        let upkeep = self.upkeep_at.min(self.room_at);
+        [self.retry.map(|retry| retry.at), self.log_at].into_iter().flatten().fold(upkeep, Instant::min)
+    }
+
+    /// Writes what waits, as much in one transaction as its bound allows.
+    fn write(&mut self, now: Instant) {
+        let mut left = std::mem::take(&mut self.waiting);
+        let mut failure = None;
+        while !left.is_empty() {
+            let group: Vec<Submitted> = left.drain(..self.group_len(&left)).collect();
+            for failed in self.write_group(group, &mut failure) {
+                self.waiting.push_back(failed);
+            }
+        }
+        match failure {
+            Some(error) => self.failed(now, &error),
+            None => self.recovered(),
+        }
+        if let Err(error) = self.ledger.keep_wal_short() {
+            debug!(%error, "the WAL of the store could not be emptied");
+        }
+        self.measure(Instant::now());
+    }
+
+    fn group_len(&self, left: &VecDeque<Submitted>) -> usize {
+        let weight_max = self.ledger.budget().slack_bytes / 2;
+        let mut sum = 0u64;
+        let fits = left.iter().take_while(|submitted| {
+            sum = sum.saturating_add(weight(&submitted.batch));
+            sum <= weight_max
+        });
+        fits.count().max(1)
+    }
+
+    /// Those that could not be written.
+    fn write_group(&mut self, group: Vec<Submitted>, failure: &mut Option<rusqlite::Error>) -> Vec<Submitted> {
+        match self.ledger.commit(group.iter().map(|submitted| &submitted.batch)) {
+            Ok(written) => {
+                for (submitted, outcome) in group.into_iter().zip(written) {
+                    tell(submitted, outcome.map_err(|refusal| refusal.to_string()));
+                }
+                Vec::new()
+            }
+            Err(error) if group.len() == 1 => {
+                *failure = Some(error);
+                group
+            }
+            Err(error) => {
+                debug!(%error, batches = group.len(), "a transaction failed; its batches are tried one by one");
+                group.into_iter().flat_map(|one| self.write_group(vec![one], failure)).collect()
+            }
+        }
+    }
+
+    fn failed(&mut self, now: Instant, error: &rusqlite::Error) {
+        let trouble = self.ledger.trouble(error);
+        let wait = self.retry.map_or(RETRY_FIRST, |retry| (retry.wait * 2).min(RETRY_LONGEST));
+        if self.retry.is_none() {
+            warn!(%error, what = trouble.what, "the store cannot write; it tries again until it can");
+        }
+        self.health.set_writing(Some(trouble));
+        self.retry = Some(Retry { at: now + wait, wait });
+    }
+
+    fn recovered(&mut self) {
+        if self.retry.take().is_some() {
+            info!("the store writes again");
+            self.health.set_writing(None);
+        }
+    }
+
+    /// Measures how much is used, and says whether there is room.
+    fn measure(&mut self, now: Instant) {
+        let usage = self.ledger.usage();
+        let short = shortage(self.ledger.budget(), &usage, self.shortage);
+        if short != self.shortage {
+            match short {
+                Some(_) => warn!(used_bytes = usage.total(), "the store is full: sinks put nothing more in"),
+                None => info!(used_bytes = usage.total(), "the store has room again"),
+            }
+        }
+        self.shortage = short;
+        self.health.set_room(self.ledger.budget(), &usage, short);
+        let is_short = short.is_some() || self.retry.is_some();
+        self.room_at = now + if is_short { ROOM_EVERY_WHEN_SHORT } else { ROOM_EVERY };
+    }
+
+    fn spare_time(&mut self, now: Instant) {
+        if self.room_at <= now {
+            self.measure(now);
+        }
+        if self.log_at.is_some_and(|at| at <= now) && !self.inbox.is_waiting() {
+            self.write_log();
+            // Whether more waits is known when it is looked for the next time.
+            self.log_at = None;
+        }
+        if self.upkeep_at <= now && !self.inbox.is_waiting() {
+            let more = self.upkeep();
+            self.upkeep_at = if more { now } else { now + UPKEEP_EVERY };
+        }
+    }
+
+    fn write_log(&mut self) {
+        let rows = self.inbox.take_log(LOG_ROWS_MAX, self.logbook.turn_bytes());
+        if rows.is_empty() {
+            return;
+        }
+        let written = self.logbook.write(&rows).or_else(|_| {
+            // Most likely its share of the disk is used up.
+            self.logbook.drop_oldest()?;
+            self.logbook.write(&rows)
+        });
+        if let Err(error) = written {
+            debug!(%error, rows = rows.len(), "rows of the log are lost");
+            self.health.lose_log_rows(rows.len());
+            return;
+        }
+        if let Err(error) = self.trim_log() {
+            debug!(%error, "the log could not be trimmed");
+        }
+    }
+
+    fn trim_log(&mut self) -> rusqlite::Result<bool> {
+        let Self { ledger, logbook, .. } = self;
+        logbook.trim(SystemTime::now(), &|id| ledger.keeps(id))
+    }
+
+    /// One step of it. True: there is more to be done now.
+    fn upkeep(&mut self) -> bool {
+        let steps = [self.ledger.expire(SystemTime::now()), self.trim_log(), self.ledger.shrink()];
+        let mut more = false;
+        for step in steps {
+            match step {
+                Ok(unfinished) => more |= unfinished,
+                Err(error) => {
+                    debug!(%error, "the files of the store could not be tended");
+                    return false;
+                }
+            }
+        }
+        if !more {
+            let emptied = self.ledger.checkpoint().and_then(|()| self.logbook.checkpoint());
+            if let Err(error) = emptied {
+                debug!(%error, "the WAL of the store could not be emptied");
+            }
+            self.measure(Instant::now());
+        }
+        more
+    }
+
+    /// Whether nothing is left to be written before it closes.
+    fn finish(&mut self, closed: Instant) -> bool {
+        if !self.waiting.is_empty() {
+            return closed.elapsed() >= CLOSE_LIMIT;
+        }
+        while closed.elapsed() < CLOSE_LIMIT {
+            let rows = self.inbox.take_log(LOG_ROWS_MAX, self.logbook.turn_bytes());
+            if rows.is_empty() {
+                break;
+            }
+            if self.logbook.write(&rows).is_err() {
+                self.health.lose_log_rows(rows.len());
+            }
+        }
+        true
+    }
+}
+
+/// Tells whoever waits that the batch is durable; or, by silence, that it never will be.
+fn tell(Submitted { batch, done }: Submitted, outcome: Result<(), String>) {
+    let Batch { sink, .. } = batch;
+    match outcome {
+        Ok(()) if done.send(()).is_err() => debug!(sink = sink.0, "nobody waited for a batch"),
+        Ok(()) => (),
+        Err(refusal) => error!(sink = sink.0, refusal, "a batch was refused: a fault of walhook, please report it"),
+    }
+}
