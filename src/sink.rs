@@ -37,6 +37,7 @@ use crate::memory::{Charge, Memory};
 use crate::metrics::SinkMetrics;
 use crate::record::{Rendering, RenderingSettings};
 use crate::schedule::{Command, DeliveryKey, Failure, Message, Outcome, RetryRule, Rules, Scheduler};
+use crate::store::{Loaded, SinkKey, Store};
 use crate::view::SharedViews;
 
 /// Batches of changes in the channel from the source.
@@ -71,6 +72,12 @@ pub struct Sink {
     pub feed: mpsc::Receiver<Vec<Feed>>,
     /// To the source.
     pub progress: Arc<Progress>,
+    /// What outlives the process.
+    pub store: Store,
+    /// Its name there.
+    pub key: SinkKey,
+    /// What the store has of it.
+    pub loaded: Loaded,
     /// Seed of the jitter.
     pub seed: u64,
 }

@@ -259,7 +259,7 @@ impl SinkMetrics {
 }
 
 /// What the store counts.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct StoreMetrics {
     /// Writes that failed.
     pub write_errors: Counter,
