@@ -1,7 +1,11 @@
 //! Builds the stations, joins them, and owns their tasks and the order of stopping.
 //!
-//! The order: sources stop reading and sinks start nothing more; requests under way end, within `shutdown_grace`;
-//! sources confirm what was resolved and leave; the admin side goes last, so that `/readyz` tells of the stop.
+//! First the store is opened and every sink gets what it has of it; only then anything is read. The order of stopping:
+//! sources stop reading and sinks start nothing more; requests under way end, within `shutdown_grace`, and what became of
+//! them is made durable; sources confirm what was resolved and leave; the store is closed; the admin side goes last, so that
+//! `/readyz` tells of the stop.
+
+mod opening;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -13,20 +17,22 @@ use tokio::time::{interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use self::opening::Opened;
 use crate::admin::{self, AdminError, AdminState, AdminThread};
-use crate::config::{Config, SinkConfig, SourceConfig};
+use crate::config::{Config, SinkConfig, SourceConfig, StateConfig};
 use crate::deliver::endpoint::{Endpoint, EndpointError};
 use crate::memory::Memory;
 use crate::metrics::{self, MetricsError, SinkMetrics, SourceMetrics};
 use crate::sink::feed::Progress;
 use crate::sink::{FEED_BATCHES_MAX, Sink, Stopping};
 use crate::source::{Consumer, Source, SourceError, SourceParts, Stop};
-use crate::view::{SharedViews, Views};
+use crate::store::{Store, StoreError};
+use crate::view::{SharedViews, Trouble, Views};
 
 /// How long a source may take to confirm and leave.
 const LEAVE_LIMIT: Duration = Duration::from_secs(8);
-/// How often the memory held is shown.
-const MEMORY_EVERY: Duration = Duration::from_millis(250);
+/// How often the memory held and the store are shown.
+const SHOW_EVERY: Duration = Duration::from_millis(250);
 
 /// Why the daemon could not start or ended by itself.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +54,9 @@ pub enum AppError {
     /// A source that cannot begin before a person has changed something.
     #[error(transparent)]
     Source(#[from] SourceError),
+    /// The store, for a reason that waiting does not mend.
+    #[error("the store cannot be used")]
+    Store(#[source] StoreError),
     /// A task ended that should not have.
     #[error("a task of walhook ended unexpectedly; nothing that was not acknowledged was confirmed")]
     Task(#[source] Option<tokio::task::JoinError>),
@@ -94,20 +103,26 @@ pub async fn run(config: Config, orders: Orders) -> Result<(), AppError> {
 }
 
 async fn serve(config: Config, views: &SharedViews, stop: &CancellationToken) -> Result<(), AppError> {
-    let (mut running, memories) = start(config, views)?;
-    let mut tick = interval(MEMORY_EVERY);
+    let opened = tokio::select! {
+        biased;
+        () = stop.cancelled() => return Ok(()),
+        opened = opening::open(&config, views) => opened.map_err(AppError::Store)?,
+    };
+    let store = opened.store.clone();
+    let (mut running, memories) = start(config, opened, views)?;
+    let mut tick = interval(SHOW_EVERY);
     let ended = loop {
         tokio::select! {
             biased;
             () = stop.cancelled() => break Ok(()),
             Some(ended) = running.sources.join_next() => break Err(ended),
             Some(ended) = running.sinks.join_next() => break Err(ended.map(Ok)),
-            _ = tick.tick() => show_memory(views, &memories),
+            _ = tick.tick() => show(views, &memories, &store),
         }
     };
     views.stopping.store(true, Ordering::Relaxed);
     // A source that ends takes its sinks along, so its reason is asked for first, whoever was seen first.
-    let told = running.stop().await;
+    let told = running.stop(store).await;
     match ended {
         Ok(()) => told,
         Err(Ok(Err(source))) => Err(AppError::Source(source)),
@@ -116,8 +131,8 @@ async fn serve(config: Config, views: &SharedViews, stop: &CancellationToken) ->
     }
 }
 
-fn start(config: Config, views: &SharedViews) -> Result<(Running, Vec<Memory>), AppError> {
-    let Config { sources, sinks, limits, .. } = config;
+fn start(config: Config, mut opened: Opened, views: &SharedViews) -> Result<(Running, Vec<Memory>), AppError> {
+    let Config { sources, sinks, limits, state, .. } = config;
     let mut running = Running {
         sources: JoinSet::new(),
         sinks: JoinSet::new(),
@@ -131,26 +146,33 @@ fn start(config: Config, views: &SharedViews) -> Result<(Running, Vec<Memory>), 
     let shares = sources.iter().filter(is_read).count().max(1);
     for source in &sources {
         let own: Vec<&SinkConfig> = sinks.iter().filter(|sink| sink.source == source.name).collect();
+        let absent = opened.absent(&source.name);
         if own.is_empty() {
             warn!(source = %source.name, "source has no sink: it is not read");
             continue;
         }
         // A share for each, so that one source's dead sinks do not hold another.
         let memory = Memory::new(limits.memory_limit / shares);
-        running.start_source(source, &own, &memory, views)?;
+        let start = Start { config: source, state: &state, sinks: &own, memory: &memory, views, absent };
+        running.start_source(start, &mut opened)?;
         memories.push(memory);
     }
     Ok((running, memories))
 }
 
+/// A source and its sinks, to be started.
+struct Start<'a> {
+    config: &'a SourceConfig,
+    state: &'a StateConfig,
+    sinks: &'a [&'a SinkConfig],
+    memory: &'a Memory,
+    views: &'a SharedViews,
+    absent: Vec<Trouble>,
+}
+
 impl Running {
-    fn start_source(
-        &mut self,
-        config: &SourceConfig,
-        sinks: &[&SinkConfig],
-        memory: &Memory,
-        views: &SharedViews,
-    ) -> Result<(), AppError> {
+    fn start_source(&mut self, start: Start<'_>, opened: &mut Opened) -> Result<(), AppError> {
+        let Start { config, state, sinks, memory, views, absent } = start;
         let (appetite, metrics) = (Arc::new(Notify::new()), SourceMetrics::new(&config.name));
         let mut consumers = Vec::new();
         for sink in sinks {
@@ -158,6 +180,8 @@ impl Running {
             let progress = Arc::new(Progress::new(Arc::clone(&appetite)));
             let endpoint =
                 Endpoint::new(sink).map_err(|source| AppError::Endpoint { sink: sink.name.clone(), source })?;
+            // Opening loads what every sink of the config has.
+            let Some((key, loaded)) = opened.take(&sink.name) else { continue };
             let task = Sink {
                 config: Arc::new((*sink).clone()),
                 endpoint,
@@ -167,6 +191,12 @@ impl Running {
                 views: Arc::clone(views),
                 feed: fed,
                 progress: Arc::clone(&progress),
+                store: opened.store.clone(),
+                key,
+                loaded,
+                hold: state.hold,
+                sharers: sinks.len(),
+                system_id: opened.system_id(&config.name),
                 seed: seed(),
             };
             let stopping = Stopping { stop: self.sink_stop.clone(), grace: self.grace };
@@ -180,6 +210,9 @@ impl Running {
             memory: memory.clone(),
             views: Arc::clone(views),
             metrics,
+            store: opened.store.clone(),
+            store_path: state.path.clone(),
+            absent,
             seed: seed(),
         });
         self.sources.spawn(source.run(self.source_stop.clone()));
@@ -187,7 +220,7 @@ impl Running {
     }
 
     /// See the module for the order. The error is the first that a source ended with.
-    async fn stop(mut self) -> Result<(), AppError> {
+    async fn stop(mut self, store: Store) -> Result<(), AppError> {
         let began = Instant::now();
         info!(grace_secs = self.grace.as_secs_f64(), "stopping: waiting for requests under way");
         self.source_stop.reading.cancel();
@@ -206,8 +239,14 @@ impl Running {
         if timeout(LEAVE_LIMIT, leave).await.is_err() {
             warn!("a source did not confirm in time; what it had not confirmed comes again");
         }
-        let (drain_secs, leave_secs) = (drained.duration_since(began).as_secs_f64(), drained.elapsed().as_secs_f64());
-        info!(drain_secs, leave_secs, "stopped");
+        let left = Instant::now();
+        opening::close(store).await;
+        info!(
+            drain_secs = drained.duration_since(began).as_secs_f64(),
+            leave_secs = left.duration_since(drained).as_secs_f64(),
+            close_secs = left.elapsed().as_secs_f64(),
+            "stopped"
+        );
         told
     }
 }
@@ -223,9 +262,10 @@ async fn end(admin: AdminThread, orders: &Orders) {
     }
 }
 
-fn show_memory(views: &Views, memories: &[Memory]) {
+fn show(views: &Views, memories: &[Memory], store: &Store) {
     let held: usize = memories.iter().map(Memory::held).sum();
     views.memory_held.store(u64::try_from(held).unwrap_or(u64::MAX), Ordering::Relaxed);
+    views.show_store(opening::view_of(store.health()));
 }
 
 /// The clock's fine digits: jitter needs nothing better, and a log of them would repeat a life.

@@ -142,7 +142,7 @@ pub(crate) fn explain(error: AppError) -> u8 {
             say(&format!("error: {what}\n  {}", advice.replace('\n', "\n  ")));
             UNAVAILABLE
         }
-        AppError::Endpoint { source: EndpointError::NoRoots { .. }, .. } | AppError::Admin(_) => {
+        AppError::Endpoint { source: EndpointError::NoRoots { .. }, .. } | AppError::Admin(_) | AppError::Store(_) => {
             say(&format!("error: {:#}", anyhow::Error::from(error)));
             UNAVAILABLE
         }

@@ -6,7 +6,7 @@ mod shop;
 
 use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -64,7 +64,8 @@ async fn play(args: DemoArgs, orders: Orders) -> anyhow::Result<u8> {
     let mut tasks = JoinSet::new();
     let receivers =
         [receive(&mut tasks, "orders", 0.0, &orders).await?, receive(&mut tasks, "stock", 0.3, &orders).await?];
-    let config = configuration(&args, &cluster, &receivers)?;
+    let state = StateDirectory::new();
+    let config = configuration(&args, &cluster, &receivers, &state)?;
     print(&introduction(&cluster, &args, &receivers));
     tasks.spawn(shop.trade(orders.stop.clone()));
     tasks.spawn(end_after(
@@ -80,9 +81,32 @@ async fn play(args: DemoArgs, orders: Orders) -> anyhow::Result<u8> {
         print(&format!("{}: {}\n", one.name, one.receiver.counts()));
     }
     // It stops a server and removes files, which takes a moment.
-    tokio::task::spawn_blocking(move || drop(cluster)).await?;
+    tokio::task::spawn_blocking(move || drop((cluster, state))).await?;
     print("the throw-away Postgres and its slot are gone\n");
     Ok(code)
+}
+
+/// Where the demo's daemon keeps its store; gone when dropped.
+struct StateDirectory(PathBuf);
+
+impl StateDirectory {
+    fn new() -> Self {
+        let state = Self(std::env::temp_dir().join(format!("walhook-demo-state-{}", std::process::id())));
+        // One that a killed demo with the same process id left.
+        state.remove();
+        state
+    }
+
+    fn remove(&self) {
+        // It may not be there, and nothing else can be done about it.
+        drop(std::fs::remove_dir_all(&self.0));
+    }
+}
+
+impl Drop for StateDirectory {
+    fn drop(&mut self) {
+        self.remove();
+    }
 }
 
 /// A receiver in this process.
@@ -127,14 +151,17 @@ fn configuration(
     args: &DemoArgs,
     cluster: &Cluster,
     [orders, stock]: &[Endpoint; 2],
+    state: &StateDirectory,
 ) -> anyhow::Result<config::Config> {
     let (url, admin) = (cluster.url("postgres"), args.admin);
     let (orders, stock) = (orders.address, stock.address);
+    let state = toml::Value::String(state.0.display().to_string().replace('$', "$$"));
     let text = format!(
         "[source.shop]\nurl = \"{url}\"\n\n\
          [sink.orders]\nurl = \"http://{orders}\"\npath = \"/orders\"\ntables = [\"public.customers\", \"public.orders\"]\n\n\
          [sink.stock]\nurl = \"http://{stock}\"\npath = \"/stock\"\ntables = [\"public.products\"]\n\
          [sink.stock.retry]\ninitial = \"1s\"\nmax = \"5s\"\n\n\
+         [state]\npath = {state}\n\n\
          [admin]\nlisten = \"{admin}\"\n"
     );
     config::parse(&text, Path::new("demo.toml"), &|_| None, &[]).map_err(|faults| anyhow::anyhow!("{faults}"))

@@ -127,7 +127,7 @@ table! {
     SOURCE_TEXT_FALLBACK = Counter "walhook_source_text_fallback_values_total" ["values"] SOURCE,
         "Values passed on as Postgres's text because their type has no mapping to JSON.";
     SOURCE_RECONNECTS = Counter "walhook_source_reconnects_total" ["reconnects"] &["source", "reason"],
-        "Sessions that ended or could not begin and were tried again, by reason (connect, refused, slot_busy, server_closed, connection_lost, timeout, protocol).";
+        "Sessions that ended or could not begin and were tried again, by reason (connect, refused, slot_busy, server_closed, connection_lost, timeout, protocol, store).";
     SOURCE_HELD_SECONDS = Counter "walhook_source_held_seconds_total" ["seconds"] SOURCE,
         "Whole seconds for which the source was held.";
     SOURCE_COMMIT_TO_RECEIVED = Histogram "walhook_source_commit_to_received_seconds" ["seconds"] SOURCE,

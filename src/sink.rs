@@ -36,7 +36,7 @@ use self::feed::{Feed, Progress};
 use self::keeping::Read;
 use self::ledger::{Ledger, Lost};
 use self::report::Report;
-use crate::change::Change;
+use crate::change::{Change, Lsn};
 use crate::config::{Hold, OnExhausted, SinkConfig};
 use crate::deliver::endpoint::Endpoint;
 use crate::memory::{Charge, Memory};
@@ -346,7 +346,7 @@ impl Task {
     }
 
     /// Everything up to here has been fed.
-    fn passed(&mut self, lsn: crate::change::Lsn) {
+    fn passed(&mut self, lsn: Lsn) {
         let Some(resume) = &mut self.resume else { return };
         resume.passed(lsn);
         self.scheduler.set_replaying(resume.is_replaying());
@@ -419,7 +419,9 @@ impl Task {
         if let Some(resume) = &self.resume {
             unresolved.extend(resume.unresolved());
         }
-        self.ledger.submit(now, KeptProgress { resolved, high, unresolved });
+        // Before the first mark, of a sink that is new or beyond an accepted gap, nothing is known.
+        let progress = (resolved > Lsn::ZERO).then_some(KeptProgress { resolved, high, unresolved });
+        self.ledger.submit(now, progress);
     }
 
     fn durable(&mut self, durable: ledger::Durable) {

@@ -4,10 +4,13 @@
 //! and confirms what all of them have resolved. When a session ends it waits and begins another, with what the sinks
 //! still hold in memory intact; what was fed already is not fed again.
 //!
+//! Before the first stream it compares slot and store, and goes on only where nothing is lost.
+//!
 //! Not promised here: that a sink delivers, or that anything outlives the process. What is not confirmed, the server
 //! sends again.
 
 pub mod address;
+mod agreement;
 pub mod connection;
 mod hold;
 mod housekeeping;
@@ -22,6 +25,7 @@ mod session;
 pub mod slot;
 pub mod wire;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -41,7 +45,8 @@ use crate::config::{SinkConfig, SourceConfig};
 use crate::memory::Memory;
 use crate::metrics::SourceMetrics;
 use crate::sink::feed::{Feed, Progress};
-use crate::view::{SharedViews, SourceState, SourceView};
+use crate::store::Store;
+use crate::view::{SharedViews, SourceState, SourceView, Trouble};
 
 /// Waits between sessions: doubled from the first to the last, each spread over its upper half.
 const RECONNECT_INITIAL: Duration = Duration::from_millis(250);
@@ -83,6 +88,12 @@ pub struct SourceParts {
     pub views: SharedViews,
     /// Its metrics.
     pub metrics: SourceMetrics,
+    /// What outlives the process.
+    pub store: Store,
+    /// Where that is.
+    pub store_path: PathBuf,
+    /// Sinks that left the config and still hold something.
+    pub absent: Vec<Trouble>,
     /// Seed of the jitter.
     pub seed: u64,
 }
@@ -95,10 +106,18 @@ pub struct Source {
     memory: Memory,
     views: SharedViews,
     metrics: SourceMetrics,
+    store: Store,
+    store_path: PathBuf,
     rng: fastrand::Rng,
     intake: Intake,
     /// The cluster and timeline of the last session.
     known: Option<SystemIdentity>,
+    /// Up to where every sink had resolved everything when the process started, if the store goes on with the slot.
+    resolved_before: Option<Lsn>,
+    /// From where changes are lost, if a person has accepted that.
+    lost_from: Option<Lsn>,
+    /// The sinks were told which database it is.
+    has_begun: bool,
     /// The farthest LSN that was confirmed to the slot.
     confirmed: Lsn,
     /// Where the last change that was read stands.
@@ -112,8 +131,9 @@ pub struct Source {
 impl Source {
     /// A source that has not connected yet.
     pub fn new(parts: SourceParts) -> Self {
-        let SourceParts { config, consumers, appetite, memory, views, metrics, seed } = parts;
-        let view = SourceView::new(SourceState::Connecting, SystemTime::now());
+        let SourceParts { config, consumers, appetite, memory, views, metrics, store, store_path, absent, seed } =
+            parts;
+        let view = SourceView { absent, ..SourceView::new(SourceState::Connecting, SystemTime::now()) };
         views.sources.insert(config.name.clone(), view);
         let intake = Intake::new(consumers.iter().map(|consumer| consumer.config.clone()).collect());
         Self {
@@ -123,9 +143,14 @@ impl Source {
             memory,
             views,
             metrics,
+            store,
+            store_path,
             rng: fastrand::Rng::with_seed(seed),
             intake,
             known: None,
+            resolved_before: None,
+            lost_from: None,
+            has_begun: false,
             confirmed: Lsn::ZERO,
             last_read: Lsn::ZERO,
             overdue: Overdue::default(),
@@ -183,7 +208,11 @@ impl Source {
                 error!(source, error = %text, advice, retry_in_secs, "source stands still until a person acts");
                 self.enter(SourceState::Stopped { error: text, advice });
             }
-            Problem::Connect(_) | Problem::Stream(_) | Problem::Prepare(_) | Problem::Broken { .. } => {
+            Problem::Connect(_)
+            | Problem::Stream(_)
+            | Problem::Store(_)
+            | Problem::Prepare(_)
+            | Problem::Broken { .. } => {
                 warn!(source, error = %text, retry_in_secs, "session with the database ended or could not begin");
                 self.enter(SourceState::Waiting { error: text, retry_at });
             }

@@ -45,7 +45,9 @@ pub struct StoreView {
     pub max_bytes: u64,
     /// It takes in nothing more but progress and ends of deliveries.
     pub is_full: bool,
-    /// Why it cannot be opened or written.
+    /// It cannot be opened, or writes to it fail.
+    pub is_failing: bool,
+    /// What is wrong: why it fails, else why it is full.
     pub trouble: Option<Trouble>,
     /// Rows of the log that were lost under pressure, since the start.
     pub log_rows_lost: u64,
@@ -63,6 +65,8 @@ pub struct SourceView {
     /// Tables that sinks name and that were published too late for what happened to them before: part of `troubles` until
     /// the process ends.
     pub uncaptured: Vec<Trouble>,
+    /// Sinks that left the config while the store holds something for them.
+    pub absent: Vec<Trouble>,
     /// How far it has come. Written at every change of state and at least once a second.
     pub progress: WalProgress,
 }
@@ -70,7 +74,8 @@ pub struct SourceView {
 impl SourceView {
     /// A source in `state` since `now`, without troubles or progress.
     pub fn new(state: SourceState, now: SystemTime) -> Self {
-        Self { state, since: now, troubles: Vec::new(), uncaptured: Vec::new(), progress: WalProgress::default() }
+        let [troubles, uncaptured, absent] = [const { Vec::new() }; 3];
+        Self { state, since: now, troubles, uncaptured, absent, progress: WalProgress::default() }
     }
 
     /// Enters `state`; `since` stays while the kind of state does (a second failed try is still the same outage).

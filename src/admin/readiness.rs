@@ -140,7 +140,7 @@ pub fn readiness(views: &Views, now: SystemTime) -> Readiness {
         troubles.extend(sink_health::troubles(name, view, now));
     }
     Readiness {
-        ready: streaming && !stopping && !is_failing(&store),
+        ready: streaming && !stopping && !store.is_failing,
         troubles,
         store: store_report(&store),
         sources: sources.into_iter().map(|(name, view)| (name, source_report(&view))).collect(),
@@ -165,14 +165,9 @@ fn process_trouble(stopping: bool, no_sources: bool) -> Option<TroubleReport> {
     }
 }
 
-/// A store that is full has a trouble too, but what matters is written.
-fn is_failing(store: &StoreView) -> bool {
-    store.trouble.is_some() && !store.is_full
-}
-
 fn store_trouble(store: &StoreView, sources: &BTreeMap<String, SourceView>) -> Option<TroubleReport> {
     let holds = sources.values().any(|view| matches!(view.state, SourceState::Held { .. }));
-    let severity = if is_failing(store) || holds { Severity::Error } else { Severity::Warning };
+    let severity = if store.is_failing || holds { Severity::Error } else { Severity::Warning };
     let full = || Trouble {
         what: format!(
             "the store is full: {} of state.max_bytes, {}, are used, and the rest is kept for progress",
@@ -188,7 +183,7 @@ fn store_trouble(store: &StoreView, sources: &BTreeMap<String, SourceView>) -> O
 }
 
 fn store_report(store: &StoreView) -> StoreReport {
-    let state = if is_failing(store) {
+    let state = if store.is_failing {
         "failing"
     } else if store.is_full {
         "full"
@@ -209,7 +204,7 @@ fn source_troubles(name: &str, view: &SourceView, now: SystemTime) -> Vec<Troubl
     if let Some((what, advice)) = standstill(view, now) {
         troubles.push(report(Severity::Error, what, advice));
     }
-    for trouble in &view.troubles {
+    for trouble in view.troubles.iter().chain(&view.absent) {
         troubles.push(report(Severity::Warning, trouble.what.clone(), trouble.advice.clone()));
     }
     let kept = view.progress.server.bytes_since(view.progress.confirmed);

@@ -162,7 +162,7 @@ fn sinks_in_trouble_are_named_with_figures_and_stay_ready() {
 fn a_store_that_cannot_be_written_makes_it_unready_and_a_full_one_warns_until_a_source_is_held() {
     let views = views(SourceState::Streaming, SinkView::default());
     let trouble = Trouble { what: "the disk is full".into(), advice: "free some of it".into() };
-    views.show_store(StoreView { trouble: Some(trouble.clone()), ..StoreView::default() });
+    views.show_store(StoreView { is_failing: true, trouble: Some(trouble.clone()), ..StoreView::default() });
     let failing = readiness(&views, now());
     assert!(!failing.ready);
     assert_eq!(only(&failing), ("store", Severity::Error, "the disk is full", "free some of it"));
@@ -186,7 +186,7 @@ fn a_store_that_cannot_be_written_makes_it_unready_and_a_full_one_warns_until_a_
 fn a_store_that_cannot_be_opened_is_named_before_any_source_reports() {
     let views = Views::default();
     let trouble = Trouble { what: "the store cannot be opened".into(), advice: "free some disk".into() };
-    views.show_store(StoreView { trouble: Some(trouble), ..StoreView::default() });
+    views.show_store(StoreView { is_failing: true, trouble: Some(trouble), ..StoreView::default() });
     let readiness = readiness(&views, now());
     assert!(!readiness.ready);
     assert_eq!(only(&readiness).0, "store");

@@ -27,10 +27,12 @@ pub enum ReconnectReason {
     Timeout,
     /// What the server sent made no sense.
     Protocol,
+    /// The store could not be asked.
+    Store,
 }
 
 impl ReconnectReason {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Connect,
         Self::Refused,
         Self::SlotBusy,
@@ -38,6 +40,7 @@ impl ReconnectReason {
         Self::ConnectionLost,
         Self::Timeout,
         Self::Protocol,
+        Self::Store,
     ];
 
     /// The label's value.
@@ -50,6 +53,7 @@ impl ReconnectReason {
             Self::ConnectionLost => "connection_lost",
             Self::Timeout => "timeout",
             Self::Protocol => "protocol",
+            Self::Store => "store",
         }
     }
 }
@@ -255,7 +259,7 @@ impl SinkMetrics {
 }
 
 /// What the store counts.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct StoreMetrics {
     /// Writes that failed.
     pub write_errors: Counter,

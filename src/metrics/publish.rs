@@ -28,7 +28,7 @@ fn publish_store(view: &StoreView) {
     set(&super::STORE_USED, number(view.used_bytes));
     set(&super::STORE_MAX, number(view.max_bytes));
     set(&super::STORE_FULL, yes(view.is_full));
-    set(&super::STORE_FAILING, yes(view.trouble.is_some()));
+    set(&super::STORE_FAILING, yes(view.is_failing));
     counter(&super::STORE_LOG_LOST, &[]).absolute(view.log_rows_lost);
 }
 
@@ -131,7 +131,13 @@ mod tests {
     fn the_store_and_what_it_keeps_of_a_sink_are_shown() {
         let now = SystemTime::now();
         let views = Views::default();
-        views.show_store(StoreView { used_bytes: 7, max_bytes: 9, is_full: true, log_rows_lost: 3, trouble: None });
+        views.show_store(StoreView {
+            used_bytes: 7,
+            max_bytes: 9,
+            is_full: true,
+            log_rows_lost: 3,
+            ..StoreView::default()
+        });
         let breaker = BreakerView::Open { until: now, failures: 5 };
         let view = SinkView { source: "app".into(), overflow_messages: 12, breaker, ..SinkView::default() };
         views.sinks.insert("orders".into(), view);

@@ -118,10 +118,10 @@ impl Ledger {
     }
 
     /// Sends what was gathered; `progress` is what is true with it.
-    pub(super) fn submit(&mut self, now: Instant, progress: KeptProgress) {
+    pub(super) fn submit(&mut self, now: Instant, progress: Option<KeptProgress>) {
         failpoint::hit("sink.before_submit");
-        let resolved = progress.resolved;
-        let batch = Batch { sink: self.key, ops: std::mem::take(&mut self.ops), progress: Some(progress) };
+        let resolved = progress.as_ref().map_or(Lsn::ZERO, |progress| progress.resolved);
+        let batch = Batch { sink: self.key, ops: std::mem::take(&mut self.ops), progress };
         let (writes, bytes) = (std::mem::take(&mut self.writes), std::mem::take(&mut self.bytes));
         let durable = self.store.submit(batch);
         self.on_its_way = Some(OnItsWay { durable, writes, resolved, bytes });

@@ -9,6 +9,7 @@ use tokio_postgres::Client;
 use tracing::{debug, info, warn};
 
 use super::Source;
+use super::agreement::{self, Agreement, Found};
 use super::connection::{self, Replication, SystemIdentity};
 use super::hold::Hold;
 use super::housekeeping::Housekeeping;
@@ -17,24 +18,31 @@ use super::relation::Catalogue;
 use super::session::Stream;
 use super::slot::{self, Prepared};
 use crate::change::Lsn;
+use crate::metrics::ReconnectReason;
 use crate::sink::feed::Feed;
+use crate::store::{NewBinding, Store, StoreError};
 use crate::view::{SourceState, Trouble};
 
 /// Longest start of a stream once the connection stands.
 const START_LIMIT: Duration = Duration::from_secs(30);
 
 impl Source {
-    /// Connects, makes slot and publication ready, starts the stream.
+    /// Connects, compares store and slot, makes slot and publication ready, starts the stream.
     pub(super) async fn open(&mut self) -> Result<Stream, Problem> {
         let mut tasks = JoinSet::new();
         let housekeeper = Arc::new(self.connect_sql(&mut tasks).await?);
-        // From the second session on, nothing is looked at before it is known to be the same database.
-        let early = if self.has_streamed { Some(self.connect().await?) } else { None };
-        let prepared = self.prepare(&housekeeper).await?;
-        let mut replication = match early {
-            Some(replication) => replication,
-            None => self.connect().await?,
+        // Before a slot is made or anything is read it is known to be the same database, and nothing to be lost.
+        let (mut replication, agreement) = if self.has_streamed {
+            (self.connect().await?, Agreement::GoesOn)
+        } else {
+            self.agree(&housekeeper).await?
         };
+        let prepared = self.prepare(&housekeeper).await?;
+        self.settle(&agreement, &prepared).await?;
+        if prepared.created {
+            // That may have taken hours, in which an idle connection may be forgotten on the way.
+            replication = self.connect().await?;
+        }
         let client = self.connect_sql(&mut tasks).await?;
         let started = timeout(START_LIMIT, self.start(&mut replication, prepared.confirmed)).await;
         started.map_err(|_| Problem::slow("the stream did not start within 30 s"))??;
@@ -62,6 +70,89 @@ impl Source {
             listening_since: now,
             began: now,
         })
+    }
+
+    /// A connection, once store and slot agree.
+    async fn agree(&mut self, client: &Client) -> Result<(Replication, Agreement), Problem> {
+        let slot = slot::look(client, &self.config, self.intake.sinks()).await?;
+        let replication = self.connect().await?;
+        let name = self.config.name.clone();
+        let bound = self.ask_store(move |store| store.source(&name)).await?;
+        let Some(identity) = &self.known else { return Err(Problem::silent()) };
+        let found = Found {
+            source: &self.config.name,
+            store: &self.store_path,
+            system_id: identity.system_id,
+            database: &identity.dbname,
+            server_end: identity.xlogpos,
+            slot: &self.config.slot,
+            confirmed: slot.and_then(|slot| slot.confirmed),
+        };
+        let agreement = agreement::compare(bound.as_ref(), &found);
+        match &agreement {
+            Agreement::Refused(Trouble { what, advice }) => return Err(Problem::lasting(what, advice)),
+            Agreement::GoesOn => self.resolved_before = bound.as_ref().and_then(agreement::progress),
+            Agreement::GapAccepted => self.lost_from = bound.as_ref().and_then(agreement::progress),
+            Agreement::Begins { .. } => {}
+        }
+        // The sinks do nothing before they know the database, so that nothing is sent that belongs elsewhere.
+        if !std::mem::replace(&mut self.has_begun, true) {
+            let system_id = identity.system_id;
+            self.intake.begin(|| Feed::Database { system_id });
+        }
+        Ok((replication, agreement))
+    }
+
+    /// Binds the store to the slot as it is, where it is not yet.
+    async fn settle(&mut self, agreement: &Agreement, prepared: &Prepared) -> Result<(), Problem> {
+        let (source, slot, at) = (&self.config.name, &self.config.slot, prepared.confirmed);
+        let from = match agreement {
+            Agreement::GoesOn | Agreement::Refused(_) => {
+                return match self.resolved_before.filter(|known| *known < at && !self.has_streamed) {
+                    Some(known) => Err(agreement::gap(source, slot, known, Some(at)).into()),
+                    None => Ok(()),
+                };
+            }
+            Agreement::Begins { slot_existed: true } => {
+                warn!(
+                    source, slot, from = %at,
+                    "the store knows nothing of this source, but its slot is there: it goes on from the slot's position; what \
+                     another store keeps of it (failed deliveries, overflow, dead letters) is not known here"
+                );
+                None
+            }
+            Agreement::Begins { slot_existed: false } => None,
+            Agreement::GapAccepted => {
+                let lost_from = self.lost_from.map(|lsn| lsn.to_string());
+                warn!(source, slot, lost_from, from = %at, "a gap was accepted: changes between these positions are not delivered");
+                Some(at.max(self.lost_from.unwrap_or(at)))
+            }
+        };
+        let Some(identity) = &self.known else { return Ok(()) };
+        let binding = NewBinding {
+            name: source.clone(),
+            system_id: identity.system_id,
+            database: identity.dbname.clone(),
+            slot: slot.clone(),
+            from,
+        };
+        self.ask_store(move |store| store.bind(&binding)).await
+    }
+
+    /// Asks the store, which may have to wait for the disk.
+    async fn ask_store<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, Problem> {
+        let store = self.store.clone();
+        match tokio::task::spawn_blocking(move || question(&store)).await {
+            Ok(answer) => answer.map_err(Problem::Store),
+            Err(lost) => Err(Problem::Broken {
+                what: "the question to the store was lost",
+                reason: ReconnectReason::Store,
+                source: Some(Box::new(lost)),
+            }),
+        }
     }
 
     async fn connect_sql(&self, tasks: &mut JoinSet<()>) -> Result<Client, Problem> {
@@ -98,14 +189,7 @@ impl Source {
         }
         let prepared = slot::prepare_again(client, config, sinks).await?;
         if prepared.confirmed > self.confirmed {
-            let (slot, from, to) = (&config.slot, self.confirmed, prepared.confirmed);
-            return Err(Problem::lasting(
-                format!(
-                    "slot {slot} begins at {to}, but changes from {from} on are not confirmed: it was made anew or moved"
-                ),
-                "restart walhook to go on from the slot's position; the changes between are not in it: compare the \
-                 receivers' data with the tables",
-            ));
+            return Err(agreement::gap(&config.name, &config.slot, self.confirmed, Some(prepared.confirmed)).into());
         }
         Ok(prepared)
     }
@@ -117,18 +201,15 @@ impl Source {
                 let (from, to) = (known.system_id, identity.system_id);
                 return Err(Problem::lasting(
                     format!("the address now leads to another database cluster ({to}, not {from})"),
-                    "point the source's url back to its database, or restart walhook to begin with the new one",
+                    "point the source's url back to its database; to begin with the new one, stop walhook, point state.path to \
+                     another directory and start it again",
                 ));
             }
             Some(known) if known.timeline != identity.timeline => {
                 let timeline = known.timeline;
                 self.check_timeline(replication, timeline, &identity).await?;
             }
-            Some(_) => {}
-            None => {
-                let system_id = identity.system_id;
-                self.intake.begin(|| Feed::Database { system_id });
-            }
+            Some(_) | None => {}
         }
         self.known = Some(identity);
         Ok(())
@@ -153,13 +234,13 @@ impl Source {
                 "the database was promoted to timeline {now}, which left timeline {before} at {left}, but changes up to \
                  {seen} were read: some of them never happened there"
             ),
-            "point the source's url to the server with all changes, or restart walhook to go on from the slot's position \
-             and compare the receivers' data with the tables",
+            "point the source's url to the server with all changes; to begin with this one as it is, stop walhook, point \
+             state.path to another directory and start it again, and compare the receivers' data with the tables",
         ))
     }
 
     async fn start(&mut self, replication: &mut Replication, confirmed: Lsn) -> Result<(), Problem> {
-        let from = confirmed.max(self.confirmed);
+        let from = confirmed.max(self.confirmed).max(self.resolved_before.unwrap_or(Lsn::ZERO));
         if let Err(error) = replication.start(&self.config.slot, &self.config.publication, from).await {
             let busy = error.sqlstate() == Some("55006");
             return Err(if busy { Problem::Busy { pid: None, application: None } } else { error.into() });

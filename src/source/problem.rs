@@ -8,6 +8,8 @@ use super::pgoutput::DecodeError;
 use super::relation::CatalogueError;
 use super::slot::{PlanFault, PrepareError};
 use crate::metrics::ReconnectReason;
+use crate::store::StoreError;
+use crate::view::Trouble;
 
 /// A source cannot begin before a person has changed something.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +39,8 @@ pub(super) enum Problem {
     Connect(#[source] ConnectError),
     #[error("the stream ended")]
     Stream(#[source] StreamError),
+    #[error("could not ask the store")]
+    Store(#[source] StoreError),
     #[error("could not make the slot and publication ready")]
     Prepare(#[source] Box<dyn Error + Send + Sync>),
     /// The session is of no use any more.
@@ -84,7 +88,15 @@ impl Problem {
             Self::Connect(error) if error.needs_a_person() => {
                 Some(SourceError::Prerequisite { what: chain(self), advice: self.advice() })
             }
-            Self::Connect(_) | Self::Stream(_) | Self::Prepare(_) | Self::Broken { .. } | Self::Busy { .. } => None,
+            Self::Store(error) if error.is_lasting() => {
+                Some(SourceError::Prerequisite { what: chain(self), advice: self.advice() })
+            }
+            Self::Connect(_)
+            | Self::Stream(_)
+            | Self::Store(_)
+            | Self::Prepare(_)
+            | Self::Broken { .. }
+            | Self::Busy { .. } => None,
         }
     }
 
@@ -96,7 +108,8 @@ impl Problem {
             Self::Connect(_) => {
                 "check the source's url, the role and pg_hba.conf; `walhook check` tries them".to_owned()
             }
-            Self::Stream(_) | Self::Prepare(_) | Self::Broken { .. } | Self::Busy { .. } => {
+            Self::Store(error) if error.is_lasting() => "look at the directory that state.path names".to_owned(),
+            Self::Stream(_) | Self::Store(_) | Self::Prepare(_) | Self::Broken { .. } | Self::Busy { .. } => {
                 "it is tried again by itself".to_owned()
             }
         }
@@ -113,10 +126,17 @@ impl Problem {
                 ReconnectReason::Protocol
             }
             Self::Stream(StreamError::NotFinished) => ReconnectReason::Timeout,
+            Self::Store(_) => ReconnectReason::Store,
             Self::Prepare(_) | Self::Config(_) | Self::Lasting { .. } => ReconnectReason::Refused,
             Self::Broken { reason, .. } => *reason,
             Self::Busy { .. } => ReconnectReason::SlotBusy,
         }
+    }
+}
+
+impl From<Trouble> for Problem {
+    fn from(Trouble { what, advice }: Trouble) -> Self {
+        Self::Lasting { what, advice }
     }
 }
 
@@ -138,9 +158,10 @@ impl From<StreamError> for Problem {
         if error.sqlstate() == Some("42704") || matches!(error, StreamError::PublicationSkipped { .. }) {
             return Self::lasting(
                 chain(&error),
-                "the publication is gone or was made anew after the slot: drop the slot with SELECT pg_drop_replication_slot(…) and \
-                 restart walhook, which makes both; changes that are not delivered yet are lost, so compare the \
-                 receivers' data with the tables",
+                "the publication is gone or was made anew after the slot, which cannot be read past that: stop walhook, drop the \
+                 slot with SELECT pg_drop_replication_slot(…), run `walhook state accept-gap` for the source and start walhook \
+                 again, which makes both; changes that were not read yet are lost, so compare the receivers' data with the \
+                 tables",
             );
         }
         Self::Stream(error)

@@ -6,7 +6,7 @@
 //! made later, and takes none away: only [`prepare`] does. [`inspect`] says how far the slot is and whether the server still has it.
 //!
 //! Nothing here reads the stream, and nothing drops a slot that was ever complete. A caller that has progress of its own
-//! asks [`inspect`] before [`prepare`], because `prepare` makes a slot that is missing.
+//! asks [`look`] before [`prepare`], because `prepare` makes a slot that is missing.
 
 mod creation;
 mod error;
@@ -99,6 +99,21 @@ pub(crate) async fn survey(
     let steps = Steps::new(publication.as_ref(), &plan, source, sinks, server.version);
     let slot = inspect(client, &source.slot).await?;
     Ok(Survey { server, plan, publication, steps, slot })
+}
+
+/// The slot as it is, once [`prepare`] would not refuse what it finds. Changes nothing.
+///
+/// # Errors
+/// As [`prepare`].
+pub async fn look(
+    client: &Client,
+    source: &SourceConfig,
+    sinks: &[SinkConfig],
+) -> Result<Option<SlotFacts>, PrepareError> {
+    limit_statements(client).await?;
+    let survey = survey(client, source, sinks).await?;
+    survey.fit(source, Turn::First)?;
+    Ok(survey.slot)
 }
 
 /// Makes publication and slot ready, or with `create = false` checks that they are. `sinks` are those of this source.

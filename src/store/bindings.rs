@@ -3,8 +3,8 @@
 use rusqlite::{Connection, Transaction, TransactionBehavior, named_params};
 use tracing::info;
 
-use super::apply::{lsn_of, write_progress};
-use super::batch::{KeptProgress, SinkKey};
+use super::apply::lsn_of;
+use super::batch::SinkKey;
 use super::error::StoreError;
 use super::holdings::{Holdings, holdings};
 use crate::change::Lsn;
@@ -20,7 +20,7 @@ pub struct NewBinding {
     pub database: String,
     /// The slot.
     pub slot: String,
-    /// After an accepted gap: from here all its sinks go on, whatever their progress was, and the acceptance is used up.
+    /// After an accepted gap: no sink of it is behind this any more, and the acceptance is used up.
     pub from: Option<Lsn>,
 }
 
@@ -52,18 +52,12 @@ fn bind_in_transaction(db: &mut Connection, binding: &NewBinding) -> rusqlite::R
         },
     )?;
     if let Some(from) = binding.from {
+        // What the store holds of later positions is not to come again, so `high` stays.
+        let forward = "UPDATE sink SET resolved = max(resolved, ?2) WHERE source = ?1 AND resolved IS NOT NULL";
         transaction.execute("UPDATE source SET gap_accepted = 0 WHERE name = ?1", [&binding.name])?;
-        let progress = KeptProgress { resolved: from, high: None, unresolved: Vec::new() };
-        for sink in sinks_of(&transaction, &binding.name)? {
-            write_progress(&transaction, sink, &progress)?;
-        }
+        transaction.execute(forward, (&binding.name, from.0.cast_signed()))?;
     }
     transaction.commit()
-}
-
-fn sinks_of(db: &Connection, source: &str) -> rusqlite::Result<Vec<SinkKey>> {
-    let mut select = db.prepare_cached("SELECT key FROM sink WHERE source = ?1")?;
-    select.query_map([source], |row| row.get(0).map(SinkKey))?.collect()
 }
 
 /// See [`super::Store::register`].

@@ -11,6 +11,8 @@ use crate::view::Trouble;
 pub struct Health {
     /// Nothing more should be put in: what is left is for progress, acknowledgements and dead marks.
     pub is_full: bool,
+    /// Writes fail, and are tried again.
+    pub is_failing: bool,
     /// What is wrong: writes that fail, or no room.
     pub trouble: Option<Trouble>,
     /// Bytes in use, without those free inside the files.
@@ -56,6 +58,7 @@ impl HealthCell {
         let troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
         Health {
             is_full: self.is_full.load(Ordering::Acquire),
+            is_failing: troubles.writing.is_some(),
             trouble: troubles.writing.clone().or_else(|| troubles.room.clone()),
             used_bytes: self.used_bytes.load(Ordering::Relaxed),
             max_bytes: self.max_bytes,

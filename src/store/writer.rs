@@ -17,6 +17,7 @@ use super::inbox::{Inbox, Known, Submitted};
 use super::ledger::{Ledger, weight};
 use super::logbook::Logbook;
 use super::quota::{Shortage, shortage};
+use crate::metrics::StoreMetrics;
 
 /// First wait after a write that failed.
 const RETRY_FIRST: Duration = Duration::from_millis(250);
@@ -39,6 +40,7 @@ const ROOM_EVERY_WHEN_SHORT: Duration = Duration::from_millis(500);
 pub(super) struct Writer {
     inbox: Arc<Inbox>,
     health: Arc<HealthCell>,
+    metrics: StoreMetrics,
     ledger: Ledger,
     logbook: Logbook,
     waiting: VecDeque<Submitted>,
@@ -72,6 +74,7 @@ impl Writer {
         let mut writer = Self {
             inbox,
             health,
+            metrics: StoreMetrics::new(),
             ledger,
             logbook,
             waiting: VecDeque::new(),
@@ -167,8 +170,10 @@ impl Writer {
 
     /// Those that could not be written.
     fn write_group(&mut self, group: Vec<Submitted>, failure: &mut Option<rusqlite::Error>) -> Vec<Submitted> {
+        let began = Instant::now();
         match self.ledger.commit(group.iter().map(|submitted| &submitted.batch)) {
             Ok(written) => {
+                self.metrics.commit.record(began.elapsed());
                 for (submitted, outcome) in group.into_iter().zip(written) {
                     tell(submitted, outcome.map_err(|refusal| refusal.to_string()));
                 }
@@ -191,6 +196,7 @@ impl Writer {
         if self.retry.is_none() {
             warn!(%error, what = trouble.what, "the store cannot write; it tries again until it can");
         }
+        self.metrics.write_errors.increment(1);
         self.health.set_writing(Some(trouble));
         self.retry = Some(Retry { at: now + wait, wait });
     }

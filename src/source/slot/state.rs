@@ -111,8 +111,9 @@ impl SlotFacts {
                 "the server has given up the slot {slot} ({why}): changes after {since} can no longer be read from it"
             ),
             advice: format!(
-                "{} then start walhook again, which makes a new slot; changes between {since} and that moment are not \
-                 delivered, so backfill the tables. To keep it from happening again raise max_slot_wal_keep_size and \
+                "{} then, with walhook stopped, run `walhook state accept-gap` for the source and start walhook again, which \
+                 makes a new slot; changes between {since} and that moment are not delivered, so compare the receivers' data \
+                 with the tables, or backfill them. To keep it from happening again raise max_slot_wal_keep_size and \
                  idle_replication_slot_timeout above the longest outage you plan for",
                 drop_sql(slot)
             ),

@@ -10,6 +10,7 @@ use super::survey::TableFacts;
 use super::{Survey, Turn};
 use crate::change::TableName;
 use crate::config::{SinkConfig, SourceConfig};
+use crate::source::agreement;
 use crate::view::Trouble;
 
 impl Survey {
@@ -129,8 +130,7 @@ pub(super) fn busy(slot: &SlotFacts) -> PrepareError {
 pub(super) fn slot_gone(source: &SourceConfig) -> PrepareError {
     PrepareError::lasting(
         format!("the slot {} is gone: the changes since its last confirmation can no longer be read", source.slot),
-        "find out who dropped it; restarting walhook makes a new one that begins then: compare the receivers' data with \
-         the tables",
+        agreement::accept_gap(&source.name),
     )
 }
 
@@ -142,9 +142,10 @@ pub(super) fn publication_gone(source: &SourceConfig) -> PrepareError {
             source.slot, source.publication
         ),
         format!(
-            "{} then start walhook again, which makes both anew; changes that are not delivered yet are lost, so backfill \
-             the tables",
-            drop_sql(&source.slot)
+            "{} then, with walhook stopped, run `walhook state accept-gap {}` and start walhook again, which makes both anew; \
+             changes that were not read yet are lost, so compare the receivers' data with the tables, or backfill them",
+            drop_sql(&source.slot),
+            source.name
         ),
     )
 }

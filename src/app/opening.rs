@@ -1,0 +1,150 @@
+//! Opens the store and loads what it has of every sink, before anything is read. What may pass by itself, such as a full
+//! disk, is waited out and shown meanwhile.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tokio::task::spawn_blocking;
+use tokio::time::sleep;
+use tracing::{error, info, warn};
+
+use crate::config::{Config, StateConfig};
+use crate::source::chain;
+use crate::store::{AbsentSink, Health, Loaded, SinkKey, Store, StoreError};
+use crate::view::{StoreView, Trouble, Views};
+
+/// How long it waits between tries.
+const TRY_EVERY: Duration = Duration::from_secs(2);
+
+/// The store and what it has.
+pub(super) struct Opened {
+    pub(super) store: Store,
+    /// By sink name, which is unique over all sources.
+    sinks: HashMap<String, (SinkKey, Loaded)>,
+    /// By source name: sinks that left the config and still hold something.
+    absent: HashMap<String, Vec<AbsentSink>>,
+    /// By source name: which cluster the store's messages are of.
+    system_ids: HashMap<String, u64>,
+}
+
+impl Opened {
+    /// What the store has of a sink of the config.
+    pub(super) fn take(&mut self, sink: &str) -> Option<(SinkKey, Loaded)> {
+        self.sinks.remove(sink)
+    }
+
+    /// Which cluster the store's messages of a source are of; `None`: there are none.
+    pub(super) fn system_id(&self, source: &str) -> Option<u64> {
+        self.system_ids.get(source).copied()
+    }
+
+    /// What is said of sinks that left the config; it is logged too.
+    pub(super) fn absent(&mut self, source: &str) -> Vec<Trouble> {
+        let absent = self.absent.remove(source).unwrap_or_default();
+        let troubles: Vec<Trouble> = absent.iter().map(trouble_of_absent).collect();
+        for Trouble { what, advice } in &troubles {
+            warn!(source, advice, "{what}");
+        }
+        troubles
+    }
+}
+
+/// Names of the sinks of each source.
+type Wanted = Vec<(String, Vec<String>)>;
+
+/// Opens it, however long that takes.
+///
+/// # Errors
+/// For a reason that waiting does not mend.
+pub(super) async fn open(config: &Config, views: &Views) -> Result<Opened, StoreError> {
+    let sinks_of = |source: &str| {
+        let own = config.sinks.iter().filter(|sink| sink.source == source);
+        own.map(|sink| sink.name.clone()).collect::<Vec<_>>()
+    };
+    let wanted: Wanted = config.sources.iter().map(|it| (it.name.clone(), sinks_of(&it.name))).collect();
+    loop {
+        let (state, wanted) = (config.state.clone(), wanted.clone());
+        let error = match spawn_blocking(move || try_to_open(&state, &wanted)).await {
+            Ok(Ok(opened)) => {
+                info!(path = %config.state.path.display(), "store opened");
+                views.show_store(view_of(opened.store.health()));
+                return Ok(opened);
+            }
+            Ok(Err(error)) if error.is_lasting() => return Err(error),
+            Ok(Err(error)) => chain(&error),
+            Err(lost) => chain(&lost),
+        };
+        let Trouble { what, advice } = trouble_of_opening(&config.state, &error);
+        warn!(advice, retry_in_secs = TRY_EVERY.as_secs_f64(), "{what}");
+        let trouble = Some(Trouble { what, advice });
+        views.show_store(StoreView { is_failing: true, trouble, max_bytes: config.state.max_bytes, ..views.store() });
+        sleep(TRY_EVERY).await;
+    }
+}
+
+/// Writes what was submitted, within the bounds that the store sets itself.
+pub(super) async fn close(store: Store) {
+    if let Err(lost) = spawn_blocking(move || store.close()).await {
+        error!(error = %lost, "the store was not closed cleanly; what was not durable comes again");
+    }
+}
+
+/// What people see of it.
+pub(super) fn view_of(health: Health) -> StoreView {
+    let Health { is_full, is_failing, trouble, used_bytes, max_bytes, room_bytes: _, log_rows_lost } = health;
+    StoreView { used_bytes, max_bytes, is_full, is_failing, trouble, log_rows_lost }
+}
+
+fn try_to_open(state: &StateConfig, wanted: &Wanted) -> Result<Opened, StoreError> {
+    let store = Store::open(state, wanted.iter().map(|(_, sinks)| sinks.len()).sum())?;
+    match load(&store, wanted) {
+        Ok(All { sinks, absent, system_ids }) => Ok(Opened { store, sinks, absent, system_ids }),
+        Err(error) => {
+            // The next try opens it anew, which its lock must let pass.
+            store.close();
+            Err(error)
+        }
+    }
+}
+
+#[derive(Default)]
+struct All {
+    sinks: HashMap<String, (SinkKey, Loaded)>,
+    absent: HashMap<String, Vec<AbsentSink>>,
+    system_ids: HashMap<String, u64>,
+}
+
+fn load(store: &Store, wanted: &Wanted) -> Result<All, StoreError> {
+    let mut all = All::default();
+    for (source, sinks) in wanted {
+        let names: Vec<&str> = sinks.iter().map(String::as_str).collect();
+        all.absent.insert(source.clone(), store.register(source, &names)?);
+        let binding = store.source(source)?;
+        // Beyond an accepted gap the slot's position counts, which the source learns; until then nothing is known.
+        let begins_anew = binding.as_ref().is_some_and(|binding| binding.gap_accepted);
+        all.system_ids.extend(binding.map(|binding| (source.clone(), binding.system_id)));
+        for sink in sinks {
+            let (key, mut loaded) = store.load(source, sink)?;
+            loaded.progress = loaded.progress.filter(|_| !begins_anew);
+            all.sinks.insert(sink.clone(), (key, loaded));
+        }
+    }
+    Ok(all)
+}
+
+fn trouble_of_opening(state: &StateConfig, error: &str) -> Trouble {
+    Trouble {
+        what: format!("the store in {} cannot be opened: {error}; nothing is read before it can", state.path.display()),
+        advice: "free some of the disk, or see what the system says of it; it is tried again every 2 s".to_owned(),
+    }
+}
+
+fn trouble_of_absent(sink: &AbsentSink) -> Trouble {
+    let AbsentSink { name, holds } = sink;
+    Trouble {
+        what: format!("sink {name} left the config, and the store keeps what it holds for it: {holds}"),
+        advice: format!(
+            "put the sink back to deliver it, or stop walhook and run `walhook state forget {name}` to drop it"
+        ),
+    }
+}
