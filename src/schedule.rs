@@ -33,8 +33,6 @@ mod lanes;
 mod overflow;
 pub mod resume;
 mod retry;
-#[cfg(test)]
-mod simulation;
 mod split;
 #[cfg(test)]
 mod tests;
@@ -45,8 +43,8 @@ use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use self::backlog::{Backing, Backlog, Bounds, Waiting};
-pub use self::breaker::BreakerState;
 use self::breaker::Breaker;
+pub use self::breaker::BreakerState;
 use self::deliveries::Delivery;
 pub use self::exchange::{
     Command, Counts, DeliveryKey, Failure, GroupId, Groups, Message, OnExhausted, Outcome, Progress, Restored, Rules,

@@ -196,10 +196,8 @@ impl<P> Scheduler<P> {
         let Some(message) = self.backlog.message(index) else { return false };
         message.groups.iter().any(|id| {
             let behind_lane = self.backlog.lanes.get(&id).is_some_and(|lane| message.position > lane.last);
-            let held_by_failed = self
-                .backlog
-                .holder(id)
-                .is_some_and(|root| self.families.contains_key(&root) || self.has_failed(root));
+            let held_by_failed =
+                self.backlog.holder(id).is_some_and(|root| self.families.contains_key(&root) || self.has_failed(root));
             behind_lane || held_by_failed
         })
     }
