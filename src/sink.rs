@@ -337,8 +337,7 @@ impl Task {
         category: Category,
         message: &str,
     ) {
-        let failure =
-            Failure { ours: category.is_ours(), trouble: false, refused: false, retry_after: attempt.retry_after };
+        let failure = Failure { ours: category.is_ours(), trouble: false, refused: false, retry_after: attempt.retry_after };
         let now = Instant::now();
         let verdict = self.scheduler.outcome(now, key, Outcome::Failed(failure));
         self.sink.metrics.failed(category.as_str());
