@@ -341,3 +341,29 @@ fn a_split_delivery_goes_into_the_store_as_its_parts() {
     play.ack(2);
     assert_eq!(play.scheduler.counts().parked, 0);
 }
+
+#[test]
+fn the_progress_of_a_batch_counts_what_is_written_with_it() {
+    let mut play = Play::new(keeping());
+    (1..=3).for_each(|payload| play.one(payload, payload));
+    assert_eq!(play.told().len(), 3);
+    play.ack(1);
+    play.fail(0);
+    let progress = |resolved, high, unresolved: &[u64]| Progress {
+        resolved: Lsn(resolved),
+        high: Some(at(high)),
+        unresolved: unresolved.iter().map(|position| at(*position)).collect(),
+    };
+    assert_eq!(play.scheduler.progress(None), progress(0, 2, &[1]));
+    assert_eq!(play.told(), ["park 0"]);
+    assert_eq!(play.scheduler.progress(None), progress(2, 2, &[]), "else 1 would come twice after a crash");
+    assert_eq!(play.scheduler.resolved(), Lsn(0));
+    play.scheduler.not_written(play.writes.pop_front().unwrap());
+    assert_eq!(play.scheduler.progress(None), progress(0, 2, &[1]));
+    play.scheduler.pause();
+    play.told();
+    play.one(1, 4);
+    play.now += 50 * MS;
+    assert_eq!(play.told(), ["page [4]"]);
+    assert_eq!(play.scheduler.progress(None), progress(0, 4, &[1, 3]));
+}
