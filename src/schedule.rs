@@ -33,8 +33,6 @@ mod lanes;
 mod overflow;
 pub mod resume;
 mod retry;
-#[cfg(test)]
-mod simulation;
 mod split;
 #[cfg(test)]
 mod tests;
@@ -169,7 +167,7 @@ impl<P> Scheduler<P> {
 
     /// A message arrived; it comes after all that arrived before. False: it has to wait for another message of its groups.
     pub fn push(&mut self, now: Instant, message: Message<P>) -> bool {
-        let token = self.watermark.arrive(now, message.position, Place::Leaving);
+        let token = self.watermark.arrive(now, message.position, Place::Buffered);
         if self.overflows || self.overflow.is_active() {
             self.overflow.push(now, token, message);
             return false;
@@ -179,7 +177,7 @@ impl<P> Scheduler<P> {
 
     /// A message that had arrived before the restart, and was not resolved, came again.
     pub fn push_again(&mut self, now: Instant, message: Message<P>) -> bool {
-        let token = self.watermark.arrive(now, message.position, Place::Leaving);
+        let token = self.watermark.arrive(now, message.position, Place::Buffered);
         self.admit(now, token, message)
     }
 
@@ -201,11 +199,11 @@ impl<P> Scheduler<P> {
         self.watermark.resolved()
     }
 
-    /// How far it is; `high` is the newest position that was resolved before the restart, if there was one.
+    /// How far it will be once everything that [`Self::poll`] and [`Self::outcome`] have asked for is written: what belongs
+    /// into the same batch as the last of that. `high` is the newest position that was resolved before the restart.
     pub fn progress(&self, high: Option<Position>) -> Progress {
-        let high = self.watermark.high().max(high);
-        let unresolved = high.map(|high| self.watermark.unresolved_before(high)).unwrap_or_default();
-        Progress { resolved: self.watermark.resolved(), high, unresolved }
+        let progress = self.watermark.outlook();
+        Progress { high: progress.high.max(high), ..progress }
     }
 
     /// When the oldest unresolved message arrived.

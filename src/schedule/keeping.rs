@@ -58,16 +58,20 @@ impl<P> Scheduler<P> {
     pub fn not_written(&mut self, write: WriteId) {
         let Some(write) = self.writes.remove(&write) else { return };
         for key in write.deliveries {
-            if let Some(delivery) = self.deliveries.get_mut(&key) {
-                delivery.kept = Kept::No;
+            let Some(delivery) = self.deliveries.get_mut(&key) else { continue };
+            delivery.kept = Kept::No;
+            for token in delivery.members.iter().filter_map(|(token, _)| *token) {
+                self.watermark.moved(token, Place::In(key));
             }
         }
     }
 
     pub(super) fn write_of(&mut self, deliveries: &[DeliveryKey]) -> WriteId {
         for key in deliveries {
-            if let Some(delivery) = self.deliveries.get_mut(key) {
-                delivery.kept = Kept::Writing;
+            let Some(delivery) = self.deliveries.get_mut(key) else { continue };
+            delivery.kept = Kept::Writing;
+            for token in delivery.members.iter().filter_map(|(token, _)| *token) {
+                self.watermark.moved(token, Place::Leaving);
             }
         }
         self.begin(Write { deliveries: deliveries.to_vec(), ..Write::default() })
@@ -121,6 +125,7 @@ impl<P> Scheduler<P> {
             return None;
         }
         let (tokens, messages) = self.overflow.take_page(self.page_bytes());
+        tokens.iter().for_each(|token| self.watermark.moved(*token, Place::Leaving));
         let write = self.begin(Write { tokens, page_messages: messages.len(), ..Write::default() });
         Some(Command::Overflow { write, messages })
     }
@@ -147,7 +152,7 @@ impl<P> Scheduler<P> {
             match place {
                 Place::In(key) => self.park_aged(key),
                 Place::Waiting(index) if !self.stopping => self.spill(index, &mut leaving, &mut bytes),
-                Place::Waiting(_) | Place::Leaving => {}
+                Place::Waiting(_) | Place::Buffered | Place::Leaving => {}
             }
             if leaving.len() >= SPILL_MESSAGES || bytes >= self.spill_bytes() {
                 break;
@@ -280,7 +285,7 @@ impl<P> Scheduler<P> {
     pub fn overflow_read(&mut self, now: Instant, messages: Vec<Message<P>>) -> usize {
         let missing = self.overflow.read(Some(messages.len()));
         for Message { groups, bytes, position, payload } in messages {
-            let token = self.loaded.arrive(now, position, Place::Leaving);
+            let token = self.loaded.arrive(now, position, Place::Buffered);
             let backing = Backing::Page(token);
             let (index, _) = self.backlog.push(now, Waiting { groups, bytes, position, backing, payload });
             self.loaded.moved(token, Place::Waiting(index));

@@ -9,7 +9,7 @@
 
 use std::time::Instant;
 
-use super::DeliveryKey;
+use super::{DeliveryKey, Progress};
 use crate::change::{Lsn, Position};
 
 const NONE: u32 = u32::MAX;
@@ -25,7 +25,9 @@ pub(super) enum Place {
     Waiting(u32),
     /// In a delivery.
     In(DeliveryKey),
-    /// On its way into the store.
+    /// Held for the next page of the overflow.
+    Buffered,
+    /// Asked to be written: the store has it once that is durable.
     Leaving,
 }
 
@@ -48,6 +50,8 @@ pub(super) struct Watermark {
     youngest: u32,
     resolved: Lsn,
     high: Option<Position>,
+    /// The newest that ever left for the store.
+    leaving_high: Option<Position>,
 }
 
 impl Watermark {
@@ -60,7 +64,7 @@ impl Watermark {
 
     /// After a restart: everything up to `resolved` is resolved, and `high` is the newest position that is.
     pub(super) fn resumed(resolved: Lsn, high: Option<Position>) -> Self {
-        Self { nodes: Vec::new(), free: Vec::new(), oldest: NONE, youngest: NONE, resolved, high }
+        Self { nodes: Vec::new(), free: Vec::new(), oldest: NONE, youngest: NONE, resolved, high, leaving_high: high }
     }
 
     /// A message arrived, younger than all before.
@@ -105,8 +109,11 @@ impl Watermark {
 
     /// The message is somewhere else.
     pub(super) fn moved(&mut self, token: Token, place: Place) {
-        if let Some(node) = self.node(token.0) {
-            node.place = place;
+        let Some(node) = self.node(token.0) else { return };
+        node.place = place;
+        if place == Place::Leaving {
+            let position = node.position;
+            self.leaving_high = self.leaving_high.max(Some(position));
         }
     }
 
@@ -117,20 +124,20 @@ impl Watermark {
         Some((Token(index), node.place))
     }
 
-    /// The newest position that is resolved.
-    pub(super) fn high(&self) -> Option<Position> {
-        self.high
-    }
-
-    /// The unresolved positions before `high`, ascending.
-    pub(super) fn unresolved_before(&self, high: Position) -> Vec<Position> {
-        let mut positions = Vec::new();
+    /// How far everything will be once what leaves for the store is durable.
+    pub(super) fn outlook(&self) -> Progress {
+        let (mut resolved, mut unresolved) = (self.resolved, Vec::new());
+        let high = self.high.max(self.leaving_high);
         let mut next = self.nodes.get(slot(self.oldest));
-        while let Some(node) = next.filter(|node| node.position < high) {
-            positions.push(node.position);
+        while let Some(node) = next.filter(|node| Some(node.position) <= high) {
+            match node.place {
+                Place::Leaving if unresolved.is_empty() => resolved = resolved.max(node.mark),
+                Place::Leaving => {}
+                Place::Waiting(_) | Place::In(_) | Place::Buffered => unresolved.push(node.position),
+            }
             next = self.nodes.get(slot(node.newer));
         }
-        positions
+        Progress { resolved, high, unresolved }
     }
 
     /// Everything up to here is resolved.
@@ -201,11 +208,30 @@ mod tests {
         let now = Instant::now();
         let mut watermark = Watermark::new();
         let tokens: Vec<Token> = (1..=5).map(|index| arrive(&mut watermark, now, index)).collect();
-        assert_eq!(watermark.high(), None);
+        assert_eq!(watermark.outlook().high, None);
         watermark.resolve(tokens[1]);
         watermark.resolve(tokens[3]);
-        assert_eq!(watermark.high(), Some(at(4)));
-        assert_eq!(watermark.unresolved_before(at(4)), [at(1), at(3)]);
+        assert_eq!(watermark.outlook().high, Some(at(4)));
+        assert_eq!(watermark.outlook().unresolved, [at(1), at(3)]);
+    }
+
+    #[test]
+    fn what_leaves_for_the_store_counts_as_resolved_in_the_outlook_and_nowhere_else() {
+        let now = Instant::now();
+        let mut watermark = Watermark::new();
+        let tokens: Vec<Token> = (1..=4).map(|index| arrive(&mut watermark, now, index)).collect();
+        watermark.mark(Lsn(40));
+        watermark.moved(tokens[1], Place::Leaving);
+        watermark.moved(tokens[3], Place::Leaving);
+        let progress = Progress { resolved: Lsn::ZERO, high: Some(at(4)), unresolved: vec![at(1), at(3)] };
+        assert_eq!(watermark.outlook(), progress);
+        watermark.resolve(tokens[0]);
+        watermark.moved(tokens[2], Place::Leaving);
+        assert_eq!(watermark.outlook(), Progress { resolved: Lsn(40), high: Some(at(4)), unresolved: vec![] });
+        assert_eq!(watermark.resolved(), Lsn::ZERO);
+        // The last one could not be written.
+        watermark.moved(tokens[3], Place::Waiting(0));
+        assert_eq!(watermark.outlook(), Progress { resolved: Lsn::ZERO, high: Some(at(4)), unresolved: vec![at(4)] });
     }
 
     #[test]
