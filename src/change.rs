@@ -151,8 +151,8 @@ pub struct Table {
     pub primary_key: Vec<usize>,
     /// Its names as JSON, computed from `name` and `columns` by [`Table::new`].
     pub keys: TableKeys,
-    /// `schema.table.action` of insert, update, delete and read.
-    events: [Arc<str>; 4],
+    /// `schema.table.action` of insert, update, delete and read, computed from `name` by [`Table::new`].
+    pub events: [Arc<str>; 4],
 }
 
 impl Table {
