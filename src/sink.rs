@@ -11,14 +11,17 @@
 //! new messages go to the store; if that takes none either, the source is held); what is on its way into the store by
 //! one batch and the one that gathers.
 
+mod arrivals;
 mod attempts;
 mod content;
 pub mod feed;
 mod history;
 mod keeping;
+mod leaving;
 mod ledger;
 mod report;
 mod restore;
+mod rules;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -28,22 +31,21 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
-use tracing::info;
 
 use self::attempts::Ended;
-use self::content::{Content, Delivery, Payload, detached};
+use self::content::{Content, Delivery, Payload};
 use self::feed::{Feed, Progress};
 use self::keeping::Read;
 use self::ledger::{Ledger, Lost};
 use self::report::Report;
-use crate::change::{Change, Lsn};
-use crate::config::{Hold, OnExhausted, SinkConfig};
+use crate::change::Lsn;
+use crate::config::{Hold, SinkConfig};
 use crate::deliver::endpoint::Endpoint;
 use crate::memory::{Charge, Memory};
 use crate::metrics::SinkMetrics;
-use crate::record::{Rendering, RenderingSettings};
-use crate::schedule::resume::{Admission, Resume};
-use crate::schedule::{self, Command, DeliveryKey, Groups, Limits, Message, RetryRule, Rules, Scheduler, WriteId};
+use crate::record::Rendering;
+use crate::schedule::resume::Resume;
+use crate::schedule::{self, Command, DeliveryKey, Scheduler, WriteId};
 use crate::store::{KeptProgress, Loaded, SinkKey, Store};
 use crate::view::SharedViews;
 
@@ -58,12 +60,8 @@ const READY_BYTES_ENOUGH: usize = 4 << 20;
 const MESSAGE_OVERHEAD_BYTES: usize = Scheduler::<Payload>::MESSAGE_BYTES * 3 / 2;
 /// What a message in a delivery of the store costs: what is known of it.
 const MEMBER_BYTES: usize = 256;
-/// The most that stands around the messages of a body: `{"data":[]}`.
-const BODY_FRAME_BYTES: usize = 11;
 /// How often the view and the gauges are brought up to date.
 const VIEW_EVERY: Duration = Duration::from_millis(250);
-/// How long a stop waits for the store, once the attempts have ended.
-const STORE_LIMIT: Duration = Duration::from_secs(10);
 
 /// What a sink is made of.
 pub struct Sink {
@@ -172,7 +170,7 @@ impl Task {
         };
         let mut task = Self {
             feed,
-            scheduler: Scheduler::new(rules(&sink.config, sink.keeps, store.batch_bytes_max() / 2), seed),
+            scheduler: Scheduler::new(rules::rules(&sink.config, sink.keeps, store.batch_bytes_max() / 2), seed),
             deliveries: HashMap::new(),
             attempts: JoinSet::new(),
             ledger: Ledger::new(store, key),
@@ -235,149 +233,6 @@ impl Task {
                 },
             }
         }
-    }
-
-    /// Starts nothing, and waits for attempts under way. What the source still has to say, it says: marks for changes that
-    /// are acknowledged already must reach the watermark, or those changes would come again. Last, the store learns
-    /// the rest.
-    async fn drain(&mut self, grace: Duration) {
-        self.scheduler.stop();
-        let deadline = tokio::time::Instant::now() + grace;
-        let mut fed_all = false;
-        while !fed_all || !self.attempts.is_empty() {
-            tokio::select! {
-                () = sleep_until(deadline) => break,
-                fed = self.feed.recv(), if !fed_all => match fed {
-                    Some(fed) => self.take_in(fed),
-                    None => fed_all = true,
-                },
-                Some(ended) = self.attempts.join_next() => self.ended(ended),
-                durable = self.ledger.durable() => match durable {
-                    Ok(durable) => self.durable(durable),
-                    Err(Lost) => return drop(self.lost()),
-                },
-            }
-            self.carry_out();
-            self.tell_store();
-            self.tell_source();
-        }
-        if !self.attempts.is_empty() {
-            let (sink, left) = (&self.sink.config.name, self.attempts.len());
-            info!(sink, requests = left, "requests did not end within shutdown_grace; their messages come again");
-            self.attempts.shutdown().await;
-        }
-        if tokio::time::timeout(STORE_LIMIT, self.settle()).await.is_err() {
-            let sink = &self.sink.config.name;
-            tracing::warn!(sink, "the store did not take the last progress in time; what it covers comes again");
-        }
-        self.show();
-    }
-
-    /// Until the store has everything that happened.
-    async fn settle(&mut self) {
-        self.ledger.touch();
-        while !self.ledger.is_empty() {
-            self.carry_out();
-            let now = Instant::now();
-            if self.ledger.is_due(now) {
-                self.submit(now);
-            }
-            let wait = self.ledger.due_at();
-            tokio::select! {
-                durable = self.ledger.durable() => match durable {
-                    Ok(durable) => self.durable(durable),
-                    Err(Lost) => return drop(self.lost()),
-                },
-                () = sleep_until(wait.unwrap_or(now).into()), if wait.is_some() => {}
-            }
-        }
-        self.tell_source();
-    }
-
-    /// The store has said why. Without it nothing can be confirmed: the daemon ends.
-    fn lost(&self) -> Lost {
-        tracing::error!(sink = %self.sink.config.name, "the store does not take the sink's batches: sink stops");
-        Lost
-    }
-
-    fn take_in(&mut self, fed: Vec<Feed>) {
-        let now = Instant::now();
-        let mut messages = 0;
-        let resolved = self.scheduler.resolved();
-        for item in fed {
-            match item {
-                Feed::Database { system_id } => self.rendering = Some(self.rendering(system_id)),
-                Feed::Change { change, groups } => {
-                    messages += 1;
-                    self.admit(now, change, groups);
-                }
-                Feed::Mark(lsn) => {
-                    self.scheduler.mark(lsn);
-                    self.passed(lsn);
-                }
-            }
-        }
-        if self.scheduler.resolved() > resolved {
-            self.ledger.touch();
-        }
-        self.sink.metrics.received_messages.increment(messages);
-    }
-
-    fn admit(&mut self, now: Instant, change: Change, groups: Groups) {
-        let position = change.position();
-        let admission = self.resume.as_mut().map_or(Admission::New, |resume| resume.admit(position));
-        if admission == Admission::Skip {
-            return;
-        }
-        let bytes = self.body_bytes(&change);
-        self.largest_bytes = self.largest_bytes.max(change.len_bytes());
-        let change = if self.is_tight() { detached(change, &self.sink.memory) } else { change };
-        let message = Message { groups, bytes, position, payload: Payload::Change(change) };
-        if let Some(resume) = &self.resume {
-            self.scheduler.set_replaying(resume.is_replaying());
-        }
-        match admission {
-            Admission::Again => self.scheduler.push_again(now, message),
-            Admission::New | Admission::Skip => {
-                self.resume = None;
-                self.scheduler.push(now, message)
-            }
-        };
-    }
-
-    /// Everything up to here has been fed.
-    fn passed(&mut self, lsn: Lsn) {
-        let Some(resume) = &mut self.resume else { return };
-        resume.passed(lsn);
-        self.scheduler.set_replaying(resume.is_replaying());
-    }
-
-    fn rendering(&self, system_id: u64) -> Arc<Rendering> {
-        let config = &self.sink.config;
-        Arc::new(Rendering::new(&RenderingSettings {
-            source: &config.source,
-            sink: &config.name,
-            form: config.message,
-            numbers: config.numbers,
-            system_id,
-        }))
-    }
-
-    /// Bytes the change adds to a body at most; it matters only where several share one.
-    fn body_bytes(&self, change: &Change) -> usize {
-        let config = &self.sink.config;
-        match &self.rendering {
-            Some(rendering) if config.batch_size > 1 => {
-                rendering.body_bytes_max(change, config.batch_bytes / config.batch_size)
-            }
-            Some(_) | None => change.len_bytes(),
-        }
-    }
-
-    /// A change that waits long keeps the whole buffer it was read into; above a quarter of the limit it takes only its
-    /// own bytes along.
-    fn is_tight(&self) -> bool {
-        self.sink.memory.held() > self.sink.memory.limit() / 4
     }
 
     /// Carries out what the scheduler wants done.
@@ -476,28 +331,5 @@ impl Task {
         }
         let view = self.report.view(&self.sink, &self.scheduler);
         self.sink.views.sinks.insert(self.sink.config.name.clone(), view);
-    }
-}
-
-fn rules(config: &SinkConfig, keeps: bool, write_bytes: usize) -> Rules {
-    let retry = config.retry;
-    let slots_twice = config.max_in_flight.saturating_mul(config.batch_size).saturating_mul(2);
-    Rules {
-        batch_size: config.batch_size,
-        batch_bytes: config.batch_bytes.saturating_sub(BODY_FRAME_BYTES),
-        batch_timeout: config.batch_timeout,
-        max_ack_pending: config.max_ack_pending,
-        max_in_flight: config.max_in_flight,
-        retry: RetryRule { initial: retry.initial, max: retry.max },
-        limits: Limits { max_attempts: retry.max_attempts, max_age: retry.max_age },
-        on_exhausted: match retry.on_exhausted {
-            OnExhausted::Continue => schedule::OnExhausted::Continue,
-            OnExhausted::BlockGroup => schedule::OnExhausted::BlockGroup,
-            OnExhausted::PauseSink => schedule::OnExhausted::PauseSink,
-        },
-        split_after: retry.split_after,
-        keeps,
-        enough: (READY_MESSAGES_ENOUGH.max(slots_twice), READY_BYTES_ENOUGH),
-        write_bytes,
     }
 }
