@@ -142,6 +142,8 @@ fn a_transaction_that_fails_leaves_nothing_in_the_file_and_nothing_in_memory() {
     let batch = |ops| Batch { sink, ops, progress: Some(progress(1, None, &[])) };
     let page = Op::Page { page: 0, messages: vec![message(1, 1), message(2, 1)] };
     assert!(ledger.commit([&batch(vec![page])].into_iter()).unwrap()[0].is_ok());
+    let synchronous = ledger.db().pragma_query_value(None, "synchronous", |row| row.get::<_, i64>(0));
+    assert_eq!(synchronous, Ok(2), "FULL: a commit is on the disk");
     let before = dump(&mut ledger);
     let small = batch(vec![park(1), Op::Lanes(vec![message(3, 3)]), leave_page(0, 1)]);
     let large = batch(vec![park(2), noise_page(1, 3000)]);
@@ -192,5 +194,87 @@ fn many_sinks_share_one_commit() {
     assert!(version() > before);
     for name in names {
         assert_eq!(store.load("app", name).unwrap().1.deliveries.len(), 1, "{name}");
+    }
+}
+
+/// Takes all that the disk has left but `left` bytes.
+fn ballast(rig: &Rig, left: usize) -> std::path::PathBuf {
+    let path = rig.directory.path().join("ballast");
+    let free = usize::try_from(super::super::quota::disk(rig.directory.path()).unwrap().1).unwrap();
+    std::fs::write(&path, vec![1; free - left]).unwrap();
+    path
+}
+
+#[test]
+#[ignore = "wants TMPDIR to be a tmpfs of 16 MiB"]
+fn a_full_disk_is_waited_out_without_loss_or_repetition() {
+    let rig = Rig::of_bytes(1 << 40);
+    let (store, sink) = rig.one();
+    let mut pages = 0;
+    while !store.health().is_full {
+        write(&store, sink, vec![noise_page(pages, 64)]);
+        pages += 1;
+    }
+    let trouble = store.health().trouble.unwrap();
+    assert!(trouble.what.contains("nearly full") || trouble.what.contains("state.max_bytes"), "{trouble:?}");
+    for left in [0, 4096, 40_000, 150_000] {
+        println!("with {left} bytes left");
+        let ballast = ballast(&rig, left);
+        let mut failures = 0;
+        while failures < 2 {
+            let ops = vec![noise_page(pages, 64), park(u128::from(pages) + 1), leave_page(pages - 1, 1)];
+            let kept = progress(pages, Some(at(pages, 1)), &[]);
+            let mut answer = store.submit(Batch { sink, ops, progress: Some(kept.clone()) });
+            pages += 1;
+            wait_until("written or in trouble", || {
+                let trouble = store.health().trouble.is_some_and(|trouble| trouble.what.contains("is full: nothing"));
+                trouble || answer.try_recv().is_ok()
+            });
+            if store.health().trouble.is_none_or(|trouble| !trouble.what.contains("is full: nothing")) {
+                continue;
+            }
+            failures += 1;
+            std::fs::write(&ballast, "").unwrap();
+            wait_until("it is durable", || loaded(&store).progress == Some(kept.clone()));
+            let kept = loaded(&store);
+            assert_eq!(kept.deliveries.last().unwrap().id.0, u128::from(pages));
+            assert_eq!(kept.overflow.next_page, pages);
+            wait_until("trouble is over", || {
+                store.health().trouble.is_none_or(|trouble| !trouble.what.contains("is full: nothing"))
+            });
+            if failures < 2 {
+                super::full::ballast(&rig, left);
+            }
+        }
+        write(&store, sink, (0..pages).map(|page| leave_page(page, 64)).collect());
+        write(&store, sink, vec![noise_page(pages, 64)]);
+        pages += 1;
+    }
+    wait_until("there is room", || !store.health().is_full);
+    store.close();
+    opened_on_a_full_disk(&rig, pages);
+}
+
+fn opened_on_a_full_disk(rig: &Rig, pages: u64) {
+    for left in [0, 4096, 20_000, 40_000, 80_000] {
+        let ballast = ballast(rig, left);
+        match Store::open(&rig.config, 1) {
+            Ok(store) => assert_eq!(loaded(&store).overflow.next_page, pages),
+            Err(error) => {
+                println!("{left} bytes left: {error:?}");
+                assert!(!error.is_lasting());
+            }
+        }
+        std::fs::write(&ballast, "").unwrap();
+    }
+    for left in [0, 4096, 20_000, 60_000, 100_000] {
+        let new = Rig::of_bytes(1 << 30);
+        let ballast = ballast(rig, left);
+        if let Err(error) = Store::open(&new.config, 1) {
+            println!("{left} bytes left: {error:?}");
+            assert!(!error.is_lasting());
+        }
+        std::fs::write(&ballast, "").unwrap();
+        drop(new.one());
     }
 }

@@ -189,7 +189,7 @@ impl Model {
     fn lane(&self, group: u64) -> Vec<KeptMessage> {
         let is_of = |message: &&KeptMessage| match message.facts.groups {
             Groups::None => group == UNGROUPED.0,
-            groups => groups.iter().any(|of| of.0 == group),
+            groups @ (Groups::One(_) | Groups::Two(..)) => groups.iter().any(|of| of.0 == group),
         };
         self.lanes.values().filter(is_of).cloned().collect()
     }
