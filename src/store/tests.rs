@@ -1,9 +1,13 @@
 //! The store on real files.
 
+mod damage;
+mod full;
 mod life;
+mod logging;
 mod ops;
+mod random;
+mod speed;
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -145,8 +149,4 @@ pub(super) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
         std::thread::sleep(Duration::from_millis(10));
     }
     panic!("never came to be: {what}");
-}
-
-pub(super) fn word(text: &str) -> Arc<str> {
-    text.into()
 }
