@@ -35,11 +35,13 @@ mod ledger;
 mod loading;
 pub mod log;
 mod logbook;
+pub mod mend;
 mod pages;
 mod quota;
 mod readers;
 mod reading;
 mod schema;
+mod sweep;
 #[cfg(test)]
 mod tests;
 mod writer;

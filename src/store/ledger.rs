@@ -11,12 +11,11 @@ use super::files::Paths;
 use super::health::{disk_trouble, quota_trouble};
 use super::pages::Pages;
 use super::quota::{self, Budget, PAGE_BYTES, Usage};
+use super::sweep;
 use crate::deliver::frozen::DeliveryId;
 use crate::failpoint;
 use crate::view::Trouble;
 
-/// Dead letters removed in one step.
-const EXPIRED_MAX: usize = 64;
 /// Free pages given back to the system in one step at most. Fewer stay for what comes.
 const FREED_MAX: u64 = 256;
 /// A disk with less than this is called full.
@@ -113,19 +112,10 @@ impl Ledger {
         if disk_is_full { disk_trouble() } else { quota_trouble(&self.budget, &usage) }
     }
 
-    /// Removes dead letters that have expired. True: there may be more.
-    pub(super) fn expire(&mut self, now: SystemTime) -> rusqlite::Result<bool> {
-        let now = micros(now);
-        let transaction = self.db.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let expired: Vec<i64> = transaction
-            .prepare_cached("SELECT key FROM delivery WHERE state = 2 AND expires_at <= ?1 LIMIT ?2")?
-            .query_map((now, i64::try_from(EXPIRED_MAX).unwrap_or(i64::MAX)), |row| row.get(0))?
-            .collect::<rusqlite::Result<_>>()?;
-        for key in &expired {
-            apply::remove_key(&transaction, *key)?;
-        }
-        transaction.commit()?;
-        Ok(expired.len() == EXPIRED_MAX)
+    /// Removes a few rows of what goes by itself. True: there may be more.
+    pub(super) fn sweep(&mut self, now: SystemTime) -> rusqlite::Result<bool> {
+        self.keep_wal_short()?;
+        Ok(sweep::expired(&mut self.db, now)? || sweep::forgotten(&mut self.db)?)
     }
 
     /// Gives free pages back to the system. True: there are more.

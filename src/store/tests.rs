@@ -3,7 +3,6 @@
 mod life;
 mod ops;
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -145,8 +144,4 @@ pub(super) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
         std::thread::sleep(Duration::from_millis(10));
     }
     panic!("never came to be: {what}");
-}
-
-pub(super) fn word(text: &str) -> Arc<str> {
-    text.into()
 }

@@ -266,7 +266,7 @@ impl Writer {
 
     /// One step of it. True: there is more to be done now.
     fn upkeep(&mut self) -> bool {
-        let steps = [self.ledger.expire(SystemTime::now()), self.trim_log(), self.ledger.shrink()];
+        let steps = [self.ledger.sweep(SystemTime::now()), self.trim_log(), self.ledger.shrink()];
         let mut more = false;
         for step in steps {
             match step {

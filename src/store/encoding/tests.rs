@@ -1,4 +1,131 @@
+use std::sync::Arc;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+
 use super::*;
+use crate::change::{Lsn, Position};
+use crate::record::message::MessageId;
+use crate::schedule::{GroupId, Groups};
+use crate::store::batch::{KeptMessage, Member, MessageFacts};
+
+fn positions() -> impl Strategy<Value = Position> {
+    (any::<u64>(), any::<u64>()).prop_map(|(lsn, index)| Position { commit_lsn: Lsn(lsn), index })
+}
+
+fn groups() -> impl Strategy<Value = Groups> {
+    let group = || any::<u64>().prop_map(GroupId);
+    prop_oneof![
+        Just(Groups::None),
+        group().prop_map(Groups::One),
+        (group(), group()).prop_map(|(old, new)| Groups::Two(old, new))
+    ]
+}
+
+prop_compose! {
+    fn facts()(
+        id in any::<u128>(), position in positions(), groups in groups(), commit_micros in any::<i64>(),
+        event in "[a-c]{0,3}\\.é?", group in proptest::option::of(".{0,9}"),
+    ) -> MessageFacts {
+        let event: Arc<str> = event.into();
+        MessageFacts { id: MessageId(id), position, groups, commit_micros, event, group: group.map(Arc::from) }
+    }
+}
+
+prop_compose! {
+    fn messages()(facts in facts(), json in vec(any::<u8>(), 0..300)) -> KeptMessage {
+        KeptMessage { facts, json: Bytes::from(json) }
+    }
+}
+
+proptest! {
+    #[test]
+    fn numbers_come_back(value in any::<u64>(), signed in any::<i64>()) {
+        let mut out = Vec::new();
+        put_varint(&mut out, value);
+        put_zigzag(&mut out, signed);
+        let mut reader = Reader::new(&out);
+        prop_assert_eq!((reader.varint(), reader.zigzag(), reader.end()), (Ok(value), Ok(signed), Ok(())));
+    }
+
+    #[test]
+    fn a_message_comes_back(message in messages()) {
+        let bytes = Bytes::from(message_to_bytes(&message));
+        prop_assert_eq!(message_from_bytes(&bytes, &mut Words::default()), Ok(message));
+    }
+
+    #[test]
+    fn a_page_comes_back_with_those_wanted(messages in vec(messages(), 0..20), wanted in any::<u32>()) {
+        let is_wanted = |index: u32| wanted >> index & 1 == 1;
+        let bytes = Bytes::from(page_to_bytes(&messages));
+        let expected: Vec<_> = (0..).zip(messages).filter(|(index, _)| is_wanted(*index)).collect();
+        prop_assert_eq!(page_from_bytes(&bytes, is_wanted), Ok(expected));
+    }
+
+    #[test]
+    fn members_come_back(parts in vec((facts(), 0usize..1000, 0usize..1000), 0..20)) {
+        let member = |(facts, start, length)| Member { facts, bytes: start..start + length };
+        let members: Vec<Member> = parts.into_iter().map(member).collect();
+        let body_bytes = members.iter().map(|member| member.bytes.end).max().unwrap_or(0);
+        let bytes = members_to_bytes(&members);
+        if body_bytes > 0 {
+            prop_assert_eq!(members_from_bytes(&bytes, body_bytes - 1), Err(Corrupt::Number));
+        }
+        prop_assert_eq!(members_from_bytes(&bytes, body_bytes), Ok(members));
+    }
+
+    #[test]
+    fn positions_come_back(mut positions in vec(positions(), 0..50), indexes in vec(0u64..100, 0..50)) {
+        positions.extend(indexes.into_iter().map(|index| Position { commit_lsn: Lsn(5), index }));
+        positions.sort();
+        prop_assert_eq!(positions_from_bytes(&positions_to_bytes(&positions)), Ok(positions));
+    }
+
+    #[test]
+    fn what_is_sealed_comes_back(bytes in vec(0u8..4, 0..2000)) {
+        for packing in [Packing::Plain, Packing::Lz4] {
+            prop_assert_eq!(unseal(seal(&bytes, packing)).unwrap(), &bytes[..]);
+        }
+    }
+
+    #[test]
+    fn a_changed_byte_is_noticed(bytes in vec(0u8..4, 0..600), at in any::<prop::sample::Index>(), by in 1u8..) {
+        for packing in [Packing::Plain, Packing::Lz4] {
+            let mut sealed = seal(&bytes, packing);
+            let at = at.index(sealed.len());
+            sealed[at] ^= by;
+            prop_assert!(unseal(sealed).is_err());
+        }
+    }
+
+    #[test]
+    fn bytes_of_anybody_are_an_error_and_no_panic(bytes in vec(any::<u8>(), 0..200)) {
+        let shared = Bytes::from(bytes.clone());
+        // Whatever is read from them, it is no more than they could hold.
+        let page = page_from_bytes(&shared, |_| true).unwrap_or_default();
+        prop_assert!(page.len() < bytes.len().max(1));
+        prop_assert!(members_from_bytes(&bytes, 10).unwrap_or_default().len() < bytes.len().max(1));
+        prop_assert!(positions_from_bytes(&bytes).unwrap_or_default().len() < bytes.len().max(1));
+        prop_assert!(unseal(bytes).is_err());
+        drop(message_from_bytes(&shared, &mut Words::default()));
+    }
+}
 
 #[test]
-fn placeholder() {}
+fn a_length_that_no_bytes_could_have_allocates_nothing() {
+    let mut sealed = vec![LZ4];
+    put_varint(&mut sealed, u64::MAX >> 1);
+    let length = usize::MAX >> 1;
+    sealed.extend_from_slice(&checksum(LZ4, length, b"abc").to_le_bytes());
+    sealed.extend_from_slice(b"abc");
+    assert_eq!(unseal(sealed), Err(Corrupt::Number));
+}
+
+#[test]
+fn json_is_packed_and_noise_is_not() {
+    let json = br#"{"record":{"id":1,"status":"pending"}},"#.repeat(50);
+    assert!(seal(&json, Packing::Lz4).len() < json.len() / 10);
+    let mut rng = fastrand::Rng::with_seed(1);
+    let noise: Vec<u8> = std::iter::repeat_with(|| rng.u8(..)).take(1000).collect();
+    assert_eq!(seal(&noise, Packing::Lz4).len(), noise.len() + 11);
+}

@@ -1,0 +1,186 @@
+//! What `walhook state` does with the files: show, forget, accept a gap, resume.
+//!
+//! Showing reads only, and works beside a running daemon. The others take the lock, so no daemon may run.
+
+use std::fs::File;
+
+use rusqlite::{Connection, Row};
+
+use super::apply::{Keeping, lsn_of};
+use super::batch::SinkKey;
+use super::error::StoreError;
+use super::files::{self, Paths};
+use super::holdings::{Holdings, holdings};
+use super::ledger::Ledger;
+use super::loading::{SourceBinding, binding};
+use super::quota::{Budget, disk};
+use super::schema::{STATE, checked_version};
+use super::sweep;
+use crate::change::Lsn;
+use crate::config::StateConfig;
+
+/// What is in a store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StateSummary {
+    /// Its sources by name.
+    pub sources: Vec<(String, SourceBinding)>,
+    /// Its sinks, by source and name.
+    pub sinks: Vec<SinkSummary>,
+    /// Bytes of its files.
+    pub used_bytes: u64,
+    /// `state.max_bytes`.
+    pub max_bytes: u64,
+}
+
+/// A sink in a store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SinkSummary {
+    /// Its source.
+    pub source: String,
+    /// Its name.
+    pub name: String,
+    /// The config had it when a daemon started the last time.
+    pub active: bool,
+    /// Everything up to here is resolved; `None`: it has never got anything.
+    pub resolved: Option<Lsn>,
+    /// Why it is paused, if `retry.on_exhausted = "pause_sink"` did that.
+    pub paused: Option<String>,
+    /// What the store holds for it.
+    pub holds: Holdings,
+}
+
+/// Reads what is in the store, beside a daemon or without one. Blocks.
+///
+/// # Errors
+/// When there is no store, or it cannot be read.
+pub fn open_to_show(config: &StateConfig) -> Result<StateSummary, StoreError> {
+    let paths = Paths::of(&config.path);
+    paths.require()?;
+    let db = files::open_to_read(&paths.state, &STATE)?;
+    require_tables(&db, &paths)?;
+    let view = db.unchecked_transaction().map_err(StoreError::read("state.db"))?;
+    let mut sources = Vec::new();
+    for name in names(&view).map_err(StoreError::read("the sources"))? {
+        if let Some(binding) = binding(&view, &name)? {
+            sources.push((name, binding));
+        }
+    }
+    let sinks = sinks(&view, None)?.into_iter().map(|(_, sink)| sink).collect();
+    Ok(StateSummary { sources, sinks, used_bytes: paths.all_bytes(), max_bytes: config.max_bytes })
+}
+
+/// A file that a daemon made and could not fill is no store yet.
+fn require_tables(db: &Connection, paths: &Paths) -> Result<(), StoreError> {
+    match checked_version(db, &paths.state, &STATE)? {
+        0 => Err(StoreError::Missing { path: paths.directory.clone() }),
+        _ => Ok(()),
+    }
+}
+
+fn names(db: &Connection) -> rusqlite::Result<Vec<String>> {
+    db.prepare("SELECT name FROM source ORDER BY name")?.query_map([], |row| row.get(0))?.collect()
+}
+
+fn sinks(db: &Connection, name: Option<&str>) -> Result<Vec<(SinkKey, SinkSummary)>, StoreError> {
+    let select = || -> rusqlite::Result<Vec<(SinkKey, SinkSummary)>> {
+        db.prepare(
+            "SELECT key, source, name, active, resolved, paused FROM sink
+             WHERE source <> '' AND name = ifnull(?1, name) ORDER BY source, name",
+        )?
+        .query_map([name], sink)?
+        .collect()
+    };
+    let mut sinks = select().map_err(StoreError::read("the sinks"))?;
+    let held = holdings(db)?;
+    for (key, sink) in &mut sinks {
+        sink.holds = held.get(key).copied().unwrap_or_default();
+    }
+    Ok(sinks)
+}
+
+fn sink(row: &Row<'_>) -> rusqlite::Result<(SinkKey, SinkSummary)> {
+    let summary = SinkSummary {
+        source: row.get(1)?,
+        name: row.get(2)?,
+        active: row.get(3)?,
+        resolved: row.get::<_, Option<i64>>(4)?.map(lsn_of),
+        paused: row.get(5)?,
+        holds: Holdings::default(),
+    };
+    Ok((SinkKey(row.get(0)?), summary))
+}
+
+/// Forgets a sink and everything that the store holds for it: what it had not delivered is gone for ever. The answer is
+/// what it was (more than one if sources have sinks of the same name). Blocks.
+///
+/// # Errors
+/// When the store knows no such sink, a daemon runs, or it cannot be written.
+pub fn forget(config: &StateConfig, sink: &str) -> Result<Vec<SinkSummary>, StoreError> {
+    let mut files = Files::open(config)?;
+    let found = sinks(files.ledger.db(), Some(sink))?;
+    if found.is_empty() {
+        return Err(StoreError::UnknownSink { name: sink.to_owned() });
+    }
+    let failed = StoreError::write("that a sink is forgotten");
+    for (key, _) in &found {
+        sweep::forget(files.ledger.db(), key.0).map_err(&failed)?;
+    }
+    while sweep::forgotten(files.ledger.db()).map_err(&failed)? {
+        files.ledger.keep_wal_short().map_err(&failed)?;
+    }
+    while files.ledger.shrink().map_err(&failed)? {}
+    files.close()?;
+    Ok(found.into_iter().map(|(_, sink)| sink).collect())
+}
+
+/// Notes that what lies between the store's progress and the slot of a source may be missing. The next daemon goes on from
+/// the slot. Blocks.
+///
+/// # Errors
+/// When the store knows no such source, a daemon runs, or it cannot be written.
+pub fn accept_gap(config: &StateConfig, source: &str) -> Result<(), StoreError> {
+    let mut files = Files::open(config)?;
+    let noted = files.ledger.db().execute("UPDATE source SET gap_accepted = 1 WHERE name = ?1", [source]);
+    let noted = noted.map_err(StoreError::write("that a gap is accepted"))?;
+    files.close()?;
+    if noted == 0 { Err(StoreError::UnknownSource { name: source.to_owned() }) } else { Ok(()) }
+}
+
+/// Ends the pause of a sink. The answer is why it was paused; `None`: it was not. Blocks.
+///
+/// # Errors
+/// When the store knows no such sink, a daemon runs, or it cannot be written.
+pub fn resume(config: &StateConfig, sink: &str) -> Result<Option<String>, StoreError> {
+    let mut files = Files::open(config)?;
+    let found = sinks(files.ledger.db(), Some(sink))?;
+    if found.is_empty() {
+        return Err(StoreError::UnknownSink { name: sink.to_owned() });
+    }
+    let cleared = files.ledger.db().execute("UPDATE sink SET paused = NULL WHERE name = ?1 AND source <> ''", [sink]);
+    cleared.map_err(StoreError::write("that a sink goes on"))?;
+    files.close()?;
+    Ok(found.into_iter().find_map(|(_, sink)| sink.paused))
+}
+
+/// The files of a store that exists, locked.
+struct Files {
+    ledger: Ledger,
+    _lock: File,
+}
+
+impl Files {
+    fn open(config: &StateConfig) -> Result<Self, StoreError> {
+        let paths = Paths::of(&config.path);
+        paths.require()?;
+        let lock = paths.lock()?;
+        let disk_bytes = disk(&paths.directory).map_or(u64::MAX, |(all, _)| all);
+        let budget = Budget::new(config.max_bytes, disk_bytes);
+        let keeping = Keeping { dead_letter_retention: config.dead_letter_retention };
+        let db = files::open_state(&paths, &budget)?;
+        Ok(Self { ledger: Ledger::new(db, keeping, paths, budget), _lock: lock })
+    }
+
+    fn close(mut self) -> Result<(), StoreError> {
+        self.ledger.checkpoint().map_err(StoreError::write("state.db"))
+    }
+}

@@ -1,0 +1,68 @@
+//! What goes by itself, a few rows at a time: dead letters that have expired, and whatever forgotten sinks held.
+
+use std::time::SystemTime;
+
+use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior};
+
+use super::apply::remove_key;
+use super::ledger::micros;
+
+/// Rows with large contents removed in one step.
+const LARGE_MAX: i64 = 64;
+/// Rows with small contents removed in one step.
+const SMALL_MAX: i64 = 512;
+
+/// Removes dead letters that have expired. True: there may be more.
+pub(super) fn expired(db: &mut Connection, now: SystemTime) -> rusqlite::Result<bool> {
+    let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let sql = "SELECT key FROM delivery WHERE state = 2 AND expires_at <= ?1 LIMIT ?2";
+    let removed = remove_deliveries(&transaction, sql, micros(now))?;
+    transaction.commit()?;
+    Ok(removed)
+}
+
+/// Takes the sink its name away: it is gone for everybody, and what it held goes in time.
+pub(super) fn forget(db: &Connection, key: i64) -> rusqlite::Result<()> {
+    db.execute("UPDATE sink SET source = '', name = key, active = 0 WHERE key = ?1", [key]).map(drop)
+}
+
+/// Removes what forgotten sinks held. True: there may be more.
+pub(super) fn forgotten(db: &mut Connection) -> rusqlite::Result<bool> {
+    let sink: Option<i64> =
+        db.query_row("SELECT key FROM sink WHERE source = '' LIMIT 1", [], |row| row.get(0)).optional()?;
+    let Some(sink) = sink else { return Ok(false) };
+    let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let mut more = remove_deliveries(&transaction, "SELECT key FROM delivery WHERE sink = ?1 LIMIT ?2", sink)?;
+    more |= remove_pages(&transaction, sink)?;
+    for (table, key) in [("lane", "sink, lsn, idx"), ("lane_group", "sink, grp, lsn, idx")] {
+        let sql = format!("DELETE FROM {table} WHERE ({key}) IN (SELECT {key} FROM {table} WHERE sink = ?1 LIMIT ?2)");
+        more |= transaction.execute(&sql, [sink, SMALL_MAX])? > 0;
+    }
+    if !more {
+        transaction.execute("DELETE FROM sink WHERE key = ?1", [sink])?;
+    }
+    transaction.commit()?;
+    Ok(true)
+}
+
+/// Removes deliveries whose keys `select` finds. True: there may be more.
+fn remove_deliveries(db: &Connection, select: &str, parameter: i64) -> rusqlite::Result<bool> {
+    let keys = keys(db, select, parameter)?;
+    for key in &keys {
+        remove_key(db, *key)?;
+    }
+    Ok(!keys.is_empty())
+}
+
+fn remove_pages(db: &Connection, sink: i64) -> rusqlite::Result<bool> {
+    let keys = keys(db, "SELECT key FROM page WHERE sink = ?1 LIMIT ?2", sink)?;
+    for key in &keys {
+        db.execute("DELETE FROM page_content WHERE page = ?1", [key])?;
+        db.execute("DELETE FROM page WHERE key = ?1", [key])?;
+    }
+    Ok(!keys.is_empty())
+}
+
+fn keys(db: &Connection, select: &str, parameter: i64) -> rusqlite::Result<Vec<i64>> {
+    db.prepare_cached(select)?.query_map([parameter, LARGE_MAX], |row| row.get(0))?.collect()
+}
