@@ -299,7 +299,8 @@ pub(super) fn in_words(span: Duration) -> String {
     }
 }
 
-fn bytes_in_words(bytes: u64) -> String {
+/// A size for a person, in MiB or GiB.
+pub(crate) fn bytes_in_words(bytes: u64) -> String {
     let tenths = |unit: u64| bytes.saturating_mul(10) / unit;
     let (gib, mib) = (tenths(1 << 30), tenths(1 << 20));
     if gib >= 10 { format!("{}.{} GiB", gib / 10, gib % 10) } else { format!("{}.{} MiB", mib / 10, mib % 10) }
