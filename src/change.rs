@@ -151,6 +151,8 @@ pub struct Table {
     pub primary_key: Vec<usize>,
     /// Its names as JSON, computed from `name` and `columns` by [`Table::new`].
     pub keys: TableKeys,
+    /// `schema.table.action` of insert, update, delete and read, computed from `name` by [`Table::new`].
+    pub events: [Arc<str>; 4],
 }
 
 impl Table {
@@ -163,7 +165,20 @@ impl Table {
         primary_key: Vec<usize>,
     ) -> Self {
         let keys = TableKeys::new(&name, &columns);
-        Self { oid, name, identity, columns, primary_key, keys }
+        let actions = [Action::Insert, Action::Update, Action::Delete, Action::Read];
+        let events = actions.map(|action| format!("{name}.{}", action.as_str()).into());
+        Self { oid, name, identity, columns, primary_key, keys, events }
+    }
+
+    /// The event type of such a change: `schema.table.action`.
+    pub fn event(&self, action: Action) -> &Arc<str> {
+        let [insert, update, delete, read] = &self.events;
+        match action {
+            Action::Insert => insert,
+            Action::Update => update,
+            Action::Delete => delete,
+            Action::Read => read,
+        }
     }
 }
 

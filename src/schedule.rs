@@ -3,7 +3,8 @@
 //! Messages, outcomes and orders go in together with `now`; [`Command`]s come out of [`Scheduler::poll`], and
 //! [`Scheduler::poll_timeout`] says when to ask again. Decided here and nowhere else: which messages form a delivery, that a
 //! group's deliveries follow commit order one at a time, how many messages and requests may be under way, when a failed
-//! delivery is tried again, and how far everything is resolved.
+//! delivery is tried again, split or given up, when the endpoint is left alone, what goes into the store and comes back,
+//! and how far everything is resolved.
 //!
 //! The rules:
 //!
@@ -13,39 +14,53 @@
 //!    exceed `max_in_flight`.
 //! 4. While memory is short, a new delivery is formed only when none is in flight: each needs room for its body.
 //! 5. Due retries and new deliveries take turns when both could go, so that neither starves the other.
+//! 6. A delivery that has failed, or has been under way for [`KEEP_AFTER`], goes into the store; so does a message that has
+//!    waited as long ([`lanes`]), and every new message while the sink cannot keep up ([`overflow`]).
+//! 7. The parts of a split delivery hold the groups of the whole; of parts with a group in common the older goes first.
 //!
 //! All operations cost amortised constant time in the number of messages and groups that wait (retries cost the
 //! logarithm of the number of failed deliveries). Chance comes from a seed, so a whole life can be repeated.
 //!
-//! Not promised here: that anything outlives the process, or bounds on bytes (the source stops reading for those).
+//! Not promised here: that what is to be written is written (the owner says when it is), or bounds on bytes (the source
+//! stops reading for those).
 
 mod backlog;
+mod breaker;
+mod deliveries;
 mod exchange;
+mod keeping;
+mod lanes;
+mod overflow;
+pub mod resume;
 mod retry;
-#[cfg(test)]
-mod simulation;
+mod split;
 #[cfg(test)]
 mod tests;
 mod watermark;
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
-use std::time::Instant;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::time::{Duration, Instant};
 
-use self::backlog::{Backlog, Bounds, Waiting};
-pub use self::exchange::{Command, Counts, DeliveryKey, Failure, GroupId, Groups, Message, Outcome, Rules, Verdict};
-pub use self::retry::RetryRule;
-use self::watermark::{Token, Watermark};
-use crate::change::Lsn;
+use self::backlog::{Backing, Backlog, Bounds, Waiting};
+use self::breaker::Breaker;
+pub use self::breaker::BreakerState;
+use self::deliveries::Delivery;
+pub use self::exchange::{
+    Command, Counts, DeliveryKey, Failure, GroupId, Groups, Message, OnExhausted, Outcome, Progress, Restored, Rules,
+    StoreRoom, Verdict, Want, WriteId,
+};
+use self::keeping::Write;
+use self::overflow::Overflow;
+pub use self::retry::{Exhausted, Limits, RetryRule};
+use self::watermark::{Place, Token, Watermark};
+use crate::change::{Lsn, Position};
 
-#[derive(Debug)]
-struct Delivery {
-    members: Vec<(Token, Groups)>,
-    attempts: u32,
-    failures: u32,
-    /// Groups it holds, counted at its first failure.
-    groups: usize,
-}
+/// How long a message may wait, or a delivery be under way, before the store has to have it: promise P8 gives 5 s from its
+/// arrival until it is resolved.
+pub const KEEP_AFTER: Duration = Duration::from_secs(3);
+/// A sink whose deliverable messages wait so long cannot keep up: new ones go to the store.
+const BEHIND_AFTER: Duration = Duration::from_millis(1500);
 
 /// See the module. `P` is what a message carries.
 #[derive(Debug)]
@@ -54,7 +69,13 @@ pub struct Scheduler<P> {
     rng: fastrand::Rng,
     watermark: Watermark,
     backlog: Backlog<P>,
+    overflow: Overflow<P>,
+    /// Messages read back from the overflow that are not in a delivery, in the order in which they came back.
+    loaded: Watermark,
+    breaker: Breaker,
     deliveries: HashMap<DeliveryKey, Delivery>,
+    /// Parts of split deliveries by the key that holds their groups, in the order of the whole.
+    families: HashMap<DeliveryKey, Vec<DeliveryKey>>,
     next_key: u64,
     /// Failed deliveries and when they are due.
     timers: BinaryHeap<Reverse<(Instant, DeliveryKey)>>,
@@ -64,10 +85,30 @@ pub struct Scheduler<P> {
     in_flight: usize,
     ack_pending: usize,
     failed: usize,
+    parked: usize,
+    blocked: usize,
     groups_held: usize,
     paused: bool,
+    /// Nothing new is written or read back.
+    stopping: bool,
     /// Memory is short: no new delivery while another is in flight.
     cramped: bool,
+    /// The sink's share of memory is full, or the source falls behind because of it.
+    crowded: bool,
+    /// Messages of a life before are still to come again.
+    replaying: bool,
+    /// New messages go to the store.
+    overflows: bool,
+    room: StoreRoom,
+    /// Deliveries to be written.
+    to_park: VecDeque<DeliveryKey>,
+    writes: HashMap<WriteId, Write>,
+    next_write: u64,
+    /// When messages are next looked through for their age.
+    look_at: Option<Instant>,
+    is_lane_read: bool,
+    /// The store could not be read: not before this.
+    read_again_at: Option<Instant>,
     /// No attempt starts before: the endpoint said `Retry-After`.
     held_until: Option<Instant>,
 }
@@ -75,6 +116,8 @@ pub struct Scheduler<P> {
 impl<P> Scheduler<P> {
     /// Bytes that a waiting message takes in here, itself included; growing containers hold up to twice as much.
     pub const MESSAGE_BYTES: usize = Backlog::<P>::MESSAGE_BYTES + Watermark::MESSAGE_BYTES;
+    /// Bytes that a group takes of which messages wait in the store.
+    pub const LANE_BYTES: usize = Backlog::<P>::LANE_BYTES;
 
     /// A scheduler without messages. Numbers of `rules` below 1 count as 1.
     pub fn new(rules: Rules, seed: u64) -> Self {
@@ -82,6 +125,7 @@ impl<P> Scheduler<P> {
             batch_size: rules.batch_size.max(1),
             max_ack_pending: rules.max_ack_pending.max(1),
             max_in_flight: rules.max_in_flight.max(1),
+            split_after: rules.split_after.max(1),
             ..rules
         };
         Self {
@@ -89,7 +133,11 @@ impl<P> Scheduler<P> {
             rng: fastrand::Rng::with_seed(seed),
             watermark: Watermark::new(),
             backlog: Backlog::new(),
+            overflow: Overflow::new(),
+            loaded: Watermark::new(),
+            breaker: Breaker::new(rules.retry, rules.max_in_flight),
             deliveries: HashMap::new(),
+            families: HashMap::new(),
             next_key: 0,
             timers: BinaryHeap::new(),
             due: VecDeque::new(),
@@ -97,18 +145,48 @@ impl<P> Scheduler<P> {
             in_flight: 0,
             ack_pending: 0,
             failed: 0,
+            parked: 0,
+            blocked: 0,
             groups_held: 0,
             paused: false,
+            stopping: false,
             cramped: false,
+            crowded: false,
+            replaying: false,
+            overflows: false,
+            room: StoreRoom::Open,
+            to_park: VecDeque::new(),
+            writes: HashMap::new(),
+            next_write: 0,
+            look_at: None,
+            is_lane_read: false,
+            read_again_at: None,
             held_until: None,
         }
     }
 
     /// A message arrived; it comes after all that arrived before. False: it has to wait for another message of its groups.
     pub fn push(&mut self, now: Instant, message: Message<P>) -> bool {
-        let token = self.watermark.arrive(now);
-        let Message { groups, bytes, payload } = message;
-        self.backlog.push(now, Waiting { groups, bytes, token, payload })
+        let token = self.watermark.arrive(now, message.position, Place::Buffered);
+        if self.overflows || self.overflow.is_active() {
+            self.overflow.push(now, token, message);
+            return false;
+        }
+        self.admit(now, token, message)
+    }
+
+    /// A message that had arrived before the restart, and was not resolved, came again.
+    pub fn push_again(&mut self, now: Instant, message: Message<P>) -> bool {
+        let token = self.watermark.arrive(now, message.position, Place::Buffered);
+        self.admit(now, token, message)
+    }
+
+    fn admit(&mut self, now: Instant, token: Token, message: Message<P>) -> bool {
+        let Message { groups, bytes, position, payload } = message;
+        let backing = Backing::Wal(token);
+        let (index, ready) = self.backlog.push(now, Waiting { groups, bytes, position, backing, payload });
+        self.watermark.moved(token, Place::Waiting(index));
+        ready
     }
 
     /// Once all that has arrived is resolved, everything up to `lsn` is.
@@ -119,6 +197,13 @@ impl<P> Scheduler<P> {
     /// Everything up to here is resolved. Only grows.
     pub fn resolved(&self) -> Lsn {
         self.watermark.resolved()
+    }
+
+    /// How far it will be once everything that [`Self::poll`] and [`Self::outcome`] have asked for is written: what belongs
+    /// into the same batch as the last of that. `high` is the newest position that was resolved before the restart.
+    pub fn progress(&self, high: Option<Position>) -> Progress {
+        let progress = self.watermark.outlook();
+        Progress { high: progress.high.max(high), ..progress }
     }
 
     /// When the oldest unresolved message arrived.
@@ -136,9 +221,31 @@ impl<P> Scheduler<P> {
         self.paused = false;
     }
 
+    /// The end: no attempt starts, and nothing is written or read but deliveries that fail.
+    pub fn stop(&mut self) {
+        self.paused = true;
+        self.stopping = true;
+    }
+
     /// Memory is short, or no longer: see the rules.
     pub fn set_cramped(&mut self, cramped: bool) {
         self.cramped = cramped;
+    }
+
+    /// The sink's share of memory is full, or the source falls behind because of it: new messages go to the store.
+    pub fn set_crowded(&mut self, crowded: bool) {
+        self.crowded = crowded;
+    }
+
+    /// Messages of a life before are still to come again, or no longer: until then nothing is read back, since an older
+    /// message of its group may be among them.
+    pub fn set_replaying(&mut self, replaying: bool) {
+        self.replaying = replaying;
+    }
+
+    /// Whether the store takes more.
+    pub fn set_room(&mut self, room: StoreRoom) {
+        self.room = room;
     }
 
     /// Whether it is paused.
@@ -146,84 +253,88 @@ impl<P> Scheduler<P> {
         self.paused
     }
 
-    /// An attempt that [`Self::poll`] asked for has ended. `None` if no such attempt is known.
-    pub fn outcome(&mut self, now: Instant, key: DeliveryKey, outcome: Outcome) -> Option<Verdict> {
-        match outcome {
-            Outcome::Acknowledged => {
-                let delivery = self.deliveries.remove(&key)?;
-                self.in_flight -= 1;
-                self.ack_pending -= delivery.members.len();
-                self.failed -= usize::from(delivery.failures > 0);
-                self.groups_held -= delivery.groups;
-                for (token, groups) in delivery.members {
-                    self.watermark.resolve(token);
-                    self.backlog.release(now, key, groups);
-                }
-                Some(Verdict::Done)
-            }
-            Outcome::Failed(failure) => self.failed(now, key, failure),
-        }
-    }
-
-    fn failed(&mut self, now: Instant, key: DeliveryKey, failure: Failure) -> Option<Verdict> {
-        let delivery = self.deliveries.get_mut(&key)?;
-        self.in_flight -= 1;
-        delivery.failures = delivery.failures.saturating_add(1);
-        if delivery.failures == 1 {
-            let groups: HashSet<GroupId> = delivery.members.iter().flat_map(|(_, groups)| groups.iter()).collect();
-            delivery.groups = groups.len();
-            self.groups_held += groups.len();
-            self.failed += 1;
-        }
-        if failure.ours {
-            delivery.attempts -= 1;
-        }
-        let mut due = now + retry::wait_after(self.rules.retry, delivery.failures, &mut self.rng);
-        if let Some(asked) = failure.retry_after {
-            let held = now + asked.min(self.rules.retry.max);
-            self.held_until = self.held_until.max(Some(held));
-            due = due.max(held);
-        }
-        self.timers.push(Reverse((due, key)));
-        Some(Verdict::Retry(due))
+    /// Whether new messages go to the store.
+    pub fn is_overflowing(&self) -> bool {
+        self.overflows || self.overflow.is_active()
     }
 
     /// What is to be done now; ask until `None`.
     pub fn poll(&mut self, now: Instant) -> Option<Command<P>> {
         self.wake(now);
+        if let Some(command) = self.keep(now) {
+            return Some(command);
+        }
+        if let Some(command) = self.start(now) {
+            return Some(command);
+        }
+        self.read_back(now)
+    }
+
+    fn start(&mut self, now: Instant) -> Option<Command<P>> {
         if self.paused || self.held_until.is_some() || self.in_flight >= self.rules.max_in_flight {
             return None;
         }
+        if self.breaker.allowance(now, self.in_flight) == 0 {
+            return None;
+        }
+        if self.breaker.is_open() {
+            // A probe: what has failed already is at stake first.
+            return self.retry_next(now).or_else(|| self.retry_early(now)).or_else(|| self.form_next(now));
+        }
         if self.retry_had_last_turn {
-            self.form_next(now).or_else(|| self.retry_next())
+            self.form_next(now).or_else(|| self.retry_next(now))
         } else {
-            self.retry_next().or_else(|| self.form_next(now))
+            self.retry_next(now).or_else(|| self.form_next(now))
         }
     }
 
     /// When [`Self::poll`], having said `None`, has something to do if nothing else happens before.
     pub fn poll_timeout(&mut self) -> Option<Instant> {
+        let (start, keep, read) = (self.start_at(), self.keep_at(), self.read_again_at);
+        [start, keep, read].into_iter().flatten().min()
+    }
+
+    fn start_at(&mut self) -> Option<Instant> {
         if self.paused || self.in_flight >= self.rules.max_in_flight {
             return None;
         }
         let due = self.due.front().map(|(at, _)| *at);
         let timer = self.timers.peek().map(|Reverse((at, _))| *at);
         let next = [due, timer, self.fresh_at()].into_iter().flatten().min()?;
-        Some(self.held_until.map_or(next, |held| next.max(held)))
+        let next = self.held_until.map_or(next, |held| next.max(held));
+        if !self.breaker.is_open() {
+            // In a ramp-up that is used up, an outcome comes first.
+            let is_free = self.breaker.allowance(next, self.in_flight) > 0;
+            return is_free.then_some(next);
+        }
+        let probe = self.breaker.wake_at()?;
+        Some(self.held_until.map_or(probe, |held| probe.max(held)))
     }
 
     /// Figures for people.
     pub fn counts(&self) -> Counts {
+        let (buffered, buffered_bytes) = self.overflow.buffered();
         Counts {
             in_flight: self.in_flight,
             ack_pending: self.ack_pending,
-            waiting: self.backlog.len(),
+            waiting: self.backlog.len() + buffered,
+            waiting_bytes: self.backlog.bytes() + buffered_bytes,
             ready: self.backlog.ready_messages(),
             ready_bytes: self.backlog.ready_bytes(),
             failed: self.failed,
             groups_held: self.groups_held,
             unresolved: self.watermark.unresolved(),
+            parked: self.parked,
+            blocked: self.blocked,
+            lane_messages: self.backlog.lane_messages,
+            overflow_messages: self.overflow.stored(),
+            breaker: self.breaker.state(),
         }
+    }
+
+    /// Groups of which messages wait in the store: each takes [`Self::LANE_BYTES`].
+    pub fn lanes(&self) -> usize {
+        self.backlog.lanes.len()
     }
 
     /// Moves what has become due.
@@ -231,17 +342,21 @@ impl<P> Scheduler<P> {
         if self.held_until.is_some_and(|held| held <= now) {
             self.held_until = None;
         }
+        if self.read_again_at.is_some_and(|at| at <= now) {
+            self.read_again_at = None;
+        }
         while let Some(Reverse((at, key))) = self.timers.peek().copied()
             && at <= now
         {
             self.timers.pop();
             self.due.push_back((at, key));
         }
+        self.overflows = self.must_overflow(now);
     }
 
     /// When a new delivery may be formed, as far as messages and `max_ack_pending` go.
     fn fresh_at(&mut self) -> Option<Instant> {
-        let room = self.rules.max_ack_pending - self.ack_pending;
+        let room = self.rules.max_ack_pending.saturating_sub(self.ack_pending);
         if room == 0 || (self.cramped && self.in_flight > 0) {
             return None;
         }
@@ -265,25 +380,30 @@ impl<P> Scheduler<P> {
             return None;
         }
         self.next_key += 1;
-        self.in_flight += 1;
         self.ack_pending += taken.len();
         self.retry_had_last_turn = false;
         let (mut members, mut messages) = (Vec::with_capacity(taken.len()), Vec::with_capacity(taken.len()));
         for message in taken {
-            members.push((message.token, message.groups));
+            members.push((self.leave_backlog(message.backing, Place::In(key)), message.groups));
             messages.push(message.payload);
         }
-        self.deliveries.insert(key, Delivery { members, attempts: 1, failures: 0, groups: 0 });
+        self.deliveries.insert(key, Delivery::new(key, members));
+        self.started(now, key);
         Some(Command::Form { delivery: key, messages })
     }
 
-    /// The next attempt of a delivery that is due.
-    fn retry_next(&mut self) -> Option<Command<P>> {
-        let (_, key) = self.due.pop_front()?;
-        let delivery = self.deliveries.get_mut(&key)?;
-        delivery.attempts += 1;
-        self.in_flight += 1;
-        self.retry_had_last_turn = true;
-        Some(Command::Attempt { delivery: key, number: delivery.attempts })
+    /// A message leaves memory's queues. Its token, if only the WAL has it.
+    fn leave_backlog(&mut self, backing: Backing, place: Place) -> Option<Token> {
+        match backing {
+            Backing::Wal(token) => {
+                self.watermark.moved(token, place);
+                Some(token)
+            }
+            Backing::Page(token) => {
+                self.loaded.resolve(token);
+                None
+            }
+            Backing::Lane => None,
+        }
     }
 }

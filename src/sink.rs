@@ -1,43 +1,52 @@
 //! The task that owns a sink's [`Scheduler`] and carries out its commands.
 //!
 //! Changes and marks come in from the source; deliveries go out as attempts, each in a task of its own; outcomes come
-//! back. What is decided, the scheduler decides. What is here: the payloads of deliveries (changes until the first attempt
-//! has rendered them, the frozen body from then on), the attempts' tasks, the clock, and telling others: the source how
-//! far all is resolved, people what goes wrong.
+//! back. What is decided, the scheduler decides. What is here: the payloads of deliveries (messages until the first attempt
+//! has rendered them, the frozen body from then on, nothing but the id once the store has it), the attempts' tasks, the
+//! clock, the [`ledger`] of what the store must know, and telling others: the source how far all is resolved and durable,
+//! people what goes wrong.
 //!
 //! Bounds: attempts under way by `max_in_flight`; the channel from the source by [`FEED_BATCHES_MAX`] batches (full: the
-//! source waits, and goes on answering the server); bytes by the source's memory gauge (full: the source stops reading).
+//! source waits, and goes on answering the server); what waits in memory by the sink's share of the source's gauge (full:
+//! new messages go to the store; if that takes none either, the source is held); what is on its way into the store by
+//! one batch and the one that gathers.
 
+mod arrivals;
+mod attempts;
 mod content;
 pub mod feed;
+mod history;
+mod keeping;
+mod leaving;
+mod ledger;
 mod report;
+mod restore;
+mod rules;
 
 use std::collections::HashMap;
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
-use futures_util::FutureExt as _;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info};
 
-use self::content::{Content, Delivery, Facts, detached, freeze};
+use self::attempts::Ended;
+use self::content::{Content, Delivery, Payload};
 use self::feed::{Feed, Progress};
+use self::keeping::Read;
+use self::ledger::{Ledger, Lost};
 use self::report::Report;
-use crate::change::Change;
-use crate::config::SinkConfig;
-use crate::deliver::attempt::{Attempt, Verdict};
-use crate::deliver::category::Category;
+use crate::change::Lsn;
+use crate::config::{Hold, SinkConfig};
 use crate::deliver::endpoint::Endpoint;
-use crate::deliver::frozen::Frozen;
 use crate::memory::{Charge, Memory};
 use crate::metrics::SinkMetrics;
-use crate::record::{Rendering, RenderingSettings};
-use crate::schedule::{Command, DeliveryKey, Failure, Message, Outcome, RetryRule, Rules, Scheduler};
-use crate::store::{Loaded, SinkKey, Store};
+use crate::record::Rendering;
+use crate::schedule::resume::Resume;
+use crate::schedule::{self, Command, DeliveryKey, Scheduler, WriteId};
+use crate::store::{KeptProgress, Loaded, SinkKey, Store};
 use crate::view::SharedViews;
 
 /// Batches of changes in the channel from the source.
@@ -46,11 +55,11 @@ pub const FEED_BATCHES_MAX: usize = 4;
 const READY_MESSAGES_ENOUGH: usize = 8192;
 /// The same in bytes.
 const READY_BYTES_ENOUGH: usize = 4 << 20;
-/// What an unresolved message costs beside its row values: its places in the scheduler's queues, the change in them, and
+/// What an unresolved message costs beside its row values: its places in the scheduler's queues, the message in them, and
 /// the slack of containers that grow by doubling.
-const MESSAGE_OVERHEAD_BYTES: usize = Scheduler::<Change>::MESSAGE_BYTES * 3 / 2;
-/// The most that stands around the messages of a body: `{"data":[]}`.
-const BODY_FRAME_BYTES: usize = 11;
+const MESSAGE_OVERHEAD_BYTES: usize = Scheduler::<Payload>::MESSAGE_BYTES * 3 / 2;
+/// What a message in a delivery of the store costs: what is known of it.
+const MEMBER_BYTES: usize = 256;
 /// How often the view and the gauges are brought up to date.
 const VIEW_EVERY: Duration = Duration::from_millis(250);
 
@@ -58,10 +67,14 @@ const VIEW_EVERY: Duration = Duration::from_millis(250);
 pub struct Sink {
     /// Its rules.
     pub config: Arc<SinkConfig>,
+    /// Where what cannot be delivered soon waits.
+    pub hold: Hold,
     /// Where they go.
     pub endpoint: Endpoint,
     /// The source's gauge.
     pub memory: Memory,
+    /// Sinks that share the gauge, this one included.
+    pub sharers: usize,
     /// Its metrics.
     pub metrics: SinkMetrics,
     /// The source's counter of values that were passed as text for want of better.
@@ -72,12 +85,14 @@ pub struct Sink {
     pub feed: mpsc::Receiver<Vec<Feed>>,
     /// To the source.
     pub progress: Arc<Progress>,
-    /// What outlives the process.
+    /// What must outlive the process.
     pub store: Store,
     /// Its name there.
     pub key: SinkKey,
     /// What the store has of it.
     pub loaded: Loaded,
+    /// Which cluster the store's messages are of.
+    pub system_id: Option<u64>,
     /// Seed of the jitter.
     pub seed: u64,
 }
@@ -91,70 +106,106 @@ pub struct Stopping {
     pub grace: Duration,
 }
 
-/// An attempt that ended.
-struct Ended {
-    key: DeliveryKey,
-    number: u32,
-    frozen: Option<Frozen>,
-    attempt: Attempt,
+/// What a task needs of a [`Sink`] all the time.
+struct Parts {
+    config: Arc<SinkConfig>,
+    endpoint: Endpoint,
+    memory: Memory,
+    sharers: usize,
+    metrics: SinkMetrics,
+    text_fallback_values: metrics::Counter,
+    views: SharedViews,
+    progress: Arc<Progress>,
+    keeps: bool,
 }
 
 struct Task {
-    sink: Sink,
-    scheduler: Scheduler<Change>,
+    sink: Parts,
+    feed: mpsc::Receiver<Vec<Feed>>,
+    scheduler: Scheduler<Payload>,
     deliveries: HashMap<DeliveryKey, Delivery>,
     attempts: JoinSet<Ended>,
+    ledger: Ledger,
+    reads: JoinSet<Read>,
+    /// Deliveries on their way into the store.
+    parked: HashMap<WriteId, Vec<DeliveryKey>>,
+    resume: Option<Resume>,
+    /// The next page to be written and to be read.
+    pages: (u64, u64),
     report: Report,
     overhead: Charge,
-    /// Known from the first feed on.
+    /// Known from the first feed on, or from the life before.
     rendering: Option<Arc<Rendering>>,
     fallbacks_counted: u64,
+    /// Row bytes of the largest message since none waited.
+    largest_bytes: usize,
+    log_name: Arc<str>,
+    /// Acknowledged deliveries that are logged until the clock is looked at again.
+    log_rows_left: u32,
 }
 
 impl Sink {
-    /// Runs until `stopping` says so and all attempts under way have ended or their grace has.
+    /// Runs until `stopping` says so, all attempts under way have ended or their grace has, and the store has the rest.
     pub async fn run(self, stopping: Stopping) {
         let mut task = Task::new(self);
-        task.serve(&stopping.stop).await;
-        task.drain(stopping.grace).await;
+        if task.serve(&stopping.stop).await.is_ok() {
+            task.drain(stopping.grace).await;
+        }
     }
 }
 
 impl Task {
     fn new(sink: Sink) -> Self {
-        let config = &sink.config;
-        let rules = Rules {
-            batch_size: config.batch_size,
-            batch_bytes: config.batch_bytes.saturating_sub(BODY_FRAME_BYTES),
-            batch_timeout: config.batch_timeout,
-            max_ack_pending: config.max_ack_pending,
-            max_in_flight: config.max_in_flight,
-            retry: RetryRule { initial: config.retry.initial, max: config.retry.max },
+        let Sink { store, key, loaded, system_id, feed, hold, seed, .. } = sink;
+        let sink = Parts {
+            config: sink.config,
+            endpoint: sink.endpoint,
+            memory: sink.memory,
+            sharers: sink.sharers.max(1),
+            metrics: sink.metrics,
+            text_fallback_values: sink.text_fallback_values,
+            views: sink.views,
+            progress: sink.progress,
+            keeps: hold == Hold::Store,
         };
-        let mut scheduler = Scheduler::new(rules, sink.seed);
-        if config.paused {
-            scheduler.pause();
-            info!(sink = %config.name, "sink is paused by its configuration: its changes wait");
-        }
-        let report = Report::new(config);
-        let overhead = sink.memory.charge(0);
-        let (deliveries, attempts) = (HashMap::new(), JoinSet::new());
-        Self { sink, scheduler, deliveries, attempts, report, overhead, rendering: None, fallbacks_counted: 0 }
+        let mut task = Self {
+            feed,
+            scheduler: Scheduler::new(rules::rules(&sink.config, sink.keeps, store.batch_bytes_max() / 2), seed),
+            deliveries: HashMap::new(),
+            attempts: JoinSet::new(),
+            ledger: Ledger::new(store, key),
+            reads: JoinSet::new(),
+            parked: HashMap::new(),
+            resume: None,
+            pages: (0, 0),
+            report: Report::new(&sink.config),
+            overhead: sink.memory.charge(0),
+            rendering: None,
+            fallbacks_counted: 0,
+            largest_bytes: 0,
+            log_name: sink.config.name.as_str().into(),
+            log_rows_left: history::ROWS_A_TICK,
+            sink,
+        };
+        task.rendering = system_id.map(|system_id| task.rendering(system_id));
+        task.restore(loaded);
+        task
     }
 
-    async fn serve(&mut self, stop: &CancellationToken) {
+    async fn serve(&mut self, stop: &CancellationToken) -> Result<(), Lost> {
         let mut tick = interval(VIEW_EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let cramped = self.sink.memory.is_exhausted();
             self.scheduler.set_cramped(cramped);
             self.carry_out();
+            self.tell_store();
             self.tell_source();
-            let wake = self.scheduler.poll_timeout();
+            let wake = [self.scheduler.poll_timeout(), self.ledger.due_at()].into_iter().flatten().min();
             tokio::select! {
                 biased;
                 // 1. A stop goes before work.
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => return Ok(()),
                 // 2. Outcomes free slots and groups; they go before new changes.
                 Some(ended) = self.attempts.join_next() => {
                     self.ended(ended);
@@ -162,212 +213,120 @@ impl Task {
                         self.ended(ended);
                     }
                 }
-                // 3. Time: retries, batches that wait for more.
+                // 3. What is durable may be confirmed, and what it lets go may go.
+                durable = self.ledger.durable() => match durable {
+                    Ok(durable) => self.durable(durable),
+                    Err(Lost) => return Err(self.lost()),
+                },
+                // 4. What was read back can be delivered.
+                Some(read) = self.reads.join_next() => self.read(read),
+                // 5. Time: retries, batches that wait for more, what has waited too long.
                 () = sleep_until(wake.unwrap_or_else(Instant::now).into()), if wake.is_some() => {}
-                // 4. Room for another body, where it was short.
+                // 6. Room for another body, where it was short.
                 () = self.sink.memory.relieved(), if cramped => {}
-                // 5. News for people, so that a busy source cannot silence it.
+                // 7. News for people, so that a busy source cannot silence it.
                 _ = tick.tick() => self.show(),
-                // 6. Changes. The source ends first only at a stop.
-                fed = self.sink.feed.recv() => match fed {
+                // 8. Changes. The source ends first only at a stop.
+                fed = self.feed.recv() => match fed {
                     Some(fed) => self.take_in(fed),
-                    None => return,
+                    None => return Ok(()),
                 },
             }
         }
     }
 
-    /// Starts nothing, and waits for attempts under way. What the source still has to say, it says: marks for changes that
-    /// are acknowledged already must reach the watermark, or those changes would come again.
-    async fn drain(&mut self, grace: Duration) {
-        self.scheduler.pause();
-        let deadline = tokio::time::Instant::now() + grace;
-        let mut fed_all = false;
-        while !fed_all || !self.attempts.is_empty() {
-            tokio::select! {
-                () = sleep_until(deadline) => break,
-                fed = self.sink.feed.recv(), if !fed_all => match fed {
-                    Some(fed) => self.take_in(fed),
-                    None => fed_all = true,
-                },
-                Some(ended) = self.attempts.join_next() => self.ended(ended),
-            }
-            self.tell_source();
-        }
-        if !self.attempts.is_empty() {
-            let (sink, left) = (&self.sink.config.name, self.attempts.len());
-            info!(sink, requests = left, "requests did not end within shutdown_grace; their messages come again");
-            self.attempts.shutdown().await;
-        }
-        self.show();
-    }
-
-    fn take_in(&mut self, fed: Vec<Feed>) {
-        let now = Instant::now();
-        let mut messages = 0;
-        for item in fed {
-            match item {
-                Feed::Database { system_id } => self.rendering = Some(self.rendering(system_id)),
-                Feed::Change { change, groups } => {
-                    messages += 1;
-                    let bytes = self.body_bytes(&change);
-                    let change = if self.is_crowded() { detached(change, &self.sink.memory) } else { change };
-                    self.scheduler.push(now, Message { groups, bytes, payload: change });
-                }
-                Feed::Mark(lsn) => self.scheduler.mark(lsn),
-            }
-        }
-        self.sink.metrics.received_messages.increment(messages);
-    }
-
-    fn rendering(&self, system_id: u64) -> Arc<Rendering> {
-        let config = &self.sink.config;
-        Arc::new(Rendering::new(&RenderingSettings {
-            source: &config.source,
-            sink: &config.name,
-            form: config.message,
-            numbers: config.numbers,
-            system_id,
-        }))
-    }
-
-    /// Bytes the change adds to a body at most; it matters only where several share one.
-    fn body_bytes(&self, change: &Change) -> usize {
-        let config = &self.sink.config;
-        match &self.rendering {
-            Some(rendering) if config.batch_size > 1 => {
-                rendering.body_bytes_max(change, config.batch_bytes / config.batch_size)
-            }
-            Some(_) | None => change.len_bytes(),
-        }
-    }
-
-    /// A change that waits long keeps the whole buffer it was read into; above a quarter of the limit it takes only its
-    /// own bytes along.
-    fn is_crowded(&self) -> bool {
-        self.sink.memory.held() > self.sink.memory.limit() / 4
-    }
-
+    /// Carries out what the scheduler wants done.
     fn carry_out(&mut self) {
         let now = Instant::now();
+        self.scheduler.set_crowded(self.is_over_share() || self.sink.progress.is_overdue());
+        self.scheduler.set_room(self.room());
         while let Some(command) = self.scheduler.poll(now) {
             match command {
                 Command::Form { delivery, messages } => self.form(delivery, messages),
                 Command::Attempt { delivery, number } => self.start(delivery, number),
+                Command::Park { delivery, write } => self.park(delivery, write),
+                Command::Spill { write, messages } => self.spill(write, messages),
+                Command::Overflow { write, messages } => self.overflow(write, messages),
+                Command::ReadLanes(wants) => self.read_lanes(wants),
+                Command::ReadOverflow => self.read_overflow(),
             }
+            self.scheduler.set_room(self.room());
         }
     }
 
-    fn form(&mut self, key: DeliveryKey, messages: Vec<Change>) {
-        let facts = Facts::of(&messages);
-        self.sink.metrics.received_to_first_attempt.record(facts.oldest_received.elapsed());
-        let content = Content::Changes(Arc::new(messages));
-        self.deliveries.insert(key, Delivery { content, facts });
-        self.start(key, 1);
+    /// Whether the store takes more. A message that it may have no room for keeps everything in memory until it is delivered;
+    /// as JSON it may be several times as long as its row.
+    fn room(&self) -> schedule::StoreRoom {
+        self.ledger.room(self.largest_bytes.saturating_mul(3))
     }
 
-    /// Starts an attempt in a task of its own; the first one renders the body there.
-    fn start(&mut self, key: DeliveryKey, number: u32) {
-        let Some(delivery) = self.deliveries.get(&key) else { return };
-        let content = delivery.content.clone();
-        let Some(rendering) = self.rendering.clone() else { return };
-        let (endpoint, memory) = (self.sink.endpoint.clone(), self.sink.memory.clone());
-        let config = Arc::clone(&self.sink.config);
-        self.attempts.spawn(async move {
-            let started_at = SystemTime::now();
-            let work = AssertUnwindSafe(async {
-                let frozen = match content {
-                    Content::Frozen(frozen) => frozen,
-                    Content::Changes(changes) => freeze(&config, &rendering, &memory, &changes),
-                };
-                let attempt = endpoint.attempt(&frozen, number).await;
-                (frozen, attempt)
-            });
-            // A panic is a failure of ours: the delivery stays, and comes again.
-            match work.catch_unwind().await {
-                Ok((frozen, attempt)) => Ended { key, number, frozen: Some(frozen), attempt },
-                Err(_) => {
-                    let attempt = Attempt::unbuildable(started_at, "the attempt panicked");
-                    Ended { key, number, frozen: None, attempt }
+    /// Sends the next batch, if one is due.
+    fn tell_store(&mut self) {
+        let now = Instant::now();
+        if self.ledger.is_due(now) {
+            self.submit(now);
+        }
+    }
+
+    fn submit(&mut self, now: Instant) {
+        let high = self.resume.as_ref().map(Resume::high);
+        let schedule::Progress { resolved, high, mut unresolved } = self.scheduler.progress(high);
+        if let Some(resume) = &self.resume {
+            unresolved.extend(resume.unresolved());
+        }
+        // Before the first mark, of a sink that is new or beyond an accepted gap, nothing is known.
+        let progress = (resolved > Lsn::ZERO).then_some(KeptProgress { resolved, high, unresolved });
+        self.ledger.submit(now, progress);
+    }
+
+    fn durable(&mut self, durable: ledger::Durable) {
+        for write in durable.writes {
+            self.scheduler.written(write);
+            self.ledger.touch();
+            for key in self.parked.remove(&write).unwrap_or_default() {
+                // Its next attempt fetches the body.
+                if let Some(delivery) = self.deliveries.get_mut(&key)
+                    && let Some(id) = delivery.stored
+                {
+                    delivery.content = Content::Stored(id);
                 }
             }
-        });
+        }
+        self.sink.progress.resolve(durable.resolved);
     }
 
-    fn ended(&mut self, ended: Result<Ended, tokio::task::JoinError>) {
-        let ended = match ended {
-            Ok(ended) => ended,
-            Err(join) => {
-                // Attempts catch their panics and are aborted only when the sink is.
-                error!(sink = %self.sink.config.name, error = %join, "an attempt's task was lost");
-                return;
-            }
-        };
-        let Ended { key, number, frozen, attempt } = ended;
-        self.sink.metrics.attempted(attempt.verdict.is_acknowledged(), attempt.status);
-        self.sink.metrics.attempt_duration.record(attempt.duration);
-        match &attempt.verdict {
-            Verdict::Acknowledged => self.acknowledged(key, frozen),
-            Verdict::Failed { category, message } => self.failed((key, number), frozen, &attempt, *category, message),
-        }
+    /// Whether what waits in memory takes more than the sink's share.
+    fn is_over_share(&self) -> bool {
+        let counts = self.scheduler.counts();
+        let held = counts.waiting_bytes + counts.waiting * MESSAGE_OVERHEAD_BYTES + self.ledger.bytes();
+        held > self.sink.memory.limit() / 2 / self.sink.sharers
     }
 
-    fn acknowledged(&mut self, key: DeliveryKey, frozen: Option<Frozen>) {
-        let Some(Delivery { facts, .. }) = self.deliveries.remove(&key) else { return };
-        self.scheduler.outcome(Instant::now(), key, Outcome::Acknowledged);
-        let metrics = &self.sink.metrics;
-        metrics.acknowledged_deliveries.increment(1);
-        metrics.acknowledged_messages.increment(u64::try_from(facts.messages).unwrap_or(u64::MAX));
-        metrics.delivery_messages.record(f64::from(u32::try_from(facts.messages).unwrap_or(u32::MAX)));
-        if let Some(frozen) = frozen {
-            metrics.body_bytes.record(f64::from(u32::try_from(frozen.body.len()).unwrap_or(u32::MAX)));
-        }
-        if let Ok(taken) = SystemTime::now().duration_since(facts.oldest_commit) {
-            metrics.commit_to_acknowledged.record(taken);
-        }
-        self.sink.progress.acknowledge();
-        self.report.acknowledged(key, &facts);
-    }
-
-    fn failed(
-        &mut self,
-        (key, number): (DeliveryKey, u32),
-        frozen: Option<Frozen>,
-        attempt: &Attempt,
-        category: Category,
-        message: &str,
-    ) {
-        let failure = Failure { ours: category.is_ours(), retry_after: attempt.retry_after };
-        let now = Instant::now();
-        let verdict = self.scheduler.outcome(now, key, Outcome::Failed(failure));
-        self.sink.metrics.failed(category.as_str());
-        let Some(delivery) = self.deliveries.get_mut(&key) else { return };
-        if let (Content::Changes(changes), Some(frozen)) = (&delivery.content, &frozen) {
-            // From here on the body is what is kept; the name of the group goes with the changes.
-            delivery.facts.group =
-                changes.first().and_then(|change| crate::source::route::group_text(change, &self.sink.config));
-            delivery.content = Content::Frozen(frozen.clone());
-        }
-        let failed = report::Failed { number, attempt, category, message, verdict, id: frozen.map(|frozen| frozen.id) };
-        self.report.failed(&failed, &delivery.facts);
-    }
-
-    /// Lets the source know how far all is resolved and whether more is wanted.
+    /// Lets the source know whether more is wanted.
     fn tell_source(&mut self) {
-        self.sink.progress.resolve(self.scheduler.resolved());
         let counts = self.scheduler.counts();
         let config = &self.sink.config;
         let slots_twice = config.max_in_flight.saturating_mul(config.batch_size).saturating_mul(2);
         let enough = counts.ready >= slots_twice
             && (counts.ready >= READY_MESSAGES_ENOUGH || counts.ready_bytes >= READY_BYTES_ENOUGH);
-        self.sink.progress.set_saturated(enough);
-        self.overhead.set(counts.unresolved * MESSAGE_OVERHEAD_BYTES);
+        if counts.waiting == 0 {
+            self.largest_bytes = 0;
+        }
+        let overflows = self.scheduler.is_overflowing();
+        self.sink.progress.set_saturated(enough && !overflows);
+        let is_replaying = self.resume.as_ref().is_some_and(Resume::is_replaying);
+        let can_write = self.room() == schedule::StoreRoom::Open;
+        self.sink.progress.set_holds(self.sink.keeps && !can_write && !is_replaying && self.is_over_share());
+        let waiting = (counts.unresolved + counts.waiting).saturating_sub(counts.ack_pending);
+        let lanes = self.scheduler.lanes() * Scheduler::<Payload>::LANE_BYTES * 2;
+        self.overhead.set(waiting * MESSAGE_OVERHEAD_BYTES + counts.ack_pending * MEMBER_BYTES + lanes);
     }
 
     fn show(&mut self) {
+        self.log_rows_left = history::ROWS_A_TICK;
         if let Some(rendering) = &self.rendering {
             let fallbacks = rendering.fallbacks();
-            self.sink.text_fallback_values.increment(fallbacks - self.fallbacks_counted);
+            self.sink.text_fallback_values.increment(fallbacks.saturating_sub(self.fallbacks_counted));
             self.fallbacks_counted = fallbacks;
         }
         let view = self.report.view(&self.sink, &self.scheduler);

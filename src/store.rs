@@ -214,6 +214,11 @@ impl Store {
         }
     }
 
+    /// Rows that were not even made, for want of time.
+    pub fn log_lost(&self, rows: usize) {
+        self.shared.health.lose_log_rows(rows);
+    }
+
     /// How the store is.
     pub fn health(&self) -> Health {
         self.shared.health.show()

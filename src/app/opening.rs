@@ -23,12 +23,19 @@ pub(super) struct Opened {
     sinks: HashMap<String, (SinkKey, Loaded)>,
     /// By source name: sinks that left the config and still hold something.
     absent: HashMap<String, Vec<AbsentSink>>,
+    /// By source name: which cluster the store's messages are of.
+    system_ids: HashMap<String, u64>,
 }
 
 impl Opened {
     /// What the store has of a sink of the config.
     pub(super) fn take(&mut self, sink: &str) -> Option<(SinkKey, Loaded)> {
         self.sinks.remove(sink)
+    }
+
+    /// Which cluster the store's messages of a source are of; `None`: there are none.
+    pub(super) fn system_id(&self, source: &str) -> Option<u64> {
+        self.system_ids.get(source).copied()
     }
 
     /// What is said of sinks that left the config; it is logged too.
@@ -84,14 +91,14 @@ pub(super) async fn close(store: Store) {
 
 /// What people see of it.
 pub(super) fn view_of(health: Health) -> StoreView {
-    let Health { is_full, is_failing, trouble, used_bytes, max_bytes, log_rows_lost } = health;
+    let Health { is_full, is_failing, trouble, used_bytes, max_bytes, room_bytes: _, log_rows_lost } = health;
     StoreView { used_bytes, max_bytes, is_full, is_failing, trouble, log_rows_lost }
 }
 
 fn try_to_open(state: &StateConfig, wanted: &Wanted) -> Result<Opened, StoreError> {
     let store = Store::open(state, wanted.iter().map(|(_, sinks)| sinks.len()).sum())?;
     match load(&store, wanted) {
-        Ok((sinks, absent)) => Ok(Opened { store, sinks, absent }),
+        Ok(All { sinks, absent, system_ids }) => Ok(Opened { store, sinks, absent, system_ids }),
         Err(error) => {
             // The next try opens it anew, which its lock must let pass.
             store.close();
@@ -100,18 +107,29 @@ fn try_to_open(state: &StateConfig, wanted: &Wanted) -> Result<Opened, StoreErro
     }
 }
 
-type LoadedAll = (HashMap<String, (SinkKey, Loaded)>, HashMap<String, Vec<AbsentSink>>);
+#[derive(Default)]
+struct All {
+    sinks: HashMap<String, (SinkKey, Loaded)>,
+    absent: HashMap<String, Vec<AbsentSink>>,
+    system_ids: HashMap<String, u64>,
+}
 
-fn load(store: &Store, wanted: &Wanted) -> Result<LoadedAll, StoreError> {
-    let (mut loaded, mut absent) = (HashMap::new(), HashMap::new());
+fn load(store: &Store, wanted: &Wanted) -> Result<All, StoreError> {
+    let mut all = All::default();
     for (source, sinks) in wanted {
         let names: Vec<&str> = sinks.iter().map(String::as_str).collect();
-        absent.insert(source.clone(), store.register(source, &names)?);
+        all.absent.insert(source.clone(), store.register(source, &names)?);
+        let binding = store.source(source)?;
+        // Beyond an accepted gap the slot's position counts, which the source learns; until then nothing is known.
+        let begins_anew = binding.as_ref().is_some_and(|binding| binding.gap_accepted);
+        all.system_ids.extend(binding.map(|binding| (source.clone(), binding.system_id)));
         for sink in sinks {
-            loaded.insert(sink.clone(), store.load(source, sink)?);
+            let (key, mut loaded) = store.load(source, sink)?;
+            loaded.progress = loaded.progress.filter(|_| !begins_anew);
+            all.sinks.insert(sink.clone(), (key, loaded));
         }
     }
-    Ok((loaded, absent))
+    Ok(all)
 }
 
 fn trouble_of_opening(state: &StateConfig, error: &str) -> Trouble {

@@ -108,26 +108,13 @@ impl Frozen {
         self.body.get(member.bytes.clone()).unwrap_or_default()
     }
 
-    /// The delivery cut in two at the middle, order and message bytes kept; `None` when it has fewer than two messages.
-    pub fn split(&self, memory: &Memory, sink: &str, form: BodyForm) -> Option<(Self, Self)> {
-        if self.members.len() < 2 {
-            return None;
-        }
-        let (first, second) = self.members.split_at_checked(self.members.len() / 2)?;
-        Some((self.part(memory, sink, form, first), self.part(memory, sink, form, second)))
-    }
-
-    fn part(&self, memory: &Memory, sink: &str, form: BodyForm, members: &[Member]) -> Self {
-        Self::build(
-            memory,
-            sink,
-            form,
-            self.body.len() / 2,
-            members.iter().map(|member| member.id),
-            |index, _, body| {
-                body.extend_from_slice(members.get(index).map_or(&[], |member| self.message(member)));
-            },
-        )
+    /// The delivery of these of its messages, order and message bytes kept.
+    pub fn part(&self, memory: &Memory, sink: &str, form: BodyForm, indexes: &[usize]) -> Self {
+        let members: Vec<&Member> = indexes.iter().filter_map(|&index| self.members.get(index)).collect();
+        let capacity = members.iter().map(|member| member.bytes.len() + 1).sum::<usize>() + 16;
+        Self::build(memory, sink, form, capacity, members.iter().map(|member| member.id), |index, _, body| {
+            body.extend_from_slice(members.get(index).map_or(&[], |member| self.message(member)));
+        })
     }
 }
 
@@ -198,13 +185,15 @@ mod tests {
     }
 
     #[test]
-    fn split_keeps_order_and_bytes_until_each_message_stands_alone() {
+    fn a_part_keeps_order_and_bytes() {
         let memory = Memory::new(1 << 20);
         let whole = frozen(&memory, BodyForm::Batch, &[1, 2, 3]);
-        let (first, second) = whole.split(&memory, "orders", BodyForm::Batch).unwrap();
-        assert_eq!(first.body, r#"{"data":[{"n":1}]}"#);
-        assert_eq!(second.body, r#"{"data":[{"n":2},{"n":3}]}"#);
-        assert_eq!(second.id, frozen(&memory, BodyForm::Batch, &[2, 3]).id);
-        assert!(first.split(&memory, "orders", BodyForm::Batch).is_none());
+        let (first, second) = (
+            whole.part(&memory, "orders", BodyForm::Batch, &[0, 2]),
+            whole.part(&memory, "orders", BodyForm::Batch, &[1]),
+        );
+        assert_eq!(first.body, r#"{"data":[{"n":1},{"n":3}]}"#);
+        assert_eq!(second.body, r#"{"data":[{"n":2}]}"#);
+        assert_eq!(first.id, frozen(&memory, BodyForm::Batch, &[1, 3]).id);
     }
 }

@@ -1,4 +1,4 @@
-//! Messages that are not in a delivery yet, by group, and which groups may be served.
+//! Messages in memory that are not in a delivery yet, by group, and which groups may be served.
 //!
 //! Every group is a queue threaded through one slab, so that a group of one message costs one map entry and no
 //! allocation. A group is in one of three states:
@@ -10,7 +10,9 @@
 //!   group reaches the message last takes it for both, so nobody needs to be woken. Messages stand in both queues in
 //!   the order of arrival, so two such messages never wait for each other.
 //!
-//! A group without messages and without a delivery does not exist.
+//! A group without messages and without a delivery does not exist. A group of which messages wait in the store has a
+//! lane ([`super::lanes`]): the queue here is before what the store has of it, and the lane has a second queue for what
+//! comes after that.
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -19,45 +21,88 @@ use std::time::Instant;
 use hashbrown::HashMap;
 use hashbrown::hash_map::Entry as MapEntry;
 
+use super::lanes::Lane;
 use super::watermark::Token;
 use super::{DeliveryKey, GroupId, Groups};
+use crate::change::Position;
 
-const NONE: u32 = u32::MAX;
+pub(super) const NONE: u32 = u32::MAX;
+
+/// What stands for a message until it is resolved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Backing {
+    /// The WAL: it is not resolved.
+    Wal(Token),
+    /// A page of the store's overflow; the token is of the list of such messages in memory.
+    Page(Token),
+    /// A lane of the store.
+    Lane,
+}
 
 /// A message that waits to be taken into a delivery.
 #[derive(Debug)]
 pub(super) struct Waiting<P> {
     pub(super) groups: Groups,
     pub(super) bytes: usize,
-    pub(super) token: Token,
+    pub(super) position: Position,
+    pub(super) backing: Backing,
     pub(super) payload: P,
 }
 
 #[derive(Debug)]
-struct Slot<P> {
-    message: Option<Waiting<P>>,
+pub(super) struct Slot<P> {
+    pub(super) message: Option<Waiting<P>>,
     /// The next message of the first and of the second group.
-    next: [u32; 2],
+    pub(super) next: [u32; 2],
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+pub(super) enum State {
     Ready,
     Busy(DeliveryKey),
     Blocked,
 }
 
+/// Messages of one group, threaded through the slab.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Queue {
+    pub(super) head: u32,
+    pub(super) tail: u32,
+    pub(super) messages: usize,
+    pub(super) bytes: usize,
+}
+
+impl Queue {
+    pub(super) const EMPTY: Self = Self { head: NONE, tail: NONE, messages: 0, bytes: 0 };
+
+    /// Takes the first message off; `next` is the one behind it.
+    pub(super) fn pop(&mut self, next: u32, bytes: usize) {
+        self.head = next;
+        self.messages -= 1;
+        self.bytes -= bytes;
+        if self.head == NONE {
+            *self = Self::EMPTY;
+        }
+    }
+
+    fn push(&mut self, index: u32, bytes: usize) {
+        if self.head == NONE {
+            self.head = index;
+        }
+        self.tail = index;
+        self.messages += 1;
+        self.bytes += bytes;
+    }
+}
+
 #[derive(Debug)]
-struct Group {
-    head: u32,
-    tail: u32,
-    messages: usize,
-    bytes: usize,
-    state: State,
+pub(super) struct Group {
+    pub(super) queue: Queue,
+    pub(super) state: State,
 }
 
 #[derive(Clone, Copy, Debug)]
-enum ReadyItem {
+pub(super) enum ReadyItem {
     Group(GroupId),
     /// A message without a group.
     Single(u32),
@@ -83,6 +128,9 @@ impl Hasher for IdentityHasher {
     }
 }
 
+/// A map by group.
+pub(super) type ByGroup<V> = HashMap<GroupId, V, BuildHasherDefault<IdentityHasher>>;
+
 /// Bounds of one delivery.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
@@ -93,33 +141,52 @@ pub(super) struct Bounds {
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Backlog<P> {
-    slots: Vec<Slot<P>>,
+    pub(super) slots: Vec<Slot<P>>,
     free: Vec<u32>,
-    groups: HashMap<GroupId, Group, BuildHasherDefault<IdentityHasher>>,
-    ready: VecDeque<(ReadyItem, Instant)>,
-    ready_messages: usize,
-    ready_bytes: usize,
+    pub(super) groups: ByGroup<Group>,
+    pub(super) lanes: ByGroup<Lane>,
+    /// Lanes that may be read, once.
+    pub(super) lanes_free: VecDeque<GroupId>,
+    pub(super) lane_messages: usize,
+    pub(super) ready: VecDeque<(ReadyItem, Instant)>,
+    /// Slots of messages without a group that left otherwise than by being taken: kept until the ready queue passes them.
+    pub(super) gone: usize,
+    pub(super) ready_messages: usize,
+    pub(super) ready_bytes: usize,
+    bytes: usize,
 }
 
 impl<P> Backlog<P> {
     /// A message alone in its group.
     pub(super) const MESSAGE_BYTES: usize =
         size_of::<Slot<P>>() + size_of::<(GroupId, Group)>() + size_of::<(ReadyItem, Instant)>() + size_of::<u64>();
+    /// A group that has a lane.
+    pub(super) const LANE_BYTES: usize = size_of::<(GroupId, Lane)>() + size_of::<GroupId>();
 
     pub(super) fn new() -> Self {
         Self {
             slots: Vec::new(),
             free: Vec::new(),
-            groups: HashMap::default(),
+            groups: ByGroup::default(),
+            lanes: ByGroup::default(),
+            lanes_free: VecDeque::new(),
+            lane_messages: 0,
             ready: VecDeque::new(),
+            gone: 0,
             ready_messages: 0,
             ready_bytes: 0,
+            bytes: 0,
         }
     }
 
     /// Messages waiting, whatever their groups' states.
     pub(super) fn len(&self) -> usize {
-        self.slots.len() - self.free.len()
+        self.slots.len() - self.free.len() - self.gone
+    }
+
+    /// Their bytes.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// Messages of ready groups. One that belongs to two ready groups counts twice.
@@ -135,35 +202,68 @@ impl<P> Backlog<P> {
     /// Since when the first deliverable message is deliverable. Clears stale entries on the way.
     pub(super) fn ready_since(&mut self) -> Option<Instant> {
         while let Some((item, since)) = self.ready.front().copied() {
-            let live = match item {
-                ReadyItem::Single(_) => true,
-                ReadyItem::Group(id) => self.groups.get(&id).is_some_and(|group| group.state == State::Ready),
-            };
-            if live {
+            if self.is_live(item) {
                 return Some(since);
             }
+            self.pass(item);
             self.ready.pop_front();
         }
         None
     }
 
-    /// Adds a message behind all others of its groups. Says whether it is deliverable now, as far as its groups go.
-    pub(super) fn push(&mut self, now: Instant, message: Waiting<P>) -> bool {
-        let (groups, bytes) = (message.groups, message.bytes);
-        let index = self.place(Slot { message: Some(message), next: [NONE; 2] });
-        match groups {
+    fn is_live(&self, item: ReadyItem) -> bool {
+        match item {
+            ReadyItem::Single(index) => self.message(index).is_some(),
+            ReadyItem::Group(id) => self.groups.get(&id).is_some_and(|group| group.state == State::Ready),
+        }
+    }
+
+    /// A stale entry leaves the ready queue.
+    fn pass(&mut self, item: ReadyItem) {
+        if let ReadyItem::Single(index) = item {
+            self.free.push(index);
+            self.gone -= 1;
+        }
+    }
+
+    /// Stale entries pile up when nothing is taken for long while messages leave for the store.
+    pub(super) fn sweep_ready(&mut self) {
+        if self.ready.len() > 1024 + 2 * (self.groups.len() + self.len()) {
+            for _ in 0..self.ready.len() {
+                let Some((item, since)) = self.ready.pop_front() else { break };
+                if self.is_live(item) { self.ready.push_back((item, since)) } else { self.pass(item) }
+            }
+        }
+    }
+
+    /// Adds a message behind all others of its groups, and says where it is and whether it is deliverable now, as far as its
+    /// groups go.
+    pub(super) fn push(&mut self, now: Instant, message: Waiting<P>) -> (u32, bool) {
+        let (groups, bytes, position) = (message.groups, message.bytes, message.position);
+        let index = self.enter(message);
+        let ready = match groups {
             Groups::None => {
                 self.ready.push_back((ReadyItem::Single(index), now));
                 self.ready_messages += 1;
                 self.ready_bytes += bytes;
                 true
             }
-            Groups::One(id) => self.append(now, id, index, bytes),
+            Groups::One(id) => self.join(now, id, (index, bytes, position)),
             Groups::Two(first, second) => {
-                let first = self.append(now, first, index, bytes);
-                self.append(now, second, index, bytes) && first
+                let first = self.join(now, first, (index, bytes, position));
+                self.join(now, second, (index, bytes, position)) && first
             }
+        };
+        (index, ready)
+    }
+
+    /// Behind what the store has of the group, or before it.
+    fn join(&mut self, now: Instant, id: GroupId, (index, bytes, position): (u32, usize, Position)) -> bool {
+        if !self.lanes.is_empty() && self.lanes.get(&id).is_some_and(|lane| position > lane.last) {
+            self.append_behind(id, index, bytes);
+            return false;
         }
+        self.append(now, id, index, bytes)
     }
 
     /// Takes what the next delivery holds: from the front of the ready queue, each group's messages in order, as many as the
@@ -183,10 +283,11 @@ impl<P> Backlog<P> {
             }
             self.ready.pop_front();
         }
+        self.bytes -= taken.bytes;
         taken.messages
     }
 
-    /// `delivery` holds its groups no longer: those with messages are ready, the others are gone.
+    /// `delivery` holds its groups no longer: those with messages are ready, the others are gone, or their lanes are next.
     pub(super) fn release(&mut self, now: Instant, delivery: DeliveryKey, groups: Groups) {
         for id in groups.iter() {
             let MapEntry::Occupied(mut entry) = self.groups.entry(id) else { continue };
@@ -194,51 +295,76 @@ impl<P> Backlog<P> {
             if group.state != State::Busy(delivery) {
                 continue;
             }
-            if group.head == NONE {
+            if group.queue.head == NONE {
                 entry.remove();
+                self.lane_is_next(id);
             } else {
                 group.state = State::Ready;
-                self.ready_messages += group.messages;
-                self.ready_bytes += group.bytes;
+                self.ready_messages += group.queue.messages;
+                self.ready_bytes += group.queue.bytes;
                 self.ready.push_back((ReadyItem::Group(id), now));
             }
         }
         self.shrink_when_empty();
     }
 
+    /// `delivery`, of a life before, holds the group.
+    pub(super) fn hold(&mut self, delivery: DeliveryKey, id: GroupId) {
+        let group = self.groups.entry(id).or_insert(Group { queue: Queue::EMPTY, state: State::Ready });
+        group.state = State::Busy(delivery);
+    }
+
+    /// Who holds the group.
+    pub(super) fn holder(&self, id: GroupId) -> Option<DeliveryKey> {
+        match self.groups.get(&id)?.state {
+            State::Busy(delivery) => Some(delivery),
+            State::Ready | State::Blocked => None,
+        }
+    }
+
     /// Puts a message at the end of a group's queue; true if the group is ready.
-    fn append(&mut self, now: Instant, id: GroupId, index: u32, bytes: usize) -> bool {
+    pub(super) fn append(&mut self, now: Instant, id: GroupId, index: u32, bytes: usize) -> bool {
         let group = match self.groups.entry(id) {
             MapEntry::Occupied(entry) => entry.into_mut(),
             MapEntry::Vacant(entry) => {
                 self.ready.push_back((ReadyItem::Group(id), now));
-                entry.insert(Group { head: NONE, tail: NONE, messages: 0, bytes: 0, state: State::Ready })
+                entry.insert(Group { queue: Queue::EMPTY, state: State::Ready })
             }
         };
-        // A busy group may have an empty queue; its tail then names a slot that is no longer its own.
-        let behind = if group.head == NONE { NONE } else { group.tail };
-        if behind == NONE {
-            group.head = index;
-        }
-        group.tail = index;
-        group.messages += 1;
-        group.bytes += bytes;
+        let behind = if group.queue.head == NONE { NONE } else { group.queue.tail };
+        group.queue.push(index, bytes);
         let ready = group.state == State::Ready;
         if ready {
             self.ready_messages += 1;
             self.ready_bytes += bytes;
         }
+        self.link(id, behind, index);
+        ready
+    }
+
+    /// The same for a lane's second queue.
+    fn append_behind(&mut self, id: GroupId, index: u32, bytes: usize) {
+        let Some(lane) = self.lanes.get_mut(&id) else { return };
+        let behind = if lane.behind.head == NONE { NONE } else { lane.behind.tail };
+        lane.behind.push(index, bytes);
+        self.link(id, behind, index);
+    }
+
+    /// In the group's queue `next` follows `behind`.
+    pub(super) fn link(&mut self, id: GroupId, behind: u32, next: u32) {
         if let Some(slot) = self.slots.get_mut(place(behind))
             && let Some(message) = &slot.message
         {
             let side = message.groups.side(id);
-            slot.next[side] = index;
+            slot.next[side] = next;
         }
-        ready
     }
 
     fn take_single(&mut self, index: u32, taken: &mut Taken<P>) -> bool {
-        let bytes = self.message(index).map_or(0, |message| message.bytes);
+        let Some(bytes) = self.message(index).map(|message| message.bytes) else {
+            self.pass(ReadyItem::Single(index));
+            return true;
+        };
         if !taken.fits(bytes) {
             return false;
         }
@@ -255,28 +381,27 @@ impl<P> Backlog<P> {
         if group.state != State::Ready {
             return true;
         }
-        let first = self.slots.get(place(group.head)).and_then(|slot| slot.message.as_ref());
+        let queue = &mut group.queue;
+        let first = self.slots.get(place(queue.head)).and_then(|slot| slot.message.as_ref());
         if first.is_some_and(|message| !taken.fits(message.bytes)) {
             return false;
         }
-        self.ready_messages -= group.messages;
-        self.ready_bytes -= group.bytes;
+        self.ready_messages -= queue.messages;
+        self.ready_bytes -= queue.bytes;
         // It stays so only if its first message belongs to another group too.
         group.state = State::Blocked;
         // Messages of this group alone, which is nearly all there is, need no other look-up.
         while taken.has_room()
-            && let Some(slot) = self.slots.get_mut(place(group.head))
+            && let Some(slot) = self.slots.get_mut(place(queue.head))
             && let Some(message) =
                 slot.message.take_if(|message| matches!(message.groups, Groups::One(_)) && taken.fits(message.bytes))
         {
-            self.free.push(group.head);
-            group.head = slot.next[0];
-            group.messages -= 1;
-            group.bytes -= message.bytes;
+            self.free.push(queue.head);
+            queue.pop(slot.next[0], message.bytes);
             group.state = State::Busy(delivery);
             taken.add(Some(message));
         }
-        if group.head != NONE && taken.has_room() {
+        if queue.head != NONE && taken.has_room() {
             self.take_shared(id, delivery, taken);
         }
         true
@@ -284,7 +409,7 @@ impl<P> Backlog<P> {
 
     /// The same from the first message on that belongs to two groups.
     fn take_shared(&mut self, id: GroupId, delivery: DeliveryKey, taken: &mut Taken<P>) {
-        while let Some(head) = self.groups.get(&id).map(|group| group.head)
+        while let Some(head) = self.groups.get(&id).map(|group| group.queue.head)
             && let Some(message) = self.message(head)
         {
             let groups = message.groups;
@@ -292,7 +417,8 @@ impl<P> Backlog<P> {
                 break;
             }
             for member in groups.iter() {
-                self.pop(member, head, delivery);
+                self.leave_ready(member, State::Busy(delivery));
+                self.pop(member, head);
             }
             taken.add(self.remove(head));
         }
@@ -306,39 +432,37 @@ impl<P> Backlog<P> {
                     State::Busy(holder) => holder == delivery,
                     State::Ready | State::Blocked => true,
                 };
-                free && group.head == index
+                free && group.queue.head == index
             })
         })
     }
 
-    /// Takes the head off a group's queue and gives the group to `delivery`.
-    fn pop(&mut self, id: GroupId, index: u32, delivery: DeliveryKey) {
-        self.leave_ready(id, State::Busy(delivery));
+    /// Takes the head off a group's queue. The group is not ready.
+    pub(super) fn pop(&mut self, id: GroupId, index: u32) {
         let Some(message) = self.message(index) else { return };
         let (side, bytes) = (message.groups.side(id), message.bytes);
         let next = self.slots.get(place(index)).map_or(NONE, |slot| slot.next[side]);
         if let Some(group) = self.groups.get_mut(&id) {
-            debug_assert_eq!(group.head, index, "only a group's first message is taken");
-            group.head = next;
-            group.messages -= 1;
-            group.bytes -= bytes;
+            debug_assert_eq!(group.queue.head, index, "only a group's first message is taken");
+            group.queue.pop(next, bytes);
         }
     }
 
-    fn leave_ready(&mut self, id: GroupId, state: State) {
+    pub(super) fn leave_ready(&mut self, id: GroupId, state: State) {
         let Some(group) = self.groups.get_mut(&id) else { return };
         if group.state == State::Ready {
-            self.ready_messages -= group.messages;
-            self.ready_bytes -= group.bytes;
+            self.ready_messages -= group.queue.messages;
+            self.ready_bytes -= group.queue.bytes;
         }
         group.state = state;
     }
 
-    fn message(&self, index: u32) -> Option<&Waiting<P>> {
+    pub(super) fn message(&self, index: u32) -> Option<&Waiting<P>> {
         self.slots.get(place(index))?.message.as_ref()
     }
 
     fn place(&mut self, slot: Slot<P>) -> u32 {
+        self.bytes += slot.message.as_ref().map_or(0, |message| message.bytes);
         if let Some(index) = self.free.pop() {
             if let Some(free) = self.slots.get_mut(place(index)) {
                 *free = slot;
@@ -349,10 +473,31 @@ impl<P> Backlog<P> {
         u32::try_from(self.slots.len() - 1).expect("four thousand million messages do not fit in memory")
     }
 
+    /// Gives a message a slot; its groups' queues do not know it yet.
+    pub(super) fn enter(&mut self, message: Waiting<P>) -> u32 {
+        self.place(Slot { message: Some(message), next: [NONE; 2] })
+    }
+
     fn remove(&mut self, index: u32) -> Option<Waiting<P>> {
         let message = self.slots.get_mut(place(index))?.message.take();
         self.free.push(index);
         message
+    }
+
+    /// Takes a message out of the slab that leaves for the store. A slot that the ready queue names stays until it is
+    /// passed there.
+    pub(super) fn depart(&mut self, index: u32) -> Option<Waiting<P>> {
+        let message = self.slots.get_mut(place(index))?.message.take()?;
+        self.bytes -= message.bytes;
+        match message.groups {
+            Groups::None => {
+                self.gone += 1;
+                self.ready_messages -= 1;
+                self.ready_bytes -= message.bytes;
+            }
+            Groups::One(_) | Groups::Two(..) => self.free.push(index),
+        }
+        Some(message)
     }
 
     /// Gives back the memory of a past crowd.
@@ -365,6 +510,7 @@ impl<P> Backlog<P> {
             self.free.shrink_to(KEPT);
             self.ready.shrink_to(KEPT);
             self.groups.shrink_to(KEPT);
+            self.lanes.shrink_to(KEPT);
         }
     }
 }
@@ -393,6 +539,6 @@ impl<P> Taken<P> {
     }
 }
 
-fn place(index: u32) -> usize {
+pub(super) fn place(index: u32) -> usize {
     usize::try_from(index).unwrap_or(usize::MAX)
 }

@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::retry::RetryRule;
+use super::breaker::BreakerState;
+use super::retry::{Exhausted, Limits, RetryRule};
+use crate::change::{Lsn, Position};
 
 /// A group: a hash of the table and the group's values. Two groups with the same hash are served as one, which costs
 /// parallelism and breaks nothing.
@@ -60,6 +62,18 @@ pub struct Rules {
     pub max_in_flight: usize,
     /// Waits between attempts.
     pub retry: RetryRule,
+    /// When a delivery is given up.
+    pub limits: Limits,
+    /// What becomes of the rest then.
+    pub on_exhausted: OnExhausted,
+    /// The refusal from which on a delivery of several messages is split; at least 1.
+    pub split_after: u32,
+    /// Whether what cannot be delivered soon goes to the store (`state.hold = "store"`).
+    pub keeps: bool,
+    /// Deliverable messages and their bytes beyond which nothing more is read back from the store.
+    pub enough: (usize, usize),
+    /// Bytes of messages that are written at once at most, but for a larger message alone.
+    pub write_bytes: usize,
 }
 
 /// A message for the scheduler: `payload` is carried through untouched.
@@ -69,6 +83,8 @@ pub struct Message<P> {
     pub groups: Groups,
     /// Bytes it adds to a body.
     pub bytes: usize,
+    /// Where it stands in the order of commits.
+    pub position: Position,
     /// What the deliverer needs.
     pub payload: P,
 }
@@ -76,6 +92,10 @@ pub struct Message<P> {
 /// Names a delivery within one life of a scheduler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct DeliveryKey(pub u64);
+
+/// Names what a scheduler wants written, until it is told that it is durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct WriteId(pub u64);
 
 /// What is to be done now.
 #[derive(Debug)]
@@ -94,6 +114,40 @@ pub enum Command<P> {
         /// 2, 3, …; again 1 if the first failed for reasons of ours.
         number: u32,
     },
+    /// Write the delivery, which failed or hangs, to the store; or say [`super::Scheduler::not_written`].
+    Park {
+        /// Which.
+        delivery: DeliveryKey,
+        /// To be told when it is durable.
+        write: WriteId,
+    },
+    /// Write these waiting messages to the lanes of their groups.
+    Spill {
+        /// To be told when they are durable.
+        write: WriteId,
+        /// In an order in which no message comes before an older one of its groups.
+        messages: Vec<Message<P>>,
+    },
+    /// Write these messages, the newest of the sink, as the next page of its overflow.
+    Overflow {
+        /// To be told when they are durable.
+        write: WriteId,
+        /// In the order of arrival.
+        messages: Vec<Message<P>>,
+    },
+    /// Read the next messages of these lanes.
+    ReadLanes(Vec<Want>),
+    /// Read the next pages of the overflow.
+    ReadOverflow,
+}
+
+/// The next messages of a group, as they stand in the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Want {
+    /// Which group.
+    pub group: GroupId,
+    /// Only those after this.
+    pub after: Option<Position>,
 }
 
 /// How an attempt ended.
@@ -101,7 +155,7 @@ pub enum Command<P> {
 pub enum Outcome {
     /// Acknowledged: its messages are resolved.
     Acknowledged,
-    /// Failed as a whole: it is tried again.
+    /// Failed as a whole.
     Failed(Failure),
 }
 
@@ -110,28 +164,104 @@ pub enum Outcome {
 pub struct Failure {
     /// A failure of ours (could not render, stopping): it does not count as an attempt.
     pub ours: bool,
+    /// It speaks of the endpoint, not of this delivery: it counts for the breaker.
+    pub trouble: bool,
+    /// It may come from one message of the delivery (400, 413, 422): splitting may help.
+    pub refused: bool,
     /// The endpoint asked everyone to wait so long (`Retry-After` of a 429 or 503).
     pub retry_after: Option<Duration>,
 }
 
 /// What became of a delivery by an [`Outcome`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// Resolved.
     Done,
     /// Tried again at this time, or later when the sink is held.
     Retry(Instant),
+    /// It is no more: these deliveries have its messages.
+    Split {
+        /// Name and indexes of members, in the order of the whole.
+        parts: [(DeliveryKey, Vec<usize>); 2],
+        /// They are to be written to the store, in the place of the whole if that is there.
+        write: Option<WriteId>,
+    },
+    /// Given up: a dead letter. Its groups go on.
+    Dead {
+        /// Why.
+        why: Exhausted,
+        /// The sink is paused for it.
+        paused: bool,
+    },
+    /// Given up, and its groups wait for a person.
+    Blocked(Exhausted),
+}
+
+/// What becomes of the rest when a delivery is given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnExhausted {
+    /// Its groups go on.
+    Continue,
+    /// Its groups wait for a person.
+    BlockGroup,
+    /// Its groups go on, and the sink is paused.
+    PauseSink,
+}
+
+/// Whether the store takes what waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreRoom {
+    /// It does.
+    Open,
+    /// Not for a moment: enough is on its way.
+    Busy,
+    /// It is full, or cannot be written.
+    Shut,
+}
+
+/// A delivery of a life before, as the store has it.
+#[derive(Clone, Debug)]
+pub struct Restored {
+    /// Of its messages, in order.
+    pub members: Vec<Groups>,
+    /// The first message's position: deliveries with a group in common go in this order.
+    pub position: Position,
+    /// Attempts that count.
+    pub attempts: u32,
+    /// Failures, ours included.
+    pub failures: u32,
+    /// Failures with a status of which splitting may help.
+    pub refusals: u32,
+    /// When its first attempt began.
+    pub first_attempt: Option<Instant>,
+    /// When it is due; `None`: it is blocked.
+    pub due: Option<Instant>,
+    /// It was split off another.
+    pub is_part: bool,
+}
+
+/// How far a sink is: what must not come again after a restart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Everything up to here is resolved.
+    pub resolved: Lsn,
+    /// Everything up to this position is resolved, except `unresolved`.
+    pub high: Option<Position>,
+    /// Ascending, all before `high`.
+    pub unresolved: Vec<Position>,
 }
 
 /// Figures for people.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Counts {
     /// Attempts under way.
     pub in_flight: usize,
     /// Messages in deliveries that are not acknowledged.
     pub ack_pending: usize,
-    /// Messages not in a delivery.
+    /// Messages in memory that are not in a delivery.
     pub waiting: usize,
+    /// Bytes they add to bodies.
+    pub waiting_bytes: usize,
     /// Of these, deliverable as far as their groups go.
     pub ready: usize,
     /// Bytes of the ready ones.
@@ -142,4 +272,14 @@ pub struct Counts {
     pub groups_held: usize,
     /// Messages that are not resolved.
     pub unresolved: usize,
+    /// Deliveries that the store has.
+    pub parked: usize,
+    /// Deliveries that were given up and wait for a person.
+    pub blocked: usize,
+    /// Messages in the store's lanes that are not in memory.
+    pub lane_messages: usize,
+    /// Messages in the store's overflow that are not in memory.
+    pub overflow_messages: usize,
+    /// The endpoint's health.
+    pub breaker: BreakerState,
 }

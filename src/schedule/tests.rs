@@ -1,5 +1,8 @@
 //! Plays: at this time this happens, exactly these commands follow.
 
+mod given_up;
+mod store;
+
 use std::time::Duration;
 
 use super::*;
@@ -14,21 +17,42 @@ fn rules() -> Rules {
         max_ack_pending: 100,
         max_in_flight: 10,
         retry: RetryRule { initial: 1000 * MS, max: 180_000 * MS },
+        limits: Limits::default(),
+        on_exhausted: OnExhausted::Continue,
+        split_after: 1,
+        keeps: false,
+        enough: (100, 100_000),
+        write_bytes: 1 << 20,
     }
+}
+
+fn at(position: u64) -> Position {
+    Position { commit_lsn: Lsn(position), index: 1 }
 }
 
 struct Play {
     scheduler: Scheduler<u64>,
     now: Instant,
+    /// What was asked to be written and is not durable, oldest first.
+    writes: VecDeque<WriteId>,
+}
+
+/// A message whose payload is its position.
+fn message(groups: Groups, payload: u64) -> Message<u64> {
+    Message { groups, bytes: 10, position: at(payload), payload }
+}
+
+fn payloads(messages: Vec<Message<u64>>) -> Vec<u64> {
+    messages.into_iter().map(|message| message.payload).collect()
 }
 
 impl Play {
     fn new(rules: Rules) -> Self {
-        Self { scheduler: Scheduler::new(rules, 1), now: Instant::now() }
+        Self { scheduler: Scheduler::new(rules, 1), now: Instant::now(), writes: VecDeque::new() }
     }
 
     fn push(&mut self, groups: Groups, payload: u64) {
-        self.scheduler.push(self.now, Message { groups, bytes: 10, payload });
+        self.scheduler.push(self.now, message(groups, payload));
         self.scheduler.mark(Lsn(payload));
     }
 
@@ -36,27 +60,78 @@ impl Play {
         self.push(Groups::One(GroupId(group)), payload);
     }
 
-    /// The commands that follow: (delivery, payloads) of new ones, (delivery, []) of retries.
+    /// The commands that follow, all of them attempts: (delivery, payloads) of new ones, (delivery, []) of retries.
     fn commands(&mut self) -> Vec<(u64, Vec<u64>)> {
         let mut commands = Vec::new();
         while let Some(command) = self.scheduler.poll(self.now) {
             commands.push(match command {
                 Command::Form { delivery, messages } => (delivery.0, messages),
                 Command::Attempt { delivery, .. } => (delivery.0, Vec::new()),
+                other => panic!("{other:?}"),
             });
         }
         commands
+    }
+
+    /// The commands that follow, told in words.
+    fn told(&mut self) -> Vec<String> {
+        let mut told = Vec::new();
+        while let Some(command) = self.scheduler.poll(self.now) {
+            told.push(match command {
+                Command::Form { delivery, messages } => format!("form {} {messages:?}", delivery.0),
+                Command::Attempt { delivery, number } => format!("attempt {} for the {number}. time", delivery.0),
+                Command::Park { delivery, write } => {
+                    self.writes.push_back(write);
+                    format!("park {}", delivery.0)
+                }
+                Command::Spill { write, messages } => {
+                    self.writes.push_back(write);
+                    format!("spill {:?}", payloads(messages))
+                }
+                Command::Overflow { write, messages } => {
+                    self.writes.push_back(write);
+                    format!("page {:?}", payloads(messages))
+                }
+                Command::ReadLanes(wants) => {
+                    let mut groups: Vec<u64> = wants.iter().map(|want| want.group.0).collect();
+                    groups.sort_unstable();
+                    format!("read lanes {groups:?}")
+                }
+                Command::ReadOverflow => "read page".to_owned(),
+            });
+        }
+        let timeout = self.scheduler.poll_timeout();
+        assert!(timeout.is_none_or(|at| at > self.now), "what is due now is not left lying");
+        told
+    }
+
+    /// All that was asked to be written is durable.
+    fn written(&mut self) {
+        while let Some(write) = self.writes.pop_front() {
+            self.scheduler.written(write);
+        }
     }
 
     fn ack(&mut self, delivery: u64) {
         self.scheduler.outcome(self.now, DeliveryKey(delivery), Outcome::Acknowledged);
     }
 
+    fn fail_with(&mut self, delivery: u64, failure: Failure) -> Verdict {
+        self.scheduler.outcome(self.now, DeliveryKey(delivery), Outcome::Failed(failure)).unwrap()
+    }
+
     fn fail(&mut self, delivery: u64) -> Instant {
-        match self.scheduler.outcome(self.now, DeliveryKey(delivery), Outcome::Failed(Failure::default())) {
-            Some(Verdict::Retry(at)) => at,
+        match self.fail_with(delivery, Failure::default()) {
+            Verdict::Retry(at) => at,
             other => panic!("{other:?}"),
         }
+    }
+
+    /// A retry of the delivery fails.
+    fn fail_again(&mut self, at: Instant, delivery: u64, failure: Failure) -> Verdict {
+        self.now = self.now.max(at);
+        self.told();
+        self.fail_with(delivery, failure)
     }
 }
 
@@ -124,7 +199,7 @@ fn batch_bytes_bound_a_batch_and_a_larger_message_goes_alone() {
     for payload in 1..4 {
         play.one(payload, payload);
     }
-    play.scheduler.push(play.now, Message { groups: Groups::None, bytes: 1000, payload: 4 });
+    play.scheduler.push(play.now, Message { bytes: 1000, ..message(Groups::None, 4) });
     assert_eq!(play.commands(), [(0, vec![1, 2]), (1, vec![3]), (2, vec![4])]);
 }
 
@@ -188,7 +263,7 @@ fn retry_after_holds_the_whole_sink_but_not_longer_than_the_longest_wait() {
     let mut play = Play::new(Rules { retry: RetryRule { initial: 10 * MS, max: 5000 * MS }, ..rules() });
     play.one(1, 1);
     assert_eq!(play.commands().len(), 1);
-    let failure = Failure { ours: false, retry_after: Some(Duration::from_secs(3600)) };
+    let failure = Failure { retry_after: Some(Duration::from_secs(3600)), ..Failure::default() };
     play.scheduler.outcome(play.now, DeliveryKey(0), Outcome::Failed(failure));
     play.one(2, 2);
     play.now += 4999 * MS;
@@ -227,7 +302,7 @@ fn a_failure_of_ours_uses_up_no_attempt() {
     let mut play = Play::new(rules());
     play.one(1, 1);
     play.commands();
-    let ours = Outcome::Failed(Failure { ours: true, retry_after: None });
+    let ours = Outcome::Failed(Failure { ours: true, ..Failure::default() });
     play.scheduler.outcome(play.now, DeliveryKey(0), ours);
     play.now += 1000 * MS;
     assert!(matches!(play.scheduler.poll(play.now), Some(Command::Attempt { number: 1, .. })));

@@ -1,5 +1,7 @@
 //! How far everything is resolved; only grows.
 //!
+//! Also what must be known to skip after a restart: the newest position that is resolved, and the unresolved ones before it.
+//!
 //! Messages arrive in commit order and are resolved in any order. Unresolved ones stand in a doubly linked list in a slab,
 //! so that resolving one costs the same whatever else waits, and memory follows what is unresolved, not what has passed
 //! behind a message that waits for days. A mark says: once all that arrived before is resolved, everything up to this LSN
@@ -7,7 +9,8 @@
 
 use std::time::Instant;
 
-use crate::change::Lsn;
+use super::{DeliveryKey, Progress};
+use crate::change::{Lsn, Position};
 
 const NONE: u32 = u32::MAX;
 
@@ -15,12 +18,27 @@ const NONE: u32 = u32::MAX;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Token(u32);
 
+/// Where an unresolved message is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// In this slot of the backlog.
+    Waiting(u32),
+    /// In a delivery.
+    In(DeliveryKey),
+    /// Held for the next page of the overflow.
+    Buffered,
+    /// Asked to be written: the store has it once that is durable.
+    Leaving,
+}
+
 #[derive(Debug)]
 struct Node {
     older: u32,
     newer: u32,
     mark: Lsn,
     arrived: Instant,
+    position: Position,
+    place: Place,
 }
 
 /// See the module.
@@ -31,6 +49,9 @@ pub(super) struct Watermark {
     oldest: u32,
     youngest: u32,
     resolved: Lsn,
+    high: Option<Position>,
+    /// The newest that ever left for the store.
+    leaving_high: Option<Position>,
 }
 
 impl Watermark {
@@ -38,12 +59,17 @@ impl Watermark {
     pub(super) const MESSAGE_BYTES: usize = size_of::<Node>() + size_of::<u32>();
 
     pub(super) fn new() -> Self {
-        Self { nodes: Vec::new(), free: Vec::new(), oldest: NONE, youngest: NONE, resolved: Lsn::ZERO }
+        Self::resumed(Lsn::ZERO, None)
+    }
+
+    /// After a restart: everything up to `resolved` is resolved, and `high` is the newest position that is.
+    pub(super) fn resumed(resolved: Lsn, high: Option<Position>) -> Self {
+        Self { nodes: Vec::new(), free: Vec::new(), oldest: NONE, youngest: NONE, resolved, high, leaving_high: high }
     }
 
     /// A message arrived, younger than all before.
-    pub(super) fn arrive(&mut self, now: Instant) -> Token {
-        let node = Node { older: self.youngest, newer: NONE, mark: Lsn::ZERO, arrived: now };
+    pub(super) fn arrive(&mut self, now: Instant, position: Position, place: Place) -> Token {
+        let node = Node { older: self.youngest, newer: NONE, mark: Lsn::ZERO, arrived: now, position, place };
         let index = self.place(node);
         match self.node(self.youngest) {
             Some(youngest) => youngest.newer = index,
@@ -64,7 +90,8 @@ impl Watermark {
     /// The message is delivered, dead, discarded, or durable elsewhere. A token is given once and used once.
     pub(super) fn resolve(&mut self, token: Token) {
         let Some(node) = self.node(token.0) else { return };
-        let (older, newer, mark) = (node.older, node.newer, node.mark);
+        let (older, newer, mark, position) = (node.older, node.newer, node.mark, node.position);
+        self.high = self.high.max(Some(position));
         match self.node(newer) {
             Some(node) => node.older = older,
             None => self.youngest = older,
@@ -78,6 +105,39 @@ impl Watermark {
         }
         self.free.push(token.0);
         self.shrink_when_empty();
+    }
+
+    /// The message is somewhere else.
+    pub(super) fn moved(&mut self, token: Token, place: Place) {
+        let Some(node) = self.node(token.0) else { return };
+        node.place = place;
+        if place == Place::Leaving {
+            let position = node.position;
+            self.leaving_high = self.leaving_high.max(Some(position));
+        }
+    }
+
+    /// Of the messages that arrived not after `limit`, the oldest, or the next younger than `after`.
+    pub(super) fn next_aged(&self, after: Option<Token>, limit: Instant) -> Option<(Token, Place)> {
+        let index = after.map_or(Some(self.oldest), |token| Some(self.nodes.get(slot(token.0))?.newer))?;
+        let node = self.nodes.get(slot(index)).filter(|node| node.arrived <= limit)?;
+        Some((Token(index), node.place))
+    }
+
+    /// How far everything will be once what leaves for the store is durable.
+    pub(super) fn outlook(&self) -> Progress {
+        let (mut resolved, mut unresolved) = (self.resolved, Vec::new());
+        let high = self.high.max(self.leaving_high);
+        let mut next = self.nodes.get(slot(self.oldest));
+        while let Some(node) = next.filter(|node| Some(node.position) <= high) {
+            match node.place {
+                Place::Leaving if unresolved.is_empty() => resolved = resolved.max(node.mark),
+                Place::Leaving => {}
+                Place::Waiting(_) | Place::In(_) | Place::Buffered => unresolved.push(node.position),
+            }
+            next = self.nodes.get(slot(node.newer));
+        }
+        Progress { resolved, high, unresolved }
     }
 
     /// Everything up to here is resolved.
@@ -135,14 +195,53 @@ fn slot(index: u32) -> usize {
 mod tests {
     use super::*;
 
+    fn at(index: u64) -> Position {
+        Position { commit_lsn: Lsn(1), index }
+    }
+
+    fn arrive(watermark: &mut Watermark, now: Instant, index: u64) -> Token {
+        watermark.arrive(now, at(index), Place::Waiting(0))
+    }
+
+    #[test]
+    fn what_is_resolved_is_told_as_the_newest_and_the_exceptions_before_it() {
+        let now = Instant::now();
+        let mut watermark = Watermark::new();
+        let tokens: Vec<Token> = (1..=5).map(|index| arrive(&mut watermark, now, index)).collect();
+        assert_eq!(watermark.outlook().high, None);
+        watermark.resolve(tokens[1]);
+        watermark.resolve(tokens[3]);
+        assert_eq!(watermark.outlook().high, Some(at(4)));
+        assert_eq!(watermark.outlook().unresolved, [at(1), at(3)]);
+    }
+
+    #[test]
+    fn what_leaves_for_the_store_counts_as_resolved_in_the_outlook_and_nowhere_else() {
+        let now = Instant::now();
+        let mut watermark = Watermark::new();
+        let tokens: Vec<Token> = (1..=4).map(|index| arrive(&mut watermark, now, index)).collect();
+        watermark.mark(Lsn(40));
+        watermark.moved(tokens[1], Place::Leaving);
+        watermark.moved(tokens[3], Place::Leaving);
+        let progress = Progress { resolved: Lsn::ZERO, high: Some(at(4)), unresolved: vec![at(1), at(3)] };
+        assert_eq!(watermark.outlook(), progress);
+        watermark.resolve(tokens[0]);
+        watermark.moved(tokens[2], Place::Leaving);
+        assert_eq!(watermark.outlook(), Progress { resolved: Lsn(40), high: Some(at(4)), unresolved: vec![] });
+        assert_eq!(watermark.resolved(), Lsn::ZERO);
+        // The last one could not be written.
+        watermark.moved(tokens[3], Place::Waiting(0));
+        assert_eq!(watermark.outlook(), Progress { resolved: Lsn::ZERO, high: Some(at(4)), unresolved: vec![at(4)] });
+    }
+
     #[test]
     fn it_waits_for_the_oldest_and_then_jumps() {
         let now = Instant::now();
         let mut watermark = Watermark::new();
-        let first = watermark.arrive(now);
+        let first = arrive(&mut watermark, now, 1);
         watermark.mark(Lsn(10));
-        let second = watermark.arrive(now);
-        let third = watermark.arrive(now);
+        let second = arrive(&mut watermark, now, 2);
+        let third = arrive(&mut watermark, now, 3);
         watermark.mark(Lsn(20));
         watermark.resolve(third);
         assert_eq!(watermark.resolved(), Lsn::ZERO);
@@ -165,7 +264,7 @@ mod tests {
         let mut marks: Vec<(usize, Lsn)> = Vec::new();
         for step in 1..20_000u64 {
             match rng.u8(0..3) {
-                0 => messages.push((watermark.arrive(now), false)),
+                0 => messages.push((arrive(&mut watermark, now, step), false)),
                 1 => {
                     watermark.mark(Lsn(step));
                     marks.push((messages.len(), Lsn(step)));

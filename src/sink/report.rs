@@ -4,14 +4,15 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tracing::{debug, info, warn};
 
-use super::{Facts, Sink};
-use crate::change::Change;
+use super::Parts;
+use super::content::{Facts, Payload};
 use crate::config::SinkConfig;
 use crate::deliver::attempt::Attempt;
 use crate::deliver::category::Category;
 use crate::deliver::frozen::DeliveryId;
-use crate::schedule::{DeliveryKey, Scheduler, Verdict};
-use crate::view::{LastFailure, SinkView};
+use crate::schedule::{BreakerState, DeliveryKey, Scheduler, Verdict};
+use crate::store::DeadReason;
+use crate::view::{BreakerView, LastFailure, SinkView};
 
 /// Warnings of one sink in one second; the rest is counted and told with the next.
 const WARNINGS_A_SECOND: u32 = 5;
@@ -22,7 +23,7 @@ pub(super) struct Failed<'a> {
     pub(super) attempt: &'a Attempt,
     pub(super) category: Category,
     pub(super) message: &'a str,
-    pub(super) verdict: Option<Verdict>,
+    pub(super) verdict: &'a Verdict,
     pub(super) id: Option<DeliveryId>,
 }
 
@@ -35,6 +36,9 @@ pub(super) struct Report {
     second_began: Instant,
     warned: u32,
     unsaid: u64,
+    paused_why: Option<String>,
+    dead_letters: u64,
+    breaker_was_open: bool,
 }
 
 impl Report {
@@ -47,6 +51,9 @@ impl Report {
             second_began: Instant::now(),
             warned: 0,
             unsaid: 0,
+            paused_why: None,
+            dead_letters: 0,
+            breaker_was_open: false,
         }
     }
 
@@ -59,18 +66,19 @@ impl Report {
     pub(super) fn failed(&mut self, failed: &Failed<'_>, facts: &Facts) {
         self.failures_in_a_row += 1;
         let wait = match failed.verdict {
-            Some(Verdict::Retry(at)) => at.saturating_duration_since(Instant::now()),
-            Some(Verdict::Done) | None => Duration::ZERO,
+            Verdict::Retry(at) => Some(at.saturating_duration_since(Instant::now())),
+            Verdict::Split { .. } => Some(Duration::ZERO),
+            Verdict::Done | Verdict::Dead { .. } | Verdict::Blocked(_) => None,
         };
         let now = SystemTime::now();
         self.failing_since.get_or_insert(now);
         let category = failed.category.as_str();
-        let (at, message, next_attempt_at) = (now, failed.message.to_owned(), Some(now + wait));
+        let (at, message, next_attempt_at) = (now, failed.message.to_owned(), wait.map(|wait| now + wait));
         self.last_failure = Some(LastFailure { at, category, message, next_attempt_at });
         self.warn(failed, facts, wait);
     }
 
-    fn warn(&mut self, failed: &Failed<'_>, facts: &Facts, wait: Duration) {
+    fn warn(&mut self, failed: &Failed<'_>, facts: &Facts, wait: Option<Duration>) {
         if self.second_began.elapsed() >= Duration::from_secs(1) {
             self.second_began = Instant::now();
             self.warned = 0;
@@ -90,16 +98,58 @@ impl Report {
             category = failed.category.as_str(),
             status = failed.attempt.status,
             error = failed.message,
-            retry_in_secs = wait.as_secs_f64(),
+            retry_in_secs = wait.map(|wait| wait.as_secs_f64()),
             like_it_unsaid = self.unsaid,
             "delivery failed"
         );
         self.unsaid = 0;
     }
 
+    /// A delivery was given up.
+    pub(super) fn dead(&mut self, facts: &Facts, id: DeliveryId, reason: DeadReason, attempts: u32) {
+        self.dead_letters += 1;
+        let (sink, reason, group) = (&self.sink, reason.as_str(), facts.group.as_deref());
+        warn!(sink, delivery = %id, group, messages = facts.messages, attempts, reason, "delivery is a dead letter");
+    }
+
+    /// So many dead letters are in the store from before.
+    pub(super) fn dead_letters(&mut self, dead_letters: u64) {
+        self.dead_letters = dead_letters;
+    }
+
+    /// The sink was paused by `retry.on_exhausted`.
+    pub(super) fn paused(&mut self, why: String) {
+        self.paused_why = Some(why);
+    }
+
+    fn breaker(&mut self, state: BreakerState) -> BreakerView {
+        let view = match state {
+            BreakerState::Closed => BreakerView::Closed,
+            BreakerState::Open { until, failures } => {
+                let until = SystemTime::now() + until.saturating_duration_since(Instant::now());
+                BreakerView::Open { until, failures: failures.into() }
+            }
+            BreakerState::Probing { failures } => {
+                BreakerView::Open { until: SystemTime::now(), failures: failures.into() }
+            }
+            BreakerState::RampUp { limit } => BreakerView::RampUp { limit },
+        };
+        let is_open = matches!(view, BreakerView::Open { .. });
+        match (self.breaker_was_open, is_open) {
+            (false, true) => {
+                warn!(sink = %self.sink, "endpoint fails as a whole: one probe at a time until it answers")
+            }
+            (true, false) => info!(sink = %self.sink, "endpoint answers again"),
+            (true, true) | (false, false) => {}
+        }
+        self.breaker_was_open = is_open;
+        view
+    }
+
     /// The sink as it is now.
-    pub(super) fn view(&mut self, sink: &Sink, scheduler: &Scheduler<Change>) -> SinkView {
+    pub(super) fn view(&mut self, sink: &Parts, scheduler: &Scheduler<Payload>) -> SinkView {
         let counts = scheduler.counts();
+        let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
         if counts.failed == 0 && self.last_failure.take().is_some() {
             info!(sink = %self.sink, "all failed deliveries have been acknowledged");
         }
@@ -117,8 +167,13 @@ impl Report {
             failures_in_a_row: self.failures_in_a_row,
             failing_since: self.failing_since,
             last_failure: self.last_failure.clone(),
-            resolved: scheduler.resolved(),
-            ..SinkView::default()
+            resolved: sink.progress.resolved(),
+            paused_why: self.paused_why.clone().filter(|_| scheduler.is_paused()),
+            breaker: self.breaker(counts.breaker),
+            stored_deliveries: count(counts.parked),
+            lane_messages: count(counts.lane_messages),
+            overflow_messages: count(counts.overflow_messages),
+            dead_letters: self.dead_letters,
         }
     }
 }

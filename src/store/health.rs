@@ -19,6 +19,8 @@ pub struct Health {
     pub used_bytes: u64,
     /// `state.max_bytes`.
     pub max_bytes: u64,
+    /// Bytes that can be put in before the reserve for progress and acknowledgements is touched.
+    pub room_bytes: u64,
     /// Rows of the log that were lost because there was no time or no room to write them.
     pub log_rows_lost: u64,
 }
@@ -28,6 +30,7 @@ pub struct Health {
 pub(super) struct HealthCell {
     max_bytes: u64,
     used_bytes: AtomicU64,
+    room_bytes: AtomicU64,
     is_full: AtomicBool,
     log_rows_lost: AtomicU64,
     troubles: Mutex<Troubles>,
@@ -44,6 +47,7 @@ impl HealthCell {
         Self {
             max_bytes,
             used_bytes: AtomicU64::new(0),
+            room_bytes: AtomicU64::new(0),
             is_full: AtomicBool::new(false),
             log_rows_lost: AtomicU64::new(0),
             troubles: Mutex::default(),
@@ -58,6 +62,7 @@ impl HealthCell {
             trouble: troubles.writing.clone().or_else(|| troubles.room.clone()),
             used_bytes: self.used_bytes.load(Ordering::Relaxed),
             max_bytes: self.max_bytes,
+            room_bytes: self.room_bytes.load(Ordering::Relaxed),
             log_rows_lost: self.log_rows_lost.load(Ordering::Relaxed),
         }
     }
@@ -74,10 +79,17 @@ impl HealthCell {
     /// Shows how much is used and whether there is room.
     pub(super) fn set_room(&self, budget: &Budget, usage: &Usage, shortage: Option<Shortage>) {
         self.used_bytes.store(usage.total(), Ordering::Relaxed);
+        self.room_bytes.store(room(budget, usage), Ordering::Relaxed);
         let trouble = shortage.map(|shortage| room_trouble(budget, usage, shortage));
         self.troubles.lock().unwrap_or_else(PoisonError::into_inner).room = trouble;
         self.is_full.store(shortage.is_some(), Ordering::Release);
     }
+}
+
+/// The last eighth of the state's part is never for what is put in.
+fn room(budget: &Budget, usage: &Usage) -> u64 {
+    let state = (budget.state_bytes / 8 * 7).saturating_sub(usage.state);
+    usage.disk_free.map_or(state, |free| state.min(free.saturating_sub(budget.disk_reserve / 2)))
 }
 
 fn room_trouble(budget: &Budget, usage: &Usage, shortage: Shortage) -> Trouble {

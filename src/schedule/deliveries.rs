@@ -1,0 +1,384 @@
+//! A delivery's life between attempts: retried, split, given up; and those of a life before.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use super::breaker::{Heard, Started};
+use super::watermark::{Place, Token};
+use super::{
+    Command, DeliveryKey, Exhausted, Failure, GroupId, Groups, OnExhausted, Outcome, Restored, Scheduler, StoreRoom,
+    Verdict, retry, split,
+};
+
+/// Whether the store has a delivery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kept {
+    No,
+    /// It is to be written.
+    Asked,
+    /// It is on its way.
+    Writing,
+    Yes,
+}
+
+/// What a delivery that is not in flight waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rest {
+    /// Its time.
+    Time,
+    /// An older part of the same whole, with a group in common.
+    Elder,
+    /// A person.
+    Person,
+}
+
+#[derive(Debug)]
+pub(super) struct Delivery {
+    pub(super) members: Vec<(Option<Token>, Groups)>,
+    attempts: u32,
+    failures: u32,
+    refusals: u32,
+    first_attempt: Option<Instant>,
+    pub(super) kept: Kept,
+    /// The attempt under way.
+    flight: Option<Started>,
+    rest: Rest,
+    /// It has failed, or is what is left of one that has.
+    has_failed: bool,
+    is_part: bool,
+    /// Groups it holds, counted at its first failure.
+    groups: usize,
+    /// Holds its groups: itself, or the whole that it is a part of.
+    root: DeliveryKey,
+}
+
+impl Delivery {
+    pub(super) fn new(key: DeliveryKey, members: Vec<(Option<Token>, Groups)>) -> Self {
+        Self {
+            members,
+            attempts: 0,
+            failures: 0,
+            refusals: 0,
+            first_attempt: None,
+            kept: Kept::No,
+            flight: None,
+            rest: Rest::Time,
+            has_failed: false,
+            is_part: false,
+            groups: 0,
+            root: key,
+        }
+    }
+
+    fn is_in_store(&self) -> bool {
+        match self.kept {
+            Kept::Yes | Kept::Writing => true,
+            Kept::No | Kept::Asked => false,
+        }
+    }
+
+    fn groups(&self) -> BTreeSet<GroupId> {
+        self.members.iter().flat_map(|(_, groups)| groups.iter()).collect()
+    }
+}
+
+impl<P> Scheduler<P> {
+    /// An attempt that [`Self::poll`] asked for has ended. `None` if no such attempt is known.
+    pub fn outcome(&mut self, now: Instant, key: DeliveryKey, outcome: Outcome) -> Option<Verdict> {
+        let started = self.deliveries.get_mut(&key)?.flight.take()?;
+        self.in_flight -= 1;
+        match outcome {
+            Outcome::Acknowledged => {
+                self.breaker.ended(now, &mut self.rng, started, Heard::Life);
+                self.resolve(now, key);
+                Some(Verdict::Done)
+            }
+            Outcome::Failed(failure) => {
+                let heard = match failure {
+                    Failure { ours: true, .. } => Heard::Nothing,
+                    Failure { trouble: true, .. } => Heard::Trouble,
+                    Failure { .. } => Heard::Life,
+                };
+                self.breaker.ended(now, &mut self.rng, started, heard);
+                self.failed(now, key, failure)
+            }
+        }
+    }
+
+    /// The groups of a delivery's messages, in their order.
+    pub fn members(&self, key: DeliveryKey) -> impl Iterator<Item = Groups> {
+        let members = self.deliveries.get(&key).map(|delivery| delivery.members.as_slice()).unwrap_or_default();
+        members.iter().map(|(_, groups)| *groups)
+    }
+
+    /// An attempt of the delivery starts.
+    pub(super) fn started(&mut self, now: Instant, key: DeliveryKey) -> u32 {
+        let Some(delivery) = self.deliveries.get_mut(&key) else { return 0 };
+        delivery.attempts += 1;
+        delivery.first_attempt.get_or_insert(now);
+        delivery.flight = Some(self.breaker.started());
+        self.in_flight += 1;
+        delivery.attempts
+    }
+
+    fn failed(&mut self, now: Instant, key: DeliveryKey, failure: Failure) -> Option<Verdict> {
+        let delivery = self.deliveries.get_mut(&key)?;
+        delivery.failures = delivery.failures.saturating_add(1);
+        delivery.attempts -= u32::from(failure.ours);
+        delivery.refusals += u32::from(failure.refused);
+        if !delivery.has_failed {
+            delivery.has_failed = true;
+            delivery.groups = delivery.groups().len();
+            self.groups_held += delivery.groups;
+            self.failed += 1;
+        }
+        if let Some(asked) = failure.retry_after {
+            self.held_until = self.held_until.max(Some(now + asked.min(self.rules.retry.max)));
+        }
+        if !failure.ours {
+            let first = delivery.first_attempt;
+            let enough = if delivery.is_part { 1 } else { self.rules.split_after };
+            if failure.refused && delivery.refusals >= enough && delivery.members.len() > 1 {
+                return self.split(now, key);
+            }
+            // Without room for a dead letter it is not given up.
+            let can_die = delivery.is_in_store() || self.room != StoreRoom::Shut;
+            if let Some(why) = retry::exhausted(self.rules.limits, delivery.attempts, first, now).filter(|_| can_die) {
+                return self.exhaust(now, key, why);
+            }
+        }
+        self.retry_later(now, key)
+    }
+
+    fn retry_later(&mut self, now: Instant, key: DeliveryKey) -> Option<Verdict> {
+        let delivery = self.deliveries.get_mut(&key)?;
+        let due = now + retry::wait_after(self.rules.retry, delivery.failures, &mut self.rng);
+        let due = retry::due_at(self.rules.limits, delivery.first_attempt, now, due);
+        let due = due.max(self.held_until.unwrap_or(now));
+        delivery.rest = Rest::Time;
+        self.timers.push(Reverse((due, key)));
+        self.want_parked(key);
+        Some(Verdict::Retry(due))
+    }
+
+    /// Whether the delivery has failed and is not resolved.
+    pub(super) fn has_failed(&self, key: DeliveryKey) -> bool {
+        self.deliveries.get(&key).is_some_and(|delivery| delivery.has_failed)
+    }
+
+    fn want_parked(&mut self, key: DeliveryKey) {
+        if let Some(delivery) = self.deliveries.get_mut(&key)
+            && self.rules.keeps
+            && delivery.kept == Kept::No
+        {
+            delivery.kept = Kept::Asked;
+            self.to_park.push_back(key);
+        }
+    }
+
+    fn exhaust(&mut self, now: Instant, key: DeliveryKey, why: Exhausted) -> Option<Verdict> {
+        let paused = match self.rules.on_exhausted {
+            OnExhausted::BlockGroup => {
+                self.deliveries.get_mut(&key)?.rest = Rest::Person;
+                self.blocked += 1;
+                self.want_parked(key);
+                return Some(Verdict::Blocked(why));
+            }
+            OnExhausted::Continue => false,
+            OnExhausted::PauseSink => true,
+        };
+        self.paused |= paused;
+        self.resolve(now, key);
+        Some(Verdict::Dead { why, paused })
+    }
+
+    /// A delivery has come to its end.
+    fn resolve(&mut self, now: Instant, key: DeliveryKey) {
+        let Some(delivery) = self.deliveries.remove(&key) else { return };
+        self.ack_pending -= delivery.members.len();
+        self.forget(&delivery);
+        for (token, _) in &delivery.members {
+            if let Some(token) = token {
+                self.watermark.resolve(*token);
+            }
+        }
+        self.let_go(now, key, &delivery);
+    }
+
+    /// Takes a delivery out of the figures.
+    fn forget(&mut self, delivery: &Delivery) {
+        self.failed -= usize::from(delivery.has_failed);
+        self.groups_held -= delivery.groups;
+        self.parked -= usize::from(delivery.kept == Kept::Yes);
+    }
+
+    /// Gives back the groups that no other part of the same whole needs.
+    fn let_go(&mut self, now: Instant, key: DeliveryKey, delivery: &Delivery) {
+        let root = delivery.root;
+        if let Some(family) = self.families.get_mut(&root) {
+            family.retain(|member| *member != key);
+            let needed: BTreeSet<GroupId> =
+                family.iter().filter_map(|member| self.deliveries.get(member)).flat_map(Delivery::groups).collect();
+            if family.is_empty() {
+                self.families.remove(&root);
+            }
+            for id in delivery.groups().difference(&needed) {
+                self.backlog.release(now, root, Groups::One(*id));
+            }
+            self.order_family(now, root);
+        } else {
+            for (_, groups) in &delivery.members {
+                self.backlog.release(now, root, *groups);
+            }
+        }
+    }
+
+    /// Of the parts of a whole each may go that has no group in common with an older one.
+    fn order_family(&mut self, now: Instant, root: DeliveryKey) {
+        let Some(family) = self.families.get(&root) else { return };
+        let mut taken = BTreeSet::new();
+        for key in family {
+            let Some(delivery) = self.deliveries.get_mut(key) else { continue };
+            let groups = delivery.groups();
+            let waits = !taken.is_disjoint(&groups);
+            taken.extend(groups);
+            if !waits && delivery.rest == Rest::Elder {
+                delivery.rest = Rest::Time;
+                self.due.push_back((now, *key));
+            }
+        }
+    }
+
+    fn split(&mut self, now: Instant, key: DeliveryKey) -> Option<Verdict> {
+        let whole = self.deliveries.get(&key)?;
+        let groups: Vec<Groups> = whole.members.iter().map(|(_, groups)| *groups).collect();
+        let Some((first, second)) = split::halves(&groups) else { return self.retry_later(now, key) };
+        let whole = self.deliveries.remove(&key)?;
+        self.forget(&whole);
+        let keys = [self.part(&whole, &first), self.part(&whole, &second)];
+        let family = self.families.entry(whole.root).or_insert_with(|| vec![key]);
+        if let Some(place) = family.iter().position(|member| *member == key) {
+            family.splice(place..=place, keys);
+        }
+        self.order_family(now, whole.root);
+        // A whole that is in the store is replaced there; one that is not goes in as its parts.
+        let goes_there = self.rules.keeps && self.room != StoreRoom::Shut;
+        let write = (whole.is_in_store() || goes_there).then(|| self.write_of(&keys));
+        if write.is_none() {
+            keys.iter().for_each(|key| self.want_parked(*key));
+        }
+        let [one, other] = keys;
+        Some(Verdict::Split { parts: [(one, first), (other, second)], write })
+    }
+
+    fn part(&mut self, whole: &Delivery, indexes: &[usize]) -> DeliveryKey {
+        let key = DeliveryKey(self.next_key);
+        self.next_key += 1;
+        let members: Vec<_> = indexes.iter().filter_map(|&index| whole.members.get(index).copied()).collect();
+        for (token, _) in &members {
+            if let Some(token) = token {
+                self.watermark.moved(*token, Place::In(key));
+            }
+        }
+        let mut part = Delivery { is_part: true, has_failed: true, ..Delivery::new(whole.root, members) };
+        part.rest = Rest::Elder;
+        part.groups = part.groups().len();
+        self.groups_held += part.groups;
+        self.failed += 1;
+        self.deliveries.insert(key, part);
+        key
+    }
+
+    /// The next attempt of a delivery that is due.
+    pub(super) fn retry_next(&mut self, now: Instant) -> Option<Command<P>> {
+        let (_, key) = self.due.pop_front()?;
+        self.retry_had_last_turn = true;
+        let number = self.started(now, key);
+        Some(Command::Attempt { delivery: key, number })
+    }
+
+    /// The next attempt of the delivery that is due next.
+    pub(super) fn retry_early(&mut self, now: Instant) -> Option<Command<P>> {
+        let Reverse(next) = self.timers.pop()?;
+        self.due.push_back(next);
+        self.retry_next(now)
+    }
+
+    /// Deliveries of a life before; their names, in the same order. Comes before anything else.
+    pub fn restore(&mut self, now: Instant, restored: Vec<Restored>) -> Vec<DeliveryKey> {
+        let mut order: Vec<usize> = (0..restored.len()).collect();
+        order.sort_by_key(|&index| restored.get(index).map(|delivery| delivery.position));
+        let mut keys = vec![DeliveryKey(0); restored.len()];
+        let mut roots: BTreeMap<DeliveryKey, Vec<DeliveryKey>> = BTreeMap::new();
+        let mut restored: Vec<Option<Restored>> = restored.into_iter().map(Some).collect();
+        for index in order {
+            let Some(one) = restored.get_mut(index).and_then(Option::take) else { continue };
+            let key = self.restore_one(one, &mut roots);
+            if let Some(place) = keys.get_mut(index) {
+                *place = key;
+            }
+        }
+        for (root, family) in roots {
+            let alone = family.len() == 1;
+            for key in &family {
+                let Some(delivery) = self.deliveries.get_mut(key) else { continue };
+                delivery.root = root;
+                for id in delivery.groups() {
+                    self.backlog.hold(root, id);
+                }
+            }
+            if !alone {
+                self.families.insert(root, family);
+                self.order_family(now, root);
+            }
+        }
+        keys
+    }
+
+    /// Groups in common make a family: `roots` has them by what will hold their groups.
+    fn restore_one(&mut self, one: Restored, roots: &mut BTreeMap<DeliveryKey, Vec<DeliveryKey>>) -> DeliveryKey {
+        let key = DeliveryKey(self.next_key);
+        self.next_key += 1;
+        let members = one.members.into_iter().map(|groups| (None, groups)).collect();
+        let mut delivery = Delivery::new(key, members);
+        let groups = delivery.groups();
+        let mut elders: Vec<DeliveryKey> = groups.iter().filter_map(|id| self.backlog.holder(*id)).collect();
+        elders.sort_unstable();
+        elders.dedup();
+        let root = elders.first().copied().unwrap_or(key);
+        let mut family = Vec::new();
+        for elder in &elders {
+            family.extend(roots.remove(elder).unwrap_or_default());
+        }
+        family.sort_unstable();
+        for id in family.iter().filter_map(|member| self.deliveries.get(member)).flat_map(Delivery::groups) {
+            self.backlog.hold(root, id);
+        }
+        for id in &groups {
+            self.backlog.hold(root, *id);
+        }
+        family.push(key);
+        roots.insert(root, family);
+        self.ack_pending += delivery.members.len();
+        self.failed += 1;
+        self.parked += 1;
+        self.groups_held += groups.len();
+        delivery.groups = groups.len();
+        delivery.kept = Kept::Yes;
+        delivery.has_failed = true;
+        delivery.is_part = one.is_part;
+        (delivery.attempts, delivery.failures, delivery.refusals) = (one.attempts, one.failures, one.refusals);
+        delivery.first_attempt = one.first_attempt;
+        match one.due {
+            None => {
+                delivery.rest = Rest::Person;
+                self.blocked += 1;
+            }
+            Some(_) if !elders.is_empty() => delivery.rest = Rest::Elder,
+            Some(due) => self.timers.push(Reverse((due, key))),
+        }
+        self.deliveries.insert(key, delivery);
+        key
+    }
+}

@@ -1,0 +1,323 @@
+//! What goes into the store, and when it comes back.
+
+use std::time::{Duration, Instant};
+
+use super::backlog::{Backing, Waiting};
+use super::deliveries::Kept;
+use super::watermark::{Place, Token};
+use super::{
+    BEHIND_AFTER, BreakerState, Command, DeliveryKey, GroupId, KEEP_AFTER, Message, Position, Scheduler, StoreRoom,
+    WriteId,
+};
+
+/// How often messages are looked through for their age.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// A message read back from the overflow that waits so long behind a delivery that failed goes into its group's lane.
+const STUCK_AFTER: Duration = Duration::from_millis(250);
+/// Messages that leave for the lanes at once, and their bytes.
+const SPILL_MESSAGES: usize = 2000;
+const SPILL_BYTES: usize = 1 << 20;
+/// A page of the overflow is written when it has so many bytes.
+const PAGE_BYTES: usize = 256 << 10;
+/// Lanes that are read at once.
+const LANES_AT_ONCE: usize = 64;
+/// How long to wait when the store could not be read.
+const READ_AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+/// What is on its way into the store.
+#[derive(Debug, Default)]
+pub(super) struct Write {
+    tokens: Vec<Token>,
+    lanes: Vec<GroupId>,
+    page_messages: usize,
+    deliveries: Vec<DeliveryKey>,
+}
+
+impl<P> Scheduler<P> {
+    /// What a [`Command`] or [`super::Verdict`] wanted written is durable: the store has it from here on.
+    pub fn written(&mut self, write: WriteId) {
+        let Some(write) = self.writes.remove(&write) else { return };
+        for token in write.tokens {
+            self.watermark.resolve(token);
+        }
+        self.backlog.lanes_written(write.lanes);
+        self.overflow.written(write.page_messages);
+        for key in write.deliveries {
+            let Some(delivery) = self.deliveries.get_mut(&key) else { continue };
+            delivery.kept = Kept::Yes;
+            self.parked += 1;
+            for (token, _) in &mut delivery.members {
+                if let Some(token) = token.take() {
+                    self.watermark.resolve(token);
+                }
+            }
+        }
+    }
+
+    /// A [`Command::Park`] cannot be carried out yet: it is asked for again.
+    pub fn not_written(&mut self, write: WriteId) {
+        let Some(write) = self.writes.remove(&write) else { return };
+        for key in write.deliveries {
+            let Some(delivery) = self.deliveries.get_mut(&key) else { continue };
+            delivery.kept = Kept::No;
+            for token in delivery.members.iter().filter_map(|(token, _)| *token) {
+                self.watermark.moved(token, Place::In(key));
+            }
+        }
+    }
+
+    pub(super) fn write_of(&mut self, deliveries: &[DeliveryKey]) -> WriteId {
+        for key in deliveries {
+            let Some(delivery) = self.deliveries.get_mut(key) else { continue };
+            delivery.kept = Kept::Writing;
+            for token in delivery.members.iter().filter_map(|(token, _)| *token) {
+                self.watermark.moved(token, Place::Leaving);
+            }
+        }
+        self.begin(Write { deliveries: deliveries.to_vec(), ..Write::default() })
+    }
+
+    fn spill_bytes(&self) -> usize {
+        SPILL_BYTES.min(self.rules.write_bytes)
+    }
+
+    fn page_bytes(&self) -> usize {
+        PAGE_BYTES.min(self.rules.write_bytes)
+    }
+
+    fn begin(&mut self, write: Write) -> WriteId {
+        let id = WriteId(self.next_write);
+        self.next_write += 1;
+        self.writes.insert(id, write);
+        id
+    }
+
+    /// Whether new messages have to go to the store: they could not be delivered soon.
+    pub(super) fn must_overflow(&mut self, now: Instant) -> bool {
+        if !self.rules.keeps || self.room == StoreRoom::Shut || self.stopping {
+            return false;
+        }
+        self.paused
+            || self.crowded
+            || self.breaker.is_open()
+            || self.backlog.ready_since().is_some_and(|since| now.saturating_duration_since(since) >= BEHIND_AFTER)
+    }
+
+    /// What is to be written now.
+    pub(super) fn keep(&mut self, now: Instant) -> Option<Command<P>> {
+        self.take_back(now);
+        if !self.rules.keeps || self.room != StoreRoom::Open {
+            return None;
+        }
+        if self.look_at.is_none_or(|at| at <= now) {
+            self.look_at = Some(now + LOOK_EVERY);
+            if let Some(command) = self.look_for_age(now) {
+                return Some(command);
+            }
+        }
+        while let Some(key) = self.to_park.pop_front() {
+            if self.deliveries.get(&key).is_some_and(|delivery| delivery.kept == Kept::Asked) {
+                let write = self.write_of(&[key]);
+                return Some(Command::Park { delivery: key, write });
+            }
+        }
+        if self.stopping || self.overflow.page_at(self.page_bytes()).is_none_or(|at| at > now) {
+            return None;
+        }
+        let (tokens, messages) = self.overflow.take_page(self.page_bytes());
+        tokens.iter().for_each(|token| self.watermark.moved(*token, Place::Leaving));
+        let write = self.begin(Write { tokens, page_messages: messages.len(), ..Write::default() });
+        Some(Command::Overflow { write, messages })
+    }
+
+    /// New messages that were to go to the store, and need not any more.
+    fn take_back(&mut self, now: Instant) {
+        if self.overflows || self.stopping {
+            return;
+        }
+        while let Some((token, message)) = self.overflow.take_back() {
+            self.admit(now, token, message);
+        }
+    }
+
+    /// Deliveries that hang, and messages that have waited too long.
+    fn look_for_age(&mut self, now: Instant) -> Option<Command<P>> {
+        let mut leaving = Vec::new();
+        let mut bytes = 0;
+        let mut last = None;
+        while let Some(limit) = now.checked_sub(KEEP_AFTER)
+            && let Some((token, place)) = self.watermark.next_aged(last, limit)
+        {
+            last = Some(token);
+            match place {
+                Place::In(key) => self.park_aged(key),
+                Place::Waiting(index) if !self.stopping => self.spill(index, &mut leaving, &mut bytes),
+                Place::Waiting(_) | Place::Buffered | Place::Leaving => {}
+            }
+            if leaving.len() >= SPILL_MESSAGES || bytes >= self.spill_bytes() {
+                break;
+            }
+        }
+        if leaving.len() < SPILL_MESSAGES && bytes < self.spill_bytes() && !self.stopping {
+            self.spill_stuck(now, &mut leaving, &mut bytes);
+        }
+        if leaving.is_empty() {
+            return None;
+        }
+        // There may be more.
+        self.look_at = None;
+        Some(self.spill_command(leaving))
+    }
+
+    fn park_aged(&mut self, key: DeliveryKey) {
+        if let Some(delivery) = self.deliveries.get_mut(&key)
+            && delivery.kept == Kept::No
+        {
+            delivery.kept = Kept::Asked;
+            self.to_park.push_back(key);
+        }
+    }
+
+    fn spill(&mut self, index: u32, leaving: &mut Vec<(Option<Token>, Waiting<P>)>, bytes: &mut usize) {
+        let mut spilled = Vec::new();
+        self.backlog.spill(index, &mut spilled);
+        for message in spilled {
+            *bytes += message.bytes;
+            let token = self.leave_backlog(message.backing, Place::Leaving);
+            leaving.push((token, message));
+        }
+    }
+
+    /// What came back from the overflow and waits behind a delivery that failed, or behind a lane, would fill memory.
+    fn spill_stuck(&mut self, now: Instant, leaving: &mut Vec<(Option<Token>, Waiting<P>)>, bytes: &mut usize) {
+        let Some(limit) = now.checked_sub(STUCK_AFTER) else { return };
+        let mut next = self.loaded.next_aged(None, limit);
+        while let Some((token, place)) = next
+            && leaving.len() < SPILL_MESSAGES
+            && *bytes < self.spill_bytes()
+        {
+            // Its successor is known before it goes, since it may go with others. One that has gone ends the walk.
+            next = self.loaded.next_aged(Some(token), limit);
+            if let Place::Waiting(index) = place
+                && self.is_stuck(index)
+            {
+                self.spill(index, leaving, bytes);
+                next = self.loaded.next_aged(None, limit);
+            }
+        }
+    }
+
+    fn is_stuck(&self, index: u32) -> bool {
+        let Some(message) = self.backlog.message(index) else { return false };
+        message.groups.iter().any(|id| {
+            let behind_lane = self.backlog.lanes.get(&id).is_some_and(|lane| message.position > lane.last);
+            let held_by_failed =
+                self.backlog.holder(id).is_some_and(|root| self.families.contains_key(&root) || self.has_failed(root));
+            behind_lane || held_by_failed
+        })
+    }
+
+    fn spill_command(&mut self, leaving: Vec<(Option<Token>, Waiting<P>)>) -> Command<P> {
+        let (mut write, mut messages) = (Write::default(), Vec::with_capacity(leaving.len()));
+        for (token, message) in leaving {
+            let Waiting { groups, bytes, position, backing: _, payload } = message;
+            write.tokens.extend(token);
+            write.lanes.extend(groups.iter());
+            messages.push(Message { groups, bytes, position, payload });
+        }
+        let write = self.begin(write);
+        Command::Spill { write, messages }
+    }
+
+    /// When something is to be written, if nothing else happens before.
+    pub(super) fn keep_at(&mut self) -> Option<Instant> {
+        if !self.rules.keeps || self.room != StoreRoom::Open {
+            return None;
+        }
+        let page = self.overflow.page_at(self.page_bytes()).filter(|_| !self.stopping);
+        let aged = self.watermark.oldest_arrival().map(|at| at + KEEP_AFTER);
+        let stuck = self.loaded.oldest_arrival().map(|at| at + STUCK_AFTER);
+        let look = [aged, stuck].into_iter().flatten().min().map(|at| self.look_at.map_or(at, |look| look.max(at)));
+        let park = if self.to_park.is_empty() { None } else { self.look_at };
+        [page, look, park].into_iter().flatten().min()
+    }
+
+    /// What is to be read now: no more than can be delivered at once.
+    pub(super) fn read_back(&mut self, now: Instant) -> Option<Command<P>> {
+        if self.paused || self.replaying || self.breaker.is_open() {
+            return None;
+        }
+        if self.held_until.is_some() || self.read_again_at.is_some_and(|at| at > now) {
+            return None;
+        }
+        let (messages, bytes) = self.rules.enough;
+        if self.backlog.ready_messages() >= messages || self.backlog.ready_bytes() >= bytes {
+            return None;
+        }
+        if !self.is_lane_read {
+            let wants = self.backlog.wants(LANES_AT_ONCE);
+            if !wants.is_empty() {
+                self.is_lane_read = true;
+                return Some(Command::ReadLanes(wants));
+            }
+        }
+        if self.loaded.unresolved() >= messages {
+            return None;
+        }
+        self.overflow.start_reading().then_some(Command::ReadOverflow)
+    }
+
+    /// What a [`Command::ReadLanes`] brought, for each lane it named. Returns how many messages the store should have had
+    /// and has not.
+    pub fn lanes_read(&mut self, now: Instant, lanes: Vec<(GroupId, Vec<Message<P>>)>) -> usize {
+        self.is_lane_read = false;
+        lanes.into_iter().map(|(group, messages)| self.backlog.lane_read(now, group, messages)).sum()
+    }
+
+    /// These lanes were not read: they are asked for again.
+    pub fn lanes_unread(&mut self, lanes: impl IntoIterator<Item = GroupId>) {
+        self.is_lane_read = false;
+        lanes.into_iter().for_each(|group| self.backlog.lane_unread(group));
+    }
+
+    /// What a [`Command::ReadOverflow`] brought: the messages of the next pages, in order; none: there are no more. Returns
+    /// how many the store should have had and has not.
+    pub fn overflow_read(&mut self, now: Instant, messages: Vec<Message<P>>) -> usize {
+        let missing = self.overflow.read(Some(messages.len()));
+        for Message { groups, bytes, position, payload } in messages {
+            let token = self.loaded.arrive(now, position, Place::Buffered);
+            let backing = Backing::Page(token);
+            let (index, _) = self.backlog.push(now, Waiting { groups, bytes, position, backing, payload });
+            self.loaded.moved(token, Place::Waiting(index));
+        }
+        missing
+    }
+
+    /// The overflow was not read: it is asked for again.
+    pub fn overflow_unread(&mut self) {
+        self.overflow.read(None);
+    }
+
+    /// The store could not be read: nothing is asked of it for a moment.
+    pub fn unreadable(&mut self, now: Instant) {
+        self.read_again_at = Some(now + READ_AGAIN_AFTER);
+    }
+
+    /// The store has messages of these groups from a life before. Comes before anything else but [`Self::restore`].
+    pub fn restore_waiting(&mut self, lanes: impl IntoIterator<Item = (GroupId, usize, Position)>, overflow: usize) {
+        for (group, messages, last) in lanes {
+            self.backlog.restore_lane(group, messages, last);
+        }
+        self.overflow.restore(overflow);
+    }
+
+    /// How far it had come in the life before. Comes before anything else.
+    pub fn restore_progress(&mut self, resolved: crate::change::Lsn, high: Option<Position>) {
+        self.watermark = super::Watermark::resumed(resolved, high);
+    }
+
+    /// The endpoint's health.
+    pub fn breaker(&self) -> BreakerState {
+        self.breaker.state()
+    }
+}

@@ -1,0 +1,370 @@
+//! Plays of what goes into the store and comes back.
+
+use super::*;
+
+const SEC: Duration = Duration::from_secs(1);
+
+fn keeping() -> Rules {
+    Rules { keeps: true, ..rules() }
+}
+
+/// Group 1 is held by delivery 0, which has failed and is in the store.
+fn behind_a_failure(rules: Rules) -> (Play, Instant) {
+    let mut play = Play::new(rules);
+    play.one(1, 1);
+    assert_eq!(play.told(), ["form 0 [1]"]);
+    let at = play.fail(0);
+    assert_eq!(play.told(), ["park 0"]);
+    play.written();
+    (play, at)
+}
+
+impl Play {
+    /// What was wanted of the store came: messages by group.
+    fn lanes(&mut self, lanes: &[(u64, &[(Groups, u64)])]) -> usize {
+        let read = lanes.iter().map(|(group, messages)| {
+            (GroupId(*group), messages.iter().map(|(groups, payload)| message(*groups, *payload)).collect())
+        });
+        self.scheduler.lanes_read(self.now, read.collect())
+    }
+
+    fn page(&mut self, messages: &[(u64, u64)]) -> usize {
+        let one = |(group, payload): &(u64, u64)| message(Groups::One(GroupId(*group)), *payload);
+        self.scheduler.overflow_read(self.now, messages.iter().map(one).collect())
+    }
+}
+
+const ONE: Groups = Groups::One(GroupId(1));
+const TWO: Groups = Groups::One(GroupId(2));
+const BOTH: Groups = Groups::Two(GroupId(1), GroupId(2));
+
+#[test]
+fn a_delivery_is_parked_at_its_first_failure_and_resolved_once_that_is_durable() {
+    let mut play = Play::new(keeping());
+    play.one(1, 1);
+    assert_eq!(play.told(), ["form 0 [1]"]);
+    let at = play.fail(0);
+    assert_eq!(play.told(), ["park 0"]);
+    assert_eq!((play.scheduler.resolved(), play.scheduler.counts().parked), (Lsn(0), 0));
+    play.written();
+    assert_eq!((play.scheduler.resolved(), play.scheduler.counts().parked), (Lsn(1), 1));
+    play.now = at;
+    assert_eq!(play.told(), ["attempt 0 for the 2. time"]);
+    play.fail(0);
+    assert_eq!(play.told(), [""; 0], "it is there already");
+}
+
+#[test]
+fn a_delivery_that_ends_while_it_is_being_written_is_not_counted_afterwards() {
+    let mut play = Play::new(keeping());
+    play.one(1, 1);
+    play.told();
+    let at = play.fail(0);
+    assert_eq!(play.told(), ["park 0"]);
+    play.now = at;
+    assert_eq!(play.told(), ["attempt 0 for the 2. time"]);
+    play.ack(0);
+    play.one(1, 2);
+    play.written();
+    let counts = play.scheduler.counts();
+    assert_eq!((counts.parked, counts.unresolved), (0, 1));
+    assert_eq!(play.scheduler.resolved(), Lsn(1));
+}
+
+#[test]
+fn a_delivery_that_hangs_is_parked_and_what_it_cannot_be_yet_is_asked_again() {
+    let mut play = Play::new(keeping());
+    play.one(1, 1);
+    assert_eq!(play.told(), ["form 0 [1]"]);
+    assert_eq!(play.scheduler.poll_timeout(), Some(play.now + KEEP_AFTER));
+    play.now += KEEP_AFTER;
+    assert_eq!(play.told(), ["park 0"]);
+    play.scheduler.not_written(play.writes.pop_front().unwrap());
+    assert_eq!(play.told(), [""; 0]);
+    play.now = play.scheduler.poll_timeout().unwrap();
+    assert_eq!(play.told(), ["park 0"]);
+    play.written();
+    assert_eq!(play.scheduler.resolved(), Lsn(1));
+    assert_eq!(play.scheduler.counts().in_flight, 1);
+    play.ack(0);
+    assert_eq!(play.scheduler.counts().parked, 0);
+}
+
+#[test]
+fn what_waited_long_behind_a_failure_is_spilled_in_order_and_read_back_in_order() {
+    let (mut play, at) = behind_a_failure(Rules { retry: RetryRule { initial: 60 * SEC, max: 60 * SEC }, ..keeping() });
+    play.one(1, 2);
+    play.one(1, 3);
+    play.now += SEC;
+    play.one(1, 4);
+    play.now += KEEP_AFTER - SEC;
+    assert_eq!(play.told(), ["spill [2, 3]"]);
+    assert_eq!(play.scheduler.resolved(), Lsn(1));
+    play.written();
+    assert_eq!(play.scheduler.resolved(), Lsn(3));
+    assert_eq!((play.scheduler.counts().lane_messages, play.scheduler.counts().waiting), (2, 1));
+    play.now = at;
+    assert_eq!(play.told(), ["spill [4]", "attempt 0 for the 2. time"]);
+    play.written();
+    play.one(1, 5);
+    play.ack(0);
+    assert_eq!(play.told(), ["read lanes [1]"]);
+    play.lanes(&[(1, &[(ONE, 2), (ONE, 3)])]);
+    assert_eq!(play.told(), ["form 1 [2]"]);
+    play.ack(1);
+    assert_eq!(play.told(), ["form 2 [3]"]);
+    play.ack(2);
+    assert_eq!(play.told(), ["read lanes [1]"]);
+    play.lanes(&[(1, &[(ONE, 4)])]);
+    assert_eq!(play.told(), ["form 3 [4]"]);
+    play.ack(3);
+    assert_eq!(play.told(), ["form 4 [5]"], "what stood behind the lane follows it");
+    play.ack(4);
+    assert_eq!(play.scheduler.resolved(), Lsn(5));
+    assert_eq!((play.scheduler.counts().lane_messages, play.scheduler.lanes()), (0, 0));
+}
+
+#[test]
+fn a_key_change_comes_back_when_both_its_lanes_have_come_to_it() {
+    let mut play = Play::new(Rules { retry: RetryRule { initial: 60 * SEC, max: 60 * SEC }, ..keeping() });
+    play.one(1, 1);
+    play.one(2, 2);
+    assert_eq!(play.told(), ["form 0 [1]", "form 1 [2]"]);
+    let at = play.fail(0).max(play.fail(1));
+    assert_eq!(play.told(), ["park 0", "park 1"]);
+    play.one(1, 3);
+    play.push(BOTH, 4);
+    play.one(2, 5);
+    play.now += KEEP_AFTER;
+    assert_eq!(play.told(), ["spill [3, 4, 5]"]);
+    play.written();
+    play.now = at;
+    assert_eq!(play.told().len(), 2);
+    play.ack(1);
+    assert_eq!(play.told(), ["read lanes [2]"]);
+    play.lanes(&[(2, &[(BOTH, 4), (TWO, 5)])]);
+    assert_eq!(play.told(), [""; 0], "the first group has not come to it");
+    play.ack(0);
+    assert_eq!(play.told(), ["read lanes [1]"]);
+    play.lanes(&[(1, &[(ONE, 3), (BOTH, 4)])]);
+    assert_eq!(play.told(), ["form 2 [3]"]);
+    play.ack(2);
+    assert_eq!(play.told(), ["form 3 [4]"]);
+    play.ack(3);
+    assert_eq!(play.told(), ["read lanes [2]"]);
+    play.lanes(&[(2, &[(TWO, 5)])]);
+    assert_eq!(play.told(), ["form 4 [5]"]);
+    assert_eq!(play.scheduler.counts().lane_messages, 0);
+}
+
+#[test]
+fn a_message_without_a_group_is_spilled_alone_and_comes_back_alone() {
+    let mut play = Play::new(Rules { max_in_flight: 1, ..keeping() });
+    play.one(1, 1);
+    assert_eq!(play.told(), ["form 0 [1]"]);
+    play.push(Groups::None, 2);
+    play.push(Groups::None, 3);
+    play.now += KEEP_AFTER;
+    assert_eq!(play.told(), ["spill [2, 3]", "park 0"]);
+    play.written();
+    assert_eq!(play.scheduler.resolved(), Lsn(3));
+    assert_eq!((play.scheduler.counts().waiting, play.scheduler.counts().ready), (0, 0));
+    let Some(Command::ReadLanes(wants)) = play.scheduler.poll(play.now) else { panic!("not read back") };
+    assert_eq!(wants.len(), 2);
+    let lanes = wants.iter().zip([2, 3]).map(|(want, n)| (want.group, vec![message(Groups::One(want.group), n)]));
+    play.scheduler.lanes_read(play.now, lanes.collect());
+    play.ack(0);
+    assert_eq!(play.told(), ["form 1 [2]"]);
+    play.ack(1);
+    assert_eq!(play.told(), ["form 2 [3]"]);
+}
+
+#[test]
+fn a_lane_that_cannot_be_read_is_wanted_again_a_second_later_and_one_that_is_empty_says_what_is_missing() {
+    let mut play = Play::new(keeping());
+    play.scheduler.restore_waiting([(GroupId(1), 2, at(3))], 0);
+    assert_eq!(play.told(), ["read lanes [1]"]);
+    play.scheduler.lanes_unread([GroupId(1)]);
+    play.scheduler.unreadable(play.now);
+    assert_eq!(play.told(), [""; 0]);
+    assert_eq!(play.scheduler.poll_timeout(), Some(play.now + SEC));
+    play.now += SEC;
+    assert_eq!(play.told(), ["read lanes [1]"]);
+    assert_eq!(play.lanes(&[(1, &[(ONE, 2)])]), 0);
+    play.one(1, 4);
+    assert_eq!(play.told(), ["form 0 [2]"]);
+    play.ack(0);
+    assert_eq!(play.told(), ["read lanes [1]"]);
+    assert_eq!(play.lanes(&[(1, &[])]), 1);
+    assert_eq!(play.told(), ["form 1 [4]"], "what stood behind is not held for ever");
+}
+
+#[test]
+fn a_paused_sink_pages_what_arrives_after_a_moment_and_reads_it_back_in_order() {
+    let mut play = Play::new(keeping());
+    play.scheduler.pause();
+    assert_eq!(play.told(), [""; 0]);
+    play.one(1, 1);
+    play.now += 49 * MS;
+    play.one(2, 2);
+    assert_eq!(play.told(), [""; 0]);
+    assert_eq!(play.scheduler.poll_timeout(), Some(play.now + MS));
+    play.now += MS;
+    assert_eq!(play.told(), ["page [1, 2]"]);
+    assert_eq!(play.scheduler.resolved(), Lsn(0));
+    play.written();
+    assert_eq!(play.scheduler.resolved(), Lsn(2));
+    assert_eq!((play.scheduler.counts().overflow_messages, play.scheduler.counts().waiting), (2, 0));
+    play.scheduler.resume();
+    play.one(1, 3);
+    assert_eq!(play.told(), ["read page"]);
+    play.page(&[(1, 1), (2, 2)]);
+    assert_eq!(play.told(), ["form 0 [1]", "form 1 [2]"], "3 need not be written: it is next");
+    play.ack(0);
+    assert_eq!(play.told(), ["form 2 [3]"]);
+    play.ack(1);
+    play.ack(2);
+    assert_eq!(play.scheduler.resolved(), Lsn(3));
+}
+
+#[test]
+fn what_was_to_be_paged_is_taken_back_when_nothing_is_in_the_way_any_more() {
+    let mut play = Play::new(keeping());
+    play.scheduler.set_crowded(true);
+    assert_eq!(play.told(), [""; 0]);
+    play.one(1, 1);
+    play.one(1, 2);
+    assert!(play.scheduler.is_overflowing());
+    play.scheduler.set_crowded(false);
+    assert_eq!(play.told(), ["form 0 [1]"]);
+    assert!(!play.scheduler.is_overflowing());
+    play.ack(0);
+    assert_eq!(play.told(), ["form 1 [2]"]);
+}
+
+#[test]
+fn a_sink_that_is_behind_pages_what_arrives() {
+    let mut play = Play::new(Rules { max_in_flight: 1, ..keeping() });
+    play.one(1, 1);
+    play.one(2, 2);
+    assert_eq!(play.told(), ["form 0 [1]"]);
+    play.now += BEHIND_AFTER - MS;
+    assert_eq!(play.told(), [""; 0]);
+    assert!(!play.scheduler.is_overflowing());
+    play.now += MS;
+    assert_eq!(play.told(), [""; 0]);
+    play.one(3, 3);
+    assert!(play.scheduler.is_overflowing());
+    play.now += 50 * MS;
+    assert_eq!(play.told(), ["page [3]"]);
+}
+
+#[test]
+fn while_the_breaker_is_open_new_messages_are_paged_and_nothing_is_read_back() {
+    let mut play = Play::new(keeping());
+    (1..=5).for_each(|payload| play.one(payload, payload));
+    assert_eq!(play.told().len(), 5);
+    let trouble = Failure { trouble: true, ..Failure::default() };
+    (0..5).for_each(|delivery| {
+        play.fail_with(delivery, trouble);
+    });
+    assert_eq!(play.told().len(), 5, "parked");
+    play.one(6, 6);
+    play.now += 50 * MS;
+    assert_eq!(play.told(), ["page [6]"]);
+    play.written();
+    assert_eq!(play.scheduler.resolved(), Lsn(6));
+    assert_eq!(play.told(), [""; 0]);
+}
+
+#[test]
+fn what_comes_back_behind_a_failure_makes_room_for_the_next_page() {
+    let (mut play, _) = behind_a_failure(Rules { enough: (2, 1000), ..keeping() });
+    play.scheduler.restore_waiting([], 4);
+    assert_eq!(play.told(), ["read page"]);
+    play.page(&[(1, 2), (1, 3)]);
+    assert_eq!(play.told(), [""; 0]);
+    play.now += 250 * MS;
+    assert_eq!(play.told(), ["spill [2, 3]", "read page"]);
+}
+
+#[test]
+fn a_store_that_is_shut_gets_nothing_and_nothing_is_lost() {
+    let mut play = Play::new(keeping());
+    play.one(1, 1);
+    play.one(1, 2);
+    assert_eq!(play.told(), ["form 0 [1]"]);
+    play.scheduler.pause();
+    play.told();
+    play.one(2, 3);
+    play.scheduler.set_room(StoreRoom::Shut);
+    play.scheduler.resume();
+    let at = play.fail(0);
+    assert_eq!(play.told(), ["form 1 [3]"]);
+    play.now += 2 * KEEP_AFTER;
+    assert_eq!(play.told(), ["attempt 0 for the 2. time"]);
+    assert!(at <= play.now);
+    play.ack(0);
+    assert_eq!(play.told(), ["form 2 [2]"]);
+    play.ack(1);
+    play.ack(2);
+    assert_eq!(play.scheduler.resolved(), Lsn(3));
+}
+
+#[test]
+fn in_the_hold_of_the_wal_nothing_is_kept() {
+    let mut play = Play::new(rules());
+    play.one(1, 1);
+    play.one(1, 2);
+    play.told();
+    play.fail(0);
+    play.scheduler.pause();
+    play.one(2, 3);
+    play.now += 10 * KEEP_AFTER;
+    assert_eq!(play.told(), [""; 0]);
+    play.scheduler.resume();
+    assert_eq!(play.told(), ["attempt 0 for the 2. time", "form 1 [3]"]);
+}
+
+#[test]
+fn a_split_delivery_goes_into_the_store_as_its_parts() {
+    let mut play = Play::new(Rules { batch_size: 2, ..keeping() });
+    play.one(1, 1);
+    play.one(2, 2);
+    assert_eq!(play.told(), ["form 0 [1, 2]"]);
+    let refused = Failure { refused: true, ..Failure::default() };
+    let Verdict::Split { write: Some(write), .. } = play.fail_with(0, refused) else { panic!("not split") };
+    assert_eq!(play.told(), ["attempt 1 for the 1. time", "attempt 2 for the 1. time"]);
+    play.ack(1);
+    assert_eq!(play.scheduler.resolved(), Lsn(1));
+    play.scheduler.written(write);
+    assert_eq!((play.scheduler.counts().parked, play.scheduler.resolved()), (1, Lsn(2)));
+    play.ack(2);
+    assert_eq!(play.scheduler.counts().parked, 0);
+}
+
+#[test]
+fn the_progress_of_a_batch_counts_what_is_written_with_it() {
+    let mut play = Play::new(keeping());
+    (1..=3).for_each(|payload| play.one(payload, payload));
+    assert_eq!(play.told().len(), 3);
+    play.ack(1);
+    play.fail(0);
+    let progress = |resolved, high, unresolved: &[u64]| Progress {
+        resolved: Lsn(resolved),
+        high: Some(at(high)),
+        unresolved: unresolved.iter().map(|position| at(*position)).collect(),
+    };
+    assert_eq!(play.scheduler.progress(None), progress(0, 2, &[1]));
+    assert_eq!(play.told(), ["park 0"]);
+    assert_eq!(play.scheduler.progress(None), progress(2, 2, &[]), "else 1 would come twice after a crash");
+    assert_eq!(play.scheduler.resolved(), Lsn(0));
+    play.scheduler.not_written(play.writes.pop_front().unwrap());
+    assert_eq!(play.scheduler.progress(None), progress(0, 2, &[1]));
+    play.scheduler.pause();
+    play.told();
+    play.one(1, 4);
+    play.now += 50 * MS;
+    assert_eq!(play.told(), ["page [4]"]);
+    assert_eq!(play.scheduler.progress(None), progress(0, 4, &[1, 3]));
+}

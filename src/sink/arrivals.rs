@@ -1,0 +1,94 @@
+//! What comes in from the source: changes, and marks of how far it has come.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::Task;
+use super::content::{Payload, detached};
+use super::feed::Feed;
+use crate::change::{Change, Lsn};
+use crate::record::{Rendering, RenderingSettings};
+use crate::schedule::resume::Admission;
+use crate::schedule::{Groups, Message};
+
+impl Task {
+    pub(super) fn take_in(&mut self, fed: Vec<Feed>) {
+        let now = Instant::now();
+        let mut messages = 0;
+        let resolved = self.scheduler.resolved();
+        for item in fed {
+            match item {
+                Feed::Database { system_id } => self.rendering = Some(self.rendering(system_id)),
+                Feed::Change { change, groups } => {
+                    messages += 1;
+                    self.admit(now, change, groups);
+                }
+                Feed::Mark(lsn) => {
+                    self.scheduler.mark(lsn);
+                    self.passed(lsn);
+                }
+            }
+        }
+        if self.scheduler.resolved() > resolved {
+            self.ledger.touch();
+        }
+        self.sink.metrics.received_messages.increment(messages);
+    }
+
+    fn admit(&mut self, now: Instant, change: Change, groups: Groups) {
+        let position = change.position();
+        let admission = self.resume.as_mut().map_or(Admission::New, |resume| resume.admit(position));
+        if admission == Admission::Skip {
+            return;
+        }
+        let bytes = self.body_bytes(&change);
+        self.largest_bytes = self.largest_bytes.max(change.len_bytes());
+        let change = if self.is_tight() { detached(change, &self.sink.memory) } else { change };
+        let message = Message { groups, bytes, position, payload: Payload::Change(change) };
+        if let Some(resume) = &self.resume {
+            self.scheduler.set_replaying(resume.is_replaying());
+        }
+        match admission {
+            Admission::Again => self.scheduler.push_again(now, message),
+            Admission::New | Admission::Skip => {
+                self.resume = None;
+                self.scheduler.push(now, message)
+            }
+        };
+    }
+
+    /// Everything up to here has been fed.
+    fn passed(&mut self, lsn: Lsn) {
+        let Some(resume) = &mut self.resume else { return };
+        resume.passed(lsn);
+        self.scheduler.set_replaying(resume.is_replaying());
+    }
+
+    pub(super) fn rendering(&self, system_id: u64) -> Arc<Rendering> {
+        let config = &self.sink.config;
+        Arc::new(Rendering::new(&RenderingSettings {
+            source: &config.source,
+            sink: &config.name,
+            form: config.message,
+            numbers: config.numbers,
+            system_id,
+        }))
+    }
+
+    /// Bytes the change adds to a body at most; it matters only where several share one.
+    fn body_bytes(&self, change: &Change) -> usize {
+        let config = &self.sink.config;
+        match &self.rendering {
+            Some(rendering) if config.batch_size > 1 => {
+                rendering.body_bytes_max(change, config.batch_bytes / config.batch_size)
+            }
+            Some(_) | None => change.len_bytes(),
+        }
+    }
+
+    /// A change that waits long keeps the whole buffer it was read into; above a quarter of the limit it takes only its
+    /// own bytes along.
+    fn is_tight(&self) -> bool {
+        self.sink.memory.held() > self.sink.memory.limit() / 4
+    }
+}

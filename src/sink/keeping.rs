@@ -1,0 +1,179 @@
+//! The scheduler's wishes to the store carried out: what is written goes into the ledger, what is read back comes from a
+//! task of its own.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tracing::error;
+
+use super::content::{Delivery, Payload, ReadBack, keep};
+use super::{MESSAGE_OVERHEAD_BYTES, Task};
+use crate::deliver::frozen::{DeliveryId, Frozen};
+use crate::schedule::{DeliveryKey, GroupId, Groups, Message, Want, WriteId};
+use crate::source::chain;
+use crate::store::{Home, KeptMessage, LaneRead, LaneWant, Op, Page, StoreError};
+
+/// Bytes of messages that are read back at once.
+const READ_BYTES: usize = 1 << 20;
+
+/// What was read back.
+pub(super) enum Read {
+    Lanes(Vec<GroupId>, Result<Vec<LaneRead>, StoreError>),
+    Pages(Result<Vec<Page>, StoreError>),
+}
+
+impl Task {
+    /// A delivery goes into the store.
+    pub(super) fn park(&mut self, key: DeliveryKey, write: WriteId) {
+        let frozen = self.deliveries.get(&key).and_then(|delivery| delivery.content.frozen().cloned());
+        // One that hangs before its body is rendered has no body to be kept; one may be too large.
+        let Some(frozen) = frozen.filter(|frozen| self.ledger.takes(frozen.body.len())) else {
+            return self.scheduler.not_written(write);
+        };
+        self.describe(key, Some(&frozen));
+        let Some(mut delivery) = self.deliveries.remove(&key) else { return };
+        self.put(&mut delivery, &frozen);
+        self.deliveries.insert(key, delivery);
+        self.ledger.answers(write);
+        self.parked.insert(write, vec![key]);
+    }
+
+    /// The next batch has the delivery, in the place of its messages.
+    pub(super) fn put(&mut self, delivery: &mut Delivery, frozen: &Frozen) -> DeliveryId {
+        let leaves = delivery.leaves();
+        if !leaves.is_empty() {
+            self.ledger.note(Op::Leave(leaves), 0);
+        }
+        delivery.stored = Some(frozen.id);
+        let (delivery, body) = (delivery.kept(frozen.id), frozen.body.clone());
+        let bytes = body.len();
+        self.ledger.note(Op::Park { delivery, body }, bytes);
+        frozen.id
+    }
+
+    /// Waiting messages go into the lanes of their groups. Those that came back from a lane are still there.
+    pub(super) fn spill(&mut self, write: WriteId, messages: Vec<Message<Payload>>) {
+        let Some(rendering) = self.rendering.clone() else { return };
+        let messages: Vec<(Groups, Payload)> = messages
+            .into_iter()
+            .filter(|message| !matches!(message.payload.home(), Some(Home::Lane(_))))
+            .map(|message| (message.groups, message.payload))
+            .collect();
+        let leaves: Vec<Home> = messages.iter().filter_map(|(_, payload)| payload.home()).collect();
+        let kept = keep(&self.sink.config, &rendering, &messages);
+        if !leaves.is_empty() {
+            self.ledger.note(Op::Leave(leaves), 0);
+        }
+        if !kept.is_empty() {
+            let bytes = bytes_of(&kept);
+            self.ledger.note(Op::Lanes(kept), bytes);
+        }
+        self.ledger.answers(write);
+    }
+
+    /// The newest messages become a page of the overflow.
+    pub(super) fn overflow(&mut self, write: WriteId, messages: Vec<Message<Payload>>) {
+        let Some(rendering) = self.rendering.clone() else { return };
+        let messages: Vec<(Groups, Payload)> =
+            messages.into_iter().map(|message| (message.groups, message.payload)).collect();
+        let kept = keep(&self.sink.config, &rendering, &messages);
+        let (bytes, page) = (bytes_of(&kept), self.pages.0);
+        self.pages.0 += 1;
+        self.ledger.note(Op::Page { page, messages: kept }, bytes);
+        self.ledger.answers(write);
+    }
+
+    pub(super) fn read_lanes(&mut self, wants: Vec<Want>) {
+        let (store, key) = (self.ledger.store().clone(), self.ledger.key());
+        let each = self.sink.config.batch_size.saturating_mul(2);
+        self.reads.spawn(async move {
+            let groups = wants.iter().map(|want| want.group).collect();
+            let wants = wants.into_iter().map(|Want { group, after }| LaneWant { group, after }).collect();
+            Read::Lanes(groups, store.lanes(key, wants, each, READ_BYTES).await)
+        });
+    }
+
+    pub(super) fn read_overflow(&mut self) {
+        let (store, key, from) = (self.ledger.store().clone(), self.ledger.key(), self.pages.1);
+        self.reads.spawn(async move { Read::Pages(store.pages(key, from, READ_BYTES).await) });
+    }
+
+    pub(super) fn read(&mut self, read: Result<Read, tokio::task::JoinError>) {
+        let now = Instant::now();
+        let sink = Arc::clone(&self.sink.config);
+        let missing = match read {
+            Ok(Read::Lanes(groups, Ok(lanes))) => {
+                let lanes = self.come_back(now, lanes);
+                // Those for which no bytes were left did not come.
+                let came: HashSet<GroupId> = lanes.iter().map(|(group, _)| *group).collect();
+                let missing = self.scheduler.lanes_read(now, lanes);
+                self.scheduler.lanes_unread(groups.into_iter().filter(|group| !came.contains(group)));
+                missing
+            }
+            Ok(Read::Pages(Ok(pages))) => {
+                let messages = self.pages_come_back(now, pages);
+                self.scheduler.overflow_read(now, messages)
+            }
+            Ok(Read::Lanes(groups, Err(failed))) => {
+                error!(sink = %sink.name, error = %chain(&failed), "the store cannot be read; tried again");
+                self.scheduler.lanes_unread(groups);
+                self.scheduler.unreadable(now);
+                0
+            }
+            Ok(Read::Pages(Err(failed))) => {
+                error!(sink = %sink.name, error = %chain(&failed), "the store cannot be read; tried again");
+                self.scheduler.overflow_unread();
+                self.scheduler.unreadable(now);
+                0
+            }
+            Err(join) => {
+                error!(sink = %sink.name, error = %join, "a reader of the store was lost");
+                0
+            }
+        };
+        if missing > 0 {
+            error!(sink = %sink.name, messages = missing, "the store does not have what it was given: its files were changed");
+        }
+    }
+
+    fn come_back(&self, now: Instant, lanes: Vec<LaneRead>) -> Vec<(GroupId, Vec<Message<Payload>>)> {
+        let charge = self.charge(lanes.iter().flat_map(|lane| &lane.messages));
+        let back = |kept: KeptMessage| {
+            let home = Home::Lane(kept.facts.position);
+            message_of(kept, home, &charge, now)
+        };
+        lanes.into_iter().map(|lane| (lane.group, lane.messages.into_iter().map(back).collect())).collect()
+    }
+
+    fn pages_come_back(&mut self, now: Instant, pages: Vec<Page>) -> Vec<Message<Payload>> {
+        let charge = self.charge(pages.iter().flat_map(|page| page.messages.iter().map(|(_, kept)| kept)));
+        let mut messages = Vec::new();
+        for Page { page, messages: kept } in pages {
+            self.pages.1 = page + 1;
+            let back = |(index, kept)| message_of(kept, Home::Page { page, index }, &charge, now);
+            messages.extend(kept.into_iter().map(back));
+        }
+        messages
+    }
+
+    fn charge<'a>(&self, messages: impl Iterator<Item = &'a KeptMessage>) -> Arc<crate::memory::Charge> {
+        let bytes = messages.map(|message| message.json.len() + MESSAGE_OVERHEAD_BYTES).sum();
+        Arc::new(self.sink.memory.charge(bytes))
+    }
+}
+
+fn message_of(
+    message: KeptMessage,
+    home: Home,
+    charge: &Arc<crate::memory::Charge>,
+    read_at: Instant,
+) -> Message<Payload> {
+    let (groups, bytes, position) = (message.facts.groups, message.json.len() + 1, message.facts.position);
+    let kept = ReadBack { message, home, _charge: Arc::clone(charge), read_at };
+    Message { groups, bytes, position, payload: Payload::Kept(Arc::new(kept)) }
+}
+
+fn bytes_of(messages: &[KeptMessage]) -> usize {
+    messages.iter().map(|message| message.json.len() + 64).sum()
+}

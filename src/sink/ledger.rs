@@ -1,0 +1,147 @@
+//! What a sink has to tell the store: gathered until the batch before is durable, then sent as one.
+//!
+//! One batch is on its way at a time. While it is, the next gathers what happens, so that a slow disk makes larger
+//! batches and not a queue of them. A batch that only says how far the sink is goes at most every [`PROGRESS_EVERY`],
+//! which with the time of a sync stays within the 100 ms of promise P7.
+
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use crate::change::Lsn;
+use crate::failpoint;
+use crate::schedule::{StoreRoom, WriteId};
+use crate::store::{Batch, KeptProgress, Op, SinkKey, Store};
+
+/// How often progress alone is written.
+const PROGRESS_EVERY: Duration = Duration::from_millis(50);
+
+/// See the module.
+pub(super) struct Ledger {
+    store: Store,
+    key: SinkKey,
+    ops: Vec<Op>,
+    bytes: usize,
+    /// Gathered bytes beyond which the scheduler is to wait.
+    batch_bytes: usize,
+    writes: Vec<WriteId>,
+    is_dirty: bool,
+    sent_at: Option<Instant>,
+    on_its_way: Option<OnItsWay>,
+}
+
+struct OnItsWay {
+    durable: oneshot::Receiver<()>,
+    writes: Vec<WriteId>,
+    resolved: Lsn,
+    bytes: usize,
+}
+
+/// A batch that is durable.
+pub(super) struct Durable {
+    pub(super) writes: Vec<WriteId>,
+    pub(super) resolved: Lsn,
+}
+
+/// The store will not write what it was given.
+#[derive(Debug)]
+pub(super) struct Lost;
+
+impl Ledger {
+    pub(super) fn new(store: Store, key: SinkKey) -> Self {
+        let (ops, writes) = (Vec::new(), Vec::new());
+        let batch_bytes = store.batch_bytes_max() / 2;
+        Self { store, key, ops, bytes: 0, batch_bytes, writes, is_dirty: false, sent_at: None, on_its_way: None }
+    }
+
+    pub(super) fn store(&self) -> &Store {
+        &self.store
+    }
+
+    pub(super) fn key(&self) -> SinkKey {
+        self.key
+    }
+
+    /// Something happened; `bytes` is about what it takes.
+    pub(super) fn note(&mut self, op: Op, bytes: usize) {
+        self.ops.push(op);
+        self.bytes += bytes;
+    }
+
+    /// The next batch carries out this wish of the scheduler.
+    pub(super) fn answers(&mut self, write: WriteId) {
+        self.writes.push(write);
+    }
+
+    /// Progress has changed.
+    pub(super) fn touch(&mut self) {
+        self.is_dirty = true;
+    }
+
+    /// Whether the store takes more now, the next thing being of so many bytes.
+    pub(super) fn room(&self, next_bytes: usize) -> StoreRoom {
+        let health = self.store.health();
+        if health.is_full || health.trouble.is_some() || !fits(self.bytes() + next_bytes, health.room_bytes) {
+            return StoreRoom::Shut;
+        }
+        if self.bytes >= self.batch_bytes { StoreRoom::Busy } else { StoreRoom::Open }
+    }
+
+    /// Whether there is room for so many bytes.
+    pub(super) fn takes(&self, bytes: usize) -> bool {
+        fits(self.bytes() + bytes, self.store.health().room_bytes)
+    }
+
+    /// Bytes that wait to be written, or are being written.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes + self.on_its_way.as_ref().map_or(0, |batch| batch.bytes)
+    }
+
+    /// When the next batch goes; `None`: there is nothing to tell, or one is on its way.
+    pub(super) fn due_at(&self) -> Option<Instant> {
+        if self.on_its_way.is_some() || (self.ops.is_empty() && !self.is_dirty) {
+            return None;
+        }
+        let sent_at = self.sent_at?;
+        Some(if self.writes.is_empty() { sent_at + PROGRESS_EVERY } else { sent_at })
+    }
+
+    /// Whether a batch should go now.
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        let is_idle = self.on_its_way.is_none() && !(self.ops.is_empty() && !self.is_dirty);
+        is_idle && self.due_at().is_none_or(|at| at <= now)
+    }
+
+    /// Whether everything that was told is durable.
+    pub(super) fn is_empty(&self) -> bool {
+        self.on_its_way.is_none() && self.ops.is_empty() && !self.is_dirty
+    }
+
+    /// Sends what was gathered; `progress` is what is true with it.
+    pub(super) fn submit(&mut self, now: Instant, progress: Option<KeptProgress>) {
+        failpoint::hit("sink.before_submit");
+        let resolved = progress.as_ref().map_or(Lsn::ZERO, |progress| progress.resolved);
+        let batch = Batch { sink: self.key, ops: std::mem::take(&mut self.ops), progress };
+        let (writes, bytes) = (std::mem::take(&mut self.writes), std::mem::take(&mut self.bytes));
+        let durable = self.store.submit(batch);
+        self.on_its_way = Some(OnItsWay { durable, writes, resolved, bytes });
+        self.is_dirty = false;
+        self.sent_at = Some(now);
+    }
+
+    /// Resolves when the batch on its way is durable; never without one.
+    ///
+    /// # Errors
+    /// When the store refused it or has ended: nothing can be confirmed any more.
+    pub(super) async fn durable(&mut self) -> Result<Durable, Lost> {
+        let Some(batch) = &mut self.on_its_way else { return std::future::pending().await };
+        (&mut batch.durable).await.map_err(|_| Lost)?;
+        let (writes, resolved) = (std::mem::take(&mut batch.writes), batch.resolved);
+        self.on_its_way = None;
+        Ok(Durable { writes, resolved })
+    }
+}
+
+fn fits(bytes: usize, room_bytes: u64) -> bool {
+    u64::try_from(bytes).is_ok_and(|bytes| bytes <= room_bytes)
+}

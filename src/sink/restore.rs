@@ -1,0 +1,92 @@
+//! What the store has of a sink from a life before: names and numbers, no bodies.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tracing::{info, warn};
+
+use super::Task;
+use super::content::{Content, Delivery, Facts, instant_of, time_of};
+use crate::change::{Lsn, Position};
+use crate::deliver::category::is_splittable_status;
+use crate::schedule::Restored;
+use crate::schedule::resume::Resume;
+use crate::store::{KeptDelivery, Loaded};
+
+impl Task {
+    pub(super) fn restore(&mut self, loaded: Loaded) {
+        let now = Instant::now();
+        let Loaded { progress, paused, deliveries, lanes, overflow, dead_letters } = loaded;
+        if let Some(progress) = progress {
+            self.scheduler.restore_progress(progress.resolved, progress.high);
+            self.sink.progress.resolve(progress.resolved);
+            self.resume = progress.high.map(|high| Resume::new(high, progress.unresolved));
+        }
+        self.scheduler.set_replaying(self.resume.as_ref().is_some_and(Resume::is_replaying));
+        self.pages = (overflow.next_page, overflow.first_page.unwrap_or(overflow.next_page));
+        let (count, lane_count) = (deliveries.len(), lanes.len());
+        let restored = deliveries.iter().map(|delivery| restored(delivery, now)).collect();
+        let keys = self.scheduler.restore(now, restored);
+        for (key, kept) in keys.into_iter().zip(deliveries) {
+            self.deliveries.insert(key, delivery(kept, now));
+        }
+        let lanes = lanes.into_iter().map(|lane| (lane.group, count_of(lane.messages), lane.last));
+        self.scheduler.restore_waiting(lanes, count_of(overflow.messages));
+        let config = &self.sink.config;
+        if config.paused {
+            self.scheduler.pause();
+            info!(sink = %config.name, "sink is paused by its configuration: its changes wait");
+        }
+        if let Some(why) = paused {
+            self.scheduler.pause();
+            warn!(sink = %config.name, "sink is still paused: {why}; `walhook state resume {}` ends that", config.name);
+            self.report.paused(why);
+        }
+        self.report.dead_letters(dead_letters);
+        if count + lane_count > 0 || overflow.messages > 0 {
+            info!(
+                sink = %config.name,
+                deliveries = count,
+                groups_waiting = lane_count,
+                overflow_messages = overflow.messages,
+                "goes on with what the store holds"
+            );
+        }
+    }
+}
+
+fn restored(kept: &KeptDelivery, now: Instant) -> Restored {
+    let tries = &kept.tries;
+    let was_refused = tries.last.as_ref().and_then(|last| last.status).is_some_and(is_splittable_status);
+    let due = tries.next_attempt_micros.map_or(now, |micros| instant_of(micros, now));
+    let first = kept.members.first().map(|member| member.facts.position);
+    Restored {
+        members: kept.members.iter().map(|member| member.facts.groups).collect(),
+        position: first.unwrap_or(Position { commit_lsn: Lsn::ZERO, index: 0 }),
+        attempts: tries.attempts,
+        failures: tries.failures,
+        refusals: if was_refused { tries.attempts } else { 0 },
+        first_attempt: tries.first_attempt_micros.map(|micros| instant_of(micros, now)),
+        due: (!kept.blocked).then_some(due),
+        is_part: kept.parent.is_some(),
+    }
+}
+
+fn delivery(kept: KeptDelivery, now: Instant) -> Delivery {
+    let KeptDelivery { id, parent, created_micros, members, tries, blocked } = kept;
+    Delivery {
+        content: Content::Stored(id),
+        facts: Facts::of_members(&members, now),
+        members: Arc::new(members),
+        homes: Vec::new(),
+        stored: Some(id),
+        parent,
+        created_at: time_of(created_micros),
+        tries,
+        blocked,
+    }
+}
+
+fn count_of(messages: u64) -> usize {
+    usize::try_from(messages).unwrap_or(usize::MAX)
+}
