@@ -12,8 +12,10 @@ use super::error::StoreError;
 use super::quota::Budget;
 use super::schema::{self, Schema};
 
-/// How long a connection waits for another process that looks at the files.
+/// How long a connection waits for another that looks at the files.
 const BUSY_LIMIT: Duration = Duration::from_secs(2);
+/// The same for the log, for which nothing waits long.
+const LOG_BUSY_LIMIT: Duration = Duration::from_millis(100);
 /// Prepared statements that a connection keeps.
 const STATEMENTS_MAX: usize = 64;
 
@@ -100,6 +102,7 @@ pub(super) fn open_state(paths: &Paths, budget: &Budget) -> Result<Connection, S
 /// The connection that writes `log.db`: after a crash its last rows may be missing.
 pub(super) fn open_log(paths: &Paths, budget: &Budget) -> Result<Connection, StoreError> {
     open_to_write(&paths.log, &schema::LOG, |db| {
+        db.busy_timeout(LOG_BUSY_LIMIT)?;
         db.pragma_update(None, "synchronous", "NORMAL")?;
         db.pragma_update(None, "cache_size", -2048)?;
         db.pragma_update(None, "journal_size_limit", budget.log_wal_bytes.cast_signed())?;

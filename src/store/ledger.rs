@@ -101,15 +101,19 @@ impl Ledger {
 
     /// In words, why a write failed.
     pub(super) fn trouble(&self, error: &rusqlite::Error) -> Trouble {
-        if error.sqlite_error_code() != Some(ErrorCode::DiskFull) {
-            return Trouble {
-                what: format!("the store cannot write: {error}"),
-                advice: "look at the disk of state.path; it is tried again until it works".to_owned(),
-            };
-        }
         let usage = self.usage();
-        let disk_is_full = usage.disk_free.is_some_and(|free| free < DISK_FULL_BYTES);
-        if disk_is_full { disk_trouble() } else { quota_trouble(&self.budget, &usage) }
+        let code = error.sqlite_error_code();
+        let for_room = [Some(ErrorCode::DiskFull), Some(ErrorCode::SystemIoFailure)].contains(&code);
+        if for_room && usage.disk_free.is_some_and(|free| free < DISK_FULL_BYTES) {
+            return disk_trouble();
+        }
+        if code == Some(ErrorCode::DiskFull) {
+            return quota_trouble(&self.budget, &usage);
+        }
+        Trouble {
+            what: format!("the store cannot write: {error}"),
+            advice: "look at the disk of state.path; it is tried again until it works".to_owned(),
+        }
     }
 
     /// Removes a few rows of what goes by itself. True: there may be more.

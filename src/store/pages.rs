@@ -3,6 +3,7 @@
 //! A page goes when all its messages have gone. What is remembered is what the transaction has seen; after one that
 //! failed, everything is forgotten and read anew.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
 
 use rusqlite::{Connection, OptionalExtension as _, named_params, params};
@@ -69,15 +70,17 @@ impl Pages {
     /// A message leaves. One that is not there is none of our business any more.
     pub(super) fn leave(&mut self, db: &Connection, sink: SinkKey, page: u64, index: u32) -> rusqlite::Result<()> {
         let name = (sink, page);
-        if !self.known.contains_key(&name) {
-            let Some(gone) = read(db, name)? else {
-                debug!(sink = sink.0, page, index, "a message left a page that is not there");
-                return Ok(());
-            };
-            self.known.insert(name, gone);
-        }
-        let newly = self.known.get_mut(&name).is_some_and(|gone| gone.leave(index));
-        if newly {
+        let gone = match self.known.entry(name) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(unknown) => {
+                let Some(gone) = read(db, name)? else {
+                    debug!(sink = sink.0, page, index, "a message left a page that is not there");
+                    return Ok(());
+                };
+                unknown.insert(gone)
+            }
+        };
+        if gone.leave(index) {
             self.touched.insert(name);
         } else {
             debug!(sink = sink.0, page, index, "a message left its page that was not in it");

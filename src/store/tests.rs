@@ -1,7 +1,12 @@
 //! The store on real files.
 
+mod damage;
+mod full;
 mod life;
+mod logging;
 mod ops;
+mod random;
+mod speed;
 
 use std::time::Duration;
 

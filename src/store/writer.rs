@@ -15,6 +15,7 @@ use super::batch::Batch;
 use super::health::HealthCell;
 use super::inbox::{Inbox, Known, Submitted};
 use super::ledger::{Ledger, weight};
+use super::log::LogRow;
 use super::logbook::Logbook;
 use super::quota::{Shortage, shortage};
 use crate::metrics::StoreMetrics;
@@ -240,22 +241,31 @@ impl Writer {
     }
 
     fn write_log(&mut self) {
-        let rows = self.inbox.take_log(LOG_ROWS_MAX, self.logbook.turn_bytes());
-        if rows.is_empty() {
-            return;
+        let mut left = LOG_ROWS_MAX;
+        while left > 0 && !self.inbox.is_waiting() {
+            let rows = self.inbox.take_log(left, self.logbook.turn_bytes());
+            if rows.is_empty() {
+                return;
+            }
+            left -= rows.len();
+            self.write_rows(&rows);
         }
-        let written = self.logbook.write(&rows).or_else(|_| {
+    }
+
+    fn write_rows(&mut self, rows: &[LogRow]) {
+        let written = self.logbook.write(rows).or_else(|_| {
             // Most likely its share of the disk is used up.
             self.logbook.drop_oldest()?;
-            self.logbook.write(&rows)
+            self.logbook.write(rows)
         });
         if let Err(error) = written {
             debug!(%error, rows = rows.len(), "rows of the log are lost");
-            self.health.lose_log_rows(rows.len());
-            return;
+            return self.health.lose_log_rows(rows.len());
         }
-        if let Err(error) = self.trim_log() {
-            debug!(%error, "the log could not be trimmed");
+        match self.trim_log() {
+            Ok(true) => self.upkeep_at = Instant::now(),
+            Ok(false) => (),
+            Err(error) => debug!(%error, "the log could not be trimmed"),
         }
     }
 

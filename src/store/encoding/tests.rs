@@ -1,3 +1,5 @@
+#![expect(clippy::indexing_slicing, clippy::arithmetic_side_effects, reason = "a test may panic")]
+
 use std::sync::Arc;
 
 use proptest::collection::vec;

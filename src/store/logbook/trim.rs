@@ -9,10 +9,13 @@ use rusqlite::{Transaction, TransactionBehavior};
 
 use super::{ATTEMPTS_PER_ROW_MAX, Keeps, Logbook};
 use crate::deliver::frozen::DeliveryId;
+use crate::store::apply::id_column;
 use crate::store::ledger::{micros, shrink};
 
 /// Rows looked at in one step.
-const STEP_ROWS: u64 = 512;
+const STEP_ROWS: usize = 1024;
+/// Rows of each table dropped in one step to make room, at most; and no more than an eighth of it.
+const OLDEST_ROWS: i64 = 256;
 
 /// Why rows go.
 #[derive(Clone, Copy, Debug)]
@@ -61,8 +64,11 @@ impl Logbook {
     pub(in crate::store) fn drop_oldest(&mut self) -> rusqlite::Result<()> {
         let transaction = self.db.transaction_with_behavior(TransactionBehavior::Immediate)?;
         for table in ["attempt", "delivery"] {
-            let sql = format!("DELETE FROM {table} WHERE seq IN (SELECT seq FROM {table} ORDER BY seq LIMIT ?1)");
-            transaction.prepare_cached(&sql)?.execute([STEP_ROWS.cast_signed()])?;
+            let sql = format!(
+                "DELETE FROM {table} WHERE seq <=
+                     (SELECT min(seq) + min((max(seq) - min(seq)) / 8, ?1 - 1) FROM {table})"
+            );
+            transaction.prepare_cached(&sql)?.execute([OLDEST_ROWS])?;
         }
         transaction.commit()?;
         self.scanned = 0;
@@ -72,41 +78,66 @@ impl Logbook {
 
 /// True: there may be more.
 fn trim_deliveries(db: &Transaction<'_>, limits: &Limits, keeps: Keeps<'_>) -> rusqlite::Result<bool> {
-    let mut select = db.prepare_cached("SELECT seq, id, finished FROM delivery ORDER BY seq LIMIT ?1")?;
-    let rows: Vec<(i64, [u8; 16], i64)> = select
-        .query_map([STEP_ROWS.cast_signed()], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
-        .collect::<rusqlite::Result<_>>()?;
-    let surplus = usize::try_from(limits.deliveries).unwrap_or(usize::MAX);
-    let old = |(index, (_, _, finished)): (usize, &(i64, [u8; 16], i64))| index < surplus || *finished < limits.before;
-    let going = rows.iter().enumerate().take_while(|row| old(*row)).count();
-    for (seq, id, _) in rows.iter().take(going) {
-        if !keeps(DeliveryId(u128::from_be_bytes(*id))) {
-            db.prepare_cached("DELETE FROM attempt WHERE delivery = ?1")?.execute([id])?;
-        }
+    let going = old_deliveries(db, limits)?;
+    for (seq, id) in &going {
+        let gone_with_it = if keeps(*id) {
+            "DELETE FROM attempt WHERE delivery = ?1 AND category IS NULL"
+        } else {
+            "DELETE FROM attempt WHERE delivery = ?1"
+        };
+        db.prepare_cached(gone_with_it)?.execute([id_column(*id)])?;
         db.prepare_cached("DELETE FROM delivery WHERE seq = ?1")?.execute([seq])?;
     }
-    Ok(going > 0 && going == rows.len())
+    Ok(going.len() == STEP_ROWS)
+}
+
+fn old_deliveries(db: &Transaction<'_>, limits: &Limits) -> rusqlite::Result<Vec<(i64, DeliveryId)>> {
+    let mut select = db.prepare_cached("SELECT seq, id, finished FROM delivery ORDER BY seq")?;
+    let mut rows = select.query([])?;
+    let mut old = Vec::new();
+    while old.len() < STEP_ROWS
+        && let Some(row) = rows.next()?
+    {
+        let is_surplus = (old.len() as u64) < limits.deliveries;
+        if !is_surplus && row.get::<_, i64>(2)? >= limits.before {
+            break;
+        }
+        old.push((row.get(0)?, delivery_id(row.get(1)?)));
+    }
+    Ok(old)
 }
 
 /// Where to go on, if there is more.
 fn trim_attempts(db: &Transaction<'_>, limits: &Limits, after: i64, keeps: Keeps<'_>) -> rusqlite::Result<Option<i64>> {
-    let mut select = db.prepare_cached(
-        "SELECT seq, delivery, started, category IS NOT NULL FROM attempt WHERE seq > ?1 ORDER BY seq LIMIT ?2",
-    )?;
-    let rows: Vec<(i64, [u8; 16], i64, bool)> = select
-        .query_map((after, STEP_ROWS.cast_signed()), |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))?
-        .collect::<rusqlite::Result<_>>()?;
-    let lowest: i64 = db.query_row("SELECT ifnull(min(seq), 0) FROM attempt", [], |row| row.get(0))?;
-    let surplus_below = lowest.saturating_add_unsigned(limits.attempts);
-    let mut last = None;
-    for (seq, id, started, failed) in rows.iter() {
-        if *started >= limits.before && *seq >= surplus_below {
-            return Ok(None);
-        }
-        if !(*failed && keeps(DeliveryId(u128::from_be_bytes(*id)))) {
+    let old = old_attempts(db, limits, after)?;
+    for (seq, id, failed) in &old {
+        if !(*failed && keeps(*id)) {
             db.prepare_cached("DELETE FROM attempt WHERE seq = ?1")?.execute([seq])?;
         }
-        last = Some(*seq);
     }
-    Ok(last.filter(|_| rows.len() as u64 == STEP_ROWS))
+    Ok(old.last().filter(|_| old.len() == STEP_ROWS).map(|(seq, ..)| *seq))
+}
+
+fn old_attempts(db: &Transaction<'_>, limits: &Limits, after: i64) -> rusqlite::Result<Vec<(i64, DeliveryId, bool)>> {
+    let lowest: i64 = db.query_row("SELECT ifnull(min(seq), 0) FROM attempt", [], |row| row.get(0))?;
+    let surplus_below = lowest.saturating_add_unsigned(limits.attempts);
+    let mut select = db.prepare_cached(
+        "SELECT seq, delivery, category IS NOT NULL, started FROM attempt WHERE seq > ?1 ORDER BY seq",
+    )?;
+    let mut rows = select.query([after])?;
+    let mut old = Vec::new();
+    while old.len() < STEP_ROWS
+        && let Some(row) = rows.next()?
+    {
+        let seq = row.get(0)?;
+        if seq >= surplus_below && row.get::<_, i64>(3)? >= limits.before {
+            break;
+        }
+        old.push((seq, delivery_id(row.get(1)?), row.get(2)?));
+    }
+    Ok(old)
+}
+
+fn delivery_id(column: [u8; 16]) -> DeliveryId {
+    DeliveryId(u128::from_be_bytes(column))
 }
