@@ -26,6 +26,8 @@ mod server;
 mod sink_health;
 
 use access::Access;
+pub(crate) use answer::timestamp;
+pub(crate) use readiness::bytes_in_words;
 pub use readiness::{Readiness, Severity, SinkReport, SourceReport, TroubleReport, readiness};
 pub use server::serve;
 

@@ -7,6 +7,7 @@
 
 mod opening;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -108,7 +109,7 @@ async fn serve(config: Config, views: &SharedViews, stop: &CancellationToken) ->
         () = stop.cancelled() => return Ok(()),
         opened = opening::open(&config, views) => opened.map_err(AppError::Store)?,
     };
-    let store = opened.store.clone();
+    let (store, state_path) = (opened.store.clone(), config.state.path.clone());
     let (mut running, memories) = start(config, opened, views)?;
     let mut tick = interval(SHOW_EVERY);
     let ended = loop {
@@ -117,7 +118,7 @@ async fn serve(config: Config, views: &SharedViews, stop: &CancellationToken) ->
             () = stop.cancelled() => break Ok(()),
             Some(ended) = running.sources.join_next() => break Err(ended),
             Some(ended) = running.sinks.join_next() => break Err(ended.map(Ok)),
-            _ = tick.tick() => show(views, &memories, &store),
+            _ = tick.tick() => show(views, &memories, (&state_path, &store)),
         }
     };
     views.stopping.store(true, Ordering::Relaxed);
@@ -262,10 +263,10 @@ async fn end(admin: AdminThread, orders: &Orders) {
     }
 }
 
-fn show(views: &Views, memories: &[Memory], store: &Store) {
+fn show(views: &Views, memories: &[Memory], (state_path, store): (&Path, &Store)) {
     let held: usize = memories.iter().map(Memory::held).sum();
     views.memory_held.store(u64::try_from(held).unwrap_or(u64::MAX), Ordering::Relaxed);
-    views.show_store(opening::view_of(store.health()));
+    views.show_store(opening::view_of(state_path, store.health()));
 }
 
 /// The clock's fine digits: jitter needs nothing better, and a log of them would repeat a life.

@@ -8,6 +8,7 @@ pub mod config_schema;
 pub mod init;
 pub mod listen;
 pub(crate) mod signals;
+pub mod state;
 
 use std::convert::Infallible;
 use std::io::Write as _;
@@ -51,6 +52,8 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Receive messages and print them
     Listen(listen::ListenArgs),
+    /// Show what the store on disk holds, and mend it
+    State(state::StateArgs),
     /// About the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -81,6 +84,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Init(args) => with_runtime(|runtime| runtime.block_on(init::init(args))),
         Command::Demo(args) => with_runtime(|runtime| runtime.block_on(demo::demo(args))),
         Command::Listen(args) => with_runtime(|runtime| runtime.block_on(listening(args))),
+        Command::State(args) => state::state(&args),
         Command::Config(ConfigCommand::Schema) => schema(),
     };
     ExitCode::from(code)

@@ -6,7 +6,7 @@ mod shop;
 
 use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -64,8 +64,7 @@ async fn play(args: DemoArgs, orders: Orders) -> anyhow::Result<u8> {
     let mut tasks = JoinSet::new();
     let receivers =
         [receive(&mut tasks, "orders", 0.0, &orders).await?, receive(&mut tasks, "stock", 0.3, &orders).await?];
-    let state = StateDirectory::new();
-    let config = configuration(&args, &cluster, &receivers, &state)?;
+    let config = configuration(&args, &cluster, &receivers)?;
     print(&introduction(&cluster, &args, &receivers));
     tasks.spawn(shop.trade(orders.stop.clone()));
     tasks.spawn(end_after(
@@ -81,32 +80,9 @@ async fn play(args: DemoArgs, orders: Orders) -> anyhow::Result<u8> {
         print(&format!("{}: {}\n", one.name, one.receiver.counts()));
     }
     // It stops a server and removes files, which takes a moment.
-    tokio::task::spawn_blocking(move || drop((cluster, state))).await?;
+    tokio::task::spawn_blocking(move || drop(cluster)).await?;
     print("the throw-away Postgres and its slot are gone\n");
     Ok(code)
-}
-
-/// Where the demo's daemon keeps its store; gone when dropped.
-struct StateDirectory(PathBuf);
-
-impl StateDirectory {
-    fn new() -> Self {
-        let state = Self(std::env::temp_dir().join(format!("walhook-demo-state-{}", std::process::id())));
-        // One that a killed demo with the same process id left.
-        state.remove();
-        state
-    }
-
-    fn remove(&self) {
-        // It may not be there, and nothing else can be done about it.
-        drop(std::fs::remove_dir_all(&self.0));
-    }
-}
-
-impl Drop for StateDirectory {
-    fn drop(&mut self) {
-        self.remove();
-    }
 }
 
 /// A receiver in this process.
@@ -151,11 +127,12 @@ fn configuration(
     args: &DemoArgs,
     cluster: &Cluster,
     [orders, stock]: &[Endpoint; 2],
-    state: &StateDirectory,
 ) -> anyhow::Result<config::Config> {
     let (url, admin) = (cluster.url("postgres"), args.admin);
     let (orders, stock) = (orders.address, stock.address);
-    let state = toml::Value::String(state.0.display().to_string().replace('$', "$$"));
+    // Gone with the cluster.
+    let state = cluster.dir().join("walhook-state").display().to_string();
+    let state = toml::Value::String(state.replace('$', "$$"));
     let text = format!(
         "[source.shop]\nurl = \"{url}\"\n\n\
          [sink.orders]\nurl = \"http://{orders}\"\npath = \"/orders\"\ntables = [\"public.customers\", \"public.orders\"]\n\n\

@@ -10,7 +10,7 @@
 //! sends again.
 
 pub mod address;
-mod agreement;
+pub(crate) mod agreement;
 pub mod connection;
 mod hold;
 mod housekeeping;

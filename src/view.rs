@@ -1,5 +1,6 @@
 //! What the stations show of themselves: read-only views for the admin side, written by their owners only.
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
@@ -39,6 +40,8 @@ impl Views {
 /// The store as it is now.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct StoreView {
+    /// `state.path`.
+    pub path: PathBuf,
     /// Bytes of disk it takes.
     pub used_bytes: u64,
     /// `state.max_bytes`.
@@ -177,6 +180,8 @@ pub struct SinkView {
     pub lane_messages: u64,
     /// Messages that overflowed to the store, because the sink cannot keep up.
     pub overflow_messages: u64,
+    /// Deliveries that were given up and whose groups wait for a person (`retry.on_exhausted = "block_group"`).
+    pub blocked_deliveries: u64,
     /// Dead letters that the store keeps.
     pub dead_letters: u64,
 }

@@ -58,7 +58,7 @@ pub(super) fn finish(response: Response, id: &str, now: SystemTime) -> Response 
 }
 
 /// `now` as RFC 3339 in UTC with microseconds.
-pub(super) fn timestamp(now: SystemTime) -> String {
+pub(crate) fn timestamp(now: SystemTime) -> String {
     jiff::Timestamp::try_from(now).map_or_else(|_| String::new(), |now| format!("{now:.6}"))
 }
 

@@ -104,6 +104,8 @@ pub struct SinkReport {
     pub stored_deliveries: u64,
     /// Messages that wait in the store: behind others of their groups, or as overflow.
     pub stored_messages: u64,
+    /// Deliveries that were given up and whose groups wait for a person.
+    pub blocked_deliveries: u64,
     /// Dead letters that the store keeps.
     pub dead_letters: u64,
     /// Seconds since the oldest unresolved message was received.
@@ -170,7 +172,7 @@ fn store_trouble(store: &StoreView, sources: &BTreeMap<String, SourceView>) -> O
     let severity = if store.is_failing || holds { Severity::Error } else { Severity::Warning };
     let full = || Trouble {
         what: format!(
-            "the store is full: {} of state.max_bytes, {}, are used, and the rest is kept for progress",
+            "it is full: {} of state.max_bytes, {}, are used, and the rest is kept for progress",
             bytes_in_words(store.used_bytes),
             bytes_in_words(store.max_bytes)
         ),
@@ -179,6 +181,7 @@ fn store_trouble(store: &StoreView, sources: &BTreeMap<String, SourceView>) -> O
             .into(),
     };
     let Trouble { what, advice } = store.trouble.clone().or_else(|| store.is_full.then(full))?;
+    let what = format!("the store in {}: {what}", store.path.display());
     Some(TroubleReport { scope: "store".into(), severity, what, advice })
 }
 
@@ -280,6 +283,7 @@ fn sink_report(view: SinkView, now: SystemTime) -> SinkReport {
         },
         stored_deliveries: view.stored_deliveries,
         stored_messages: view.lane_messages.saturating_add(view.overflow_messages),
+        blocked_deliveries: view.blocked_deliveries,
         dead_letters: view.dead_letters,
         oldest_unresolved_age_seconds: sink_health::oldest_age(&view, now).map(|age| age.as_secs()),
         resolved_lsn: view.resolved.to_string(),
@@ -299,7 +303,8 @@ pub(super) fn in_words(span: Duration) -> String {
     }
 }
 
-fn bytes_in_words(bytes: u64) -> String {
+/// A size for a person, in MiB or GiB.
+pub(crate) fn bytes_in_words(bytes: u64) -> String {
     let tenths = |unit: u64| bytes.saturating_mul(10) / unit;
     let (gib, mib) = (tenths(1 << 30), tenths(1 << 20));
     if gib >= 10 { format!("{}.{} GiB", gib / 10, gib % 10) } else { format!("{}.{} MiB", mib / 10, mib % 10) }

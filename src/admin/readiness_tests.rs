@@ -162,10 +162,12 @@ fn sinks_in_trouble_are_named_with_figures_and_stay_ready() {
 fn a_store_that_cannot_be_written_makes_it_unready_and_a_full_one_warns_until_a_source_is_held() {
     let views = views(SourceState::Streaming, SinkView::default());
     let trouble = Trouble { what: "the disk is full".into(), advice: "free some of it".into() };
-    views.show_store(StoreView { is_failing: true, trouble: Some(trouble.clone()), ..StoreView::default() });
+    let path = "/var/lib/walhook".into();
+    views.show_store(StoreView { path, is_failing: true, trouble: Some(trouble), ..StoreView::default() });
     let failing = readiness(&views, now());
     assert!(!failing.ready);
-    assert_eq!(only(&failing), ("store", Severity::Error, "the disk is full", "free some of it"));
+    let what = "the store in /var/lib/walhook: the disk is full";
+    assert_eq!(only(&failing), ("store", Severity::Error, what, "free some of it"));
     assert_eq!(failing.store.state, "failing");
 
     views.show_store(StoreView { used_bytes: 6 << 20, max_bytes: 8 << 20, is_full: true, ..StoreView::default() });
@@ -209,6 +211,7 @@ fn open_breakers_dead_letters_and_pauses_by_walhook_are_named_and_stay_ready() {
         overflow_messages: 3,
         ..SinkView::default()
     };
+    let blocked = SinkView { blocked_deliveries: 2, retrying: 2, ..SinkView::default() };
     let dead = SinkView { dead_letters: 4, ..SinkView::default() };
     for (sink, state, severity, parts) in [
         (
@@ -223,6 +226,7 @@ fn open_breakers_dead_letters_and_pauses_by_walhook_are_named_and_stay_ready() {
             Severity::Error,
             &["paused by walhook: dlv_1 was given up", "5 messages wait", "walhook state resume orders"],
         ),
+        (blocked, "failing", Severity::Error, &["2 deliveries were given up", "block_group"]),
         (dead, "idle", Severity::Warning, &["4 dead letters"]),
     ] {
         let readiness = readiness(&views(SourceState::Streaming, sink), now());

@@ -36,7 +36,8 @@ fn stored_messages(view: &SinkView) -> u64 {
     view.lane_messages.saturating_add(view.overflow_messages)
 }
 
-/// Everything wrong with the sink: one cause, and beside it the full window and the dead letters if there are any.
+/// Everything wrong with the sink: one cause, and beside it the full window, blocked groups and dead letters if there are
+/// any.
 pub(super) fn troubles(name: &str, view: &SinkView, now: SystemTime) -> Vec<TroubleReport> {
     let report = |(severity, what, advice): (Severity, String, &str)| TroubleReport {
         scope: format!("sink:{name}"),
@@ -44,7 +45,8 @@ pub(super) fn troubles(name: &str, view: &SinkView, now: SystemTime) -> Vec<Trou
         what,
         advice: advice.replace("NAME", name),
     };
-    cause(view, now).into_iter().chain(full_window(view)).chain(dead_letters(view)).map(report).collect()
+    let beside = full_window(view).into_iter().chain(blocked(view)).chain(dead_letters(view));
+    cause(view, now).into_iter().chain(beside).map(report).collect()
 }
 
 fn cause(view: &SinkView, now: SystemTime) -> Option<(Severity, String, &'static str)> {
@@ -57,14 +59,15 @@ fn cause(view: &SinkView, now: SystemTime) -> Option<(Severity, String, &'static
         let endpoint = view.failures_in_a_row >= FAILURES_OF_ENDPOINT;
         let severity = if endpoint { Severity::Error } else { Severity::Warning };
         Some((severity, failing(view, failure, now), advice(failure.category)))
-    } else if view.retrying > 0 {
+    } else if retried(view) > 0 {
         let last = view.last_failure.as_ref();
         let last =
             last.map_or_else(String::new, |last| format!("; the last one: {} ({})", last.message, last.category));
         let what = format!(
             "{} deliveries have failed and are tried again, and {} groups wait behind them{oldest}; others are \
              acknowledged{last}",
-            view.retrying, view.groups_held
+            retried(view),
+            view.groups_held
         );
         let advice = "the endpoint refuses single deliveries: the log has their categories";
         Some((Severity::Warning, what, advice))
@@ -112,6 +115,22 @@ fn open(view: &SinkView, (until, failures): (SystemTime, u64), now: SystemTime) 
     );
     let mend = view.last_failure.as_ref().map_or("mend the endpoint", |last| advice(last.category));
     (Severity::Error, what, mend)
+}
+
+/// Deliveries that have failed and are tried again by themselves.
+fn retried(view: &SinkView) -> u64 {
+    u64::try_from(view.retrying).unwrap_or(u64::MAX).saturating_sub(view.blocked_deliveries)
+}
+
+fn blocked(view: &SinkView) -> Option<(Severity, String, &'static str)> {
+    let blocked = view.blocked_deliveries;
+    (blocked > 0).then(|| {
+        let what = format!(
+            "{blocked} deliveries were given up, and their groups wait for a person (retry.on_exhausted = \"block_group\")"
+        );
+        let advice = "mend the endpoint, stop walhook, then `walhook state resume NAME`, and start it again: they are tried once more";
+        (Severity::Error, what, advice)
+    })
 }
 
 fn dead_letters(view: &SinkView) -> Option<(Severity, String, &'static str)> {

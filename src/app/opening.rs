@@ -2,6 +2,7 @@
 //! disk, is waited out and shown meanwhile.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::time::Duration;
 
 use tokio::task::spawn_blocking;
@@ -67,17 +68,18 @@ pub(super) async fn open(config: &Config, views: &Views) -> Result<Opened, Store
         let error = match spawn_blocking(move || try_to_open(&state, &wanted)).await {
             Ok(Ok(opened)) => {
                 info!(path = %config.state.path.display(), "store opened");
-                views.show_store(view_of(opened.store.health()));
+                views.show_store(view_of(&config.state.path, opened.store.health()));
                 return Ok(opened);
             }
             Ok(Err(error)) if error.is_lasting() => return Err(error),
             Ok(Err(error)) => chain(&error),
             Err(lost) => chain(&lost),
         };
-        let Trouble { what, advice } = trouble_of_opening(&config.state, &error);
-        warn!(advice, retry_in_secs = TRY_EVERY.as_secs_f64(), "{what}");
+        let Trouble { what, advice } = trouble_of_opening(&error);
+        warn!(path = %config.state.path.display(), advice, retry_in_secs = TRY_EVERY.as_secs_f64(), "the store: {what}");
         let trouble = Some(Trouble { what, advice });
-        views.show_store(StoreView { is_failing: true, trouble, max_bytes: config.state.max_bytes, ..views.store() });
+        let (path, max_bytes) = (config.state.path.clone(), config.state.max_bytes);
+        views.show_store(StoreView { path, max_bytes, is_failing: true, trouble, ..StoreView::default() });
         sleep(TRY_EVERY).await;
     }
 }
@@ -90,9 +92,9 @@ pub(super) async fn close(store: Store) {
 }
 
 /// What people see of it.
-pub(super) fn view_of(health: Health) -> StoreView {
+pub(super) fn view_of(path: &Path, health: Health) -> StoreView {
     let Health { is_full, is_failing, trouble, used_bytes, max_bytes, room_bytes: _, log_rows_lost } = health;
-    StoreView { used_bytes, max_bytes, is_full, is_failing, trouble, log_rows_lost }
+    StoreView { path: path.to_owned(), used_bytes, max_bytes, is_full, is_failing, trouble, log_rows_lost }
 }
 
 fn try_to_open(state: &StateConfig, wanted: &Wanted) -> Result<Opened, StoreError> {
@@ -120,21 +122,18 @@ fn load(store: &Store, wanted: &Wanted) -> Result<All, StoreError> {
         let names: Vec<&str> = sinks.iter().map(String::as_str).collect();
         all.absent.insert(source.clone(), store.register(source, &names)?);
         let binding = store.source(source)?;
-        // Beyond an accepted gap the slot's position counts, which the source learns; until then nothing is known.
-        let begins_anew = binding.as_ref().is_some_and(|binding| binding.gap_accepted);
         all.system_ids.extend(binding.map(|binding| (source.clone(), binding.system_id)));
         for sink in sinks {
-            let (key, mut loaded) = store.load(source, sink)?;
-            loaded.progress = loaded.progress.filter(|_| !begins_anew);
-            all.sinks.insert(sink.clone(), (key, loaded));
+            // Also beyond an accepted gap: the first mark, at the slot's position, moves a sink forward.
+            all.sinks.insert(sink.clone(), store.load(source, sink)?);
         }
     }
     Ok(all)
 }
 
-fn trouble_of_opening(state: &StateConfig, error: &str) -> Trouble {
+fn trouble_of_opening(error: &str) -> Trouble {
     Trouble {
-        what: format!("the store in {} cannot be opened: {error}; nothing is read before it can", state.path.display()),
+        what: format!("it cannot be opened: {error}; nothing is read before it can"),
         advice: "free some of the disk, or see what the system says of it; it is tried again every 2 s".to_owned(),
     }
 }

@@ -1,10 +1,11 @@
 //! `walhook check`: the configuration, the databases and the endpoints, looked at without changing anything.
 //!
-//! Findings are made by [`findings`] (pure) and [`endpoint`] (a connection without a request); this file asks, prints and
-//! decides the exit code.
+//! Findings are made by [`findings`] (pure), [`state`] (the store) and [`endpoint`] (a connection without a request); this
+//! file asks, prints and decides the exit code.
 
 mod endpoint;
 mod findings;
+mod state;
 #[cfg(test)]
 mod tests;
 
@@ -54,9 +55,9 @@ pub(crate) async fn look(file: &Path, offline: bool) -> Vec<Finding> {
     if offline {
         return all;
     }
+    all.extend(state::look(&config.state));
     for source in &config.sources {
-        let sinks: Vec<SinkConfig> = sinks_of(&config, source);
-        all.extend(look_at_source(source, &sinks).await);
+        all.extend(look_at_source(&config, source).await);
     }
     all.extend(endpoint::look(&config.sinks).await);
     all
@@ -66,7 +67,8 @@ fn sinks_of(config: &Config, source: &SourceConfig) -> Vec<SinkConfig> {
     config.sinks.iter().filter(|sink| sink.source == source.name).cloned().collect()
 }
 
-async fn look_at_source(source: &SourceConfig, sinks: &[SinkConfig]) -> Vec<Finding> {
+async fn look_at_source(config: &Config, source: &SourceConfig) -> Vec<Finding> {
+    let sinks = sinks_of(config, source);
     let subject = format!("source.{}", source.name);
     let (client, driver) = match connection::sql(&source.url).await {
         Ok(session) => session,
@@ -80,10 +82,14 @@ async fn look_at_source(source: &SourceConfig, sinks: &[SinkConfig]) -> Vec<Find
     drivers.spawn(async move { driver.await.is_ok() });
     let asked = async {
         let limits = server::limits(&client).await?;
-        Ok::<_, slot::PrepareError>((slot::survey(&client, source, sinks).await?, limits))
+        Ok::<_, slot::PrepareError>((slot::survey(&client, source, &sinks).await?, limits))
     };
     match asked.await {
-        Ok((survey, limits)) => findings::of_survey(source, sinks, &survey, &limits),
+        Ok((survey, limits)) => {
+            let mut all = findings::of_survey(source, &sinks, &survey, &limits);
+            all.extend(state::look_at_binding(&client, &config.state, source, &survey).await);
+            all
+        }
         Err(error) => {
             let mend = "try again; if it goes on, see the server's log";
             vec![Finding::fail(subject, format!("{:#}", anyhow::Error::from(error)), mend)]

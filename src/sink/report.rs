@@ -173,6 +173,7 @@ impl Report {
             stored_deliveries: count(counts.parked),
             lane_messages: count(counts.lane_messages),
             overflow_messages: count(counts.overflow_messages),
+            blocked_deliveries: count(counts.blocked),
             dead_letters: self.dead_letters,
         }
     }

@@ -12,24 +12,24 @@ use crate::view::Trouble;
 
 /// What was found in the database.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Found<'a> {
+pub(crate) struct Found<'a> {
     /// The source's name.
-    pub(super) source: &'a str,
+    pub(crate) source: &'a str,
     /// `state.path`.
-    pub(super) store: &'a Path,
-    pub(super) system_id: u64,
-    pub(super) database: &'a str,
+    pub(crate) store: &'a Path,
+    pub(crate) system_id: u64,
+    pub(crate) database: &'a str,
     /// End of the server's log.
-    pub(super) server_end: Lsn,
+    pub(crate) server_end: Lsn,
     /// Its name in the configuration.
-    pub(super) slot: &'a str,
+    pub(crate) slot: &'a str,
     /// What is confirmed to it; `None`: there is no such slot, or none that was ever complete.
-    pub(super) confirmed: Option<Lsn>,
+    pub(crate) confirmed: Option<Lsn>,
 }
 
 /// What follows.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Agreement {
+pub(crate) enum Agreement {
     /// The store knows nothing of the source, which begins with the slot as it is or will be made.
     Begins {
         /// To be told when the slot existed before: what the store of before knew is not known.
@@ -44,7 +44,7 @@ pub(super) enum Agreement {
 }
 
 /// Compares. `bound` is what the store knows of the source.
-pub(super) fn compare(bound: Option<&SourceBinding>, found: &Found<'_>) -> Agreement {
+pub(crate) fn compare(bound: Option<&SourceBinding>, found: &Found<'_>) -> Agreement {
     let Some(bound) = bound else { return Agreement::Begins { slot_existed: found.confirmed.is_some() } };
     if let Some(trouble) = other_database(bound, found).or_else(|| went_back(bound, found)) {
         return Agreement::Refused(trouble);
@@ -65,12 +65,12 @@ pub(super) fn compare(bound: Option<&SourceBinding>, found: &Found<'_>) -> Agree
 }
 
 /// How far every active sink is, if one is anywhere.
-pub(super) fn progress(bound: &SourceBinding) -> Option<Lsn> {
+pub(crate) fn progress(bound: &SourceBinding) -> Option<Lsn> {
     bound.confirmed.filter(|lsn| *lsn > Lsn::ZERO)
 }
 
 /// Changes from `known` on are lost, to `slot` if there is a slot that goes on there.
-pub(super) fn gap(source: &str, slot_name: &str, known: Lsn, slot: Option<Lsn>) -> Trouble {
+pub(crate) fn gap(source: &str, slot_name: &str, known: Lsn, slot: Option<Lsn>) -> Trouble {
     let what = match slot {
         Some(slot) => format!(
             "the slot {slot_name} goes on at {slot}, but changes from {known} on are not delivered yet: it was made anew or \
@@ -84,7 +84,7 @@ pub(super) fn gap(source: &str, slot_name: &str, known: Lsn, slot: Option<Lsn>) 
 }
 
 /// What a person does who cannot get lost changes back.
-pub(super) fn accept_gap(source: &str) -> String {
+pub(crate) fn accept_gap(source: &str) -> String {
     format!(
         "find out who dropped, made or moved the slot. To go on without these changes, stop walhook, run `walhook state \
          accept-gap {source}` and start it again: it goes on from the slot's position, making a slot if there is none. Then \

@@ -274,3 +274,6 @@ impl Source {
         self.enter(SourceState::Streaming);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -157,7 +157,7 @@ fn absent_sinks_that_hold_something_are_told_and_take_up_where_the_others_are() 
 }
 
 #[test]
-fn after_an_accepted_gap_all_sinks_begin_anew() {
+fn an_accepted_gap_moves_its_sinks_forward_and_takes_nothing_back() {
     let rig = Rig::new();
     let (store, sink) = rig.one();
     store.bind(&binding(None)).unwrap();
@@ -167,11 +167,13 @@ fn after_an_accepted_gap_all_sinks_begin_anew() {
     assert!(matches!(mend::accept_gap(&rig.config, "none"), Err(StoreError::UnknownSource { .. })));
     let (store, sink) = rig.one();
     assert!(store.source("app").unwrap().unwrap().gap_accepted);
-    store.bind(&binding(Some(3))).unwrap();
+    store.bind(&binding(Some(8))).unwrap();
     assert!(!store.source("app").unwrap().unwrap().gap_accepted);
-    assert_eq!(loaded(&store).progress, Some(progress(3, None, &[])));
+    assert_eq!(loaded(&store).progress, Some(progress(8, Some(at(6, 1)), &[at(5, 1)])));
     assert_eq!(loaded(&store).deliveries.len(), 1, "what is held stays");
-    write_with(&store, sink, vec![], Some(progress(3, Some(at(4, 1)), &[])));
+    write_with(&store, sink, vec![], Some(progress(8, Some(at(9, 1)), &[])));
+    store.bind(&binding(Some(3))).unwrap();
+    assert_eq!(loaded(&store).progress, Some(progress(8, Some(at(9, 1)), &[])));
 }
 
 #[test]

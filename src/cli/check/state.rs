@@ -1,0 +1,190 @@
+//! The store's directory, its disk, and whether it goes on with the slots. Looks only.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::{Access, access, statvfs};
+use tokio_postgres::Client;
+
+use super::findings::Finding;
+use crate::admin::bytes_in_words;
+use crate::change::Lsn;
+use crate::config::{SourceConfig, StateConfig};
+use crate::source::agreement::{self, Agreement, Found};
+use crate::source::chain;
+use crate::source::slot::Survey;
+use crate::store::{StoreError, mend};
+use crate::view::Trouble;
+
+/// Longest wait for the server's answer.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// The directory, what is in it, and its disk.
+pub(super) fn look(state: &StateConfig) -> Vec<Finding> {
+    let subject = "state.path";
+    let (there, exists) = nearest(&state.path);
+    let mut all = vec![directory(subject, state, &there, exists)];
+    let used = match mend::open_to_show(state) {
+        Ok(summary) => summary.used_bytes,
+        Err(StoreError::Missing { .. }) => 0,
+        // Said above.
+        Err(StoreError::File { .. }) if !there.is_dir() => 0,
+        Err(error) => {
+            let mend = "restore the directory, or point state.path to another one";
+            all.push(Finding::fail(subject, chain(&error), mend));
+            0
+        }
+    };
+    all.extend(space(state, &there, used));
+    all
+}
+
+/// The path itself, or the nearest directory above it that is there.
+fn nearest(path: &Path) -> (PathBuf, bool) {
+    let there = path.ancestors().find(|above| above.exists()).filter(|above| !above.as_os_str().is_empty());
+    (there.unwrap_or(Path::new(".")).to_owned(), path.exists())
+}
+
+fn directory(subject: &str, state: &StateConfig, there: &Path, exists: bool) -> Finding {
+    let path = state.path.display();
+    if !there.is_dir() {
+        return Finding::fail(subject, format!("{} is not a directory", there.display()), "choose another state.path");
+    }
+    if let Err(error) = access(there, Access::WRITE_OK | Access::EXEC_OK) {
+        let what = format!("{} may not be written: {error}", there.display());
+        return Finding::fail(subject, what, "let walhook's user write there, or choose another state.path");
+    }
+    let what = if exists { "is there and may be written" } else { "does not exist; walhook makes it" };
+    Finding::ok(subject, format!("{path} {what}"))
+}
+
+fn space(state: &StateConfig, there: &Path, used: u64) -> Option<Finding> {
+    let disk = statvfs(there).ok()?;
+    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+    (free.saturating_add(used) < state.max_bytes).then(|| {
+        let (free, max) = (bytes_in_words(free), bytes_in_words(state.max_bytes));
+        let what =
+            format!("the disk has {free} free, less than state.max_bytes ({max}): it may fill before the store does");
+        Finding::warn("state.max_bytes", what, "lower state.max_bytes, or choose a larger disk")
+    })
+}
+
+/// Whether store and slot agree.
+pub(super) async fn look_at_binding(
+    client: &Client,
+    state: &StateConfig,
+    source: &SourceConfig,
+    survey: &Survey,
+) -> Option<Finding> {
+    let (system_id, server_end) = identify(client).await?;
+    // After the slot was looked at, so that a daemon that goes on meanwhile is not taken for one that is behind.
+    let summary = mend::open_to_show(state).ok();
+    let bound = summary.and_then(|all| all.sources.into_iter().find(|(name, _)| *name == source.name));
+    let found = Found {
+        source: &source.name,
+        store: &state.path,
+        system_id,
+        database: &survey.server.database,
+        server_end,
+        slot: &source.slot,
+        confirmed: survey.slot.as_ref().and_then(|slot| slot.confirmed),
+    };
+    finding(&found, &agreement::compare(bound.as_ref().map(|(_, bound)| bound), &found))
+}
+
+fn finding(found: &Found<'_>, agreement: &Agreement) -> Option<Finding> {
+    let subject = format!("source.{}.slot", found.source);
+    let slot = found.slot;
+    match agreement {
+        Agreement::Begins { slot_existed: false } => None,
+        Agreement::Begins { slot_existed: true } => {
+            let what =
+                format!("{slot} is there, but the store knows nothing of the source: it begins at the slot's position");
+            let mend =
+                "if there is a store of before, point state.path to it: what failed or overflowed is in that one";
+            Some(Finding::warn(subject, what, mend))
+        }
+        Agreement::GoesOn => Some(Finding::ok(subject, format!("the store goes on with {slot}"))),
+        Agreement::GapAccepted => {
+            let what = format!("a gap is accepted: the next start goes on from the position of {slot}");
+            Some(Finding::warn(subject, what, "compare the receivers' data with the tables after it"))
+        }
+        Agreement::Refused(Trouble { what, advice }) => Some(Finding::fail(subject, what, advice)),
+    }
+}
+
+/// What `IDENTIFY_SYSTEM` would tell, where the role may ask for it in SQL.
+async fn identify(client: &Client) -> Option<(u64, Lsn)> {
+    let question = "select system_identifier::text,
+                        (case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_lsn() end)::text
+                    from pg_control_system()";
+    let row = tokio::time::timeout(LIMIT, client.query_one(question, &[])).await.ok()?.ok()?;
+    let (system_id, end): (String, Option<String>) = (row.get(0), row.get(1));
+    Some((system_id.parse().ok()?, end?.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::check::findings::Level;
+    use crate::config::Hold;
+
+    fn state(path: &Path, max_bytes: u64) -> StateConfig {
+        StateConfig {
+            path: path.to_owned(),
+            hold: Hold::Store,
+            max_bytes,
+            dead_letter_retention: Duration::from_secs(60),
+            log_retention: Duration::from_secs(60),
+            log_max_rows: 10,
+        }
+    }
+
+    fn levels(state: &StateConfig) -> Vec<(Level, String)> {
+        look(state).into_iter().map(|finding| (finding.level, finding.what)).collect()
+    }
+
+    #[test]
+    fn a_directory_that_is_not_there_is_fine_where_one_can_be_made_and_nothing_is_made() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a/b");
+        let found = levels(&state(&path, 1));
+        assert!(matches!(found.as_slice(), [(Level::Ok, what)] if what.contains("walhook makes it")), "{found:?}");
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_is_no_directory_and_what_is_no_store_fails() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("file");
+        std::fs::write(&file, "x").unwrap();
+        let found = levels(&state(&file.join("state"), 1));
+        assert!(matches!(found.first(), Some((Level::Fail, what)) if what.contains("not a directory")), "{found:?}");
+        std::fs::write(directory.path().join("state.db"), "somebody else's, and long enough to be looked at").unwrap();
+        let found = levels(&state(directory.path(), 1));
+        assert!(found.iter().any(|(level, _)| *level == Level::Fail), "{found:?}");
+    }
+
+    #[test]
+    fn a_disk_that_is_smaller_than_the_quota_is_warned_of() {
+        let directory = tempfile::tempdir().unwrap();
+        let found = levels(&state(directory.path(), u64::MAX));
+        assert!(found.iter().any(|(level, what)| *level == Level::Warn && what.contains("max_bytes")), "{found:?}");
+    }
+
+    #[test]
+    fn a_gap_fails_with_the_command_that_mends_it() {
+        let trouble = Trouble { what: "the slot is gone".into(), advice: "walhook state accept-gap app".into() };
+        let found = Found {
+            source: "app",
+            store: Path::new("x"),
+            system_id: 1,
+            database: "app",
+            server_end: Lsn(9),
+            slot: "walhook_app",
+            confirmed: None,
+        };
+        let finding = finding(&found, &Agreement::Refused(trouble)).unwrap();
+        assert_eq!((finding.level, finding.mend.as_deref()), (Level::Fail, Some("walhook state accept-gap app")));
+    }
+}

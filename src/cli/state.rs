@@ -1,0 +1,173 @@
+//! `walhook state`: what the store on disk holds, and the few things that a person must decide about it.
+//!
+//! Showing works beside a running daemon. The others change files that are a daemon's while it runs, so they are refused then.
+
+mod show;
+
+use std::io::Write as _;
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+use super::{BAD_CONFIG, FAILED, UNAVAILABLE, say};
+use crate::config::{self, Config};
+use crate::source::chain;
+use crate::store::{StoreError, mend};
+
+/// Arguments of `walhook state`.
+#[derive(Args, Clone, Debug)]
+pub struct StateArgs {
+    #[command(subcommand)]
+    command: Option<StateCommand>,
+    /// The configuration
+    #[arg(long, short, global = true, value_name = "FILE", env = "WALHOOK_CONFIG", default_value = "walhook.toml")]
+    config: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Subcommand, Clone, Debug)]
+enum StateCommand {
+    /// Show what it holds, which is done without a command too
+    Show {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Drop all that it holds for a sink that left the configuration
+    Forget {
+        /// The sink
+        #[arg(value_name = "SINK")]
+        sink: String,
+    },
+    /// Go on from the slot's position at the next start, although changes before it are lost
+    AcceptGap {
+        /// The source; may be left out when there is only one
+        #[arg(value_name = "SOURCE")]
+        source: Option<String>,
+    },
+    /// End the pause of a sink by retry.on_exhausted = "pause_sink"
+    Resume {
+        /// The sink
+        #[arg(value_name = "SINK")]
+        sink: String,
+    },
+}
+
+/// Why it was not done.
+#[derive(Debug)]
+enum Refusal {
+    /// A name that does not fit the configuration.
+    Name(String),
+    /// The store.
+    Store(StoreError),
+}
+
+impl From<StoreError> for Refusal {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+/// Does it; the exit code.
+pub fn state(args: &StateArgs) -> u8 {
+    let config = match config::load(&args.config) {
+        Ok(config) => config,
+        Err(faults) => {
+            say(&faults.to_string());
+            return BAD_CONFIG;
+        }
+    };
+    match carry_out(args, &config) {
+        Ok(text) => match std::io::stdout().lock().write_all(text.as_bytes()) {
+            Ok(()) => 0,
+            Err(_) => FAILED,
+        },
+        Err(refusal) => {
+            let (text, code) = told(refusal, &config);
+            say(&text);
+            code
+        }
+    }
+}
+
+/// What is printed.
+fn carry_out(args: &StateArgs, config: &Config) -> Result<String, Refusal> {
+    let state = &config.state;
+    let command = args.command.clone().unwrap_or(StateCommand::Show { json: false });
+    Ok(match command {
+        StateCommand::Show { json } => {
+            let summary = mend::open_to_show(state)?;
+            if json || args.json { show::as_json(&state.path, &summary) } else { show::as_text(&state.path, &summary) }
+        }
+        StateCommand::Forget { sink } => {
+            if config.sinks.iter().any(|known| known.name == sink) {
+                let why = "is in the configuration: remove it there first, or it would begin anew where the slot is";
+                return Err(Refusal::Name(format!("sink {sink} {why}")));
+            }
+            let forgotten = mend::forget(state, &sink)?;
+            let lines =
+                forgotten.iter().map(|it| format!("forgot sink {sink} of source {}: {}\n", it.source, it.holds));
+            lines.collect()
+        }
+        StateCommand::AcceptGap { source } => {
+            let source = named_source(source, config)?;
+            mend::accept_gap(state, &source)?;
+            format!(
+                "accepted: at its next start walhook goes on with source {source} from the slot's position, making a slot if \
+                 there is none. Changes between are not delivered: compare the receivers' data with the tables\n"
+            )
+        }
+        StateCommand::Resume { sink } => match mend::resume(state, &sink)? {
+            Some(why) => format!("sink {sink} goes on at the next start; it was paused: {why}\n"),
+            None => format!("sink {sink} was not paused by walhook; nothing is changed\n"),
+        },
+    })
+}
+
+fn named_source(source: Option<String>, config: &Config) -> Result<String, Refusal> {
+    let names: Vec<&str> = config.sources.iter().map(|source| source.name.as_str()).collect();
+    match (source, names.as_slice()) {
+        (Some(source), _) => Ok(source),
+        (None, [only]) => Ok((*only).to_owned()),
+        (None, _) => Err(Refusal::Name(format!("there are several sources: name one of {}", names.join(", ")))),
+    }
+}
+
+/// What a person reads, and the exit code.
+fn told(refusal: Refusal, config: &Config) -> (String, u8) {
+    match refusal {
+        Refusal::Name(text) => (format!("error: {text}"), FAILED),
+        Refusal::Store(error) => {
+            let advice = match &error {
+                StoreError::Locked { .. } => {
+                    "\n  a walhook that runs keeps its files to itself: stop it, then try again"
+                }
+                StoreError::Missing { .. } => {
+                    "\n  walhook makes it at its first start; if there should be one, check state.path"
+                }
+                StoreError::UnknownSink { .. } | StoreError::UnknownSource { .. } => {
+                    "\n  `walhook state` shows what it knows"
+                }
+                StoreError::Directory { .. }
+                | StoreError::File { .. }
+                | StoreError::Open { .. }
+                | StoreError::Foreign { .. }
+                | StoreError::Newer { .. }
+                | StoreError::Migrate { .. }
+                | StoreError::Thread(_)
+                | StoreError::Read { .. }
+                | StoreError::Write { .. }
+                | StoreError::Damaged { .. }
+                | StoreError::Closed => "",
+            };
+            let code = if error.is_lasting() { UNAVAILABLE } else { FAILED };
+            let path = config.state.path.display();
+            (format!("error: {} (state.path is {path}){advice}", chain(&error)), code)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,123 @@
+//! What a store holds, for a person and for a program. Pure.
+
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use serde_json::{Value, json};
+
+use crate::admin::{bytes_in_words, timestamp};
+use crate::change::Lsn;
+use crate::store::mend::{SinkSummary, StateSummary};
+
+/// A table of the sinks below what is true of all.
+pub(super) fn as_text(path: &Path, summary: &StateSummary) -> String {
+    let (used, max) = (bytes_in_words(summary.used_bytes), bytes_in_words(summary.max_bytes));
+    let mut text = format!("store   {}, {used} of {max}\n", path.display());
+    for (name, source) in &summary.sources {
+        text += &format!(
+            "source  {name}: slot {} of database {} in cluster {}, resolved by all sinks up to {}\n",
+            source.slot,
+            source.database,
+            source.system_id,
+            lsn(source.confirmed)
+        );
+        if source.gap_accepted {
+            text += &format!("        {name}: a gap is accepted; the next start goes on from the slot's position\n");
+        }
+    }
+    if summary.sinks.is_empty() {
+        return text + "no sinks yet\n";
+    }
+    text += "\n";
+    text + &table(&summary.sinks)
+}
+
+fn table(sinks: &[SinkSummary]) -> String {
+    let header = ["SINK", "SOURCE", "STATE", "RESOLVED", "OLDEST", "HOLDS"].map(str::to_owned);
+    let row = |sink: &SinkSummary| {
+        let oldest = sink.holds.oldest_micros.map_or_else(|| "–".to_owned(), at);
+        let holds = sink.holds.to_string();
+        [sink.name.clone(), sink.source.clone(), standing(sink).to_owned(), lsn(sink.resolved), oldest, holds]
+    };
+    let rows: Vec<[String; 6]> = std::iter::once(header).chain(sinks.iter().map(row)).collect();
+    let mut widths = [0; 6];
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = cell.chars().count().max(*width);
+        }
+    }
+    let mut text = String::new();
+    for row in &rows {
+        let cells: Vec<String> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        text += cells.join("  ").trim_end();
+        text += "\n";
+    }
+    for sink in sinks {
+        if let Some(why) = &sink.paused {
+            text += &format!("\nsink {} is paused: {why}\n  `walhook state resume {}` ends it\n", sink.name, sink.name);
+        }
+        if !sink.active && !sink.holds.is_empty() {
+            text += &format!(
+                "\nsink {} is not in the configuration\n  put it back to deliver what is held, or `walhook state forget {}`\n",
+                sink.name, sink.name
+            );
+        }
+    }
+    text
+}
+
+fn standing(sink: &SinkSummary) -> &'static str {
+    match (sink.active, &sink.paused) {
+        (false, _) => "absent",
+        (true, Some(_)) => "paused",
+        (true, None) => "active",
+    }
+}
+
+fn lsn(lsn: Option<Lsn>) -> String {
+    lsn.map_or_else(|| "–".to_owned(), |lsn| lsn.to_string())
+}
+
+/// RFC 3339.
+fn at(micros: i64) -> String {
+    timestamp(SystemTime::UNIX_EPOCH + Duration::from_micros(u64::try_from(micros).unwrap_or_default()))
+}
+
+/// The same for programs. Numbers of 64 bits are strings, LSNs as Postgres writes them.
+pub(super) fn as_json(path: &Path, summary: &StateSummary) -> String {
+    let sources = summary.sources.iter().map(|(name, source)| {
+        json!({
+            "name": name,
+            "system_id": source.system_id.to_string(),
+            "database": source.database,
+            "slot": source.slot,
+            "resolved_lsn": source.confirmed.map(|lsn| lsn.to_string()),
+            "gap_accepted": source.gap_accepted,
+        })
+    });
+    let all = json!({
+        "path": path.display().to_string(),
+        "used_bytes": summary.used_bytes,
+        "max_bytes": summary.max_bytes,
+        "sources": sources.collect::<Vec<_>>(),
+        "sinks": summary.sinks.iter().map(sink).collect::<Vec<_>>(),
+    });
+    serde_json::to_string_pretty(&all).unwrap_or_default() + "\n"
+}
+
+fn sink(sink: &SinkSummary) -> Value {
+    let holds = &sink.holds;
+    json!({
+        "name": sink.name,
+        "source": sink.source,
+        "state": standing(sink),
+        "paused_why": sink.paused,
+        "resolved_lsn": sink.resolved.map(|lsn| lsn.to_string()),
+        "retrying_deliveries": holds.retrying,
+        "blocked_deliveries": holds.blocked,
+        "dead_letters": holds.dead,
+        "lane_messages": holds.lane_messages,
+        "overflow_messages": holds.overflow_messages,
+        "oldest_at": holds.oldest_micros.map(at),
+    })
+}

@@ -1,0 +1,107 @@
+//! The commands on a real store.
+
+use std::path::Path;
+
+use super::*;
+use crate::change::Lsn;
+use crate::store::{Batch, KeptProgress, NewBinding, Op, Store};
+
+/// A configuration with a store of its own that a daemon has used: a sink that is there, paused, and one that left.
+fn rig(directory: &Path) -> Config {
+    let text = "[source.app]\nurl = \"postgres://u@h/app\"\n[sink.orders]\nurl = \"http://h\"\ntables = [\"a.b\"]\n";
+    let config = config::parse(text, &directory.join("walhook.toml"), &|_| None, &[]).unwrap();
+    let store = Store::open(&config.state, 2).unwrap();
+    let (name, database, slot) = ("app".to_owned(), "shop".to_owned(), "walhook_app".to_owned());
+    store.bind(&NewBinding { name, system_id: 7_439_000_000_000_000_001, database, slot, from: None }).unwrap();
+    store.register("app", &["orders", "mails"]).unwrap();
+    for (sink, ops) in [("orders", vec![Op::Paused { why: "dlv_1 was given up".to_owned() }]), ("mails", Vec::new())] {
+        let (key, _) = store.load("app", sink).unwrap();
+        let progress = Some(KeptProgress { resolved: Lsn(0x500), high: None, unresolved: Vec::new() });
+        drop(store.submit(Batch { sink: key, ops, progress }));
+    }
+    store.register("app", &["orders"]).unwrap();
+    store.close();
+    config
+}
+
+fn run(config: &Config, command: StateCommand) -> Result<String, (String, u8)> {
+    let args = StateArgs { command: Some(command), config: config.file.clone(), json: false };
+    carry_out(&args, config).map_err(|refusal| told(refusal, config))
+}
+
+fn show(config: &Config) -> String {
+    run(config, StateCommand::Show { json: false }).unwrap()
+}
+
+#[test]
+fn it_shows_sources_and_sinks_and_what_is_paused_and_absent() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = rig(directory.path());
+    let text = show(&config);
+    for part in [
+        "slot walhook_app of database shop in cluster 7439000000000000001, resolved by all sinks up to 0/500",
+        "orders  app     paused  0/500     –       nothing",
+        "mails   app     absent  0/500",
+        "paused: dlv_1 was given up",
+        "10.0 GiB",
+    ] {
+        assert!(text.contains(part), "{part:?} is not in\n{text}");
+    }
+    let json = run(&config, StateCommand::Show { json: true }).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["sources"][0]["resolved_lsn"], "0/500");
+    assert_eq!(json["sinks"][1]["paused_why"], "dlv_1 was given up");
+}
+
+#[test]
+fn a_pause_is_ended_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = rig(directory.path());
+    let resume = || run(&config, StateCommand::Resume { sink: "orders".to_owned() }).unwrap();
+    assert!(resume().contains("dlv_1 was given up"));
+    assert!(resume().contains("was not paused"));
+    assert!(show(&config).contains("orders  app     active"), "{}", show(&config));
+}
+
+#[test]
+fn only_a_sink_that_left_is_forgotten() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = rig(directory.path());
+    let forget = |sink: &str| run(&config, StateCommand::Forget { sink: sink.to_owned() });
+    let (text, code) = forget("orders").unwrap_err();
+    assert!(text.contains("remove it there first") && code == FAILED, "{code}: {text}");
+    assert!(forget("mails").unwrap().contains("forgot sink mails of source app"));
+    let (text, code) = forget("mails").unwrap_err();
+    assert!(text.contains("knows no sink") && code == UNAVAILABLE, "{code}: {text}");
+    assert!(!show(&config).contains("mails"));
+}
+
+#[test]
+fn a_gap_is_accepted_for_the_only_source_and_for_none_that_is_not_known() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = rig(directory.path());
+    assert!(run(&config, StateCommand::AcceptGap { source: None }).unwrap().contains("source app"));
+    assert!(show(&config).contains("a gap is accepted"));
+    let (text, code) = run(&config, StateCommand::AcceptGap { source: Some("apq".to_owned()) }).unwrap_err();
+    assert!(text.contains("knows no source") && code == UNAVAILABLE, "{code}: {text}");
+}
+
+#[test]
+fn a_running_daemon_is_left_alone_and_a_missing_store_is_said() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = rig(directory.path());
+    let daemon = Store::open(&config.state, 1).unwrap();
+    for command in [
+        StateCommand::Forget { sink: "mails".to_owned() },
+        StateCommand::AcceptGap { source: None },
+        StateCommand::Resume { sink: "orders".to_owned() },
+    ] {
+        let (text, code) = run(&config, command).unwrap_err();
+        assert!(text.contains("stop it") && code == UNAVAILABLE, "{code}: {text}");
+    }
+    assert!(show(&config).contains("orders"), "showing works beside it");
+    daemon.close();
+    std::fs::remove_dir_all(&config.state.path).unwrap();
+    let (text, code) = run(&config, StateCommand::Show { json: false }).unwrap_err();
+    assert!(text.contains("there is no store") && code == UNAVAILABLE, "{code}: {text}");
+}

@@ -1,0 +1,200 @@
+//! Store and slot at the beginning of a life, against a real server and a real store.
+
+use tempfile::TempDir;
+use tokio::sync::Notify;
+
+use super::*;
+use crate::config::{Hold, StateConfig};
+use crate::memory::Memory;
+use crate::metrics::SourceMetrics;
+use crate::sink::feed::Progress;
+use crate::source::slot::tests::{Stage, sink};
+use crate::source::{Consumer, SourceParts};
+use crate::store::{Batch, KeptProgress, SourceBinding};
+use crate::view::Views;
+
+/// A server with a table, and a directory for a store.
+struct House {
+    stage: Stage,
+    directory: TempDir,
+}
+
+/// One life of a daemon, as far as the opening of its source.
+struct Life {
+    source: Source,
+    store: Store,
+}
+
+impl House {
+    async fn new() -> Self {
+        let stage = Stage::new(&[], "create table orders (id int primary key)").await;
+        Self { stage, directory: tempfile::tempdir().unwrap() }
+    }
+
+    fn live(&self) -> Life {
+        self.live_with("walhook_app")
+    }
+
+    fn live_with(&self, slot: &str) -> Life {
+        let state = StateConfig {
+            path: self.directory.path().join("state"),
+            hold: Hold::Store,
+            max_bytes: 64 << 20,
+            dead_letter_retention: Duration::from_secs(60),
+            log_retention: Duration::from_secs(60),
+            log_max_rows: 10,
+        };
+        let store = Store::open(&state, 1).unwrap();
+        store.register("app", &["s"]).unwrap();
+        let appetite = Arc::new(Notify::new());
+        let progress = Arc::new(Progress::new(Arc::clone(&appetite)));
+        let source = Source::new(SourceParts {
+            config: crate::config::SourceConfig { slot: slot.to_owned(), ..self.stage.source() },
+            consumers: vec![Consumer { config: sink("s", &["public.orders"]), feed: None, progress }],
+            appetite,
+            memory: Memory::new(64 << 20),
+            views: Arc::new(Views::default()),
+            metrics: SourceMetrics::new("app"),
+            store: store.clone(),
+            store_path: state.path,
+            absent: Vec::new(),
+            seed: 1,
+        });
+        Life { source, store }
+    }
+
+    async fn sql(&self, sql: &str) {
+        self.stage.client.batch_execute(sql).await.unwrap();
+    }
+
+    /// What `walhook state accept-gap` notes.
+    fn accept_gap(&self) {
+        let db = rusqlite::Connection::open(self.directory.path().join("state/state.db")).unwrap();
+        assert_eq!(db.execute("UPDATE source SET gap_accepted = 1", []).unwrap(), 1);
+    }
+}
+
+impl Life {
+    /// Opens, and lets the sink have resolved everything up to where the stream begins; that position.
+    async fn go(mut self) -> Lsn {
+        drop(self.source.open().await.unwrap_or_else(|problem| panic!("{problem}")));
+        let (key, _) = self.store.load("app", "s").unwrap();
+        let resolved = self.source.confirmed;
+        let progress = Some(KeptProgress { resolved, high: None, unresolved: Vec::new() });
+        self.store.submit(Batch { sink: key, ops: Vec::new(), progress }).await.unwrap();
+        self.store.close();
+        resolved
+    }
+
+    /// What keeps it from opening, and that nothing was made.
+    async fn refusal(mut self) -> (String, String) {
+        let Err(problem) = self.source.open().await else { panic!("it opened") };
+        self.store.close();
+        assert!(problem.fatal_at_start("app").is_some(), "{problem:?}");
+        (problem.to_string(), problem.advice())
+    }
+
+    fn binding(&self) -> SourceBinding {
+        self.store.source("app").unwrap().unwrap()
+    }
+}
+
+const SLOTS: &str = "select count(*) from pg_replication_slots";
+const MAKE: &str = "select pg_create_logical_replication_slot('walhook_app', 'pgoutput')";
+const DROP: &str = "select pg_drop_replication_slot('walhook_app')";
+
+async fn slots(house: &House) -> i64 {
+    house.stage.client.query_one(SLOTS, &[]).await.unwrap().get(0)
+}
+
+/// The server may take a moment to notice that a reader is gone.
+async fn free(house: &House) {
+    let active = "select count(*) from pg_replication_slots where active";
+    while house.stage.client.query_one(active, &[]).await.unwrap().get::<_, i64>(0) > 0 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_new_source_is_bound_and_goes_on_where_the_store_is_though_the_slot_is_behind() {
+    let house = House::new().await;
+    let first = house.live();
+    assert_eq!(first.store.source("app").unwrap(), None);
+    let began = first.go().await;
+    free(&house).await;
+
+    let mut second = house.live();
+    let binding = second.binding();
+    assert_eq!((binding.confirmed, binding.slot.as_str()), (Some(began), "walhook_app"));
+    // What a crashed server forgot of the slot's position is not read again.
+    let (key, _) = second.store.load("app", "s").unwrap();
+    house.sql("insert into orders values (1); select pg_switch_wal()").await;
+    let ahead = Lsn(began.0 + 64);
+    let progress = Some(KeptProgress { resolved: ahead, high: None, unresolved: Vec::new() });
+    second.store.submit(Batch { sink: key, ops: Vec::new(), progress }).await.unwrap();
+    drop(second.source.open().await.unwrap_or_else(|problem| panic!("{problem}")));
+    assert_eq!(second.source.confirmed, ahead);
+}
+
+#[tokio::test]
+async fn a_slot_that_is_gone_is_a_gap_until_it_is_accepted_and_is_not_made_before() {
+    let house = House::new().await;
+    let known = house.live().go().await;
+    free(&house).await;
+    house.sql(DROP).await;
+    house.sql("insert into orders values (1)").await;
+
+    let (what, advice) = house.live().refusal().await;
+    assert!(what.contains("is gone") && what.contains(&known.to_string()), "{what}");
+    assert!(advice.contains("walhook state accept-gap app"), "{advice}");
+    assert_eq!(slots(&house).await, 0, "a slot was made over the gap");
+
+    house.accept_gap();
+    let from = house.live().go().await;
+    assert!(from > known);
+    let after = house.live();
+    assert_eq!((after.binding().gap_accepted, after.binding().confirmed), (false, Some(from)));
+}
+
+#[tokio::test]
+async fn a_slot_that_was_made_anew_is_a_gap_from_one_position_to_another() {
+    let house = House::new().await;
+    let known = house.live().go().await;
+    free(&house).await;
+    house.sql(DROP).await;
+    house.sql("insert into orders values (1)").await;
+    house.sql(MAKE).await;
+    let (what, _) = house.live().refusal().await;
+    assert!(what.contains(&format!("from {known} to ")), "{what}");
+    house.accept_gap();
+    assert!(house.live().go().await > known);
+}
+
+#[tokio::test]
+async fn another_slot_or_another_database_is_refused_before_anything_is_made() {
+    let house = House::new().await;
+    house.live().go().await;
+    free(&house).await;
+    let (what, _) = house.live_with("walhook_two").refusal().await;
+    assert!(what.contains("belongs to slot walhook_app"), "{what}");
+    assert_eq!(slots(&house).await, 1);
+
+    let elsewhere = House::new().await;
+    let moved = House { stage: elsewhere.stage, directory: house.directory };
+    let (what, advice) = moved.live().refusal().await;
+    assert!(what.contains("belongs to cluster"), "{what}");
+    assert!(advice.contains("state.path"), "{advice}");
+    assert_eq!(slots(&moved).await, 0);
+}
+
+#[tokio::test]
+async fn a_store_that_is_missing_beside_a_slot_goes_on_from_its_position() {
+    let house = House::new().await;
+    let began = house.live().go().await;
+    free(&house).await;
+    std::fs::remove_dir_all(house.directory.path().join("state")).unwrap();
+    let again = house.live();
+    assert_eq!(again.store.source("app").unwrap(), None);
+    assert!(again.go().await <= began);
+    assert_eq!(house.live().binding().slot, "walhook_app");
+}
