@@ -9,6 +9,7 @@ use nix::sys::signal::Signal;
 use crate::daemon::{Config, Daemon, troubles};
 use crate::order::counters;
 use crate::postgres::Postgres;
+use crate::pressure::full;
 use crate::receiver::{Keep, Receiver, Reply, row_of, unreliable};
 
 /// Changes that go on until it is told to stop.
@@ -21,22 +22,36 @@ pub(crate) struct Load {
 impl Load {
     /// Raises all counters by one, round after round; reconnects when the server goes away. The rows exist already.
     pub(crate) fn updates(postgres: &Arc<Postgres>, rows: i64) -> Self {
-        Self::run(postgres, move |round| {
+        Self::run(postgres, Duration::ZERO, move |round| {
             (1..=rows).map(|row| format!("UPDATE counters SET n = {round} WHERE id = {row} AND n < {round}")).collect()
         })
     }
 
     /// Inserts rows, each a group of its own.
     pub(crate) fn inserts(postgres: &Arc<Postgres>) -> Self {
-        Self::run(postgres, |round| vec![format!("INSERT INTO counters VALUES ({round}, 0)")])
+        Self::run(postgres, Duration::ZERO, |round| vec![format!("INSERT INTO counters VALUES ({round}, 0)")])
     }
 
-    fn run(postgres: &Arc<Postgres>, statements: impl Fn(i64) -> Vec<String> + Send + 'static) -> Self {
+    /// Raises all counters by one, round after round, in transactions of 50 rows, so many changes a second.
+    pub(crate) fn paced(postgres: &Arc<Postgres>, rows: i64, changes_per_second: u32) -> Self {
+        let slice = 50;
+        let pace = Duration::from_secs(1) * u32::try_from(slice).unwrap() / changes_per_second;
+        Self::run(postgres, pace, move |round| {
+            let update = |first: i64| {
+                let last = first + slice - 1;
+                format!("UPDATE counters SET n = {round} WHERE id BETWEEN {first} AND {last} AND n < {round}")
+            };
+            (0..rows / slice).map(|index| update(index * slice + 1)).collect()
+        })
+    }
+
+    fn run(postgres: &Arc<Postgres>, pace: Duration, statements: impl Fn(i64) -> Vec<String> + Send + 'static) -> Self {
         let (stop, rounds) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicI64::new(0)));
         let task = tokio::spawn({
             let (postgres, stop, rounds) = (Arc::clone(postgres), Arc::clone(&stop), Arc::clone(&rounds));
             async move {
                 let mut client = postgres.client().await;
+                let mut next = Instant::now();
                 while !stop.load(Ordering::Relaxed) {
                     let round = rounds.load(Ordering::Relaxed) + 1;
                     for statement in statements(round) {
@@ -46,6 +61,8 @@ impl Load {
                                 client = fresh;
                             }
                         }
+                        next += pace;
+                        tokio::time::sleep(next.saturating_duration_since(Instant::now())).await;
                     }
                     rounds.store(round, Ordering::Relaxed);
                     tokio::time::sleep(Duration::from_millis(2)).await;
@@ -65,8 +82,9 @@ impl Load {
 
 /// Waits until every row's last counter value was acknowledged: with order kept, everything before it was, too.
 pub(crate) async fn wait_rounds(receiver: &Receiver, rows: i64, rounds: i64) {
+    let deadline = Duration::from_secs(if full() { 900 } else { 150 });
     receiver
-        .wait("the last round of every row", |receiver| {
+        .wait_within(deadline, "the last round of every row", |receiver| {
             receiver.ledger(|ledger| (1..=rows).all(|row| ledger.has(&format!("counters/{row}"), rounds)))
         })
         .await;
@@ -188,5 +206,11 @@ async fn a_failed_message_keeps_its_keys_over_a_restart() {
     receiver.wait_acknowledged(1).await;
     let requests = receiver.requests();
     assert!(requests.iter().all(|request| request.header("webhook-id") == requests[0].header("webhook-id")));
-    assert!(requests.iter().all(|request| request.messages == requests[0].messages));
+    assert!(
+        requests.iter().all(|request| request.body == requests[0].body),
+        "a delivery is frozen, also over a restart"
+    );
+    let attempts: Vec<u32> =
+        requests.iter().map(|request| request.header("walhook-attempt").parse().unwrap()).collect();
+    assert_eq!(attempts, (1..=u32::try_from(requests.len()).unwrap()).collect::<Vec<_>>(), "attempts are counted on");
 }

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tokio::io::AsyncWriteExt as _;
@@ -17,8 +17,8 @@ use crate::ledger::{Entry, Ledger};
 use crate::postgres::{state, until_within};
 pub(crate) use crate::reply::Reply;
 use crate::reply::{drip, gigabyte, gzip_bomb, head, hung_up_within};
-pub(crate) use crate::request::Request;
 use crate::request::read_request;
+pub(crate) use crate::request::{Request, Visit};
 
 /// How much the receiver remembers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +56,7 @@ struct Book {
     message_count: u64,
     /// Status answered, by request number; 0 for what was no answer.
     answers: Vec<(u64, u16)>,
+    visits: Vec<Visit>,
 }
 
 impl Receiver {
@@ -84,7 +85,8 @@ impl Receiver {
         Self::on(listener, Keep::All, |_| Reply::status(200), row_of)
     }
 
-    fn on(
+    /// Everything chosen, at a listener that is there.
+    pub(crate) fn on(
         listener: TcpListener,
         keep: Keep,
         script: impl Fn(&Request) -> Reply + Send + Sync + 'static,
@@ -140,6 +142,11 @@ impl Receiver {
         self.shared.book().answers.clone()
     }
 
+    /// When the requests came and went, in order of arrival.
+    pub(crate) fn visits(&self) -> Vec<Visit> {
+        self.shared.book().visits.clone()
+    }
+
     /// Waits until so many messages came; gives all.
     pub(crate) async fn wait_messages(&self, count: u64) -> Vec<Value> {
         self.wait(&format!("{count} messages"), |receiver| receiver.message_count() >= count).await;
@@ -156,7 +163,12 @@ impl Receiver {
 
     /// Waits until `holds`; long, since what it waits for may be many retries away.
     pub(crate) async fn wait(&self, what: &str, holds: impl Fn(&Self) -> bool) {
-        until_within(Duration::from_secs(120), what, || async {
+        self.wait_within(Duration::from_secs(120), what, holds).await;
+    }
+
+    /// As [`Self::wait`], with a deadline of its own.
+    pub(crate) async fn wait_within(&self, deadline: Duration, what: &str, holds: impl Fn(&Self) -> bool) {
+        until_within(deadline, what, || async {
             let seen = self.ledger(|ledger| (ledger.acknowledged(), ledger.unacknowledged()));
             let text = format!(
                 "{} requests, {} messages, (acknowledged, not) {seen:?}",
@@ -251,6 +263,12 @@ impl Shared {
         book.message_count += request.messages.len() as u64;
         request.number = book.request_count;
         book.ledger.arrived(request.number, entries);
+        if self.keep != Keep::Counts {
+            let hash = xxhash_rust::xxh3::xxh3_64(&request.body);
+            book.ledger.body(request.header("webhook-id"), hash);
+            let concurrent = book.ledger.concurrent();
+            book.visits.push(Visit { arrived: request.arrived, ended: None, status: 0, concurrent });
+        }
         if self.keep == Keep::All {
             book.requests.push(request.clone());
         }
@@ -260,6 +278,10 @@ impl Shared {
     fn ended(&self, request: u64, status: u16, acknowledged: bool) {
         let mut book = self.book();
         book.ledger.ended(request, acknowledged);
+        let index = usize::try_from(request).unwrap() - 1;
+        if let Some(visit) = book.visits.get_mut(index) {
+            (visit.ended, visit.status) = (Some(Instant::now()), status);
+        }
         if self.keep == Keep::All {
             book.answers.push((request, status));
         }
