@@ -103,8 +103,8 @@ async fn a_429_with_retry_after_holds_the_whole_sink() {
     let receiver = Receiver::with(Keep::Ledger, rate_limited, row_of).await;
     let sink = "max_in_flight = 4\n[sink.orders.retry]\ninitial = \"10ms\"\nmax = \"20s\"";
     let (postgres, _daemon) = begin(&receiver, sink).await;
-    insert(&postgres, 100).await;
-    receiver.wait_acknowledged(100).await;
+    insert(&postgres, 20).await;
+    receiver.wait_acknowledged(20).await;
     let visits = receiver.visits();
     assert!(visits[..4].iter().all(|visit| visit.status == 429));
     let waited = visits[4].arrived.saturating_duration_since(visits[0].ended.unwrap());

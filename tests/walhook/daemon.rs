@@ -63,6 +63,11 @@ impl Config {
         self.directory.path().join("walhook-state")
     }
 
+    /// The store is gone.
+    pub(crate) fn remove_state(&self) {
+        std::fs::remove_dir_all(self.state()).expect("the daemon made a store");
+    }
+
     /// Runs `walhook state …` on it.
     pub(crate) fn state_command(&self, arguments: &[&str]) -> Output {
         walhook(&[&["state"], arguments, &["--config", &self.path().to_string_lossy()]].concat())

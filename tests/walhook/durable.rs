@@ -231,7 +231,7 @@ async fn after_a_power_loss_every_promise_holds() {
     let environment = syncs.environment();
     let environment: Vec<_> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
     // Nothing has been delivered yet, and the library has to see the store from its first byte on.
-    std::fs::remove_dir_all(storm.config.state()).unwrap();
+    storm.config.remove_state();
     for _ in 0..times(20, 4) {
         let daemon = Daemon::launch_with(&storm.config, &environment);
         storm.some_more(random.u64(1..u64::from(storm.weather.rate))).await;

@@ -105,7 +105,7 @@ deaths! {
 #[tokio::test(flavor = "multi_thread")]
 async fn dead_in_the_middle_of_a_migration() {
     let mut storm = begin("store.in_migration").await;
-    std::fs::remove_dir_all(storm.config.state()).unwrap();
+    storm.config.remove_state();
     die_at(&mut storm, "store.in_migration:1").await;
     die_at(&mut storm, "store.in_migration:1").await;
     let daemon = Daemon::launch(&storm.config);

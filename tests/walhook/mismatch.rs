@@ -119,7 +119,7 @@ async fn without_its_store_it_goes_on_at_the_slot_with_a_warning() {
     case.insert(1, 10).await;
     case.receiver.wait_acknowledged(10).await;
     assert!(daemon.sigterm().await.success());
-    std::fs::remove_dir_all(case.config.state()).unwrap();
+    case.config.remove_state();
     case.receiver.ledger(|ledger| ledger.new_run());
 
     case.insert(11, 20).await;

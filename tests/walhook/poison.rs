@@ -45,7 +45,7 @@ fn assert_halved(seen: &[(usize, u32)], whole: usize) {
         }
     }
     for (index, (size, _)) in rest.iter().enumerate() {
-        assert_eq!(*size, 1, "the message stays alone: {} of {seen:?}", index);
+        assert_eq!(*size, 1, "the message stays alone: attempt {index} of {seen:?}");
     }
 }
 
@@ -104,9 +104,13 @@ impl Case {
     }
 
     /// Kills the daemon and starts it anew.
-    async fn restart(&mut self) {
-        let fresh = Daemon::launch(&self.config);
-        std::mem::replace(&mut self.daemon, fresh).kill9();
+    async fn restart(self) -> Self {
+        let Self { postgres, receiver, config, daemon } = self;
+        daemon.kill9();
+        receiver.wait("its requests to be over", |receiver| receiver.ledger(|ledger| ledger.concurrent() == 0)).await;
+        receiver.ledger(|ledger| ledger.new_run());
+        let daemon = Daemon::launch(&config);
+        Self { postgres, receiver, config, daemon }
     }
 }
 
@@ -129,7 +133,7 @@ async fn a_poison_row_is_isolated_and_delays_only_itself() {
     let before: Vec<Request> =
         case.receiver.requests().into_iter().filter(|r| r.messages.iter().any(is_poison)).collect();
     let last = before.last().unwrap();
-    case.restart().await;
+    case = case.restart().await;
     case.daemon.wait_ready().await;
     case.another_attempt().await;
     let after = case.receiver.requests().into_iter().rfind(|r| r.messages.iter().any(is_poison)).unwrap();
@@ -202,7 +206,7 @@ async fn max_attempts_makes_a_dead_letter_after_exactly_so_many() {
         })
         .await;
     // The count goes on over a crash.
-    case.restart().await;
+    case = case.restart().await;
     case.receiver.wait("the row's later change", |_| case.poison_has(1)).await;
     case.others_have(100, 1).await;
     let alone: Vec<u32> = poisoned(&case.receiver).into_iter().filter(|(size, _)| *size == 1).map(|(_, n)| n).collect();
@@ -214,7 +218,7 @@ async fn max_attempts_makes_a_dead_letter_after_exactly_so_many() {
 
     let tried = poisoned(&case.receiver).len();
     case.slot_moves_on().await;
-    case.restart().await;
+    case = case.restart().await;
     case.postgres.sql("UPDATE counters SET n = 2").await;
     case.receiver.wait("the row's next change", |_| case.poison_has(2)).await;
     assert_eq!(poisoned(&case.receiver).len(), tried, "a dead letter is not tried again");
@@ -264,7 +268,7 @@ async fn block_group_keeps_the_group_waiting_for_a_person() {
             state(status == 200 && troubles(&body).contains("sink:orders"), body)
         })
         .await;
-        case.restart().await;
+        case = case.restart().await;
         case.daemon.wait_ready().await;
     }
     let shown = case.config.state_command(&["show"]);
@@ -284,7 +288,7 @@ async fn pause_sink_stops_the_sink_until_it_is_resumed() {
     let sent = case.receiver.request_count();
     case.postgres.sql("UPDATE counters SET n = 1").await;
     case.slot_moves_on().await;
-    case.restart().await;
+    case = case.restart().await;
     case.daemon.wait_ready().await;
     case.postgres.sql("UPDATE counters SET n = 2").await;
     case.slot_moves_on().await;
