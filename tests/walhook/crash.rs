@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use crate::daemon::{Config, Daemon, troubles};
+use crate::disk::Pulse;
+use crate::durable::WINDOW;
 use crate::order::counters;
 use crate::postgres::Postgres;
 use crate::pressure::full;
@@ -213,4 +215,47 @@ async fn a_failed_message_keeps_its_keys_over_a_restart() {
     let attempts: Vec<u32> =
         requests.iter().map(|request| request.header("walhook-attempt").parse().unwrap()).collect();
     assert_eq!(attempts, (1..=u32::try_from(requests.len()).unwrap()).collect::<Vec<_>>(), "attempts are counted on");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_in_the_middle_of_a_huge_transaction_goes_on_where_it_was() {
+    let rows: usize = if full() { 1_000_000 } else { 40_000 };
+    let postgres = Postgres::start();
+    counters(&postgres).await;
+    let receiver = Receiver::with(Keep::Ledger, |_| Reply::status(200), row_of).await;
+    let config = Config::one_sink(&postgres, &receiver.url(), "batch_size = 50");
+    let daemon = Daemon::start(&config).await;
+    let pulse = Pulse::start();
+    // Not a part of it can be confirmed before the whole is delivered.
+    postgres
+        .sql(&format!("INSERT INTO counters SELECT i, 0, repeat('x', 200) FROM generate_series(1, {rows}) i"))
+        .await;
+    let deadline = Duration::from_secs(300);
+    let part = |part: usize| move |receiver: &Receiver| receiver.ledger(|ledger| ledger.acknowledged()) >= part;
+
+    receiver.wait_within(deadline, "a quarter of it", part(rows / 4)).await;
+    assert!(daemon.sigterm().await.success());
+    receiver.ledger(|ledger| ledger.new_run());
+    let daemon = Daemon::start(&config).await;
+    receiver.wait_within(deadline, "half of it", part(rows / 2)).await;
+    receiver.ledger(|ledger| assert_eq!(ledger.repeats, 0, "a clean stop in the middle repeats nothing"));
+    let (died, in_flight) = (Instant::now(), receiver.ledger(|ledger| ledger.in_flight()));
+    let allowed = WINDOW + pulse.slowest_before(died) * 2;
+    daemon.kill9();
+    receiver.wait("its requests to be over", |receiver| receiver.ledger(|ledger| ledger.concurrent() == 0)).await;
+    receiver.ledger(|ledger| ledger.died(died, in_flight));
+
+    let daemon = Daemon::start(&config).await;
+    receiver.wait_within(deadline, "all of it", part(rows)).await;
+    crate::order::assert_complete(&receiver, i64::try_from(rows).unwrap(), 0);
+    receiver.ledger(|ledger| {
+        ledger.assert_clean();
+        let oldest = ledger.lives().iter().map(|life| life.oldest_repeat).max().unwrap_or_default();
+        println!("{} repeats, the oldest acknowledged {oldest:?} before the crash", ledger.repeats);
+        assert!(
+            oldest <= allowed,
+            "what was acknowledged {oldest:?} before the crash came again; allowed: {allowed:?}"
+        );
+    });
+    assert!(daemon.sigterm().await.success());
 }

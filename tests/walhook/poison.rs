@@ -58,11 +58,16 @@ struct Case {
 
 /// One delivery of `rows` rows, one of them refused with `status`; what the sink's retry table says beside quick waits.
 async fn begin(rows: i64, status: u16, retry: &str) -> Case {
+    begin_with("", rows, status, retry).await
+}
+
+/// The same with further lines of the sink.
+async fn begin_with(sink: &str, rows: i64, status: u16, retry: &str) -> Case {
     let postgres = Postgres::start();
     counters(&postgres).await;
     let receiver = Receiver::scripted(refusing(status)).await;
     let lines = format!(
-        "batch_size = 100\nbatch_timeout = \"400ms\"\n[sink.orders.retry]\ninitial = \"50ms\"\nmax = \"200ms\"\n{retry}"
+        "{sink}\nbatch_size = 100\nbatch_timeout = \"400ms\"\n[sink.orders.retry]\ninitial = \"50ms\"\nmax = \"200ms\"\n{retry}"
     );
     let config = Config::one_sink(&postgres, &receiver.url(), &lines);
     let daemon = Daemon::start(&config).await;
@@ -155,8 +160,10 @@ async fn a_poison_row_is_isolated_and_delays_only_itself() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn statuses_413_and_422_split_too_and_404_does_not() {
-    for (status, splits) in [(413, true), (422, true), (404, false)] {
-        let case = begin(50, status, "").await;
+    for (status, splits, sink) in
+        [(413, true, "body = \"array\""), (422, true, "message = \"row\""), (404, false, "body = \"array\"")]
+    {
+        let case = begin_with(sink, 50, status, "").await;
         case.receiver.wait("ten attempts", |receiver| poisoned(receiver).len() >= 10).await;
         let seen = poisoned(&case.receiver);
         if splits {
