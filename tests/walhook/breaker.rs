@@ -26,6 +26,11 @@ async fn insert(postgres: &Postgres, rows: i64) {
     postgres.sql(&format!("INSERT INTO counters SELECT i, 0 FROM generate_series(1, {rows}) i")).await;
 }
 
+/// Every answer takes a while, so that what is sent at the same time is seen at the same time.
+fn slow(status: u16) -> Reply {
+    Reply::After(Duration::from_millis(60), Box::new(Reply::status(status)))
+}
+
 /// The visits that came one by one after the first rush: those which found nobody else there and followed the end of the
 /// one before.
 fn probes(visits: &[Visit]) -> &[Visit] {
@@ -36,7 +41,7 @@ fn probes(visits: &[Visit]) -> &[Visit] {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_endpoint_is_probed_by_one_request_at_a_time_and_then_ramped_up() {
     let max_in_flight = 32;
-    let receiver = Receiver::with(Keep::Ledger, |_| Reply::status(503), row_of).await;
+    let receiver = Receiver::with(Keep::Ledger, |_| slow(503), row_of).await;
     let sink = format!("max_in_flight = {max_in_flight}\n[sink.orders.retry]\ninitial = \"100ms\"\nmax = \"1600ms\"");
     let (postgres, daemon) = begin(&receiver, &sink).await;
     insert(&postgres, groups()).await;
@@ -54,9 +59,8 @@ async fn a_dead_endpoint_is_probed_by_one_request_at_a_time_and_then_ramped_up()
         assert!(waited >= least.mul_f64(0.9), "probe {} came after {waited:?}, not {least:?}", index + 2);
     }
 
-    // Every answer takes a while, so that what is sent at the same time is seen at the same time.
     let back = Instant::now();
-    receiver.script(|_| Reply::After(Duration::from_millis(60), Box::new(Reply::status(200))));
+    receiver.script(|_| slow(200));
     receiver.wait_acknowledged(usize::try_from(groups()).unwrap()).await;
     assert_ramp(&receiver.visits(), back, max_in_flight);
     assert_complete(&receiver, groups(), 0);
@@ -81,8 +85,7 @@ fn assert_ramp(visits: &[Visit], back: Instant, max_in_flight: usize) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn refusals_of_messages_say_nothing_about_the_endpoint() {
-    let refusal = |_: &crate::receiver::Request| Reply::After(Duration::from_millis(50), Box::new(Reply::status(400)));
-    let receiver = Receiver::with(Keep::Ledger, refusal, row_of).await;
+    let receiver = Receiver::with(Keep::Ledger, |_| slow(400), row_of).await;
     let (postgres, _daemon) = begin(&receiver, "max_in_flight = 8").await;
     insert(&postgres, 300).await;
     receiver
@@ -114,7 +117,7 @@ async fn a_429_with_retry_after_holds_the_whole_sink() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_probe_that_waits_is_not_forgotten_over_a_restart() {
-    let receiver = Receiver::with(Keep::Ledger, |_| Reply::status(503), row_of).await;
+    let receiver = Receiver::with(Keep::Ledger, |_| slow(503), row_of).await;
     let postgres = Postgres::start();
     counters(&postgres).await;
     let config = Config::one_sink(&postgres, &receiver.url(), "max_in_flight = 16");

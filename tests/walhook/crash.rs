@@ -109,11 +109,7 @@ async fn killed_twenty_times_it_loses_nothing_and_keeps_order_and_keys() {
         let until = receiver.request_count() + random.u64(1..60);
         receiver.wait("some more requests", |receiver| receiver.request_count() >= until).await;
         daemon.kill9();
-        receiver
-            .wait("the dead daemon's requests to be over", |receiver| {
-                receiver.ledger(|ledger| ledger.concurrent() == 0)
-            })
-            .await;
+        receiver.abandoned().await;
         receiver.ledger(|ledger| ledger.new_run());
         daemon = Daemon::launch(&config);
     }
@@ -242,7 +238,7 @@ async fn a_restart_in_the_middle_of_a_huge_transaction_goes_on_where_it_was() {
     let (died, in_flight) = (Instant::now(), receiver.ledger(|ledger| ledger.in_flight()));
     let allowed = WINDOW + pulse.slowest_before(died) * 2;
     daemon.kill9();
-    receiver.wait("its requests to be over", |receiver| receiver.ledger(|ledger| ledger.concurrent() == 0)).await;
+    receiver.abandoned().await;
     receiver.ledger(|ledger| ledger.died(died, in_flight));
 
     let daemon = Daemon::start(&config).await;

@@ -89,11 +89,7 @@ impl Storm {
     /// Notes that the daemon died, and waits until its last requests are over.
     pub(crate) async fn bury(&mut self, died: Instant, in_flight: usize) {
         self.allowances.push(self.pulse.slowest_before(died) * 2);
-        self.receiver
-            .wait("the dead daemon's requests to be over", |receiver| {
-                receiver.ledger(|ledger| ledger.concurrent() == 0)
-            })
-            .await;
+        self.receiver.abandoned().await;
         self.receiver.ledger(|ledger| ledger.died(died, in_flight));
     }
 

@@ -18,6 +18,8 @@ use crate::receiver::{Keep, Receiver, Reply, Request, row_of};
 const ABORTED: Option<i32> = Some(6);
 /// The row of which every seventh change is refused for ever.
 const POISON: i64 = 13;
+/// The row of which every 25th change is answered late.
+const SLOW: i64 = 17;
 
 fn is_refused(row: i64, n: i64) -> bool {
     row == POISON && n % 7 == 0
@@ -31,6 +33,10 @@ fn hard_to_please(seed: u64) -> impl Fn(&Request) -> Reply + Send + Sync {
         let of = |message: &serde_json::Value, name: &str| message["record"][name].as_i64().unwrap_or(-1);
         if request.messages.iter().any(|message| is_refused(of(message, "id"), of(message, "n"))) {
             return Reply::status(400);
+        }
+        // Longer than a delivery is waited for before the store takes it, and those behind it.
+        if request.messages.iter().any(|message| of(message, "id") == SLOW && of(message, "n") % 25 == 0) {
+            return Reply::After(Duration::from_millis(4500), Box::new(Reply::status(200)));
         }
         let mut random = random.lock().unwrap();
         let fails = request.header("walhook-attempt") == "1" && random.u8(0..100) < 20;
@@ -130,14 +136,14 @@ async fn dead_while_overflow_is_written_and_read_back() {
     postgres.sql("UPDATE counters SET n = 1").await;
     for (place, status) in [("store.in_page:4", 503), ("store.in_leave:3", 200), ("store.in_leave:6", 200)] {
         wait_death(daemon, "the place before").await;
-        receiver.wait("its requests to be over", |receiver| receiver.ledger(|ledger| ledger.concurrent() == 0)).await;
+        receiver.abandoned().await;
         receiver.ledger(|ledger| ledger.new_run());
         receiver.script(move |_| Reply::status(status));
         println!("dies at {place}");
         daemon = Daemon::launch_with(&config, &[("WALHOOK_FAILPOINT", place)]);
     }
     wait_death(daemon, "store.in_leave:6").await;
-    receiver.wait("its requests to be over", |receiver| receiver.ledger(|ledger| ledger.concurrent() == 0)).await;
+    receiver.abandoned().await;
     receiver.ledger(|ledger| ledger.new_run());
     let daemon = Daemon::start(&config).await;
     receiver.wait_acknowledged(usize::try_from(rows * 2).unwrap()).await;

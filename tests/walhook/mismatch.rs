@@ -142,7 +142,6 @@ async fn a_slot_dropped_meanwhile_is_a_gap_that_only_a_person_accepts() {
         case.refused(&[SLOT, "walhook state accept-gap", &confirmed]).await;
         assert_eq!(case.postgres.value("SELECT count(*) FROM pg_replication_slots").await, "0", "made anew in silence");
     }
-    assert!(!case.has(5), "it sent something before it refused");
 
     case.accept_gap();
     let daemon = Daemon::start(&case.config).await;
@@ -170,7 +169,7 @@ async fn a_slot_made_anew_meanwhile_is_a_gap_that_only_a_person_accepts() {
     case.insert(21, 30).await;
     case.refused(&["walhook state accept-gap", &from, &to]).await;
     assert_eq!(case.confirmed().await, to, "the new slot was moved");
-    assert!(!case.has(5) && !case.has(21), "it sent something before it refused");
+    assert!(!case.has(21), "it read the slot before it refused");
 
     case.accept_gap();
     let daemon = Daemon::start(&case.config).await;
@@ -314,7 +313,7 @@ async fn with_hold_wal_the_slot_stays_before_what_is_not_delivered() {
     assert_eq!(case.postgres.value(&sql).await, "t", "the slot moved past a change that only the WAL holds");
     daemon.kill9();
 
-    case.receiver.wait("its requests to be over", |receiver| receiver.ledger(|ledger| ledger.concurrent() == 0)).await;
+    case.receiver.abandoned().await;
     case.receiver.ledger(|ledger| ledger.new_run());
     case.receiver.script(|_| Reply::status(200));
     let daemon = Daemon::start(&case.config).await;

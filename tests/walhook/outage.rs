@@ -104,9 +104,7 @@ impl Outage {
         let died = Instant::now();
         daemon.kill9();
         if let Some(receiver) = &self.receiver {
-            receiver
-                .wait("its requests to be over", |receiver| receiver.ledger(|ledger| ledger.concurrent() == 0))
-                .await;
+            receiver.abandoned().await;
             receiver.ledger(|ledger| ledger.died(died, in_flight));
         }
         Daemon::start(&self.config).await
@@ -249,7 +247,7 @@ async fn one_message_that_is_never_acknowledged_does_not_hold_the_slot() {
     });
     daemon.kill9();
 
-    receiver.wait("its request to be over", |receiver| receiver.ledger(|ledger| ledger.concurrent() == 0)).await;
+    receiver.abandoned().await;
     receiver.ledger(|ledger| ledger.new_run());
     receiver.script(|_| Reply::status(200));
     let _daemon = Daemon::start(&config).await;

@@ -4,7 +4,8 @@
 //! server library. A request counts as over before the last byte of its answer is written, or when the client hangs up,
 //! so that a daemon that keeps its promises can never seem to break them.
 
-use std::ops::Range;
+use std::collections::HashSet;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,7 @@ use tokio::task::JoinSet;
 
 use crate::ledger::{Entry, Ledger};
 use crate::postgres::{state, until_within};
-pub(crate) use crate::reply::Reply;
+pub(crate) use crate::reply::{Reply, unreliable};
 use crate::reply::{drip, gigabyte, gzip_bomb, head, hung_up_within};
 use crate::request::read_request;
 pub(crate) use crate::request::{Request, Visit};
@@ -36,7 +37,7 @@ type GroupOf = Arc<dyn Fn(&Value) -> String + Send + Sync>;
 
 /// The receiver. Its tasks end when it is dropped.
 pub(crate) struct Receiver {
-    address: std::net::SocketAddr,
+    address: SocketAddr,
     shared: Arc<Shared>,
     tasks: JoinSet<()>,
 }
@@ -46,6 +47,8 @@ struct Shared {
     script: Mutex<Script>,
     group_of: GroupOf,
     book: Mutex<Book>,
+    /// Clients that are connected.
+    clients: Mutex<HashSet<SocketAddr>>,
 }
 
 #[derive(Default)]
@@ -94,8 +97,8 @@ impl Receiver {
     ) -> Self {
         let address = listener.local_addr().unwrap();
         let script: Script = Arc::new(script);
-        let (script, book) = (Mutex::new(script), Mutex::default());
-        let shared = Arc::new(Shared { keep, script, group_of: Arc::new(group_of), book });
+        let (script, book, clients) = (Mutex::new(script), Mutex::default(), Mutex::default());
+        let shared = Arc::new(Shared { keep, script, group_of: Arc::new(group_of), book, clients });
         let mut tasks = JoinSet::new();
         tasks.spawn(accept(listener, Arc::clone(&shared)));
         Self { address, shared, tasks }
@@ -147,6 +150,14 @@ impl Receiver {
         self.shared.book().visits.clone()
     }
 
+    /// Waits until everything that dead clients sent has been dealt with.
+    pub(crate) async fn abandoned(&self) {
+        // Connections are accepted in their order, so once this one is, none waits in the listener's queue.
+        let last = TcpStream::connect(self.address).await.unwrap();
+        let only = HashSet::from([last.local_addr().unwrap()]);
+        self.wait("all clients to have gone", |receiver| *receiver.shared.clients.lock().unwrap() == only).await;
+    }
+
     /// Waits until so many messages came; gives all.
     pub(crate) async fn wait_messages(&self, count: u64) -> Vec<Value> {
         self.wait(&format!("{count} messages"), |receiver| receiver.message_count() >= count).await;
@@ -187,23 +198,6 @@ impl Drop for Receiver {
     }
 }
 
-/// Fails `percent` of the requests with one of `statuses` and waits before every answer; the same seed, the same answers.
-pub(crate) fn unreliable(
-    seed: u64,
-    percent: u8,
-    statuses: &'static [u16],
-    delay_millis: Range<u64>,
-) -> impl Fn(&Request) -> Reply + Send + Sync {
-    let random = Mutex::new(fastrand::Rng::with_seed(seed));
-    move |_| {
-        let mut random = random.lock().unwrap();
-        let wait = Duration::from_millis(if delay_millis.is_empty() { 0 } else { random.u64(delay_millis.clone()) });
-        let failed = random.u8(0..100) < percent;
-        let status = if failed { *random.choice(statuses).unwrap_or(&500) } else { 200 };
-        Reply::After(wait, Box::new(Reply::status(status)))
-    }
-}
-
 /// Table and id of a message: the group under `group_by = "primary_key"` in tables keyed by `id`.
 pub(crate) fn row_of(message: &Value) -> String {
     format!("{}/{}", message["metadata"]["table_name"].as_str().unwrap_or_default(), message["record"]["id"])
@@ -214,9 +208,14 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     loop {
         tokio::select! {
             accepted = listener.accept() => {
-                if let Ok((socket, _)) = accepted {
+                if let Ok((socket, client)) = accepted {
                     drop(socket.set_nodelay(true));
-                    connections.spawn(connection(socket, Arc::clone(&shared)));
+                    shared.clients.lock().unwrap().insert(client);
+                    let shared = Arc::clone(&shared);
+                    connections.spawn(async move {
+                        connection(socket, &shared).await;
+                        shared.clients.lock().unwrap().remove(&client);
+                    });
                 }
             }
             Some(ended) = connections.join_next() => {
@@ -230,13 +229,13 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
-async fn connection(mut socket: TcpStream, shared: Arc<Shared>) {
+async fn connection(mut socket: TcpStream, shared: &Shared) {
     let mut buffer = Vec::new();
     while let Some(mut request) = read_request(&mut socket, &mut buffer).await {
         let script = Arc::clone(&shared.script.lock().unwrap());
         request.number = shared.arrived(&mut request);
         let reply = script(&request);
-        if !play(&mut socket, request.number, reply, &shared).await {
+        if !play(&mut socket, request.number, reply, shared).await {
             return;
         }
     }
