@@ -206,7 +206,8 @@ fn what_was_not_synced_is_lost() {
     let state = tempfile::tempdir().unwrap();
     let path = state.path().join("state.db-wal");
     let script = "import os,sys\nf=open(sys.argv[1],'wb',0)\nf.write(b'a')\nos.fsync(f.fileno())\nf.write(b'b')\n\
-                  os.fdatasync(f.fileno())\nf.write(b'c')\n";
+                  os.fdatasync(f.fileno())\nf.write(b'c')\n\
+                  g=open(sys.argv[1]+'2','wb',0)\nos.fsync(g.fileno())\nos.unlink(sys.argv[1]+'2')\n";
     let mut python = Command::new("python3");
     let Ok(status) = python.envs(syncs.environment()).args(["-c", script]).arg(&path).status() else {
         println!("skipped: python3 is not installed");
@@ -217,4 +218,5 @@ fn what_was_not_synced_is_lost() {
     assert_eq!(syncs.count("state.db-wal"), 2);
     syncs.lose_power(state.path());
     assert_eq!(std::fs::read(&path).unwrap(), b"ab");
+    assert_eq!(std::fs::read_dir(state.path()).unwrap().count(), 1, "what was removed stays removed");
 }

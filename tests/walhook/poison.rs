@@ -291,9 +291,7 @@ async fn pause_sink_stops_the_sink_until_it_is_resumed() {
         state(body["sinks"]["orders"]["state"] == "paused" && troubles(&body).contains("sink:orders"), body)
     })
     .await;
-    case.receiver
-        .wait("its requests to be over", |receiver| receiver.ledger(|ledger| ledger.concurrent() == 0))
-        .await;
+    case.receiver.wait("its requests to be over", |receiver| receiver.ledger(|ledger| ledger.concurrent() == 0)).await;
     let sent = case.receiver.request_count();
     case.postgres.sql("UPDATE counters SET n = 1").await;
     case.slot_moves_on().await;
