@@ -257,3 +257,37 @@ async fn one_message_that_is_never_acknowledged_does_not_hold_the_slot() {
         assert_eq!(ledger.repeats, 0, "what was acknowledged long before came again");
     });
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_behind_a_late_answer_go_through_the_store_and_keep_their_order() {
+    let postgres = Postgres::start();
+    let client = counters(&postgres).await;
+    // Longer than a delivery is waited for before the store takes it, and those behind it.
+    let late = |request: &crate::receiver::Request| {
+        let is_first = request.messages.iter().any(|m| m["record"]["id"] == 1 && m["record"]["n"] == 0);
+        Reply::After(Duration::from_millis(if is_first { 5000 } else { 5 }), Box::new(Reply::status(200)))
+    };
+    let receiver = Receiver::with(Keep::Ledger, late, row_of).await;
+    let _daemon = Daemon::start(&Config::one_sink(&postgres, &receiver.url(), "batch_size = 10")).await;
+    postgres.sql("INSERT INTO counters SELECT i, 0 FROM generate_series(1, 10) i").await;
+    let mut updates = 0;
+    while !receiver.ledger(|ledger| ledger.has("counters/1", 0)) {
+        client.batch_execute("UPDATE counters SET n = n + 1").await.unwrap();
+        updates += 1;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    for _ in 0..20 {
+        client.batch_execute("UPDATE counters SET n = n + 1").await.unwrap();
+        updates += 1;
+    }
+    receiver
+        .wait("the last change of every row", |receiver| {
+            receiver.ledger(|ledger| (1..=10).all(|row| ledger.has(&format!("counters/{row}"), updates)))
+        })
+        .await;
+    assert_complete(&receiver, 10, updates);
+    receiver.ledger(|ledger| {
+        ledger.assert_clean();
+        assert_eq!(ledger.repeats, 0);
+    });
+}
