@@ -6,6 +6,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::change::Lsn;
 use crate::view::{StoreView, Trouble};
 
 /// Without reading and without an acknowledgement for so long, a source is held.
@@ -26,6 +27,7 @@ pub(super) enum Turn {
 #[derive(Debug)]
 pub(super) struct Hold {
     acknowledged: u64,
+    resolved: Lsn,
     moved_at: Instant,
     began_at: Option<Instant>,
 }
@@ -33,14 +35,22 @@ pub(super) struct Hold {
 impl Hold {
     /// A source that moves.
     pub(super) fn new(now: Instant) -> Self {
-        Self { acknowledged: 0, moved_at: now, began_at: None }
+        Self { acknowledged: 0, resolved: Lsn::ZERO, moved_at: now, began_at: None }
     }
 
-    /// Looks at the source: whether it reads, whether a sink keeps it from that, whatever others do, and how many messages
-    /// its sinks have acknowledged so far.
-    pub(super) fn observe(&mut self, now: Instant, reads: bool, stuck: bool, acknowledged: u64) -> Turn {
-        if reads || (!stuck && acknowledged != self.acknowledged) {
+    /// Looks at the source: whether it reads, whether a sink keeps it from that, whatever others do, how many messages its
+    /// sinks have acknowledged so far, and how far all of them have resolved everything: while that moves, a sink
+    /// without room gets rid of what it has, be it into a slow store.
+    pub(super) fn observe(
+        &mut self,
+        now: Instant,
+        reads: bool,
+        stuck: bool,
+        (acknowledged, resolved): (u64, Lsn),
+    ) -> Turn {
+        if reads || resolved != self.resolved || (!stuck && acknowledged != self.acknowledged) {
             self.acknowledged = acknowledged;
+            self.resolved = resolved;
             self.moved_at = now;
             return self.began_at.take().map_or(Turn::None, |began| Turn::Ended(now - began));
         }
@@ -115,22 +125,23 @@ mod tests {
         let start = Instant::now();
         let at = |secs| start + Duration::from_secs(secs);
         let mut hold = Hold::new(start);
-        assert_eq!(hold.observe(at(2), false, false, 0), Turn::None);
-        assert_eq!(hold.observe(at(4), false, false, 7), Turn::None, "something was acknowledged");
-        assert_eq!(hold.observe(at(6), false, false, 7), Turn::None);
-        assert_eq!(hold.observe(at(7), false, false, 7), Turn::Began);
-        assert_eq!(hold.observe(at(8), false, false, 7), Turn::None, "told once");
-        assert_eq!(hold.observe(at(9), true, false, 7), Turn::Ended(Duration::from_secs(2)));
-        assert_eq!(hold.observe(at(10), false, false, 7), Turn::None);
+        assert_eq!(hold.observe(at(1), true, false, (0, Lsn(1))), Turn::None);
+        assert_eq!(hold.observe(at(4), false, false, (7, Lsn(1))), Turn::None, "something was acknowledged");
+        assert_eq!(hold.observe(at(6), false, false, (7, Lsn(1))), Turn::None);
+        assert_eq!(hold.observe(at(7), false, false, (7, Lsn(1))), Turn::Began);
+        assert_eq!(hold.observe(at(8), false, false, (7, Lsn(1))), Turn::None, "told once");
+        assert_eq!(hold.observe(at(9), true, false, (7, Lsn(1))), Turn::Ended(Duration::from_secs(2)));
+        assert_eq!(hold.observe(at(10), false, false, (7, Lsn(1))), Turn::None);
     }
     #[test]
     fn a_sink_without_room_holds_its_source_whatever_the_others_acknowledge() {
         let start = Instant::now();
         let at = |secs| start + Duration::from_secs(secs);
         let mut hold = Hold::new(start);
-        assert_eq!(hold.observe(at(2), false, true, 5), Turn::None);
-        assert_eq!(hold.observe(at(3), false, true, 9), Turn::Began);
-        assert_eq!(hold.observe(at(4), true, false, 9), Turn::Ended(Duration::from_secs(1)));
+        assert_eq!(hold.observe(at(2), false, true, (5, Lsn(1))), Turn::None);
+        assert_eq!(hold.observe(at(4), false, true, (5, Lsn(2))), Turn::None, "the store takes it, if slowly");
+        assert_eq!(hold.observe(at(7), false, true, (9, Lsn(2))), Turn::Began);
+        assert_eq!(hold.observe(at(8), true, false, (9, Lsn(2))), Turn::Ended(Duration::from_secs(1)));
     }
 
     #[test]

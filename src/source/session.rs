@@ -197,7 +197,8 @@ impl Source {
         let source = &self.config.name;
         let acknowledged = self.consumers.iter().map(|consumer| consumer.progress.acknowledged()).sum();
         let stuck = self.is_held_by_a_sink();
-        match stream.hold.observe(Instant::now(), reads, stuck, acknowledged) {
+        let moves = (acknowledged, self.resolved().unwrap_or(Lsn::ZERO));
+        match stream.hold.observe(Instant::now(), reads, stuck, moves) {
             Turn::None => {}
             Turn::Began => {
                 let Trouble { what, advice } = self.why_held();
