@@ -175,10 +175,14 @@ impl<P> Scheduler<P> {
         self.admit(now, token, message)
     }
 
-    /// A message that had arrived before the restart, and was not resolved, came again.
+    /// A message that had arrived before the restart, and was not resolved, came again: all of these before the first
+    /// new one, in order.
     pub fn push_again(&mut self, now: Instant, message: Message<P>) -> bool {
         let token = self.watermark.arrive(now, message.position, Place::Buffered);
-        self.admit(now, token, message)
+        match self.overflow.push_again(token, message) {
+            Some((token, message)) => self.admit(now, token, message),
+            None => false,
+        }
     }
 
     fn admit(&mut self, now: Instant, token: Token, message: Message<P>) -> bool {
@@ -290,7 +294,7 @@ impl<P> Scheduler<P> {
 
     /// When [`Self::poll`], having said `None`, has something to do if nothing else happens before.
     pub fn poll_timeout(&mut self) -> Option<Instant> {
-        let (start, keep, read) = (self.start_at(), self.keep_at(), self.read_again_at);
+        let (start, keep, read) = (self.start_at(), self.keep_at(), self.read_at());
         [start, keep, read].into_iter().flatten().min()
     }
 
@@ -300,15 +304,18 @@ impl<P> Scheduler<P> {
         }
         let due = self.due.front().map(|(at, _)| *at);
         let timer = self.timers.peek().map(|Reverse((at, _))| *at);
-        let next = [due, timer, self.fresh_at()].into_iter().flatten().min()?;
-        let next = self.held_until.map_or(next, |held| next.max(held));
-        if !self.breaker.is_open() {
-            // In a ramp-up that is used up, an outcome comes first.
-            let is_free = self.breaker.allowance(next, self.in_flight) > 0;
-            return is_free.then_some(next);
+        let retry = due.into_iter().chain(timer).min();
+        let fresh = self.fresh_at();
+        if self.breaker.is_open() {
+            // A probe need not be due.
+            let probe = self.breaker.wake_at()?;
+            let next = if retry.is_some() { probe } else { probe.max(fresh?) };
+            return Some(next).max(self.held_until);
         }
-        let probe = self.breaker.wake_at()?;
-        Some(self.held_until.map_or(probe, |held| probe.max(held)))
+        let next = Some(retry.into_iter().chain(fresh).min()?).max(self.held_until)?;
+        // In a ramp-up that is used up, an outcome comes first.
+        let is_free = self.breaker.allowance(next, self.in_flight) > 0;
+        is_free.then_some(next)
     }
 
     /// Figures for people.
@@ -351,6 +358,7 @@ impl<P> Scheduler<P> {
             self.timers.pop();
             self.due.push_back((at, key));
         }
+        self.backlog.end_lanes(now);
         self.overflows = self.must_overflow(now);
     }
 

@@ -1,6 +1,6 @@
 //! The whole, from outside: the binary between a real Postgres and a receiver that misbehaves on cue.
 //!
-//! `postgres`, `receiver`, `ledger` and `daemon` are the harness; every other file is about one promise of the contract
+//! `postgres`, `receiver`, `ledger`, `daemon` and `disk` are the harness; every other file is about one promise of the contract
 //! and its tests are named after the rules they protect. `tidy` looks at the repository itself.
 #![allow(
     clippy::unwrap_used,
@@ -14,6 +14,8 @@
 
 #[path = "walhook/daemon.rs"]
 mod daemon;
+#[path = "walhook/disk.rs"]
+mod disk;
 #[path = "walhook/ledger.rs"]
 mod ledger;
 #[path = "walhook/postgres.rs"]
@@ -25,23 +27,39 @@ mod reply;
 #[path = "walhook/request.rs"]
 mod request;
 
+#[path = "walhook/breaker.rs"]
+mod breaker;
 #[path = "walhook/commands.rs"]
 mod commands;
 #[path = "walhook/crash.rs"]
 mod crash;
 #[path = "walhook/database.rs"]
 mod database;
+#[path = "walhook/durable.rs"]
+mod durable;
 #[path = "walhook/elsewhere.rs"]
 mod elsewhere;
 #[path = "walhook/endpoints.rs"]
 mod endpoints;
+#[path = "walhook/failpoints.rs"]
+mod failpoints;
 #[path = "walhook/grouping.rs"]
 mod grouping;
+#[path = "walhook/isolation.rs"]
+mod isolation;
 #[path = "walhook/message.rs"]
 mod message;
+#[path = "walhook/mismatch.rs"]
+mod mismatch;
 #[path = "walhook/order.rs"]
 mod order;
+#[path = "walhook/outage.rs"]
+mod outage;
+#[path = "walhook/poison.rs"]
+mod poison;
 #[path = "walhook/pressure.rs"]
 mod pressure;
+#[path = "walhook/quota.rs"]
+mod quota;
 #[path = "walhook/tidy.rs"]
 mod tidy;

@@ -147,6 +147,8 @@ pub(super) struct Backlog<P> {
     pub(super) lanes: ByGroup<Lane>,
     /// Lanes that may be read, once.
     pub(super) lanes_free: VecDeque<GroupId>,
+    /// Lanes that may be at their end.
+    pub(super) lanes_over: Vec<GroupId>,
     pub(super) lane_messages: usize,
     pub(super) ready: VecDeque<(ReadyItem, Instant)>,
     /// Slots of messages without a group that left otherwise than by being taken: kept until the ready queue passes them.
@@ -170,6 +172,7 @@ impl<P> Backlog<P> {
             groups: ByGroup::default(),
             lanes: ByGroup::default(),
             lanes_free: VecDeque::new(),
+            lanes_over: Vec::new(),
             lane_messages: 0,
             ready: VecDeque::new(),
             gone: 0,

@@ -109,16 +109,14 @@ impl<P> Scheduler<P> {
         if !self.rules.keeps || self.room != StoreRoom::Open {
             return None;
         }
+        // First, since what waits behind a delivery goes after it.
+        if let Some(command) = self.park_next() {
+            return Some(command);
+        }
         if self.look_at.is_none_or(|at| at <= now) {
             self.look_at = Some(now + LOOK_EVERY);
-            if let Some(command) = self.look_for_age(now) {
+            if let Some(command) = self.look_for_age(now).or_else(|| self.park_next()) {
                 return Some(command);
-            }
-        }
-        while let Some(key) = self.to_park.pop_front() {
-            if self.deliveries.get(&key).is_some_and(|delivery| delivery.kept == Kept::Asked) {
-                let write = self.write_of(&[key]);
-                return Some(Command::Park { delivery: key, write });
             }
         }
         if self.stopping || self.overflow.page_at(self.page_bytes()).is_none_or(|at| at > now) {
@@ -128,6 +126,16 @@ impl<P> Scheduler<P> {
         tokens.iter().for_each(|token| self.watermark.moved(*token, Place::Leaving));
         let write = self.begin(Write { tokens, page_messages: messages.len(), ..Write::default() });
         Some(Command::Overflow { write, messages })
+    }
+
+    fn park_next(&mut self) -> Option<Command<P>> {
+        while let Some(key) = self.to_park.pop_front() {
+            if self.deliveries.get(&key).is_some_and(|delivery| delivery.kept == Kept::Asked) {
+                let write = self.write_of(&[key]);
+                return Some(Command::Park { delivery: key, write });
+            }
+        }
+        None
     }
 
     /// New messages that were to go to the store, and need not any more.
@@ -179,8 +187,19 @@ impl<P> Scheduler<P> {
     }
 
     fn spill(&mut self, index: u32, leaving: &mut Vec<(Option<Token>, Waiting<P>)>, bytes: &mut usize) {
-        let mut spilled = Vec::new();
-        self.backlog.spill(index, &mut spilled);
+        let (mut spilled, deliveries, families) = (Vec::new(), &self.deliveries, &self.families);
+        let is_kept = |key: &DeliveryKey| {
+            deliveries.get(key).is_none_or(|delivery| match delivery.kept {
+                Kept::No | Kept::Asked => false,
+                Kept::Writing | Kept::Yes => true,
+            })
+        };
+        let kept = |root| families.get(&root).map_or_else(|| is_kept(&root), |family| family.iter().all(is_kept));
+        if let Err(root) = self.backlog.spill(index, kept, &mut spilled) {
+            // It follows when these are on their way.
+            let family = self.families.get(&root).cloned().unwrap_or_else(|| vec![root]);
+            family.into_iter().for_each(|key| self.park_aged(key));
+        }
         for message in spilled {
             *bytes += message.bytes;
             let token = self.leave_backlog(message.backing, Place::Leaving);
@@ -191,18 +210,23 @@ impl<P> Scheduler<P> {
     /// What came back from the overflow and waits behind a delivery that failed, or behind a lane, would fill memory.
     fn spill_stuck(&mut self, now: Instant, leaving: &mut Vec<(Option<Token>, Waiting<P>)>, bytes: &mut usize) {
         let Some(limit) = now.checked_sub(STUCK_AFTER) else { return };
-        let mut next = self.loaded.next_aged(None, limit);
-        while let Some((token, place)) = next
-            && leaving.len() < SPILL_MESSAGES
-            && *bytes < self.spill_bytes()
+        let (mut stuck, mut last) = (Vec::new(), None);
+        while let Some((token, place)) = self.loaded.next_aged(last, limit)
+            && stuck.len() < SPILL_MESSAGES
         {
-            // Its successor is known before it goes, since it may go with others. One that has gone ends the walk.
-            next = self.loaded.next_aged(Some(token), limit);
+            last = Some(token);
             if let Place::Waiting(index) = place
+                && let Some(position) = self.backlog.message(index).map(|message| message.position)
                 && self.is_stuck(index)
             {
+                stuck.push((index, position));
+            }
+        }
+        for (index, position) in stuck {
+            // It may have gone with another.
+            let is_there = self.backlog.message(index).is_some_and(|message| message.position == position);
+            if is_there && leaving.len() < SPILL_MESSAGES && *bytes < self.spill_bytes() {
                 self.spill(index, leaving, bytes);
-                next = self.loaded.next_aged(None, limit);
             }
         }
     }
@@ -244,27 +268,58 @@ impl<P> Scheduler<P> {
 
     /// What is to be read now: no more than can be delivered at once.
     pub(super) fn read_back(&mut self, now: Instant) -> Option<Command<P>> {
-        if self.paused || self.replaying || self.breaker.is_open() {
+        if self.stopping || self.replaying || self.read_again_at.is_some_and(|at| at > now) {
             return None;
         }
-        if self.held_until.is_some() || self.read_again_at.is_some_and(|at| at > now) {
-            return None;
-        }
-        let (messages, bytes) = self.rules.enough;
-        if self.backlog.ready_messages() >= messages || self.backlog.ready_bytes() >= bytes {
-            return None;
-        }
-        if !self.is_lane_read {
-            let wants = self.backlog.wants(LANES_AT_ONCE);
-            if !wants.is_empty() {
-                self.is_lane_read = true;
-                return Some(Command::ReadLanes(wants));
+        if !self.overflow.has_again() {
+            // A probe may have to come out of the store.
+            let is_shut = self.breaker.is_open() && self.breaker.allowance(now, self.in_flight) == 0;
+            if self.held_until.is_some() || is_shut || !self.has_appetite() {
+                return None;
+            }
+            if !self.is_lane_read {
+                let wants = self.backlog.wants(LANES_AT_ONCE);
+                if !wants.is_empty() {
+                    self.is_lane_read = true;
+                    return Some(Command::ReadLanes(wants));
+                }
             }
         }
-        if self.loaded.unresolved() >= messages {
+        if !self.wants_page() {
             return None;
         }
-        self.overflow.start_reading().then_some(Command::ReadOverflow)
+        self.overflow.start_reading();
+        Some(Command::ReadOverflow)
+    }
+
+    /// Whether there is little enough in memory for more to be read.
+    fn has_appetite(&self) -> bool {
+        let (messages, bytes) = self.rules.enough;
+        !self.paused && self.backlog.ready_messages() < messages && self.backlog.ready_bytes() < bytes
+    }
+
+    fn wants_page(&self) -> bool {
+        let has_room = self.overflow.has_again() || self.loaded.unresolved() < self.rules.enough.0;
+        has_room && self.overflow.can_be_read()
+    }
+
+    /// When something is to be read, if nothing else happens before.
+    pub(super) fn read_at(&self) -> Option<Instant> {
+        if self.stopping || self.replaying {
+            return None;
+        }
+        if self.overflow.has_again() {
+            return self.read_again_at.filter(|_| self.wants_page());
+        }
+        let wants_lane = !self.is_lane_read && !self.backlog.lanes_free.is_empty();
+        if !self.has_appetite() || !(wants_lane || self.wants_page()) {
+            return None;
+        }
+        let is_open = self.breaker.is_open();
+        if is_open && (self.in_flight >= self.rules.max_in_flight || self.breaker.wake_at().is_none()) {
+            return None;
+        }
+        self.read_again_at.max(self.held_until).max(self.breaker.wake_at())
     }
 
     /// What a [`Command::ReadLanes`] brought, for each lane it named. Returns how many messages the store should have had
@@ -285,12 +340,22 @@ impl<P> Scheduler<P> {
     pub fn overflow_read(&mut self, now: Instant, messages: Vec<Message<P>>) -> usize {
         let missing = self.overflow.read(Some(messages.len()));
         for Message { groups, bytes, position, payload } in messages {
+            self.admit_again(now, Some(position));
             let token = self.loaded.arrive(now, position, Place::Buffered);
             let backing = Backing::Page(token);
             let (index, _) = self.backlog.push(now, Waiting { groups, bytes, position, backing, payload });
             self.loaded.moved(token, Place::Waiting(index));
         }
+        if !self.overflow.has_stored() {
+            self.admit_again(now, None);
+        }
         missing
+    }
+
+    fn admit_again(&mut self, now: Instant, before: Option<Position>) {
+        while let Some((token, message)) = self.overflow.take_again(before) {
+            self.admit(now, token, message);
+        }
     }
 
     /// The overflow was not read: it is asked for again.

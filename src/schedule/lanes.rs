@@ -8,12 +8,13 @@
 //! A message of two groups stands in both lanes, and comes back when both have come to it: the one that comes there first
 //! waits for the other. Waiting goes from younger to older messages only, so it never goes in a circle.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use hashbrown::hash_map::Entry as MapEntry;
 
 use super::backlog::{Backing, Backlog, Group, NONE, Queue, ReadyItem, State, Waiting, place};
-use super::{GroupId, Groups, Message, Want};
+use super::{DeliveryKey, GroupId, Groups, Message, Want};
 use crate::change::{Lsn, Position};
 
 /// See the module.
@@ -25,7 +26,7 @@ pub(super) struct Lane {
     pub(super) writing: usize,
     /// The last message that went into the store.
     pub(super) last: Position,
-    /// The last one that came back.
+    /// The last one that came back; `None`: none of those of a life before.
     after: Option<Position>,
     /// Messages in memory that come after all these.
     pub(super) behind: Queue,
@@ -41,12 +42,16 @@ impl Lane {
         Self { stored: 0, writing: 0, last, after: None, behind, is_read: false, is_next: false, waits_at: None }
     }
 
+    /// One of which this is the first message.
+    fn begin(first: Position) -> Self {
+        Self { after: Some(before(first)), ..Self::new(first) }
+    }
+
     fn add(&mut self, position: Position) {
         self.stored += 1;
         self.writing += 1;
         self.last = self.last.max(position);
-        let before = before(position);
-        self.after = Some(self.after.map_or(before, |after| after.min(before)));
+        self.after = self.after.map(|after| after.min(before(position)));
     }
 }
 
@@ -74,49 +79,76 @@ impl<P> Backlog<P> {
         self.lane_is_next(id);
     }
 
-    /// Takes a waiting message, and whatever stands before it in its groups' queues, out of memory, oldest first: they are
-    /// to be written.
-    pub(super) fn spill(&mut self, index: u32, out: &mut Vec<Waiting<P>>) {
-        let mut stack = vec![index];
-        while let Some(&top) = stack.last() {
-            let groups = self.message(top).map(|message| message.groups);
-            let Some(groups) = groups else {
-                stack.pop();
-                continue;
-            };
-            if let Some(older) = groups.iter().find_map(|id| self.ahead_of(id, top)) {
-                stack.push(older);
-                continue;
-            }
-            stack.pop();
+    /// Takes a waiting message, and whatever has to go before it or with it, out of memory, oldest first: they are to be
+    /// written. `Err`: it has to wait for the delivery that holds one of the groups, since that is not `kept`. If it did
+    /// not wait, a crash could leave the delivery's messages to a page or the WAL, to come back behind this one.
+    pub(super) fn spill(
+        &mut self,
+        index: u32,
+        kept: impl Fn(DeliveryKey) -> bool,
+        out: &mut Vec<Waiting<P>>,
+    ) -> Result<(), DeliveryKey> {
+        for index in self.goes_along(index, kept)? {
+            let Some(groups) = self.message(index).map(|message| message.groups) else { continue };
             for id in groups.iter() {
-                self.leave_queue(id, top, &mut stack);
+                self.leave_queue(id, index);
             }
-            let Some(mut message) = self.depart(top) else { continue };
+            let Some(mut message) = self.depart(index) else { continue };
             if groups == Groups::None {
                 let own = own_lane(message.position);
                 message.groups = Groups::One(own);
-                self.lanes.entry(own).or_insert_with(|| Lane::new(message.position)).add(message.position);
+                self.lanes.entry(own).or_insert_with(|| Lane::begin(message.position)).add(message.position);
             }
             self.lane_messages += 1;
             out.push(message);
         }
         self.sweep_ready();
+        Ok(())
     }
 
-    /// The first message of the queue in which `index` stands for the group, if it is another.
-    fn ahead_of(&self, id: GroupId, index: u32) -> Option<u32> {
-        let position = self.message(index)?.position;
-        let queue = match self.lanes.get(&id) {
-            Some(lane) if position > lane.last => &lane.behind,
-            Some(_) | None => &self.groups.get(&id)?.queue,
-        };
-        (queue.head != index && queue.head != NONE).then_some(queue.head)
+    /// A message and all that go into the store with it, oldest first: those before it in its groups' queues, those before
+    /// these in theirs, and of a queue before a lane those behind them too.
+    fn goes_along(&self, index: u32, kept: impl Fn(DeliveryKey) -> bool) -> Result<Vec<u32>, DeliveryKey> {
+        let mut going = BTreeMap::new();
+        // How far the groups' queues, and their lanes' second ones, have been walked along.
+        let mut walked = BTreeMap::new();
+        let mut stack = vec![index];
+        while let Some(index) = stack.pop() {
+            let Some(message) = self.message(index) else { continue };
+            let (position, groups) = (message.position, message.groups);
+            if going.insert(position, index).is_some() {
+                continue;
+            }
+            for id in groups.iter() {
+                if let Some(holder) = self.holder(id).filter(|holder| !kept(*holder)) {
+                    return Err(holder);
+                }
+                let queue = self.groups.get(&id).map_or(NONE, |group| group.queue.head);
+                let (is_behind, queue, to) = match self.lanes.get(&id) {
+                    Some(lane) if position > lane.last => (true, lane.behind.head, position),
+                    Some(lane) => (false, queue, lane.last),
+                    None => (false, queue, position),
+                };
+                let next = walked.entry((id, is_behind)).or_insert(queue);
+                self.walk(id, next, to, &mut stack);
+            }
+        }
+        Ok(going.into_values().collect())
     }
 
-    /// The first message of a queue goes into the store. A queue before the lane goes there as a whole: what is left of it
-    /// is put on the stack.
-    fn leave_queue(&mut self, id: GroupId, index: u32, stack: &mut Vec<u32>) {
+    /// Goes on along a group's queue up to a position.
+    fn walk(&self, id: GroupId, next: &mut u32, to: Position, passed: &mut Vec<u32>) {
+        while let Some(message) = self.message(*next)
+            && message.position <= to
+            && let Some(slot) = self.slots.get(place(*next))
+        {
+            passed.push(*next);
+            *next = slot.next[message.groups.side(id)];
+        }
+    }
+
+    /// The first message of a queue goes into the store.
+    fn leave_queue(&mut self, id: GroupId, index: u32) {
         let Some(message) = self.message(index) else { return };
         let (position, bytes, side) = (message.position, message.bytes, message.groups.side(id));
         let next = self.slots.get(place(index)).map_or(NONE, |slot| slot.next[side]);
@@ -134,14 +166,12 @@ impl<P> Backlog<P> {
         match self.lanes.entry(id) {
             MapEntry::Occupied(mut lane) => {
                 lane.get_mut().add(position);
-                let rest = self.groups.get(&id).map_or(NONE, |group| group.queue.head);
-                if rest != NONE {
-                    stack.push(rest);
+                if self.groups.get(&id).is_some_and(|group| group.queue.head != NONE) {
                     return;
                 }
             }
             MapEntry::Vacant(entry) => {
-                let lane = entry.insert(Lane::new(position));
+                let lane = entry.insert(Lane::begin(position));
                 lane.add(position);
                 if let Some(group) = self.groups.get_mut(&id) {
                     lane.behind = std::mem::replace(&mut group.queue, Queue::EMPTY);
@@ -153,13 +183,23 @@ impl<P> Backlog<P> {
         }
     }
 
-    /// Messages of these groups are durable.
+    /// Messages of these groups are durable. A lane may have been read to its end already.
     pub(super) fn lanes_written(&mut self, groups: impl IntoIterator<Item = GroupId>) {
         for id in groups {
-            if let Some(lane) = self.lanes.get_mut(&id) {
-                lane.writing = lane.writing.saturating_sub(1);
+            let Some(lane) = self.lanes.get_mut(&id) else { continue };
+            lane.writing = lane.writing.saturating_sub(1);
+            if lane.stored == 0 && lane.writing == 0 {
+                self.lanes_over.push(id);
+            } else {
+                self.lane_is_next(id);
             }
-            self.lane_is_next(id);
+        }
+    }
+
+    /// Ends the lanes that had been read to their end before it was said that they are written.
+    pub(super) fn end_lanes(&mut self, now: Instant) {
+        for id in std::mem::take(&mut self.lanes_over) {
+            self.settle(now, id);
         }
     }
 
@@ -174,7 +214,7 @@ impl<P> Backlog<P> {
         }
     }
 
-    /// Lanes to be read.
+    /// Lanes to be read: not while messages are on their way into them, which need not come in their order.
     pub(super) fn wants(&mut self, lanes_max: usize) -> Vec<Want> {
         let mut wants = Vec::new();
         while wants.len() < lanes_max
@@ -183,7 +223,7 @@ impl<P> Backlog<P> {
             let is_held = self.groups.contains_key(&id);
             let Some(lane) = self.lanes.get_mut(&id) else { continue };
             lane.is_next = false;
-            if is_held || lane.is_read || lane.waits_at.is_some() || lane.stored == lane.writing {
+            if is_held || lane.is_read || lane.waits_at.is_some() || lane.writing > 0 {
                 continue;
             }
             lane.is_read = true;
@@ -228,7 +268,7 @@ impl<P> Backlog<P> {
         let missing = match self.lanes.get_mut(&id) {
             Some(lane) => {
                 lane.is_read = false;
-                let missing = if is_empty { lane.stored - lane.writing } else { 0 };
+                let missing = if is_empty && lane.writing == 0 { lane.stored } else { 0 };
                 lane.stored -= missing;
                 missing
             }
@@ -252,9 +292,9 @@ impl<P> Backlog<P> {
         }
     }
 
-    /// A lane of which the store has nothing more is no more: what waited behind it follows.
+    /// A lane of which the store has nothing more, and gets nothing more, is no more: what waited behind it follows.
     fn settle(&mut self, now: Instant, id: GroupId) {
-        if self.lanes.get(&id).is_none_or(|lane| lane.stored > 0 || lane.is_read) {
+        if self.lanes.get(&id).is_none_or(|lane| lane.stored > 0 || lane.writing > 0 || lane.is_read) {
             return;
         }
         let Some(lane) = self.lanes.remove(&id) else { return };

@@ -2,12 +2,16 @@
 //!
 //! While anything is here every new message goes behind it. What comes back is a page's messages, older than all that
 //! is left here, and takes the way that new messages take otherwise.
+//!
+//! When a process dies, the store may still have messages that were read back and not acknowledged, and younger ones that had
+//! not been written are resolved by nobody. These come again after the restart, and wait here until what is before them
+//! has been read: no more than was in memory before, so it is read at once, whatever the endpoint does.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::Message;
 use super::watermark::Token;
+use super::{Message, Position};
 
 /// A page is written when it has so many messages, or as many bytes as its writer allows, …
 const PAGE_MESSAGES: usize = 4096;
@@ -24,12 +28,18 @@ pub(super) struct Overflow<P> {
     writing: usize,
     /// In the store, and not read back.
     stored: usize,
+    /// Read back before it was said that they are durable.
+    early: usize,
     is_read: bool,
+    /// Messages that came again after a restart, and may stand anywhere among what the store had then, in order.
+    again: VecDeque<(Token, Message<P>)>,
+    again_bytes: usize,
 }
 
 impl<P> Overflow<P> {
     pub(super) fn new() -> Self {
-        Self { buffer: VecDeque::new(), buffer_bytes: 0, writing: 0, stored: 0, is_read: false }
+        let (buffer, again) = (VecDeque::new(), VecDeque::new());
+        Self { buffer, buffer_bytes: 0, writing: 0, stored: 0, early: 0, is_read: false, again, again_bytes: 0 }
     }
 
     /// Messages of a life before.
@@ -39,7 +49,7 @@ impl<P> Overflow<P> {
 
     /// Whether new messages have to go behind what is here.
     pub(super) fn is_active(&self) -> bool {
-        self.stored > 0 || self.writing > 0 || self.is_read || !self.buffer.is_empty()
+        self.stored > 0 || self.writing > 0 || self.is_read || !self.buffer.is_empty() || !self.again.is_empty()
     }
 
     /// Messages in the store and on their way into it.
@@ -49,7 +59,33 @@ impl<P> Overflow<P> {
 
     /// Messages that are in memory, and their bytes.
     pub(super) fn buffered(&self) -> (usize, usize) {
-        (self.buffer.len(), self.buffer_bytes)
+        (self.buffer.len() + self.again.len(), self.buffer_bytes + self.again_bytes)
+    }
+
+    /// Keeps a message that came again until what is before it in the store has been read. Gives it back if the store
+    /// has nothing.
+    pub(super) fn push_again(&mut self, token: Token, message: Message<P>) -> Option<(Token, Message<P>)> {
+        if self.stored == 0 {
+            return Some((token, message));
+        }
+        self.again_bytes += message.bytes;
+        self.again.push_back((token, message));
+        None
+    }
+
+    /// Whether messages that came again are kept.
+    pub(super) fn has_again(&self) -> bool {
+        !self.again.is_empty()
+    }
+
+    /// The next message that came again and is before this position; `None`: the store has nothing more.
+    pub(super) fn take_again(&mut self, before: Option<Position>) -> Option<(Token, Message<P>)> {
+        let (_, next) = self.again.front()?;
+        if before.is_some_and(|before| before < next.position) {
+            return None;
+        }
+        self.again_bytes -= next.bytes;
+        self.again.pop_front()
     }
 
     pub(super) fn push(&mut self, now: Instant, token: Token, message: Message<P>) {
@@ -85,13 +121,15 @@ impl<P> Overflow<P> {
 
     /// A page is durable.
     pub(super) fn written(&mut self, messages: usize) {
+        let early = self.early.min(messages);
+        self.early -= early;
         self.writing -= messages;
-        self.stored += messages;
+        self.stored += messages - early;
     }
 
     /// The next message that need not be written, since nothing is before it any more.
     pub(super) fn take_back(&mut self) -> Option<(Token, Message<P>)> {
-        if self.stored > 0 || self.writing > 0 || self.is_read {
+        if self.stored > 0 || self.writing > 0 || self.is_read || !self.again.is_empty() {
             return None;
         }
         let (_, token, message) = self.buffer.pop_front()?;
@@ -99,11 +137,19 @@ impl<P> Overflow<P> {
         Some((token, message))
     }
 
-    /// Whether a page can be read; then it is being read.
-    pub(super) fn start_reading(&mut self) -> bool {
-        let can = self.stored > 0 && !self.is_read;
-        self.is_read |= can;
-        can
+    /// Whether the store has messages that can be read.
+    pub(super) fn has_stored(&self) -> bool {
+        self.stored > 0
+    }
+
+    /// Whether a page can be read.
+    pub(super) fn can_be_read(&self) -> bool {
+        self.stored > 0 && !self.is_read
+    }
+
+    /// It is being read.
+    pub(super) fn start_reading(&mut self) {
+        self.is_read = true;
     }
 
     /// So many messages came back, or the store could not be read. Returns how many it should have had and has not.
@@ -112,6 +158,7 @@ impl<P> Overflow<P> {
         match messages {
             Some(0) => std::mem::replace(&mut self.stored, 0),
             Some(messages) => {
+                self.early += messages.saturating_sub(self.stored);
                 self.stored = self.stored.saturating_sub(messages);
                 0
             }

@@ -7,8 +7,11 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use crate::daemon::{Config, Daemon, troubles};
+use crate::disk::Pulse;
+use crate::durable::WINDOW;
 use crate::order::counters;
 use crate::postgres::Postgres;
+use crate::pressure::full;
 use crate::receiver::{Keep, Receiver, Reply, row_of, unreliable};
 
 /// Changes that go on until it is told to stop.
@@ -21,22 +24,36 @@ pub(crate) struct Load {
 impl Load {
     /// Raises all counters by one, round after round; reconnects when the server goes away. The rows exist already.
     pub(crate) fn updates(postgres: &Arc<Postgres>, rows: i64) -> Self {
-        Self::run(postgres, move |round| {
+        Self::run(postgres, Duration::ZERO, move |round| {
             (1..=rows).map(|row| format!("UPDATE counters SET n = {round} WHERE id = {row} AND n < {round}")).collect()
         })
     }
 
     /// Inserts rows, each a group of its own.
     pub(crate) fn inserts(postgres: &Arc<Postgres>) -> Self {
-        Self::run(postgres, |round| vec![format!("INSERT INTO counters VALUES ({round}, 0)")])
+        Self::run(postgres, Duration::ZERO, |round| vec![format!("INSERT INTO counters VALUES ({round}, 0)")])
     }
 
-    fn run(postgres: &Arc<Postgres>, statements: impl Fn(i64) -> Vec<String> + Send + 'static) -> Self {
+    /// Raises all counters by one, round after round, in transactions of 50 rows, so many changes a second.
+    pub(crate) fn paced(postgres: &Arc<Postgres>, rows: i64, changes_per_second: u32) -> Self {
+        let slice = 50;
+        let pace = Duration::from_secs(1) * u32::try_from(slice).unwrap() / changes_per_second;
+        Self::run(postgres, pace, move |round| {
+            let update = |first: i64| {
+                let last = first + slice - 1;
+                format!("UPDATE counters SET n = {round} WHERE id BETWEEN {first} AND {last} AND n < {round}")
+            };
+            (0..rows / slice).map(|index| update(index * slice + 1)).collect()
+        })
+    }
+
+    fn run(postgres: &Arc<Postgres>, pace: Duration, statements: impl Fn(i64) -> Vec<String> + Send + 'static) -> Self {
         let (stop, rounds) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicI64::new(0)));
         let task = tokio::spawn({
             let (postgres, stop, rounds) = (Arc::clone(postgres), Arc::clone(&stop), Arc::clone(&rounds));
             async move {
                 let mut client = postgres.client().await;
+                let mut next = Instant::now();
                 while !stop.load(Ordering::Relaxed) {
                     let round = rounds.load(Ordering::Relaxed) + 1;
                     for statement in statements(round) {
@@ -46,6 +63,8 @@ impl Load {
                                 client = fresh;
                             }
                         }
+                        next += pace;
+                        tokio::time::sleep(next.saturating_duration_since(Instant::now())).await;
                     }
                     rounds.store(round, Ordering::Relaxed);
                     tokio::time::sleep(Duration::from_millis(2)).await;
@@ -65,8 +84,9 @@ impl Load {
 
 /// Waits until every row's last counter value was acknowledged: with order kept, everything before it was, too.
 pub(crate) async fn wait_rounds(receiver: &Receiver, rows: i64, rounds: i64) {
+    let deadline = Duration::from_secs(if full() { 900 } else { 150 });
     receiver
-        .wait("the last round of every row", |receiver| {
+        .wait_within(deadline, "the last round of every row", |receiver| {
             receiver.ledger(|ledger| (1..=rows).all(|row| ledger.has(&format!("counters/{row}"), rounds)))
         })
         .await;
@@ -89,11 +109,7 @@ async fn killed_twenty_times_it_loses_nothing_and_keeps_order_and_keys() {
         let until = receiver.request_count() + random.u64(1..60);
         receiver.wait("some more requests", |receiver| receiver.request_count() >= until).await;
         daemon.kill9();
-        receiver
-            .wait("the dead daemon's requests to be over", |receiver| {
-                receiver.ledger(|ledger| ledger.concurrent() == 0)
-            })
-            .await;
+        receiver.abandoned().await;
         receiver.ledger(|ledger| ledger.new_run());
         daemon = Daemon::launch(&config);
     }
@@ -188,5 +204,54 @@ async fn a_failed_message_keeps_its_keys_over_a_restart() {
     receiver.wait_acknowledged(1).await;
     let requests = receiver.requests();
     assert!(requests.iter().all(|request| request.header("webhook-id") == requests[0].header("webhook-id")));
-    assert!(requests.iter().all(|request| request.messages == requests[0].messages));
+    assert!(
+        requests.iter().all(|request| request.body == requests[0].body),
+        "a delivery is frozen, also over a restart"
+    );
+    let attempts: Vec<u32> =
+        requests.iter().map(|request| request.header("walhook-attempt").parse().unwrap()).collect();
+    assert_eq!(attempts, (1..=u32::try_from(requests.len()).unwrap()).collect::<Vec<_>>(), "attempts are counted on");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_in_the_middle_of_a_huge_transaction_goes_on_where_it_was() {
+    let rows: usize = if full() { 1_000_000 } else { 40_000 };
+    let postgres = Postgres::start();
+    counters(&postgres).await;
+    let receiver = Receiver::with(Keep::Ledger, |_| Reply::status(200), row_of).await;
+    let config = Config::one_sink(&postgres, &receiver.url(), "batch_size = 50");
+    let daemon = Daemon::start(&config).await;
+    let pulse = Pulse::start();
+    // Not a part of it can be confirmed before the whole is delivered.
+    postgres
+        .sql(&format!("INSERT INTO counters SELECT i, 0, repeat('x', 200) FROM generate_series(1, {rows}) i"))
+        .await;
+    let deadline = Duration::from_secs(300);
+    let part = |part: usize| move |receiver: &Receiver| receiver.ledger(|ledger| ledger.acknowledged()) >= part;
+
+    receiver.wait_within(deadline, "a quarter of it", part(rows / 4)).await;
+    assert!(daemon.sigterm().await.success());
+    receiver.ledger(|ledger| ledger.new_run());
+    let daemon = Daemon::start(&config).await;
+    receiver.wait_within(deadline, "half of it", part(rows / 2)).await;
+    receiver.ledger(|ledger| assert_eq!(ledger.repeats, 0, "a clean stop in the middle repeats nothing"));
+    let (died, in_flight) = (Instant::now(), receiver.ledger(|ledger| ledger.in_flight()));
+    let allowed = WINDOW + pulse.slowest_before(died) * 2;
+    daemon.kill9();
+    receiver.abandoned().await;
+    receiver.ledger(|ledger| ledger.died(died, in_flight));
+
+    let daemon = Daemon::start(&config).await;
+    receiver.wait_within(deadline, "all of it", part(rows)).await;
+    crate::order::assert_complete(&receiver, i64::try_from(rows).unwrap(), 0);
+    receiver.ledger(|ledger| {
+        ledger.assert_clean();
+        let oldest = ledger.lives().iter().map(|life| life.oldest_repeat).max().unwrap_or_default();
+        println!("{} repeats, the oldest acknowledged {oldest:?} before the crash", ledger.repeats);
+        assert!(
+            oldest <= allowed,
+            "what was acknowledged {oldest:?} before the crash came again; allowed: {allowed:?}"
+        );
+    });
+    assert!(daemon.sigterm().await.success());
 }

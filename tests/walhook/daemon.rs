@@ -57,6 +57,21 @@ impl Config {
     pub(crate) fn path(&self) -> PathBuf {
         self.directory.path().join("walhook.toml")
     }
+
+    /// The directory of the store, unless the config names another.
+    pub(crate) fn state(&self) -> PathBuf {
+        self.directory.path().join("walhook-state")
+    }
+
+    /// The store is gone.
+    pub(crate) fn remove_state(&self) {
+        std::fs::remove_dir_all(self.state()).expect("the daemon made a store");
+    }
+
+    /// Runs `walhook state …` on it.
+    pub(crate) fn state_command(&self, arguments: &[&str]) -> Output {
+        walhook(&[&["state"], arguments, &["--config", &self.path().to_string_lossy()]].concat())
+    }
 }
 
 /// Waits of 50 to 400 ms between attempts.
@@ -93,9 +108,19 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// Starts it and comes back at once.
     pub(crate) fn launch(config: &Config) -> Self {
+        Self::launch_with(config, &[])
+    }
+
+    /// As [`Self::launch`], with further variables in its environment.
+    pub(crate) fn launch_with(config: &Config, environment: &[(&str, &str)]) -> Self {
         let path = config.path();
         let mut command = Command::new(env!("CARGO_BIN_EXE_walhook"));
-        command.arg("run").arg("--config").arg(&path).current_dir(path.parent().unwrap());
+        command
+            .envs(environment.iter().copied())
+            .arg("run")
+            .arg("--config")
+            .arg(&path)
+            .current_dir(path.parent().unwrap());
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let lines = Arc::new(Mutex::new(Lines::default()));
         let readers = vec![

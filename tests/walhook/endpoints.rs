@@ -135,23 +135,23 @@ async fn a_2xx_outside_success_is_a_failure_that_names_the_setting() {
 }
 
 /// A port that nobody else can take and that refuses connections until somebody listens.
-struct ReservedPort(socket2::Socket);
+pub(crate) struct ReservedPort(socket2::Socket);
 
 impl ReservedPort {
     /// A port of the system's choice.
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
         socket.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
         Self(socket)
     }
 
     /// `http://127.0.0.1:PORT`
-    fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("http://{}", self.0.local_addr().unwrap().as_socket().unwrap())
     }
 
     /// From here on connections are taken.
-    fn listen(self) -> tokio::net::TcpListener {
+    pub(crate) fn listen(self) -> tokio::net::TcpListener {
         self.0.listen(128).unwrap();
         self.0.set_nonblocking(true).unwrap();
         tokio::net::TcpListener::from_std(self.0.into()).unwrap()

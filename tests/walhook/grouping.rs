@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::daemon::{Config, Daemon, quick_retry};
+use crate::outage::wait_confirmed;
 use crate::postgres::Postgres;
 use crate::receiver::{Keep, Receiver, Reply, Request, row_of, unreliable};
 
@@ -78,6 +80,44 @@ async fn a_changed_key_waits_for_both_groups() {
     open.store(true, Ordering::Relaxed);
     receiver.wait_acknowledged(2).await;
     assert_eq!(seen(&receiver).last().unwrap().0, "update");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_key_blocks_and_waits_for_both_groups_in_the_store_too() {
+    let postgres = Postgres::start();
+    postgres.sql("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (10, 'a'), (20, 'a')").await;
+    let open = Arc::new(AtomicBool::new(false));
+    let script = gated(&open, |message| message["record"]["v"] == "refused");
+    let receiver = Receiver::scripted(script).await;
+    let config = Config::one_sink(&postgres, &receiver.url(), "");
+    let mut daemon = Daemon::start(&config).await;
+
+    // The group of 20 fails; the update of 10 to 20 waits for it, and what comes to a new 10 waits for that.
+    postgres.sql("UPDATE t SET v = 'refused' WHERE id = 20").await;
+    postgres.sql("DELETE FROM t WHERE id = 20").await;
+    postgres.sql("UPDATE t SET id = 20 WHERE id = 10").await;
+    postgres.sql("INSERT INTO t VALUES (10, 'new')").await;
+    postgres.sql("UPDATE t SET v = 'newer' WHERE id = 10").await;
+    for _ in 0..2 {
+        let end = postgres.value("SELECT pg_current_wal_lsn()").await;
+        wait_confirmed(&postgres, &end, Duration::from_secs(10)).await;
+        let tried = receiver.request_count();
+        receiver.wait("further failures", |receiver| receiver.request_count() >= tried + 2).await;
+        daemon.kill9();
+        daemon = Daemon::start(&config).await;
+    }
+    let refused = |message: &Value| message["record"]["v"] == "refused";
+    assert!(receiver.messages().iter().all(refused), "something overtook it: {:?}", seen(&receiver));
+
+    let before = receiver.messages().len();
+    open.store(true, Ordering::Relaxed);
+    receiver.wait_acknowledged(5).await;
+    let order = seen(&receiver).split_off(before);
+    // The refused update, as often as it came.
+    let after = order.iter().skip_while(|(action, id)| (action.as_str(), *id) == ("update", 20));
+    let after: Vec<(&str, i64)> = after.map(|(action, id)| (action.as_str(), *id)).collect();
+    assert_eq!(after, [("delete", 20), ("update", 20), ("insert", 10), ("update", 10)], "all of {order:?}");
+    assert!(daemon.sigterm().await.success());
 }
 
 #[tokio::test(flavor = "multi_thread")]

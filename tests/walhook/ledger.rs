@@ -4,6 +4,7 @@
 //! raises; the ledger then knows from the messages alone in which order Postgres committed them.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::{Duration, Instant};
 
 /// A message as the ledger needs it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +26,13 @@ pub(crate) struct Ledger {
     keys_of: HashMap<(String, i64), String>,
     groups: HashMap<String, Group>,
     unacknowledged: HashSet<String>,
+    /// Hash of the body that came under a delivery's id.
+    bodies: HashMap<String, u64>,
+    acknowledged: usize,
+    /// Groups and counters of what may become a dead letter.
+    mortal: HashSet<(String, i64)>,
+    /// The daemon's lives, the present one last.
+    lives: Vec<Life>,
     violations: Vec<String>,
     /// Most requests at one time.
     pub(crate) concurrent_max: usize,
@@ -36,9 +44,23 @@ pub(crate) struct Ledger {
     pub(crate) arrivals: usize,
 }
 
+/// One life of the daemon that has ended.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Life {
+    /// When it died.
+    pub(crate) died: Option<Instant>,
+    /// Messages in requests that had no answer then.
+    pub(crate) in_flight: usize,
+    /// Messages acknowledged in it that came again in a later life.
+    pub(crate) repeats: usize,
+    /// How long before the death the oldest of these was acknowledged.
+    pub(crate) oldest_repeat: Duration,
+}
+
 #[derive(Debug, Default)]
 struct Known {
-    acknowledged: bool,
+    /// When it was last acknowledged, and in which life.
+    acknowledged: Option<(Instant, usize)>,
 }
 
 #[derive(Debug, Default)]
@@ -61,11 +83,14 @@ impl Ledger {
             self.arrivals += 1;
             self.check_order(entry, &together, &mut last_here);
             let known = self.seen.entry(entry.key.clone()).or_default();
-            if known.acknowledged {
+            if let Some((at, life)) = known.acknowledged {
                 self.repeats += 1;
+                self.repeated(at, life);
             } else {
                 self.unacknowledged.insert(entry.key.clone());
-                self.groups.entry(entry.group.clone()).or_default().open.insert(entry.key.clone());
+                if !entry.n.is_some_and(|n| self.mortal.contains(&(entry.group.clone(), n))) {
+                    self.groups.entry(entry.group.clone()).or_default().open.insert(entry.key.clone());
+                }
             }
         }
         self.active.insert(request, entries);
@@ -80,7 +105,9 @@ impl Ledger {
                 self.held.remove(&entry.group);
             }
             if acknowledged {
-                self.seen.entry(entry.key.clone()).or_default().acknowledged = true;
+                let known = self.seen.entry(entry.key.clone()).or_default();
+                self.acknowledged += usize::from(known.acknowledged.is_none());
+                known.acknowledged = Some((Instant::now(), self.lives.len()));
                 self.unacknowledged.remove(&entry.key);
                 if let Some(group) = self.groups.get_mut(&entry.group) {
                     group.open.remove(&entry.key);
@@ -91,8 +118,40 @@ impl Ledger {
         }
     }
 
+    /// A request came with this `webhook-id` and this body, which an id has only one of.
+    pub(crate) fn body(&mut self, id: &str, hash: u64) {
+        let first = *self.bodies.entry(id.to_owned()).or_insert(hash);
+        if first != hash {
+            self.violation(format!("frozen: {id} came with two bodies"));
+        }
+    }
+
+    /// The message of this group and counter may become a dead letter: then the group goes on without it.
+    pub(crate) fn may_die(&mut self, group: &str, n: i64) {
+        self.mortal.insert((group.to_owned(), n));
+    }
+
+    /// Messages in requests that have no answer yet.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.active.values().map(Vec::len).sum()
+    }
+
+    /// The daemon died at `at` with so many messages in flight, and starts anew.
+    pub(crate) fn died(&mut self, at: Instant, in_flight: usize) {
+        self.new_run();
+        if let Some(life) = self.lives.last_mut() {
+            (life.died, life.in_flight) = (Some(at), in_flight);
+        }
+    }
+
+    /// The lives that have ended.
+    pub(crate) fn lives(&self) -> &[Life] {
+        &self.lives
+    }
+
     /// The daemon starts anew: what was not confirmed comes again, in order.
     pub(crate) fn new_run(&mut self) {
+        self.lives.push(Life::default());
         self.active.clear();
         self.held.clear();
         for group in self.groups.values_mut() {
@@ -103,12 +162,12 @@ impl Ledger {
     /// Whether the message of this group and counter has been acknowledged.
     pub(crate) fn has(&self, group: &str, n: i64) -> bool {
         let key = self.keys_of.get(&(group.to_owned(), n));
-        key.and_then(|key| self.seen.get(key)).is_some_and(|known| known.acknowledged)
+        key.and_then(|key| self.seen.get(key)).is_some_and(|known| known.acknowledged.is_some())
     }
 
     /// Distinct messages acknowledged.
     pub(crate) fn acknowledged(&self) -> usize {
-        self.seen.values().filter(|known| known.acknowledged).count()
+        self.acknowledged
     }
 
     /// Requests being answered.
@@ -161,6 +220,14 @@ impl Ledger {
         }
         if overtaken {
             self.violation(format!("order: {} n={n} overtook an unacknowledged message", entry.group));
+        }
+    }
+
+    fn repeated(&mut self, acknowledged: Instant, life: usize) {
+        if let Some(life) = self.lives.get_mut(life) {
+            life.repeats += 1;
+            let age = life.died.map_or(Duration::ZERO, |died| died.saturating_duration_since(acknowledged));
+            life.oldest_repeat = life.oldest_repeat.max(age);
         }
     }
 
@@ -248,6 +315,43 @@ mod tests {
         let mut ledger = Ledger::default();
         ledger.arrived(1, vec![entry("a", 2), entry("a", 1)]);
         assert!(ledger.violations()[0].starts_with("order"), "{:?}", ledger.violations());
+    }
+
+    #[test]
+    fn a_repeat_is_counted_to_the_life_that_acknowledged_it() {
+        let mut ledger = Ledger::default();
+        ledger.arrived(1, vec![entry("a", 1)]);
+        ledger.ended(1, true);
+        ledger.died(Instant::now() + Duration::from_secs(5), 0);
+        ledger.died(Instant::now() + Duration::from_secs(90), 0);
+        ledger.arrived(2, vec![entry("a", 1)]);
+        let lives = ledger.lives();
+        assert_eq!((lives[0].repeats, lives[1].repeats), (1, 0));
+        assert!(lives[0].oldest_repeat >= Duration::from_secs(4) && lives[0].oldest_repeat < Duration::from_secs(6));
+        ledger.assert_clean();
+    }
+
+    #[test]
+    fn a_dead_letter_lets_its_group_go_on() {
+        let mut ledger = Ledger::default();
+        ledger.may_die("a", 1);
+        ledger.arrived(1, vec![entry("a", 1)]);
+        ledger.ended(1, false);
+        ledger.arrived(2, vec![entry("a", 2)]);
+        ledger.ended(2, true);
+        ledger.assert_clean();
+        ledger.arrived(3, vec![entry("a", 1)]);
+        assert!(ledger.violations()[0].starts_with("order"), "{:?}", ledger.violations());
+    }
+
+    #[test]
+    fn another_body_under_the_same_id_is_caught() {
+        let mut ledger = Ledger::default();
+        ledger.body("dlv_1", 1);
+        ledger.body("dlv_1", 1);
+        ledger.assert_clean();
+        ledger.body("dlv_1", 2);
+        assert!(ledger.violations()[0].starts_with("frozen"), "{:?}", ledger.violations());
     }
 
     #[test]

@@ -120,19 +120,41 @@ async fn a_huge_transaction_is_delivered_in_flat_memory() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dead_endpoint_under_a_flood_is_borne_in_flat_memory() {
+async fn a_dead_endpoint_under_a_flood_is_borne_in_flat_memory_by_the_store() {
+    let (postgres, daemon, receiver) = flooded("store").await;
+    // The store takes what memory does not hold, and the slot follows.
+    until("the slot to follow", || async {
+        let lag = postgres.lag_bytes("walhook_app").await;
+        state(lag.is_some_and(|lag| lag < 1_000_000), lag)
+    })
+    .await;
+    drained(&postgres, &daemon, &receiver).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_endpoint_under_a_flood_is_borne_in_flat_memory_by_the_wal() {
+    let (postgres, daemon, receiver) = flooded("wal").await;
+    // Memory is full and reading is held; from here on only attempts go on.
+    wait_metrics(&daemon, &[("walhook_source_held", 1.0)]).await;
+    drained(&postgres, &daemon, &receiver).await;
+}
+
+/// About 100 MB of row values, three times the memory limit, for an endpoint that fails.
+async fn flooded(hold: &str) -> (Postgres, Daemon, Receiver) {
     let postgres = Postgres::start();
     postgres.sql("CREATE TABLE big (id int PRIMARY KEY, body text)").await;
     let receiver = Receiver::with(Keep::Counts, |_| Reply::status(500), row_of).await;
     let text = Config::source(&postgres)
         + "[limits]\nmemory_limit = \"32MiB\"\n"
+        + &format!("[state]\nhold = \"{hold}\"\n")
         + &Config::sink("orders", &receiver.url(), "batch_size = 100");
     let daemon = Daemon::start(&Config::new(&text)).await;
-
-    // About 100 MB of row values, three times the limit.
     postgres.sql("INSERT INTO big SELECT i, repeat(md5(i::text), 64) FROM generate_series(1, 50000) i").await;
-    // Memory is full and reading is held; from here on only attempts go on.
-    wait_metrics(&daemon, &[("walhook_source_held", 1.0)]).await;
+    (postgres, daemon, receiver)
+}
+
+/// The endpoint is tried on, and after it has come back everything arrives.
+async fn drained(postgres: &Postgres, daemon: &Daemon, receiver: &Receiver) {
     let tried = receiver.request_count();
     receiver.wait("further attempts", |receiver| receiver.request_count() >= tried + 20).await;
     let peak = daemon.peak_kib();

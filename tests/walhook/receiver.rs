@@ -4,9 +4,10 @@
 //! server library. A request counts as over before the last byte of its answer is written, or when the client hangs up,
 //! so that a daemon that keeps its promises can never seem to break them.
 
-use std::ops::Range;
+use std::collections::HashSet;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tokio::io::AsyncWriteExt as _;
@@ -15,10 +16,10 @@ use tokio::task::JoinSet;
 
 use crate::ledger::{Entry, Ledger};
 use crate::postgres::{state, until_within};
-pub(crate) use crate::reply::Reply;
+pub(crate) use crate::reply::{Reply, unreliable};
 use crate::reply::{drip, gigabyte, gzip_bomb, head, hung_up_within};
-pub(crate) use crate::request::Request;
 use crate::request::read_request;
+pub(crate) use crate::request::{Request, Visit};
 
 /// How much the receiver remembers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,7 +37,7 @@ type GroupOf = Arc<dyn Fn(&Value) -> String + Send + Sync>;
 
 /// The receiver. Its tasks end when it is dropped.
 pub(crate) struct Receiver {
-    address: std::net::SocketAddr,
+    address: SocketAddr,
     shared: Arc<Shared>,
     tasks: JoinSet<()>,
 }
@@ -46,6 +47,8 @@ struct Shared {
     script: Mutex<Script>,
     group_of: GroupOf,
     book: Mutex<Book>,
+    /// Clients that are connected.
+    clients: Mutex<HashSet<SocketAddr>>,
 }
 
 #[derive(Default)]
@@ -56,6 +59,7 @@ struct Book {
     message_count: u64,
     /// Status answered, by request number; 0 for what was no answer.
     answers: Vec<(u64, u16)>,
+    visits: Vec<Visit>,
 }
 
 impl Receiver {
@@ -84,7 +88,8 @@ impl Receiver {
         Self::on(listener, Keep::All, |_| Reply::status(200), row_of)
     }
 
-    fn on(
+    /// Everything chosen, at a listener that is there.
+    pub(crate) fn on(
         listener: TcpListener,
         keep: Keep,
         script: impl Fn(&Request) -> Reply + Send + Sync + 'static,
@@ -92,8 +97,8 @@ impl Receiver {
     ) -> Self {
         let address = listener.local_addr().unwrap();
         let script: Script = Arc::new(script);
-        let (script, book) = (Mutex::new(script), Mutex::default());
-        let shared = Arc::new(Shared { keep, script, group_of: Arc::new(group_of), book });
+        let (script, book, clients) = (Mutex::new(script), Mutex::default(), Mutex::default());
+        let shared = Arc::new(Shared { keep, script, group_of: Arc::new(group_of), book, clients });
         let mut tasks = JoinSet::new();
         tasks.spawn(accept(listener, Arc::clone(&shared)));
         Self { address, shared, tasks }
@@ -140,6 +145,19 @@ impl Receiver {
         self.shared.book().answers.clone()
     }
 
+    /// When the requests came and went, in order of arrival.
+    pub(crate) fn visits(&self) -> Vec<Visit> {
+        self.shared.book().visits.clone()
+    }
+
+    /// Waits until everything that dead clients sent has been dealt with.
+    pub(crate) async fn abandoned(&self) {
+        // Connections are accepted in their order, so once this one is, none waits in the listener's queue.
+        let last = TcpStream::connect(self.address).await.unwrap();
+        let only = HashSet::from([last.local_addr().unwrap()]);
+        self.wait("all clients to have gone", |receiver| *receiver.shared.clients.lock().unwrap() == only).await;
+    }
+
     /// Waits until so many messages came; gives all.
     pub(crate) async fn wait_messages(&self, count: u64) -> Vec<Value> {
         self.wait(&format!("{count} messages"), |receiver| receiver.message_count() >= count).await;
@@ -156,7 +174,12 @@ impl Receiver {
 
     /// Waits until `holds`; long, since what it waits for may be many retries away.
     pub(crate) async fn wait(&self, what: &str, holds: impl Fn(&Self) -> bool) {
-        until_within(Duration::from_secs(120), what, || async {
+        self.wait_within(Duration::from_secs(120), what, holds).await;
+    }
+
+    /// As [`Self::wait`], with a deadline of its own.
+    pub(crate) async fn wait_within(&self, deadline: Duration, what: &str, holds: impl Fn(&Self) -> bool) {
+        until_within(deadline, what, || async {
             let seen = self.ledger(|ledger| (ledger.acknowledged(), ledger.unacknowledged()));
             let text = format!(
                 "{} requests, {} messages, (acknowledged, not) {seen:?}",
@@ -175,23 +198,6 @@ impl Drop for Receiver {
     }
 }
 
-/// Fails `percent` of the requests with one of `statuses` and waits before every answer; the same seed, the same answers.
-pub(crate) fn unreliable(
-    seed: u64,
-    percent: u8,
-    statuses: &'static [u16],
-    delay_millis: Range<u64>,
-) -> impl Fn(&Request) -> Reply + Send + Sync {
-    let random = Mutex::new(fastrand::Rng::with_seed(seed));
-    move |_| {
-        let mut random = random.lock().unwrap();
-        let wait = Duration::from_millis(if delay_millis.is_empty() { 0 } else { random.u64(delay_millis.clone()) });
-        let failed = random.u8(0..100) < percent;
-        let status = if failed { *random.choice(statuses).unwrap_or(&500) } else { 200 };
-        Reply::After(wait, Box::new(Reply::status(status)))
-    }
-}
-
 /// Table and id of a message: the group under `group_by = "primary_key"` in tables keyed by `id`.
 pub(crate) fn row_of(message: &Value) -> String {
     format!("{}/{}", message["metadata"]["table_name"].as_str().unwrap_or_default(), message["record"]["id"])
@@ -202,9 +208,14 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     loop {
         tokio::select! {
             accepted = listener.accept() => {
-                if let Ok((socket, _)) = accepted {
+                if let Ok((socket, client)) = accepted {
                     drop(socket.set_nodelay(true));
-                    connections.spawn(connection(socket, Arc::clone(&shared)));
+                    shared.clients.lock().unwrap().insert(client);
+                    let shared = Arc::clone(&shared);
+                    connections.spawn(async move {
+                        connection(socket, &shared).await;
+                        shared.clients.lock().unwrap().remove(&client);
+                    });
                 }
             }
             Some(ended) = connections.join_next() => {
@@ -218,13 +229,13 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
-async fn connection(mut socket: TcpStream, shared: Arc<Shared>) {
+async fn connection(mut socket: TcpStream, shared: &Shared) {
     let mut buffer = Vec::new();
     while let Some(mut request) = read_request(&mut socket, &mut buffer).await {
         let script = Arc::clone(&shared.script.lock().unwrap());
         request.number = shared.arrived(&mut request);
         let reply = script(&request);
-        if !play(&mut socket, request.number, reply, &shared).await {
+        if !play(&mut socket, request.number, reply, shared).await {
             return;
         }
     }
@@ -251,6 +262,12 @@ impl Shared {
         book.message_count += request.messages.len() as u64;
         request.number = book.request_count;
         book.ledger.arrived(request.number, entries);
+        if self.keep != Keep::Counts {
+            let hash = xxhash_rust::xxh3::xxh3_64(&request.body);
+            book.ledger.body(request.header("webhook-id"), hash);
+            let concurrent = book.ledger.concurrent();
+            book.visits.push(Visit { arrived: request.arrived, ended: None, status: 0, concurrent });
+        }
         if self.keep == Keep::All {
             book.requests.push(request.clone());
         }
@@ -260,6 +277,10 @@ impl Shared {
     fn ended(&self, request: u64, status: u16, acknowledged: bool) {
         let mut book = self.book();
         book.ledger.ended(request, acknowledged);
+        let index = usize::try_from(request).unwrap() - 1;
+        if let Some(visit) = book.visits.get_mut(index) {
+            (visit.ended, visit.status) = (Some(Instant::now()), status);
+        }
         if self.keep == Keep::All {
             book.answers.push((request, status));
         }

@@ -1,9 +1,13 @@
 //! The replies of the receiver, and how their bytes are put on the wire.
 
+use std::ops::Range;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
+
+use crate::request::Request;
 
 /// What to do with a request.
 #[derive(Debug, Clone)]
@@ -49,6 +53,23 @@ impl Reply {
             Self::After(_, then) => then.acknowledges(),
             Self::Never | Self::Reset | Self::DripHeaders | Self::DripBody | Self::PartialBody | Self::Garbage => false,
         }
+    }
+}
+
+/// Fails `percent` of the requests with one of `statuses` and waits before every answer; the same seed, the same answers.
+pub(crate) fn unreliable(
+    seed: u64,
+    percent: u8,
+    statuses: &'static [u16],
+    delay_millis: Range<u64>,
+) -> impl Fn(&Request) -> Reply + Send + Sync {
+    let random = Mutex::new(fastrand::Rng::with_seed(seed));
+    move |_| {
+        let mut random = random.lock().unwrap();
+        let wait = Duration::from_millis(if delay_millis.is_empty() { 0 } else { random.u64(delay_millis.clone()) });
+        let failed = random.u8(0..100) < percent;
+        let status = if failed { *random.choice(statuses).unwrap_or(&500) } else { 200 };
+        Reply::After(wait, Box::new(Reply::status(status)))
     }
 }
 

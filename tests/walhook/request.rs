@@ -26,6 +26,19 @@ pub(crate) struct Request {
     pub(crate) arrived: Instant,
 }
 
+/// When a request came and went, without its messages.
+#[derive(Debug, Clone)]
+pub(crate) struct Visit {
+    /// When it had been read.
+    pub(crate) arrived: Instant,
+    /// When its answer went out, or the client hung up.
+    pub(crate) ended: Option<Instant>,
+    /// What was answered; 0 where there was no answer.
+    pub(crate) status: u16,
+    /// Requests being answered when it had come, itself among them.
+    pub(crate) concurrent: usize,
+}
+
 impl Request {
     /// A header's value, or "".
     pub(crate) fn header(&self, name: &str) -> &str {

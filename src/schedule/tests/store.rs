@@ -2,9 +2,9 @@
 
 use super::*;
 
-const SEC: Duration = Duration::from_secs(1);
+pub(super) const SEC: Duration = Duration::from_secs(1);
 
-fn keeping() -> Rules {
+pub(super) fn keeping() -> Rules {
     Rules { keeps: true, ..rules() }
 }
 
@@ -21,22 +21,22 @@ fn behind_a_failure(rules: Rules) -> (Play, Instant) {
 
 impl Play {
     /// What was wanted of the store came: messages by group.
-    fn lanes(&mut self, lanes: &[(u64, &[(Groups, u64)])]) -> usize {
+    pub(super) fn lanes(&mut self, lanes: &[(u64, &[(Groups, u64)])]) -> usize {
         let read = lanes.iter().map(|(group, messages)| {
             (GroupId(*group), messages.iter().map(|(groups, payload)| message(*groups, *payload)).collect())
         });
         self.scheduler.lanes_read(self.now, read.collect())
     }
 
-    fn page(&mut self, messages: &[(u64, u64)]) -> usize {
+    pub(super) fn page(&mut self, messages: &[(u64, u64)]) -> usize {
         let one = |(group, payload): &(u64, u64)| message(Groups::One(GroupId(*group)), *payload);
         self.scheduler.overflow_read(self.now, messages.iter().map(one).collect())
     }
 }
 
-const ONE: Groups = Groups::One(GroupId(1));
-const TWO: Groups = Groups::One(GroupId(2));
-const BOTH: Groups = Groups::Two(GroupId(1), GroupId(2));
+pub(super) const ONE: Groups = Groups::One(GroupId(1));
+pub(super) const TWO: Groups = Groups::One(GroupId(2));
+pub(super) const BOTH: Groups = Groups::Two(GroupId(1), GroupId(2));
 
 #[test]
 fn a_delivery_is_parked_at_its_first_failure_and_resolved_once_that_is_durable() {
