@@ -197,7 +197,6 @@ impl Running {
                 loaded,
                 hold: state.hold,
                 sharers: sinks.len(),
-                system_id: opened.system_id(&config.name),
                 seed: seed(),
             };
             let stopping = Stopping { stop: self.sink_stop.clone(), grace: self.grace };

@@ -91,8 +91,6 @@ pub struct Sink {
     pub key: SinkKey,
     /// What the store has of it.
     pub loaded: Loaded,
-    /// Which cluster the store's messages are of.
-    pub system_id: Option<u64>,
     /// Seed of the jitter.
     pub seed: u64,
 }
@@ -134,7 +132,7 @@ struct Task {
     pages: (u64, u64),
     report: Report,
     overhead: Charge,
-    /// Known from the first feed on, or from the life before.
+    /// Known from the first feed on.
     rendering: Option<Arc<Rendering>>,
     fallbacks_counted: u64,
     /// Row bytes of the largest message since none waited.
@@ -156,7 +154,7 @@ impl Sink {
 
 impl Task {
     fn new(sink: Sink) -> Self {
-        let Sink { store, key, loaded, system_id, feed, hold, seed, .. } = sink;
+        let Sink { store, key, loaded, feed, hold, seed, .. } = sink;
         let sink = Parts {
             config: sink.config,
             endpoint: sink.endpoint,
@@ -187,7 +185,6 @@ impl Task {
             log_rows_left: history::ROWS_A_TICK,
             sink,
         };
-        task.rendering = system_id.map(|system_id| task.rendering(system_id));
         task.restore(loaded);
         task
     }
@@ -198,10 +195,15 @@ impl Task {
         loop {
             let cramped = self.sink.memory.is_exhausted();
             self.scheduler.set_cramped(cramped);
-            self.carry_out();
-            self.tell_store();
+            // What the store holds may be another database's until the source has said which one it is.
+            let may_begin = self.rendering.is_some();
+            if may_begin {
+                self.carry_out();
+                self.tell_store();
+            }
             self.tell_source();
             let wake = [self.scheduler.poll_timeout(), self.ledger.due_at()].into_iter().flatten().min();
+            let wake = wake.filter(|_| may_begin);
             tokio::select! {
                 biased;
                 // 1. A stop goes before work.

@@ -177,6 +177,7 @@ impl Source {
             let wait = self.wait_for(&problem);
             self.metrics.reconnected(problem.reason());
             self.say(&problem, wait);
+            self.let_sinks_begin().await;
             if timeout(wait, stop.reading.cancelled()).await.is_ok() {
                 return Ok(());
             }

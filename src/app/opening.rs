@@ -24,19 +24,12 @@ pub(super) struct Opened {
     sinks: HashMap<String, (SinkKey, Loaded)>,
     /// By source name: sinks that left the config and still hold something.
     absent: HashMap<String, Vec<AbsentSink>>,
-    /// By source name: which cluster the store's messages are of.
-    system_ids: HashMap<String, u64>,
 }
 
 impl Opened {
     /// What the store has of a sink of the config.
     pub(super) fn take(&mut self, sink: &str) -> Option<(SinkKey, Loaded)> {
         self.sinks.remove(sink)
-    }
-
-    /// Which cluster the store's messages of a source are of; `None`: there are none.
-    pub(super) fn system_id(&self, source: &str) -> Option<u64> {
-        self.system_ids.get(source).copied()
     }
 
     /// What is said of sinks that left the config; it is logged too.
@@ -100,7 +93,7 @@ pub(super) fn view_of(path: &Path, health: Health) -> StoreView {
 fn try_to_open(state: &StateConfig, wanted: &Wanted) -> Result<Opened, StoreError> {
     let store = Store::open(state, wanted.iter().map(|(_, sinks)| sinks.len()).sum())?;
     match load(&store, wanted) {
-        Ok(All { sinks, absent, system_ids }) => Ok(Opened { store, sinks, absent, system_ids }),
+        Ok(All { sinks, absent }) => Ok(Opened { store, sinks, absent }),
         Err(error) => {
             // The next try opens it anew, which its lock must let pass.
             store.close();
@@ -113,7 +106,6 @@ fn try_to_open(state: &StateConfig, wanted: &Wanted) -> Result<Opened, StoreErro
 struct All {
     sinks: HashMap<String, (SinkKey, Loaded)>,
     absent: HashMap<String, Vec<AbsentSink>>,
-    system_ids: HashMap<String, u64>,
 }
 
 fn load(store: &Store, wanted: &Wanted) -> Result<All, StoreError> {
@@ -121,8 +113,6 @@ fn load(store: &Store, wanted: &Wanted) -> Result<All, StoreError> {
     for (source, sinks) in wanted {
         let names: Vec<&str> = sinks.iter().map(String::as_str).collect();
         all.absent.insert(source.clone(), store.register(source, &names)?);
-        let binding = store.source(source)?;
-        all.system_ids.extend(binding.map(|binding| (source.clone(), binding.system_id)));
         for sink in sinks {
             // Also beyond an accepted gap: the first mark, at the slot's position, moves a sink forward.
             all.sinks.insert(sink.clone(), store.load(source, sink)?);

@@ -12,7 +12,8 @@ use clap::{Args, Subcommand};
 use super::{BAD_CONFIG, FAILED, UNAVAILABLE, say};
 use crate::config::{self, Config};
 use crate::source::chain;
-use crate::store::{StoreError, mend};
+use crate::store::StoreError;
+use crate::store::mend::{self, Resumed};
 
 /// Arguments of `walhook state`.
 #[derive(Args, Clone, Debug)]
@@ -35,7 +36,7 @@ enum StateCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Drop all that it holds for a sink that left the configuration
+    /// Drop all that it holds for a sink, such as one that left the configuration
     Forget {
         /// The sink
         #[arg(value_name = "SINK")]
@@ -47,7 +48,7 @@ enum StateCommand {
         #[arg(value_name = "SOURCE")]
         source: Option<String>,
     },
-    /// End the pause of a sink by retry.on_exhausted = "pause_sink"
+    /// Let a sink go on that retry.on_exhausted has paused, or whose groups it has blocked
     Resume {
         /// The sink
         #[arg(value_name = "SINK")]
@@ -102,14 +103,15 @@ fn carry_out(args: &StateArgs, config: &Config) -> Result<String, Refusal> {
             if json || args.json { show::as_json(&state.path, &summary) } else { show::as_text(&state.path, &summary) }
         }
         StateCommand::Forget { sink } => {
-            if config.sinks.iter().any(|known| known.name == sink) {
-                let why = "is in the configuration: remove it there first, or it would begin anew where the slot is";
-                return Err(Refusal::Name(format!("sink {sink} {why}")));
-            }
             let forgotten = mend::forget(state, &sink)?;
             let lines =
                 forgotten.iter().map(|it| format!("forgot sink {sink} of source {}: {}\n", it.source, it.holds));
-            lines.collect()
+            let text: String = lines.collect();
+            if config.sinks.iter().any(|known| known.name == sink) {
+                text + "it is still in the configuration: at the next start it begins anew where the slot is\n"
+            } else {
+                text
+            }
         }
         StateCommand::AcceptGap { source } => {
             let source = named_source(source, config)?;
@@ -119,11 +121,22 @@ fn carry_out(args: &StateArgs, config: &Config) -> Result<String, Refusal> {
                  there is none. Changes between are not delivered: compare the receivers' data with the tables\n"
             )
         }
-        StateCommand::Resume { sink } => match mend::resume(state, &sink)? {
-            Some(why) => format!("sink {sink} goes on at the next start; it was paused: {why}\n"),
-            None => format!("sink {sink} was not paused by walhook; nothing is changed\n"),
-        },
+        StateCommand::Resume { sink } => resumed(&sink, &mend::resume(state, &sink)?),
     })
+}
+
+fn resumed(sink: &str, Resumed { paused, unblocked }: &Resumed) -> String {
+    let mut text = String::new();
+    if let Some(why) = paused {
+        text += &format!("sink {sink} goes on at the next start; it was paused: {why}\n");
+    }
+    if *unblocked > 0 {
+        text += &format!("{unblocked} blocked deliveries of sink {sink} are tried once more at the next start\n");
+    }
+    if text.is_empty() {
+        text += &format!("sink {sink} was neither paused nor blocked by walhook; nothing is changed\n");
+    }
+    text
 }
 
 fn named_source(source: Option<String>, config: &Config) -> Result<String, Refusal> {

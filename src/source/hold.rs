@@ -148,7 +148,7 @@ mod tests {
     fn what_holds_is_named_with_what_mends_it() {
         let full = StoreView { is_full: true, ..StoreView::default() };
         let told = why_held((9, 9, true), &full, &["orders"], &["orders", "mails"]);
-        assert!(told.what.contains("sink orders") && told.what.contains("store is full"), "{}", told.what);
+        assert!(told.what.contains("sink orders") && told.what.contains("is full (state.max_bytes)"), "{}", told.what);
         assert!(told.advice.contains("state.max_bytes") && told.advice.contains("endpoint"), "{}", told.advice);
 
         let trouble = Some(Trouble { what: "disk full".into(), advice: "free some".into() });

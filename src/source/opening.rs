@@ -95,12 +95,34 @@ impl Source {
             Agreement::GapAccepted => self.lost_from = bound.as_ref().and_then(agreement::progress),
             Agreement::Begins { .. } => {}
         }
-        // The sinks do nothing before they know the database, so that nothing is sent that belongs elsewhere.
+        let system_id = identity.system_id;
+        self.begin(system_id);
+        Ok((replication, agreement))
+    }
+
+    /// The sinks do nothing before they know the database, so that nothing is sent that belongs elsewhere.
+    fn begin(&mut self, system_id: u64) {
         if !std::mem::replace(&mut self.has_begun, true) {
-            let system_id = identity.system_id;
             self.intake.begin(|| Feed::Database { system_id });
         }
-        Ok((replication, agreement))
+    }
+
+    /// While the database cannot be asked whether it is the store's, the sinks go on with what the store holds of it.
+    pub(super) async fn let_sinks_begin(&mut self) {
+        if self.has_begun {
+            return;
+        }
+        let name = self.config.name.clone();
+        match self.ask_store(move |store| store.source(&name)).await {
+            Ok(Some(bound)) => {
+                self.begin(bound.system_id);
+                self.hand_over();
+            }
+            Ok(None) => {}
+            Err(problem) => {
+                warn!(source = %self.config.name, error = %super::chain(&problem), "the store could not be asked what it is of");
+            }
+        }
     }
 
     /// Binds the store to the slot as it is, where it is not yet.

@@ -6,7 +6,7 @@ use std::fs::File;
 
 use rusqlite::{Connection, Row};
 
-use super::apply::{Keeping, lsn_of};
+use super::apply::{BLOCKED, Keeping, RETRYING, lsn_of};
 use super::batch::SinkKey;
 use super::error::StoreError;
 use super::files::{self, Paths};
@@ -146,20 +146,36 @@ pub fn accept_gap(config: &StateConfig, source: &str) -> Result<(), StoreError> 
     if noted == 0 { Err(StoreError::UnknownSource { name: source.to_owned() }) } else { Ok(()) }
 }
 
-/// Ends the pause of a sink. The answer is why it was paused; `None`: it was not. Blocks.
+/// What [`resume`] changed.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Resumed {
+    /// Why the sink was paused, if it was.
+    pub paused: Option<String>,
+    /// Deliveries that were blocked.
+    pub unblocked: usize,
+}
+
+/// Ends the pause of a sink, and lets its blocked deliveries be tried once more. Blocks.
 ///
 /// # Errors
 /// When the store knows no such sink, a daemon runs, or it cannot be written.
-pub fn resume(config: &StateConfig, sink: &str) -> Result<Option<String>, StoreError> {
+pub fn resume(config: &StateConfig, sink: &str) -> Result<Resumed, StoreError> {
     let mut files = Files::open(config)?;
     let found = sinks(files.ledger.db(), Some(sink))?;
     if found.is_empty() {
         return Err(StoreError::UnknownSink { name: sink.to_owned() });
     }
-    let cleared = files.ledger.db().execute("UPDATE sink SET paused = NULL WHERE name = ?1 AND source <> ''", [sink]);
-    cleared.map_err(StoreError::write("that a sink goes on"))?;
+    let failed = StoreError::write("that a sink goes on");
+    let mut unblocked = 0;
+    for (key, _) in &found {
+        let db = files.ledger.db();
+        // Blocked first: a pause that stays can be ended again.
+        let freed = "UPDATE delivery SET state = ?2, next_attempt = NULL WHERE sink = ?1 AND state = ?3";
+        unblocked += db.execute(freed, (key.0, RETRYING, BLOCKED)).map_err(&failed)?;
+        db.execute("UPDATE sink SET paused = NULL WHERE key = ?1", [key.0]).map_err(&failed)?;
+    }
     files.close()?;
-    Ok(found.into_iter().find_map(|(_, sink)| sink.paused))
+    Ok(Resumed { paused: found.into_iter().find_map(|(_, sink)| sink.paused), unblocked })
 }
 
 /// The files of a store that exists, locked.

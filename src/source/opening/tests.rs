@@ -188,6 +188,31 @@ async fn another_slot_or_another_database_is_refused_before_anything_is_made() {
 }
 
 #[tokio::test]
+async fn while_the_database_is_down_the_sinks_go_on_with_what_the_store_holds_but_not_after_a_refusal() {
+    let house = House::new().await;
+    house.live().go().await;
+    free(&house).await;
+    let begin = async |life: &mut Life| {
+        let (feed, mut fed) = tokio::sync::mpsc::channel(4);
+        life.source.consumers[0].feed = Some(feed);
+        life.source.let_sinks_begin().await;
+        fed.try_recv().ok()
+    };
+    let mut other = house.live_with("walhook_two");
+    assert!(other.source.open().await.is_err());
+    assert!(!other.source.has_begun, "what is refused is not begun");
+    other.store.close();
+
+    house.stage.cluster.stop("immediate").unwrap();
+    let mut life = house.live();
+    assert!(matches!(life.source.open().await, Err(Problem::Connect(_))));
+    let told = begin(&mut life).await.unwrap();
+    let system_id = life.binding().system_id;
+    assert!(matches!(told.as_slice(), [Feed::Database { system_id: told }] if *told == system_id), "{told:?}");
+    assert!(begin(&mut life).await.is_none(), "once is enough");
+}
+
+#[tokio::test]
 async fn a_store_that_is_missing_beside_a_slot_goes_on_from_its_position() {
     let house = House::new().await;
     let began = house.live().go().await;

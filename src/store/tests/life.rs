@@ -201,6 +201,21 @@ fn a_batch_that_takes_something_back_is_refused_and_nothing_of_it_is_written() {
 }
 
 #[test]
+fn what_is_blocked_is_tried_once_more_when_a_person_says_so() {
+    let rig = Rig::new();
+    let (store, sink) = rig.one();
+    let (delivery, body) = delivery(1);
+    let tries = Tries { attempts: 5, next_attempt_micros: None, ..delivery.tries.clone() };
+    let (id, blocked) = (delivery.id, Op::Tried { id: delivery.id, tries, blocked: true });
+    write(&store, sink, vec![Op::Park { delivery, body }, park(2), blocked]);
+    store.close();
+    assert_eq!(mend::resume(&rig.config, "orders").unwrap(), mend::Resumed { paused: None, unblocked: 1 });
+    let (store, _) = rig.one();
+    let first = loaded(&store).deliveries.into_iter().find(|delivery| delivery.id == id).unwrap();
+    assert_eq!((first.blocked, first.tries.attempts, first.tries.next_attempt_micros), (false, 5, None));
+}
+
+#[test]
 fn the_commands_show_forget_and_resume() {
     let rig = Rig::new();
     assert!(matches!(mend::open_to_show(&rig.config), Err(StoreError::Missing { .. })));
@@ -226,8 +241,9 @@ fn the_commands_show_forget_and_resume() {
     assert_eq!(summary.sources[0].1.slot, "walhook_app");
     assert!(summary.used_bytes > 0);
 
-    assert_eq!(mend::resume(&rig.config, "orders").unwrap().as_deref(), Some("gave up"));
-    assert_eq!(mend::resume(&rig.config, "orders").unwrap(), None);
+    let resumed = mend::resume(&rig.config, "orders").unwrap();
+    assert_eq!(resumed.paused.as_deref(), Some("gave up"));
+    assert_eq!(mend::resume(&rig.config, "orders").unwrap(), mend::Resumed::default());
     assert_eq!(mend::forget(&rig.config, "orders").unwrap()[0].holds, shown.holds);
     assert!(matches!(mend::forget(&rig.config, "orders"), Err(StoreError::UnknownSink { .. })));
     let left = mend::open_to_show(&rig.config).unwrap();
