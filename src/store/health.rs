@@ -108,13 +108,20 @@ fn room_trouble(budget: &Budget, usage: &Usage, shortage: Shortage) -> Trouble {
 
 /// The store has used what it may.
 pub(super) fn quota_trouble(budget: &Budget, usage: &Usage) -> Trouble {
+    let (limit, mending) = if budget.total_bytes < budget.max_bytes {
+        (
+            format!("the {} that the disk of state.path has", size(budget.total_bytes)),
+            "move state.path to a larger disk",
+        )
+    } else {
+        (format!("state.max_bytes = {}", size(budget.max_bytes)), "raise state.max_bytes")
+    };
     Trouble {
         what: format!(
-            "the store is full: it uses {} of state.max_bytes = {}, and keeps the rest for progress and acknowledgements",
-            size(usage.total()),
-            size(budget.max_bytes)
+            "the store is full: it uses {} of {limit}, and keeps the rest for progress and acknowledgements",
+            size(usage.total())
         ),
-        advice: "mend the failing endpoints so that what waits is delivered, or raise state.max_bytes".to_owned(),
+        advice: format!("mend the failing endpoints so that what waits is delivered, or {mending}"),
     }
 }
 
@@ -123,6 +130,14 @@ pub(super) fn disk_trouble() -> Trouble {
     Trouble {
         what: "the disk of state.path is full: nothing can be written to the store".to_owned(),
         advice: "free space there; it goes on by itself".to_owned(),
+    }
+}
+
+/// The thread that writes has died of a fault of its own.
+pub(super) fn dead_trouble() -> Trouble {
+    Trouble {
+        what: "the thread that writes the store has panicked: nothing is written any more".to_owned(),
+        advice: "restart walhook, and please report it with the log".to_owned(),
     }
 }
 
@@ -160,6 +175,8 @@ mod tests {
         assert!(health.is_full);
         assert_eq!(health.used_bytes, 7 << 20);
         assert!(health.trouble.unwrap().what.contains("7.0 MiB of state.max_bytes = 8.0 MiB"));
+        let small_disk = quota_trouble(&Budget::new(8 << 20, 4 << 20), &Usage::default());
+        assert!(small_disk.what.contains("0 bytes of the 4.0 MiB that the disk"), "{small_disk:?}");
         cell.set_writing(Some(disk_trouble()));
         assert_eq!(cell.show().trouble, Some(disk_trouble()));
         cell.set_writing(None);

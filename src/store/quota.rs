@@ -24,6 +24,8 @@ const MIB: u64 = 1 << 20;
 pub(super) struct Budget {
     /// `state.max_bytes`.
     pub(super) max_bytes: u64,
+    /// The same, or the size of the disk if that is smaller.
+    pub(super) total_bytes: u64,
     /// `state.db` at most.
     pub(super) state_bytes: u64,
     /// Its WAL is checkpointed when it is longer.
@@ -49,6 +51,7 @@ impl Budget {
         let slack_bytes = (rest / 3).min(64 * MIB);
         Self {
             max_bytes,
+            total_bytes: total,
             state_bytes: rest - slack_bytes,
             wal_bytes,
             slack_bytes,
@@ -109,7 +112,7 @@ pub(super) fn shortage(budget: &Budget, usage: &Usage, before: Option<Shortage>)
     // The marks: three quarters, and five eighths when it was full before.
     let eighths = if before == Some(Shortage::Quota) { 5 } else { 6 };
     let reaches = |bytes: u64, of: u64| bytes >= of / 8 * eighths;
-    if reaches(usage.state, budget.state_bytes) || reaches(usage.total(), budget.max_bytes) {
+    if reaches(usage.state, budget.state_bytes) || reaches(usage.total(), budget.total_bytes) {
         return Some(Shortage::Quota);
     }
     let reserve = if before == Some(Shortage::Disk) {

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tracing::{debug, error, info, warn};
 
 use super::batch::Batch;
-use super::health::HealthCell;
+use super::health::{HealthCell, dead_trouble};
 use super::inbox::{Inbox, Known, Submitted};
 use super::ledger::{Ledger, weight};
 use super::log::LogRow;
@@ -94,8 +94,6 @@ impl Writer {
     /// Writes until the store is closed and everything is written, or cannot be.
     pub(super) fn run(mut self) {
         while !self.turn() {}
-        let lost = self.inbox.leave();
-        self.health.lose_log_rows(lost);
         if !self.waiting.is_empty() {
             warn!(batches = self.waiting.len(), "closed with batches that could not be written");
         }
@@ -312,6 +310,17 @@ impl Writer {
             }
         }
         true
+    }
+}
+
+/// However it ends, nobody waits for it for ever.
+impl Drop for Writer {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.health.set_writing(Some(dead_trouble()));
+        }
+        let lost = self.inbox.leave();
+        self.health.lose_log_rows(lost);
     }
 }
 

@@ -275,3 +275,18 @@ fn a_forgetting_that_was_broken_off_is_finished_by_the_daemon() {
         }) == Ok(1)
     });
 }
+
+#[test]
+fn a_writer_that_panics_leaves_nobody_waiting() {
+    let rig = Rig::new();
+    let (store, sink) = rig.one();
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| ()));
+    let called = store.call(|_| -> Result<(), StoreError> { panic!("a fault of ours") });
+    std::panic::set_hook(hook);
+    assert!(matches!(called, Err(StoreError::Closed)));
+    wait_until("it is shown", || store.health().trouble.is_some_and(|trouble| trouble.what.contains("panicked")));
+    assert!(store.submit(Batch { sink, ops: vec![park(1)], progress: None }).blocking_recv().is_err());
+    store.close();
+    drop(rig.one());
+}
