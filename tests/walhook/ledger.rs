@@ -165,6 +165,11 @@ impl Ledger {
         key.and_then(|key| self.seen.get(key)).is_some_and(|known| known.acknowledged.is_some())
     }
 
+    /// Whether the message of this group and counter has ever come.
+    pub(crate) fn came(&self, group: &str, n: i64) -> bool {
+        self.keys_of.contains_key(&(group.to_owned(), n))
+    }
+
     /// Distinct messages acknowledged.
     pub(crate) fn acknowledged(&self) -> usize {
         self.acknowledged
