@@ -14,7 +14,7 @@ use crate::schedule::{StoreRoom, WriteId};
 use crate::store::{Batch, KeptProgress, Op, SinkKey, Store};
 
 /// How often progress alone is written.
-const PROGRESS_EVERY: Duration = Duration::from_millis(50);
+const PROGRESS_EVERY: Duration = Duration::from_millis(25);
 
 /// See the module.
 pub(super) struct Ledger {

@@ -28,8 +28,8 @@ const RETRY_LONGEST: Duration = Duration::from_secs(2);
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 /// How often rows of the log are written, and how many at a time at most: more a second than this are lost, so that the
 /// log never takes a core for itself.
-const LOG_EVERY: Duration = Duration::from_millis(100);
-const LOG_ROWS_MAX: usize = 1024;
+const LOG_EVERY: Duration = Duration::from_millis(50);
+const LOG_ROWS_MAX: usize = 256;
 /// How often the files are tended.
 const UPKEEP_EVERY: Duration = Duration::from_secs(60);
 /// How often the room is measured when nothing is written, and when there was none.
