@@ -98,8 +98,8 @@ impl<P> Backlog<P> {
                 let own = own_lane(message.position);
                 message.groups = Groups::One(own);
                 self.lanes.entry(own).or_insert_with(|| Lane::begin(message.position)).add(message.position);
+                self.lane_messages += 1;
             }
-            self.lane_messages += 1;
             out.push(message);
         }
         self.sweep_ready();
@@ -157,12 +157,14 @@ impl<P> Backlog<P> {
         {
             lane.behind.pop(next, bytes);
             lane.add(position);
+            self.lane_messages += 1;
             return;
         }
         if self.groups.get(&id).is_some_and(|group| group.state == State::Ready) {
             self.leave_ready(id, State::Blocked);
         }
         self.pop(id, index);
+        self.lane_messages += 1;
         match self.lanes.entry(id) {
             MapEntry::Occupied(mut lane) => {
                 lane.get_mut().add(position);
@@ -257,12 +259,12 @@ impl<P> Backlog<P> {
             }
             for member in message.groups.iter() {
                 if let Some(lane) = self.lanes.get_mut(&member) {
+                    self.lane_messages -= usize::from(lane.stored > 0);
                     lane.stored = lane.stored.saturating_sub(1);
                     lane.after = Some(position);
                     lane.waits_at = None;
                 }
             }
-            self.lane_messages = self.lane_messages.saturating_sub(1);
             self.push_back(now, message);
         }
         let missing = match self.lanes.get_mut(&id) {
@@ -270,6 +272,7 @@ impl<P> Backlog<P> {
                 lane.is_read = false;
                 let missing = if is_empty && lane.writing == 0 { lane.stored } else { 0 };
                 lane.stored -= missing;
+                self.lane_messages -= missing;
                 missing
             }
             None => 0,
@@ -282,6 +285,10 @@ impl<P> Backlog<P> {
     /// A message comes back: behind the others of its groups in memory, before what the store has.
     fn push_back(&mut self, now: Instant, message: Message<P>) {
         let Message { groups, bytes, position, payload } = message;
+        if groups == Groups::One(own_lane(position)) {
+            self.push(now, Waiting { groups: Groups::None, bytes, position, backing: Backing::Lane, payload });
+            return;
+        }
         let waiting = Waiting { groups, bytes, position, backing: Backing::Lane, payload };
         let index = self.enter(waiting);
         for id in groups.iter() {
