@@ -99,7 +99,9 @@ fn live(seed: u64, fault: Fault) -> Check {
         life.finish()
     };
     let r = all();
-    if life.trace { eprintln!("TRACE END {r:?} {:#?}", life.scheduler); }
+    if life.trace {
+        eprintln!("TRACE END {r:?} {:#?}", life.scheduler);
+    }
     r
 }
 

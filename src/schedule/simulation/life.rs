@@ -210,7 +210,9 @@ impl Life {
             return;
         }
         item.arrived = Some(self.now);
-        if self.trace { eprintln!("TRACE {:?} feed {index} {admission:?} {item:?}", self.now - self.born); }
+        if self.trace {
+            eprintln!("TRACE {:?} feed {index} {admission:?} {item:?}", self.now - self.born);
+        }
         let groups = match (self.fault, item.groups) {
             (Fault::ForgetGroups, _) => Groups::None,
             (Fault::ForgetOldKey, Groups::Two(_, new)) => Groups::One(new),
@@ -238,7 +240,9 @@ impl Life {
             }
         }
         self.lives += 1;
-        if self.trace { eprintln!("TRACE {:?} CRASH {:?}", self.now - self.born, self.durable); }
+        if self.trace {
+            eprintln!("TRACE {:?} CRASH {:?}", self.now - self.born, self.durable);
+        }
         (self.sent, self.lane_read, self.page_read) = (None, None, None);
         self.collecting = Batch::default();
         (self.paused, self.cramped, self.held_until) = (false, false, None);
@@ -308,7 +312,9 @@ impl Life {
             if let Command::Form { .. } | Command::Attempt { .. } = command {
                 self.may_start(before)?;
             }
-            if self.trace { eprintln!("TRACE {:?} {command:?}", self.now - self.born); }
+            if self.trace {
+                eprintln!("TRACE {:?} {command:?}", self.now - self.born);
+            }
             self.carry_out(command)?;
             let pending: usize = self.flights.values().map(|flight| flight.members.len()).sum();
             require(pending <= self.rules.max_ack_pending, "max_ack_pending")?;
@@ -321,7 +327,7 @@ impl Life {
         self.open_since.map_or(Ok(()), |since| self.model.check_kind(self.now, since))
     }
 
-    fn waits_for_replay(&self) -> bool {
+    pub(super) fn waits_for_replay(&self) -> bool {
         self.is_replaying() || self.scheduler.overflow.has_again()
     }
 
@@ -411,7 +417,9 @@ impl Life {
     fn acknowledge(&mut self, key: DeliveryKey) -> Check {
         self.troubles = 0;
         let verdict = self.scheduler.outcome(self.now, key, Outcome::Acknowledged);
-        if self.trace { eprintln!("TRACE {:?} {key:?} acked", self.now - self.born); }
+        if self.trace {
+            eprintln!("TRACE {:?} {key:?} acked", self.now - self.born);
+        }
         require(verdict == Some(Verdict::Done), "acknowledged is done")?;
         let flight = self.flights.remove(&key).ok_or("known")?;
         self.ended(flight);
@@ -436,7 +444,9 @@ impl Life {
         let outcome = if is_resolved { Outcome::Acknowledged } else { Outcome::Failed(shown) };
         let before = self.scheduler.breaker();
         let verdict = self.scheduler.outcome(self.now, key, outcome).ok_or("known")?;
-        if self.trace { eprintln!("TRACE {:?} {key:?} {failure:?} {verdict:?}", self.now - self.born); }
+        if self.trace {
+            eprintln!("TRACE {:?} {key:?} {failure:?} {verdict:?}", self.now - self.born);
+        }
         if let BreakerState::Open { .. } = self.scheduler.breaker()
             && self.scheduler.breaker() != before
             && failure.trouble

@@ -249,7 +249,9 @@ impl Life {
         }
         self.model.check_progress(&progress, &puts)?;
         batch.progress = Some(progress);
-        if self.trace { eprintln!("TRACE {:?} submit {batch:?}", self.now - self.born); }
+        if self.trace {
+            eprintln!("TRACE {:?} submit {batch:?}", self.now - self.born);
+        }
         if self.fault == Fault::TellEarly {
             self.tell(&batch);
         }
@@ -288,10 +290,13 @@ impl Life {
         if sent.is_durable && sent.told_at <= now {
             let Some(sent) = self.sent.take() else { return Ok(()) };
             self.submit_not_before = now + MS * self.rng.u32(0..20);
-            for item in sent.batch.puts() {
+            // What was parted while it was written is resolved with its parts.
+            for item in sent.batch.puts_of(|id| self.flights.values().any(|flight| flight.id == id)) {
                 self.model.items[item].resolved = true;
             }
-            if self.trace { eprintln!("TRACE {:?} durable", self.now - self.born); }
+            if self.trace {
+                eprintln!("TRACE {:?} durable", self.now - self.born);
+            }
             if self.fault != Fault::TellNever {
                 self.tell(&sent.batch);
             }
@@ -326,7 +331,9 @@ impl Life {
             self.scheduler.lanes_unread(self.now, reading.wanted.iter().map(|want| want.group));
             return Ok(());
         }
-        if self.trace { eprintln!("TRACE {:?} lanes read {lanes:?}", self.now - self.born); }
+        if self.trace {
+            eprintln!("TRACE {:?} lanes read {lanes:?}", self.now - self.born);
+        }
         let missing = self.scheduler.lanes_read(self.now, lanes);
         require(missing == 0, "complete: the store has fewer in its lanes than it should")
     }
@@ -356,7 +363,9 @@ impl Life {
             self.durable.pages.retain(|number, _| *number >= next);
         }
         self.next_page_read = if self.fault == Fault::PageTwice { reading.wanted } else { next };
-        if self.trace { eprintln!("TRACE {:?} page read {messages:?}", self.now - self.born); }
+        if self.trace {
+            eprintln!("TRACE {:?} page read {messages:?}", self.now - self.born);
+        }
         let missing = self.scheduler.overflow_read(self.now, messages);
         require(missing == 0, "complete: the store has fewer in its pages than it should")
     }

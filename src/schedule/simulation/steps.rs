@@ -125,6 +125,10 @@ impl Life {
                     blocked.extend(flight.members.iter().map(|load| load.item));
                 }
             }
+            let waits = |flight: &Flight| flight.members.iter().all(|load| blocked.contains(&load.item));
+            if self.scheduler.counts().ack_pending >= self.rules.max_ack_pending && self.flights.values().all(waits) {
+                blocked.extend(0..self.model.items.len());
+            }
             if blocked.len() == before {
                 return blocked;
             }
@@ -167,7 +171,7 @@ impl Life {
         let timeout = self.scheduler.poll_timeout();
         require(timeout.is_none_or(|at| at > self.now), "what is due is not left lying")?;
         let held = self.held_until.is_some_and(|held| held > self.now);
-        if timeout.is_some() || self.paused || held || self.is_replaying() {
+        if timeout.is_some() || self.paused || held || self.waits_for_replay() {
             return Ok(());
         }
         let (in_flight, counts) = (self.under_way().len(), self.scheduler.counts());

@@ -54,7 +54,13 @@ pub(super) struct Batch {
 impl Batch {
     /// What the store has once it is durable and had not before.
     pub(super) fn puts(&self) -> BTreeSet<usize> {
+        self.puts_of(|_| true)
+    }
+
+    /// The same, but only these deliveries.
+    pub(super) fn puts_of(&self, is_one: impl Fn(u64) -> bool) -> BTreeSet<usize> {
         let items = self.ops.iter().flat_map(|op| match op {
+            Op::Put(id, _) if !is_one(*id) => Vec::new(),
             Op::Put(_, parked) => parked.members.clone(),
             Op::Lanes(messages) => messages.iter().map(|(item, _)| *item).collect(),
             Op::Page(_, items) => items.clone(),
