@@ -33,6 +33,8 @@ mod lanes;
 mod overflow;
 pub mod resume;
 mod retry;
+#[cfg(test)]
+mod simulation;
 mod split;
 #[cfg(test)]
 mod tests;

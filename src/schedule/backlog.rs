@@ -85,7 +85,7 @@ impl Queue {
         }
     }
 
-    fn push(&mut self, index: u32, bytes: usize) {
+    pub(super) fn push(&mut self, index: u32, bytes: usize) {
         if self.head == NONE {
             self.head = index;
         }

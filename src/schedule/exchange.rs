@@ -276,7 +276,7 @@ pub struct Counts {
     pub parked: usize,
     /// Deliveries that were given up and wait for a person.
     pub blocked: usize,
-    /// Messages in the store's lanes that are not in memory.
+    /// Messages in the store's lanes that are not in memory. One that belongs to two groups counts twice.
     pub lane_messages: usize,
     /// Messages in the store's overflow that are not in memory.
     pub overflow_messages: usize,

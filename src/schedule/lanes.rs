@@ -98,8 +98,8 @@ impl<P> Backlog<P> {
                 let own = own_lane(message.position);
                 message.groups = Groups::One(own);
                 self.lanes.entry(own).or_insert_with(|| Lane::begin(message.position)).add(message.position);
+                self.lane_messages += 1;
             }
-            self.lane_messages += 1;
             out.push(message);
         }
         self.sweep_ready();
@@ -107,7 +107,8 @@ impl<P> Backlog<P> {
     }
 
     /// A message and all that go into the store with it, oldest first: those before it in its groups' queues, those before
-    /// these in theirs, and of a queue before a lane those behind them too.
+    /// these in theirs. What has come back from a lane is still there, and may stay in memory; only of a queue before a
+    /// lane all go, since that is read from the first of them on.
     fn goes_along(&self, index: u32, kept: impl Fn(DeliveryKey) -> bool) -> Result<Vec<u32>, DeliveryKey> {
         let mut going = BTreeMap::new();
         // How far the groups' queues, and their lanes' second ones, have been walked along.
@@ -124,63 +125,81 @@ impl<P> Backlog<P> {
                     return Err(holder);
                 }
                 let queue = self.groups.get(&id).map_or(NONE, |group| group.queue.head);
-                let (is_behind, queue, to) = match self.lanes.get(&id) {
-                    Some(lane) if position > lane.last => (true, lane.behind.head, position),
-                    Some(lane) => (false, queue, lane.last),
-                    None => (false, queue, position),
+                let (is_behind, is_new, queue, to) = match self.lanes.get(&id) {
+                    Some(lane) if position > lane.last => (true, false, lane.behind.head, position),
+                    Some(lane) => (false, false, queue, lane.last),
+                    None => (false, true, queue, position),
                 };
                 let next = walked.entry((id, is_behind)).or_insert(queue);
-                self.walk(id, next, to, &mut stack);
+                while let Some(message) = self.message(*next)
+                    && message.position <= to
+                    && let Some(slot) = self.slots.get(place(*next))
+                {
+                    if !(is_new && message.backing == Backing::Lane) {
+                        stack.push(*next);
+                    }
+                    *next = slot.next[message.groups.side(id)];
+                }
             }
         }
         Ok(going.into_values().collect())
     }
 
-    /// Goes on along a group's queue up to a position.
-    fn walk(&self, id: GroupId, next: &mut u32, to: Position, passed: &mut Vec<u32>) {
-        while let Some(message) = self.message(*next)
-            && message.position <= to
-            && let Some(slot) = self.slots.get(place(*next))
-        {
-            passed.push(*next);
-            *next = slot.next[message.groups.side(id)];
-        }
-    }
-
-    /// The first message of a queue goes into the store.
+    /// A message goes into the store that is the first of its queue, but for those that are there.
     fn leave_queue(&mut self, id: GroupId, index: u32) {
         let Some(message) = self.message(index) else { return };
         let (position, bytes, side) = (message.position, message.bytes, message.groups.side(id));
         let next = self.slots.get(place(index)).map_or(NONE, |slot| slot.next[side]);
-        if let Some(lane) = self.lanes.get_mut(&id)
-            && position > lane.last
-        {
+        let is_before = self.lanes.get(&id).is_some_and(|lane| position <= lane.last);
+        if is_before {
+            if self.groups.get(&id).is_some_and(|group| group.state == State::Ready) {
+                self.leave_ready(id, State::Blocked);
+            }
+            self.pop(id, index);
+        } else if !self.lanes.contains_key(&id) {
+            self.begin_lane(id, index, position);
+        }
+        self.lane_messages += 1;
+        let Some(lane) = self.lanes.get_mut(&id) else { return };
+        lane.add(position);
+        if !is_before {
             lane.behind.pop(next, bytes);
-            lane.add(position);
-            return;
         }
-        if self.groups.get(&id).is_some_and(|group| group.state == State::Ready) {
+        self.end_group(id);
+    }
+
+    /// A group without messages that nobody holds is none.
+    fn end_group(&mut self, id: GroupId) {
+        let is_over = |group: &Group| group.queue.head == NONE && !matches!(group.state, State::Busy(_));
+        if self.groups.get(&id).is_some_and(is_over) {
             self.leave_ready(id, State::Blocked);
-        }
-        self.pop(id, index);
-        match self.lanes.entry(id) {
-            MapEntry::Occupied(mut lane) => {
-                lane.get_mut().add(position);
-                if self.groups.get(&id).is_some_and(|group| group.queue.head != NONE) {
-                    return;
-                }
-            }
-            MapEntry::Vacant(entry) => {
-                let lane = entry.insert(Lane::begin(position));
-                lane.add(position);
-                if let Some(group) = self.groups.get_mut(&id) {
-                    lane.behind = std::mem::replace(&mut group.queue, Queue::EMPTY);
-                }
-            }
-        }
-        if self.groups.get(&id).is_some_and(|group| !matches!(group.state, State::Busy(_))) {
             self.groups.remove(&id);
         }
+    }
+
+    /// The group's queue from this message on becomes what is behind its lane; those before it are in the store already.
+    fn begin_lane(&mut self, id: GroupId, index: u32, position: Position) {
+        let mut lane = Lane::begin(position);
+        let mut kept = Queue::EMPTY;
+        let mut next = self.groups.get(&id).map_or(NONE, |group| group.queue.head);
+        while next != index
+            && let Some(message) = self.message(next)
+        {
+            let (bytes, side) = (message.bytes, message.groups.side(id));
+            kept.push(next, bytes);
+            next = self.slots.get(place(next)).map_or(NONE, |slot| slot.next[side]);
+        }
+        self.link(id, kept.tail, NONE);
+        if let Some(group) = self.groups.get_mut(&id) {
+            let whole = std::mem::replace(&mut group.queue, kept);
+            let (messages, bytes) = (whole.messages - kept.messages, whole.bytes - kept.bytes);
+            lane.behind = Queue { head: index, tail: whole.tail, messages, bytes };
+            if group.state == State::Ready {
+                self.ready_messages -= messages;
+                self.ready_bytes -= bytes;
+            }
+        }
+        self.lanes.insert(id, lane);
     }
 
     /// Messages of these groups are durable. A lane may have been read to its end already.
@@ -257,12 +276,12 @@ impl<P> Backlog<P> {
             }
             for member in message.groups.iter() {
                 if let Some(lane) = self.lanes.get_mut(&member) {
+                    self.lane_messages -= usize::from(lane.stored > 0);
                     lane.stored = lane.stored.saturating_sub(1);
                     lane.after = Some(position);
                     lane.waits_at = None;
                 }
             }
-            self.lane_messages = self.lane_messages.saturating_sub(1);
             self.push_back(now, message);
         }
         let missing = match self.lanes.get_mut(&id) {
@@ -270,6 +289,7 @@ impl<P> Backlog<P> {
                 lane.is_read = false;
                 let missing = if is_empty && lane.writing == 0 { lane.stored } else { 0 };
                 lane.stored -= missing;
+                self.lane_messages -= missing;
                 missing
             }
             None => 0,
@@ -282,6 +302,10 @@ impl<P> Backlog<P> {
     /// A message comes back: behind the others of its groups in memory, before what the store has.
     fn push_back(&mut self, now: Instant, message: Message<P>) {
         let Message { groups, bytes, position, payload } = message;
+        if groups == Groups::One(own_lane(position)) {
+            self.push(now, Waiting { groups: Groups::None, bytes, position, backing: Backing::Lane, payload });
+            return;
+        }
         let waiting = Waiting { groups, bytes, position, backing: Backing::Lane, payload };
         let index = self.enter(waiting);
         for id in groups.iter() {

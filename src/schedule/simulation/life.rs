@@ -1,0 +1,501 @@
+//! One life: what happens, when, and what must be true after it.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use super::model::Model;
+use super::resume::{Admission, Resume};
+use super::sink::{LaneReading, PageReading, Sent};
+use super::steps::{any_rules, told};
+use super::store::{Batch, Durable, Load};
+use super::*;
+
+const MS: Duration = Duration::from_millis(1);
+
+#[derive(Debug)]
+pub(super) struct Flight {
+    /// Its name in the store.
+    pub(super) id: u64,
+    pub(super) members: Vec<Load>,
+    pub(super) attempts: u32,
+    pub(super) failures: u32,
+    pub(super) refusals: u32,
+    pub(super) first: Option<Instant>,
+    pub(super) in_flight: bool,
+    pub(super) not_before: Instant,
+    /// The store has it, once what was submitted is durable.
+    pub(super) is_kept: bool,
+    /// The scheduler knows that.
+    pub(super) is_told: bool,
+    pub(super) is_part: bool,
+    pub(super) has_failed: bool,
+    pub(super) is_blocked: bool,
+    /// How often the breaker had opened when its attempt began.
+    pub(super) openings: u32,
+}
+
+impl Flight {
+    pub(super) fn new(id: u64, members: Vec<Load>) -> Self {
+        Self {
+            id,
+            members,
+            attempts: 0,
+            failures: 0,
+            refusals: 0,
+            first: None,
+            in_flight: false,
+            not_before: Instant::now(),
+            is_kept: false,
+            is_told: false,
+            is_part: false,
+            has_failed: false,
+            is_blocked: false,
+            openings: 0,
+        }
+    }
+}
+
+/// What the source reads.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Entry {
+    Item(usize),
+    Mark(Lsn),
+}
+
+/// See the module.
+pub(super) struct Life {
+    pub(super) rng: fastrand::Rng,
+    pub(super) fault: Fault,
+    pub(super) rules: Rules,
+    pub(super) now: Instant,
+    pub(super) scheduler: Scheduler<Load>,
+    pub(super) model: Model,
+    pub(super) wal: Vec<Entry>,
+    /// What of it has been read.
+    pub(super) read: usize,
+    lsn: u64,
+    pub(super) planned: usize,
+    lives: u64,
+    pub(super) flights: BTreeMap<DeliveryKey, Flight>,
+    pub(super) resume: Option<Resume>,
+    pub(super) durable: Durable,
+    /// What the store had when this process began.
+    pub(super) restored: Vec<usize>,
+    pub(super) collecting: Batch,
+    pub(super) submit_not_before: Instant,
+    pub(super) sent: Option<Sent>,
+    pub(super) lane_read: Option<LaneReading>,
+    pub(super) lane_read_max: usize,
+    pub(super) page_read: Option<PageReading>,
+    pub(super) next_page_read: u64,
+    pub(super) next_page_written: u64,
+    pub(super) room: StoreRoom,
+    /// The store answers soon.
+    pub(super) is_prompt: bool,
+    /// Since when the store has been open and prompt.
+    pub(super) open_since: Option<Instant>,
+    pub(super) paused: bool,
+    pub(super) cramped: bool,
+    pub(super) held_until: Option<Instant>,
+    pub(super) is_down: bool,
+    troubles: u32,
+    openings: u32,
+    pub(super) is_ending: bool,
+    pub(super) trace: bool,
+    pub(super) born: Instant,
+}
+
+impl Life {
+    pub(super) fn new(seed: u64, fault: Fault) -> Self {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let rules = any_rules(&mut rng);
+        let now = Instant::now();
+        Self {
+            fault,
+            rules,
+            now,
+            scheduler: Scheduler::new(told(rules, fault), rng.u64(..)),
+            model: Model::default(),
+            wal: Vec::new(),
+            read: 0,
+            lsn: 10,
+            planned: rng.usize(1..60),
+            lives: 0,
+            flights: BTreeMap::new(),
+            resume: None,
+            durable: Durable::default(),
+            restored: Vec::new(),
+            collecting: Batch::default(),
+            submit_not_before: now,
+            sent: None,
+            lane_read: None,
+            lane_read_max: rng.usize(1..6),
+            page_read: None,
+            next_page_read: 0,
+            next_page_written: 0,
+            room: StoreRoom::Open,
+            is_prompt: true,
+            open_since: Some(now),
+            paused: false,
+            cramped: false,
+            held_until: None,
+            is_down: false,
+            troubles: 0,
+            openings: 0,
+            is_ending: false,
+            trace: std::env::var("WTRACE").is_ok(),
+            born: now,
+            rng,
+        }
+    }
+
+    pub(super) fn delivery_id(&self, key: DeliveryKey) -> u64 {
+        (self.lives << 32) | key.0
+    }
+
+    pub(super) fn is_replaying(&self) -> bool {
+        self.resume.as_ref().is_some_and(Resume::is_replaying)
+    }
+
+    fn groups(&mut self) -> Groups {
+        let mut group = || if self.rng.bool() { self.rng.u64(0..3) } else { self.rng.u64(3..30) };
+        let (old, new) = (GroupId(group()), GroupId(group()));
+        match self.rng.u8(0..10) {
+            0 => Groups::None,
+            1 | 2 => Groups::moved(old, new),
+            _ => Groups::One(new),
+        }
+    }
+
+    /// A transaction is committed.
+    pub(super) fn commit(&mut self) {
+        self.lsn += 10;
+        for index in 1..=self.rng.u64(1..4) {
+            let (groups, bytes, is_poison) = (self.groups(), self.rng.usize(1..300), self.rng.u8(0..15) == 0);
+            self.wal.push(Entry::Item(self.model.items.len()));
+            self.model.add(Position { commit_lsn: Lsn(self.lsn), index }, groups, bytes, is_poison);
+        }
+        if self.rng.bool() {
+            self.wal.push(Entry::Mark(Lsn(self.lsn + self.rng.u64(0..10))));
+        }
+    }
+
+    /// The source reads on.
+    pub(super) fn read_wal(&mut self) {
+        let Some(entry) = self.wal.get(self.read).copied() else { return };
+        self.read += 1;
+        match entry {
+            Entry::Item(index) => self.feed(index),
+            Entry::Mark(lsn) => {
+                self.model.marks.push((self.items_read(), lsn));
+                self.scheduler.mark(lsn);
+                if let Some(resume) = &mut self.resume {
+                    resume.passed(lsn);
+                }
+            }
+        }
+        let is_replaying = self.is_replaying() && self.fault != Fault::HideReplay;
+        self.scheduler.set_replaying(is_replaying);
+    }
+
+    fn items_read(&self) -> usize {
+        self.wal[..self.read].iter().filter(|entry| matches!(entry, Entry::Item(_))).count()
+    }
+
+    /// Gives message `index` to the scheduler, as broken as the fault wants it.
+    fn feed(&mut self, index: usize) {
+        let item = &mut self.model.items[index];
+        let admission = self.resume.as_mut().map_or(Admission::New, |resume| resume.admit(item.position));
+        if admission == Admission::Skip && self.fault != Fault::SkipNothing {
+            return;
+        }
+        item.arrived = Some(self.now);
+        if self.trace {
+            eprintln!("TRACE {:?} feed {index} {admission:?} {item:?}", self.now - self.born);
+        }
+        let groups = match (self.fault, item.groups) {
+            (Fault::ForgetGroups, _) => Groups::None,
+            (Fault::ForgetOldKey, Groups::Two(_, new)) => Groups::One(new),
+            (_, groups) => groups,
+        };
+        let mut position = item.position;
+        match (self.fault, self.wal.get(self.read)) {
+            (Fault::MarkEarly, Some(Entry::Mark(lsn))) => self.scheduler.mark(*lsn),
+            (Fault::OldPosition, _) => position.commit_lsn = Lsn(0),
+            (Fault::LoseOne, _) if index == 3 => return,
+            _ => {}
+        }
+        let message = Message { groups, bytes: item.bytes, position, payload: Load { item: index, home: None } };
+        match admission {
+            Admission::Again => self.scheduler.push_again(self.now, message),
+            Admission::New | Admission::Skip => self.scheduler.push(self.now, message),
+        };
+    }
+
+    /// The process dies, and another one takes up what the store has.
+    pub(super) fn crash(&mut self) -> Check {
+        for flight in std::mem::take(&mut self.flights).into_values().filter(|flight| flight.in_flight) {
+            if self.rng.bool() {
+                flight.members.iter().try_for_each(|load| self.model.seen(load.item))?;
+            }
+        }
+        self.lives += 1;
+        if self.trace {
+            eprintln!("TRACE {:?} CRASH {:?}", self.now - self.born, self.durable);
+        }
+        (self.sent, self.lane_read, self.page_read) = (None, None, None);
+        self.collecting = Batch::default();
+        (self.paused, self.cramped, self.held_until) = (false, false, None);
+        (self.troubles, self.openings) = (0, 0);
+        (self.room, self.is_prompt) = (StoreRoom::Open, true);
+        self.scheduler = Scheduler::new(told(self.rules, self.fault), self.rng.u64(..));
+        let progress = self.durable.progress.clone();
+        let progress = progress.unwrap_or(Progress { resolved: Lsn::ZERO, high: None, unresolved: Vec::new() });
+        self.scheduler.restore_progress(progress.resolved, progress.high);
+        self.restore();
+        self.resume = progress.high.map(|high| Resume::new(high, progress.unresolved.clone()));
+        let skips = |position| Some(position) <= progress.high && !progress.unresolved.contains(&position);
+        self.model.restart(progress.resolved, skips);
+        let is_left = |entry: &Entry| match entry {
+            Entry::Item(index) => self.model.items[*index].position.commit_lsn > progress.resolved,
+            Entry::Mark(_) => false,
+        };
+        self.read = self.wal.iter().position(is_left).unwrap_or(self.wal.len());
+        let is_replaying = self.is_replaying() && self.fault != Fault::HideReplay;
+        self.scheduler.set_replaying(is_replaying);
+        Ok(())
+    }
+
+    fn restore(&mut self) {
+        let parked: Vec<_> = self.durable.deliveries.iter().map(|(id, parked)| (*id, parked.clone())).collect();
+        let restored = parked.iter().map(|(_, parked)| Restored {
+            members: parked.members.iter().map(|item| self.model.items[*item].groups).collect(),
+            position: self.model.items[parked.members[0]].position,
+            attempts: parked.attempts,
+            failures: parked.failures,
+            refusals: parked.refusals,
+            first_attempt: parked.first,
+            due: parked.due,
+            is_part: parked.is_part,
+        });
+        let keys = self.scheduler.restore(self.now, restored.collect());
+        for (key, (id, parked)) in keys.into_iter().zip(parked) {
+            let members = parked.members.iter().map(|item| Load { item: *item, home: None }).collect();
+            let flight = Flight {
+                attempts: parked.attempts,
+                failures: parked.failures,
+                refusals: parked.refusals,
+                first: parked.first,
+                not_before: parked.due.unwrap_or(self.now),
+                is_kept: true,
+                is_told: true,
+                is_part: parked.is_part,
+                has_failed: true,
+                is_blocked: parked.due.is_none(),
+                ..Flight::new(id, members)
+            };
+            self.flights.insert(key, flight);
+        }
+        let lanes = self.durable.lane_summary();
+        let lanes = lanes.into_iter().map(|(group, (count, last))| (group, count, self.model.items[last].position));
+        let overflow = self.durable.pages.values().map(Vec::len).sum();
+        self.scheduler.restore_waiting(lanes, overflow);
+        self.next_page_read = 0;
+        self.restored = self.durable.items().collect();
+        self.next_page_written = self.durable.next_page;
+    }
+
+    pub(super) fn run_commands(&mut self) -> Check {
+        loop {
+            let before = self.scheduler.breaker();
+            let Some(command) = self.scheduler.poll(self.now) else { break };
+            if let Command::Form { .. } | Command::Attempt { .. } = command {
+                self.may_start(before)?;
+            }
+            if self.trace {
+                eprintln!("TRACE {:?} {command:?}", self.now - self.born);
+            }
+            self.carry_out(command)?;
+            let pending: usize = self.flights.values().map(|flight| flight.members.len()).sum();
+            require(pending <= self.rules.max_ack_pending, "max_ack_pending")?;
+            require(self.under_way().len() <= self.rules.max_in_flight, "max_in_flight")?;
+        }
+        self.check_figures()?;
+        self.check_idle()?;
+        let is_kind = self.room == StoreRoom::Open && self.is_prompt && self.rules.keeps && !self.waits_for_replay();
+        self.open_since = self.open_since.or(Some(self.now)).filter(|_| is_kind);
+        self.open_since.map_or(Ok(()), |since| self.model.check_kind(self.now, since))
+    }
+
+    pub(super) fn waits_for_replay(&self) -> bool {
+        self.is_replaying() || self.scheduler.overflow.has_again()
+    }
+
+    fn may_start(&self, breaker: BreakerState) -> Check {
+        require(!self.paused, "nothing starts in a pause")?;
+        require(self.held_until.is_none_or(|held| held <= self.now), "nothing starts before Retry-After")?;
+        let is_closed = breaker == BreakerState::Closed;
+        require(!is_closed || self.troubles < 5, "breaker: it opens at five troubles in a row")?;
+        match breaker {
+            BreakerState::Open { until, .. } => require(until <= self.now, "breaker: no probe before its time"),
+            BreakerState::Probing { .. } => Err("breaker: one probe at a time".to_owned()),
+            BreakerState::Closed | BreakerState::RampUp { .. } => Ok(()),
+        }
+    }
+
+    pub(super) fn formed(&mut self, key: DeliveryKey, mut messages: Vec<Load>) -> Check {
+        if self.fault == Fault::ReverseDelivery {
+            messages.reverse();
+        }
+        require(!messages.is_empty() && messages.len() <= self.rules.batch_size, "batch_size")?;
+        let bytes: usize = messages.iter().map(|load| self.model.items[load.item].bytes).sum();
+        require(messages.len() == 1 || bytes <= self.rules.batch_bytes, "batch_bytes")?;
+        let is_taken = |load: &Load| self.flights.values().any(|flight| flight.has(load.item));
+        require(!messages.iter().any(is_taken), "repeat: a message is taken once")?;
+        let flight = Flight::new(self.delivery_id(key), messages);
+        require(self.flights.insert(key, flight).is_none(), "a delivery's name is used once")?;
+        self.attempt_starts(key)
+    }
+
+    pub(super) fn attempted(&mut self, key: DeliveryKey, number: u32) -> Check {
+        let is_probe = self.scheduler.breaker() != BreakerState::Closed;
+        let flight = self.flights.get_mut(&key).ok_or("only known deliveries are tried again")?;
+        require(!flight.in_flight, "one attempt of a delivery at a time")?;
+        require(!flight.is_blocked, "what waits for a person is not tried")?;
+        require(is_probe || self.now >= flight.not_before, "no attempt before its time")?;
+        require(number == flight.attempts + 1, "attempts are numbered 1, 2, …")?;
+        self.attempt_starts(key)
+    }
+
+    fn attempt_starts(&mut self, key: DeliveryKey) -> Check {
+        let flight = self.flights.get_mut(&key).ok_or("known")?;
+        flight.in_flight = true;
+        flight.attempts += 1;
+        flight.first.get_or_insert(self.now);
+        flight.openings = self.openings;
+        let members: Vec<usize> = flight.members.iter().map(|load| load.item).collect();
+        for (place, item) in members.iter().enumerate() {
+            require(!self.model.items[*item].done, "repeat: what is done is not sent again")?;
+            for earlier in self.model.before(*item) {
+                let other = self.flights.iter().find(|(_, flight)| flight.has(earlier));
+                let is_away = other.is_some_and(|(other, flight)| *other != key && flight.in_flight);
+                require(!is_away, "exclusive: a group is in one delivery under way")?;
+                require(members[..place].contains(&earlier), "ordered: a message overtook one of its group")?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn under_way(&self) -> Vec<DeliveryKey> {
+        self.flights.iter().filter(|(_, flight)| flight.in_flight).map(|(key, _)| *key).collect()
+    }
+
+    /// An attempt ends as the endpoint is.
+    pub(super) fn answer(&mut self, fail_percent: u8) -> Check {
+        let under_way = self.under_way();
+        let Some(&key) = under_way.get(self.rng.usize(0..under_way.len().max(1))) else { return Ok(()) };
+        let flight = &self.flights[&key];
+        let is_poison = flight.members.iter().any(|load| self.model.items[load.item].is_poison) && !self.is_ending;
+        let fails = self.is_down || self.rng.u8(0..100) < fail_percent;
+        let failure = Failure {
+            ours: fails && !self.is_down && self.rng.u8(0..5) == 0,
+            trouble: fails && (self.is_down || self.rng.bool()),
+            refused: is_poison && !fails,
+            retry_after: (fails && self.rng.u8(0..10) == 0).then(|| MS * self.rng.u32(0..5000)),
+        };
+        if !failure.refused && (!fails || self.rng.u8(0..5) == 0) {
+            flight.members.clone().iter().try_for_each(|load| self.model.seen(load.item))?;
+        }
+        if fails || is_poison {
+            self.fail(key, failure)?
+        } else {
+            self.acknowledge(key)?
+        }
+        self.model.check_watermark(self.scheduler.resolved())
+    }
+
+    fn acknowledge(&mut self, key: DeliveryKey) -> Check {
+        self.troubles = 0;
+        let verdict = self.scheduler.outcome(self.now, key, Outcome::Acknowledged);
+        if self.trace {
+            eprintln!("TRACE {:?} {key:?} acked", self.now - self.born);
+        }
+        require(verdict == Some(Verdict::Done), "acknowledged is done")?;
+        let flight = self.flights.remove(&key).ok_or("known")?;
+        self.ended(flight);
+        Ok(())
+    }
+
+    /// What the breaker should have heard.
+    fn hear(&mut self, key: DeliveryKey, failure: Failure) {
+        let is_fresh = self.flights[&key].openings == self.openings;
+        if !failure.ours && !failure.trouble {
+            self.troubles = 0;
+        } else if !failure.ours && is_fresh {
+            self.troubles += 1;
+        }
+    }
+
+    fn fail(&mut self, key: DeliveryKey, failure: Failure) -> Check {
+        self.hear(key, failure);
+        let is_hidden = self.fault == Fault::HideTrouble;
+        let shown = Failure { trouble: failure.trouble && !is_hidden, ..failure };
+        let is_resolved = self.fault == Fault::FailureResolves;
+        let outcome = if is_resolved { Outcome::Acknowledged } else { Outcome::Failed(shown) };
+        let before = self.scheduler.breaker();
+        let verdict = self.scheduler.outcome(self.now, key, outcome).ok_or("known")?;
+        if self.trace {
+            eprintln!("TRACE {:?} {key:?} {failure:?} {verdict:?}", self.now - self.born);
+        }
+        if let BreakerState::Open { .. } = self.scheduler.breaker()
+            && self.scheduler.breaker() != before
+            && failure.trouble
+        {
+            self.openings += 1;
+            self.troubles = 0;
+        }
+        let flight = self.flights.get_mut(&key).ok_or("known")?;
+        flight.in_flight = false;
+        flight.has_failed = true;
+        flight.failures += 1;
+        flight.attempts -= u32::from(failure.ours);
+        flight.refusals += u32::from(failure.refused);
+        let held = failure.retry_after.map(|asked| self.now + asked.min(self.rules.retry.max));
+        self.held_until = self.held_until.max(held);
+        self.judge(key, verdict)
+    }
+
+    fn judge(&mut self, key: DeliveryKey, verdict: Verdict) -> Check {
+        let flight = self.flights.get_mut(&key).ok_or("known")?;
+        match verdict {
+            Verdict::Done => Ok(()),
+            Verdict::Retry(at) => {
+                let full = (self.rules.retry.initial * (1 << (flight.failures - 1).min(20))).min(self.rules.retry.max);
+                let aged = self.rules.limits.max_age.zip(flight.first).map(|(age, first)| first + age);
+                let earliest = self.now + full / 2 - Duration::from_nanos(1);
+                let held = self.held_until.unwrap_or(self.now);
+                let is_early = at < aged.map_or(earliest, |aged| earliest.min(aged)).max(held);
+                require(!is_early && at <= (self.now + full).max(held), "the wait is U(0.5, 1) of the doubled one")?;
+                flight.not_before = at;
+                self.failed_again(key);
+                Ok(())
+            }
+            Verdict::Split { parts, write } => {
+                let whole = self.flights.remove(&key).ok_or("known")?;
+                self.split(whole, parts, write)
+            }
+            Verdict::Dead { paused, .. } => {
+                self.paused |= paused;
+                let flight = self.flights.remove(&key).ok_or("known")?;
+                flight.members.iter().try_for_each(|load| self.model.seen(load.item))?;
+                self.ended(flight);
+                Ok(())
+            }
+            Verdict::Blocked(_) => {
+                flight.is_blocked = true;
+                self.failed_again(key);
+                Ok(())
+            }
+        }
+    }
+}
