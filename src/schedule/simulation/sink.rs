@@ -328,7 +328,8 @@ impl Life {
             return Ok(());
         };
         if reading.fails {
-            self.scheduler.lanes_unread(self.now, reading.wanted.iter().map(|want| want.group));
+            self.scheduler.lanes_unread(reading.wanted.iter().map(|want| want.group));
+            self.scheduler.unreadable(self.now);
             return Ok(());
         }
         if self.trace {
@@ -356,7 +357,8 @@ impl Life {
             return Ok(());
         };
         if reading.fails {
-            self.scheduler.overflow_unread(self.now);
+            self.scheduler.overflow_unread();
+            self.scheduler.unreadable(self.now);
             return Ok(());
         }
         if self.fault == Fault::PageGone {

@@ -237,5 +237,6 @@ pub(super) fn any_rules(rng: &mut fastrand::Rng) -> Rules {
         split_after: rng.u32(1..4),
         keeps: rng.u8(0..10) > 0,
         enough: (rng.usize(1..30), rng.usize(100..5000)),
+        write_bytes: rng.usize(100..2000),
     }
 }
