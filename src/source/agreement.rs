@@ -171,7 +171,9 @@ mod tests {
     fn refused(bound: &SourceBinding, found: &Found<'_>) -> Trouble {
         match compare(Some(bound), found) {
             Agreement::Refused(trouble) => trouble,
-            other => panic!("should be refused: {other:?}"),
+            other @ (Agreement::Begins { .. } | Agreement::GoesOn | Agreement::GapAccepted) => {
+                panic!("should be refused: {other:?}")
+            }
         }
     }
 

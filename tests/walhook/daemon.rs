@@ -17,13 +17,13 @@ use crate::postgres::{Postgres, state, until};
 
 /// A config file in a directory of its own.
 pub(crate) struct Config {
-    directory: TempDir,
+    directory: Arc<TempDir>,
 }
 
 impl Config {
     /// Writes `text` as walhook.toml.
     pub(crate) fn new(text: &str) -> Self {
-        let config = Self { directory: tempfile::tempdir().unwrap() };
+        let config = Self { directory: Arc::new(tempfile::tempdir().unwrap()) };
         config.rewrite(text);
         config
     }
@@ -103,6 +103,8 @@ pub(crate) struct Daemon {
     readers: Vec<std::thread::JoinHandle<()>>,
     allowed_errors: Vec<String>,
     exited: Option<ExitStatus>,
+    /// Its store is in there.
+    _directory: Arc<TempDir>,
 }
 
 impl Daemon {
@@ -127,7 +129,14 @@ impl Daemon {
             collect(child.stdout.take().unwrap(), Arc::clone(&lines)),
             collect(child.stderr.take().unwrap(), Arc::clone(&lines)),
         ];
-        Self { child, lines, readers, allowed_errors: Vec::new(), exited: None }
+        Self {
+            child,
+            lines,
+            readers,
+            allowed_errors: Vec::new(),
+            exited: None,
+            _directory: Arc::clone(&config.directory),
+        }
     }
 
     /// Starts it and waits until it is ready.
