@@ -76,10 +76,14 @@ fn a_full_store_says_so_and_has_room_for_what_leaves() {
 fn a_batch_without_room_waits_alone_and_is_written_once_when_there_is() {
     let rig = Rig::of_bytes(QUOTA);
     let (store, keys) = rig.open(&["orders", "other"]);
-    let pages = fill(&rig, &store, keys[0]);
-    let big = vec![park(1), noise_page(0, 2048)];
-    let mut stuck = store.submit(Batch { sink: keys[1], ops: big, progress: Some(progress(3, None, &[])) });
-    wait_until("trouble is shown", || store.health().trouble.is_some_and(|trouble| trouble.what.contains("is full")));
+    let full = fill(&rig, &store, keys[0]);
+    // Into the reserve, until less is left than the next batch wants.
+    let pages = full + 10;
+    (full..pages).for_each(|page| write(&store, keys[0], vec![noise_page(page, 64)]));
+    let ops = vec![park(1), noise_page(0, 700)];
+    let mut stuck = store.submit(Batch { sink: keys[1], ops, progress: Some(progress(3, None, &[])) });
+    let shows_trouble = || store.health().trouble.is_some_and(|trouble| trouble.what.contains("is full"));
+    wait_until("trouble is shown", shows_trouble);
     assert!(stuck.try_recv().is_err());
     write_with(&store, keys[0], vec![leave_page(0, 64)], Some(progress(1, None, &[])));
     assert!(stuck.try_recv().is_err());
@@ -89,7 +93,7 @@ fn a_batch_without_room_waits_alone_and_is_written_once_when_there_is() {
     write(&store, keys[0], (1..pages).map(|page| leave_page(page, 64)).collect());
     stuck.blocking_recv().unwrap();
     let other = store.load("app", "other").unwrap().1;
-    assert_eq!((other.deliveries.len(), other.overflow.messages), (1, 2048));
+    assert_eq!((other.deliveries.len(), other.overflow.messages), (1, 700));
     assert_eq!(other.progress, Some(progress(3, None, &[])));
 }
 
