@@ -15,15 +15,15 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::postgres::{Postgres, state, until};
 
-/// A config file in a directory of its own.
+/// A config file in a directory of its own, which the store is in too.
 pub(crate) struct Config {
-    directory: TempDir,
+    directory: Arc<TempDir>,
 }
 
 impl Config {
     /// Writes `text` as walhook.toml.
     pub(crate) fn new(text: &str) -> Self {
-        let config = Self { directory: tempfile::tempdir().unwrap() };
+        let config = Self { directory: Arc::new(tempfile::tempdir().unwrap()) };
         config.rewrite(text);
         config
     }
@@ -103,6 +103,8 @@ pub(crate) struct Daemon {
     readers: Vec<std::thread::JoinHandle<()>>,
     allowed_errors: Vec<String>,
     exited: Option<ExitStatus>,
+    /// Stays for as long as the daemon does.
+    _directory: Arc<TempDir>,
 }
 
 impl Daemon {
@@ -127,7 +129,8 @@ impl Daemon {
             collect(child.stdout.take().unwrap(), Arc::clone(&lines)),
             collect(child.stderr.take().unwrap(), Arc::clone(&lines)),
         ];
-        Self { child, lines, readers, allowed_errors: Vec::new(), exited: None }
+        let directory = Arc::clone(&config.directory);
+        Self { child, lines, readers, allowed_errors: Vec::new(), exited: None, _directory: directory }
     }
 
     /// Starts it and waits until it is ready.
