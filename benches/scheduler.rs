@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use walhook::change::Lsn;
-use walhook::schedule::{Command, GroupId, Groups, Message, Outcome, RetryRule, Rules, Scheduler};
+use walhook::change::{Lsn, Position};
+use walhook::schedule::{Command, GroupId, Groups, Limits, Message, OnExhausted, Outcome, RetryRule, Rules, Scheduler};
 
 fn rules(batch_size: usize) -> Rules {
     Rules {
@@ -14,6 +14,12 @@ fn rules(batch_size: usize) -> Rules {
         max_ack_pending: 10_000,
         max_in_flight: 32,
         retry: RetryRule { initial: Duration::from_secs(1), max: Duration::from_secs(180) },
+        limits: Limits::default(),
+        on_exhausted: OnExhausted::Continue,
+        split_after: 3,
+        keeps: true,
+        enough: (8192, 4 << 20),
+        write_bytes: 1 << 20,
     }
 }
 
@@ -39,7 +45,8 @@ impl Life {
         let number = self.next % self.waiting;
         // Groups are hashes: spread over all 64 bits.
         let group = Groups::One(GroupId((number + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15)));
-        self.scheduler.push(self.now, Message { groups: group, bytes: 500, payload: self.next });
+        let position = Position { commit_lsn: Lsn(self.next + 1), index: 1 };
+        self.scheduler.push(self.now, Message { groups: group, bytes: 500, position, payload: self.next });
         self.scheduler.mark(Lsn(self.next));
         self.next += 1;
     }

@@ -15,7 +15,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::postgres::{Postgres, state, until};
 
-/// A config file in a directory of its own.
+/// A config file in a directory of its own, which the store is in too.
 pub(crate) struct Config {
     directory: Arc<TempDir>,
 }
@@ -103,7 +103,11 @@ pub(crate) struct Daemon {
     readers: Vec<std::thread::JoinHandle<()>>,
     allowed_errors: Vec<String>,
     exited: Option<ExitStatus>,
+<<<<<<< HEAD
     /// Its store is in there.
+=======
+    /// Stays for as long as the daemon does.
+>>>>>>> accept
     _directory: Arc<TempDir>,
 }
 
@@ -129,6 +133,7 @@ impl Daemon {
             collect(child.stdout.take().unwrap(), Arc::clone(&lines)),
             collect(child.stderr.take().unwrap(), Arc::clone(&lines)),
         ];
+<<<<<<< HEAD
         Self {
             child,
             lines,
@@ -137,6 +142,10 @@ impl Daemon {
             exited: None,
             _directory: Arc::clone(&config.directory),
         }
+=======
+        let directory = Arc::clone(&config.directory);
+        Self { child, lines, readers, allowed_errors: Vec::new(), exited: None, _directory: directory }
+>>>>>>> accept
     }
 
     /// Starts it and waits until it is ready.

@@ -183,8 +183,21 @@ impl Syncs {
 
     /// How often a file of this name was synced.
     pub(crate) fn count(&self, name: &str) -> usize {
+        self.log().iter().filter(|(synced, _)| synced == name).count()
+    }
+
+    /// How long the slowest took, with what the library does beside it.
+    pub(crate) fn slowest(&self) -> Duration {
+        self.log().iter().map(|(_, took)| *took).max().unwrap_or_default()
+    }
+
+    fn log(&self) -> Vec<(String, Duration)> {
         let log = std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default();
-        log.lines().filter(|line| *line == name).count()
+        let entry = |line: &str| {
+            let (name, micros) = line.split_once(' ')?;
+            Some((name.to_owned(), Duration::from_micros(micros.parse().ok()?)))
+        };
+        log.lines().filter_map(entry).collect()
     }
 
     /// Leaves in `state` only what was synced.

@@ -1,4 +1,4 @@
-/* Logs every fsync and fdatasync of a file by its name (SYNCS_LOG), and keeps what is on the disk after it (SYNCS_KEEP):
+/* Logs every fsync and fdatasync of a file by its name and the microseconds it took (SYNCS_LOG), and keeps what is on the disk after it (SYNCS_KEEP):
  * loaded before the C library, it lets a test see what a daemon made durable, and lose the rest. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 static void keep(int fd, const char *name) {
@@ -28,8 +29,14 @@ static void keep(int fd, const char *name) {
     if (rename(fresh, path) != 0) abort();
 }
 
-static void note(int fd) {
-    char link[64], target[PATH_MAX], line[PATH_MAX + 1];
+static long long micros(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000000LL + now.tv_nsec / 1000;
+}
+
+static void note(int fd, long long began) {
+    char link[64], target[PATH_MAX], line[PATH_MAX + 32];
     const char *log = getenv("SYNCS_LOG");
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
     ssize_t length = readlink(link, target, sizeof target - 1);
@@ -42,15 +49,16 @@ static void note(int fd) {
     keep(fd, name);
     int out = open(log, O_WRONLY | O_CREAT | O_APPEND, 0600);
     if (out < 0) abort();
-    int size = snprintf(line, sizeof line, "%s\n", name);
+    int size = snprintf(line, sizeof line, "%s %lld\n", name, micros() - began);
     if (write(out, line, (size_t)size) != size) abort();
     close(out);
 }
 
 static int synced(const char *which, int fd) {
     int (*real)(int) = (int (*)(int))dlsym(RTLD_NEXT, which);
+    long long began = micros();
     int result = real(fd), kept = errno;
-    if (result == 0) note(fd);
+    if (result == 0) note(fd, began);
     errno = kept;
     return result;
 }

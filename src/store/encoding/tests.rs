@@ -1,3 +1,5 @@
+//! What is written reads the same, and damaged bytes are refused.
+
 #![expect(clippy::indexing_slicing, clippy::arithmetic_side_effects, reason = "a test may panic")]
 
 use std::sync::Arc;
