@@ -103,11 +103,7 @@ pub(crate) struct Daemon {
     readers: Vec<std::thread::JoinHandle<()>>,
     allowed_errors: Vec<String>,
     exited: Option<ExitStatus>,
-<<<<<<< HEAD
-    /// Its store is in there.
-=======
     /// Stays for as long as the daemon does.
->>>>>>> accept
     _directory: Arc<TempDir>,
 }
 
@@ -133,19 +129,8 @@ impl Daemon {
             collect(child.stdout.take().unwrap(), Arc::clone(&lines)),
             collect(child.stderr.take().unwrap(), Arc::clone(&lines)),
         ];
-<<<<<<< HEAD
-        Self {
-            child,
-            lines,
-            readers,
-            allowed_errors: Vec::new(),
-            exited: None,
-            _directory: Arc::clone(&config.directory),
-        }
-=======
         let directory = Arc::clone(&config.directory);
         Self { child, lines, readers, allowed_errors: Vec::new(), exited: None, _directory: directory }
->>>>>>> accept
     }
 
     /// Starts it and waits until it is ready.
