@@ -93,7 +93,7 @@ fn create(path: &Path) -> Result<File, StoreError> {
 pub(super) fn open_state(paths: &Paths, budget: &Budget) -> Result<Connection, StoreError> {
     open_to_write(&paths.state, &schema::STATE, |db| {
         db.pragma_update(None, "synchronous", "FULL")?;
-        db.pragma_update(None, "cache_size", -8192)?;
+        db.pragma_update(None, "cache_size", -16384)?;
         db.pragma_update(None, "journal_size_limit", budget.wal_bytes.cast_signed())?;
         set_pages_max(db, budget.state_pages_max())
     })

@@ -10,6 +10,7 @@ use rusqlite::{Connection, OptionalExtension as _, named_params, params};
 use tracing::debug;
 
 use super::batch::SinkKey;
+use crate::failpoint;
 
 /// Pages remembered at most; beyond, all are forgotten.
 const REMEMBERED_MAX: usize = 4096;
@@ -100,6 +101,7 @@ impl Pages {
                 db.prepare_cached("DELETE FROM page WHERE key = ?1")?.execute([page.key])?;
                 self.known.remove(&name);
             }
+            failpoint::hit("store.in_leave");
         }
         if self.known.len() > REMEMBERED_MAX {
             self.known.clear();

@@ -1,6 +1,6 @@
 //! Messages that wait: in the lanes of their groups, or in pages of the overflow.
 
-use rusqlite::{Connection, OptionalExtension as _, named_params};
+use rusqlite::{Connection, OptionalExtension as _, named_params, params};
 use tracing::debug;
 
 use crate::change::Position;
@@ -10,53 +10,58 @@ use crate::store::batch::{Home, KeptMessage, SinkKey, UNGROUPED};
 use crate::store::encoding::{Packing, message_to_bytes, page_to_bytes, seal};
 use crate::store::pages::{Pages, bits_bytes};
 
+/// A row of `lane_group`, in the order of its key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct GroupRow {
+    group: i64,
+    lsn: i64,
+    index: i64,
+}
+
 pub(super) fn lanes(db: &Connection, sink: SinkKey, messages: &[KeptMessage]) -> rusqlite::Result<()> {
+    let mut insert = db.prepare_cached(
+        "INSERT INTO lane (sink, lsn, idx, grp, grp2, message) VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT DO NOTHING",
+    )?;
+    let mut rows = Vec::with_capacity(messages.len());
     for message in messages {
-        if !insert_lane(db, sink, message)? {
-            debug!(sink = sink.0, position = ?message.facts.position, "a message comes again to its lane");
-            leave_lane(db, sink, message.facts.position)?;
-            insert_lane(db, sink, message)?;
+        let position = message.facts.position;
+        let (lsn, index) = columns(position);
+        let (first, second) = lanes_of(message.facts.groups);
+        let sealed = seal(&message_to_bytes(message), Packing::Plain);
+        let values = params![sink.0, lsn, index, first, second, sealed];
+        if insert.execute(values)? == 0 {
+            debug!(sink = sink.0, ?position, "a message comes again to its lane");
+            rows.retain(|row: &GroupRow| (row.lsn, row.index) != (lsn, index));
+            leave_lanes(db, sink, &[position])?;
+            insert.execute(values)?;
         }
+        rows.extend([Some(first), second].into_iter().flatten().map(|group| GroupRow { group, lsn, index }));
         failpoint::hit("store.in_lanes");
+    }
+    each_group_row(db, sink, rows, "INSERT INTO lane_group (sink, grp, lsn, idx) VALUES (?1, ?2, ?3, ?4)")
+}
+
+/// Does it for each row, in the order of the key, so that each page of the index is looked up once.
+fn each_group_row(db: &Connection, sink: SinkKey, mut rows: Vec<GroupRow>, sql: &str) -> rusqlite::Result<()> {
+    rows.sort_unstable();
+    let mut statement = db.prepare_cached(sql)?;
+    for GroupRow { group, lsn, index } in rows {
+        statement.execute([sink.0, group, lsn, index])?;
     }
     Ok(())
 }
 
-/// False: it is there.
-fn insert_lane(db: &Connection, sink: SinkKey, message: &KeptMessage) -> rusqlite::Result<bool> {
-    let position = message.facts.position;
-    let (lsn, index) = (position.commit_lsn.0.cast_signed(), position.index.cast_signed());
-    let (first, second) = lanes_of(message.facts.groups);
-    let inserted = db
-        .prepare_cached(
-            "INSERT INTO lane (sink, lsn, idx, grp, grp2, message)
-             VALUES (:sink, :lsn, :idx, :grp, :grp2, :message) ON CONFLICT DO NOTHING",
-        )?
-        .execute(named_params! {
-            ":sink": sink.0,
-            ":lsn": lsn,
-            ":idx": index,
-            ":grp": first.0.cast_signed(),
-            ":grp2": second.map(|group| group.0.cast_signed()),
-            ":message": seal(&message_to_bytes(message), Packing::Plain),
-        })?;
-    if inserted == 0 {
-        return Ok(false);
-    }
-    let mut insert =
-        db.prepare_cached("INSERT INTO lane_group (sink, grp, lsn, idx) VALUES (:sink, :grp, :lsn, :idx)")?;
-    for group in [Some(first), second].into_iter().flatten() {
-        insert.execute(named_params! { ":sink": sink.0, ":grp": group.0.cast_signed(), ":lsn": lsn, ":idx": index })?;
-    }
-    Ok(true)
+fn columns(position: Position) -> (i64, i64) {
+    (position.commit_lsn.0.cast_signed(), position.index.cast_signed())
 }
 
-fn lanes_of(groups: Groups) -> (GroupId, Option<GroupId>) {
+fn lanes_of(groups: Groups) -> (i64, Option<i64>) {
+    let column = |group: GroupId| group.0.cast_signed();
     match groups {
-        Groups::None => (UNGROUPED, None),
-        Groups::One(group) => (group, None),
-        Groups::Two(old, new) if old == new => (new, None),
-        Groups::Two(old, new) => (old, Some(new)),
+        Groups::None => (column(UNGROUPED), None),
+        Groups::One(group) => (column(group), None),
+        Groups::Two(old, new) if old == new => (column(new), None),
+        Groups::Two(old, new) => (column(old), Some(column(new))),
     }
 }
 
@@ -86,30 +91,30 @@ pub(super) fn page(db: &Connection, sink: SinkKey, page: u64, messages: &[KeptMe
 }
 
 pub(super) fn leave(db: &Connection, pages: &mut Pages, sink: SinkKey, homes: &[Home]) -> rusqlite::Result<()> {
+    let mut from_lanes = Vec::new();
     for home in homes {
         match home {
-            Home::Lane(position) => leave_lane(db, sink, *position)?,
+            Home::Lane(position) => from_lanes.push(*position),
             Home::Page { page, index } => pages.leave(db, sink, *page, *index)?,
         }
-        failpoint::hit("store.in_leave");
     }
-    Ok(())
+    leave_lanes(db, sink, &from_lanes)
 }
 
-fn leave_lane(db: &Connection, sink: SinkKey, position: Position) -> rusqlite::Result<()> {
-    let (lsn, index) = (position.commit_lsn.0.cast_signed(), position.index.cast_signed());
-    let groups: Option<(i64, Option<i64>)> = db
-        .prepare_cached("DELETE FROM lane WHERE sink = :sink AND lsn = :lsn AND idx = :idx RETURNING grp, grp2")?
-        .query_row(named_params! { ":sink": sink.0, ":lsn": lsn, ":idx": index }, |row| Ok((row.get(0)?, row.get(1)?)))
-        .optional()?;
-    let Some((first, second)) = groups else {
-        debug!(sink = sink.0, ?position, "a message left a lane in which it was not");
-        return Ok(());
-    };
+fn leave_lanes(db: &Connection, sink: SinkKey, positions: &[Position]) -> rusqlite::Result<()> {
     let mut delete =
-        db.prepare_cached("DELETE FROM lane_group WHERE sink = :sink AND grp = :grp AND lsn = :lsn AND idx = :idx")?;
-    for group in [Some(first), second].into_iter().flatten() {
-        delete.execute(named_params! { ":sink": sink.0, ":grp": group, ":lsn": lsn, ":idx": index })?;
+        db.prepare_cached("DELETE FROM lane WHERE sink = ?1 AND lsn = ?2 AND idx = ?3 RETURNING grp, grp2")?;
+    let mut rows = Vec::with_capacity(positions.len());
+    for position in positions {
+        let (lsn, index) = columns(*position);
+        let groups: Option<(i64, Option<i64>)> =
+            delete.query_row((sink.0, lsn, index), |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
+        let Some((first, second)) = groups else {
+            debug!(sink = sink.0, ?position, "a message left a lane in which it was not");
+            continue;
+        };
+        rows.extend([Some(first), second].into_iter().flatten().map(|group| GroupRow { group, lsn, index }));
+        failpoint::hit("store.in_leave");
     }
-    Ok(())
+    each_group_row(db, sink, rows, "DELETE FROM lane_group WHERE sink = ?1 AND grp = ?2 AND lsn = ?3 AND idx = ?4")
 }
