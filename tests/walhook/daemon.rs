@@ -350,6 +350,17 @@ impl Metrics {
     }
 }
 
+impl Metrics {
+    /// The bound under which all samples of a histogram of seconds lie; some minutes if there is none.
+    pub(crate) fn slowest(&self, name: &str) -> Duration {
+        let all = self.sum(&format!("{name}_count"), &[]).unwrap_or_default();
+        let bucket = format!("{name}_bucket");
+        let bounds = self.samples.iter().filter(|(have, _, count)| *have == bucket && *count >= all);
+        let bounds = bounds.filter_map(|(_, labels, _)| labels["le"].parse::<f64>().ok());
+        Duration::from_secs_f64(bounds.fold(300.0, f64::min))
+    }
+}
+
 /// What `/readyz` calls wrong, as text; the names of all sources and sinks stand elsewhere in its body.
 pub(crate) fn troubles(body: &Value) -> String {
     body["troubles"].to_string()
@@ -367,4 +378,6 @@ fn metrics_are_read_with_labels() {
     assert_eq!(metrics.sum("a", &[("y", "b c")]), Some(2.0));
     assert_eq!(metrics.sum("b", &[]), Some(1000.0));
     assert_eq!(metrics.sum("c", &[]), None);
+    let buckets = "h_bucket{le=\"0.1\"} 2\nh_bucket{le=\"0.5\"} 3\nh_bucket{le=\"+Inf\"} 3\nh_count 3\n";
+    assert_eq!(Metrics::parse(buckets).slowest("h"), Duration::from_millis(500));
 }
