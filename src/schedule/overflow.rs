@@ -54,7 +54,7 @@ impl<P> Overflow<P> {
 
     /// Messages in the store and on their way into it.
     pub(super) fn stored(&self) -> usize {
-        self.stored + self.writing - self.early
+        self.stored + self.writing.saturating_sub(self.early)
     }
 
     /// Messages that are in memory, and their bytes.

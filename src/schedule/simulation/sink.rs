@@ -210,9 +210,9 @@ impl Life {
         }
     }
 
-    /// It is in the batch on its way.
-    pub(super) fn sends(&self, index: usize) -> bool {
-        self.sent.as_ref().is_some_and(|sent| sent.batch.puts().contains(&index))
+    /// What is in the batch on its way.
+    pub(super) fn sent_items(&self) -> BTreeSet<usize> {
+        self.sent.as_ref().map(|sent| sent.batch.puts()).unwrap_or_default()
     }
 
     /// What the store's side does next by itself.
@@ -249,13 +249,11 @@ impl Life {
         }
         self.model.check_progress(&progress, &puts)?;
         batch.progress = Some(progress);
-        if self.trace {
-            eprintln!("TRACE {:?} submit {batch:?}", self.now - self.born);
-        }
+        self.note(|_| format!("submit {batch:?}"));
         if self.fault == Fault::TellEarly {
             self.tell(&batch);
         }
-        let span = if self.is_prompt { 50 } else { 3000 };
+        let span = if self.is_prompt && self.fault != Fault::SlowStore { 50 } else { 3000 };
         let durable_at = self.now + MS * self.rng.u32(0..span);
         let told_at = durable_at + MS * self.rng.u32(0..20);
         self.sent = Some(Sent { batch, durable_at, is_durable: false, told_at });
@@ -294,12 +292,8 @@ impl Life {
             for item in sent.batch.puts_of(|id| self.flights.values().any(|flight| flight.id == id)) {
                 self.model.items[item].resolved = true;
             }
-            if self.trace {
-                eprintln!("TRACE {:?} durable", self.now - self.born);
-            }
-            if self.fault != Fault::TellNever {
-                self.tell(&sent.batch);
-            }
+            self.note(|_| "durable".to_owned());
+            self.tell(&sent.batch);
             self.model.check_watermark(self.scheduler.resolved())?;
         }
         Ok(())
@@ -332,9 +326,7 @@ impl Life {
             self.scheduler.unreadable(self.now);
             return Ok(());
         }
-        if self.trace {
-            eprintln!("TRACE {:?} lanes read {lanes:?}", self.now - self.born);
-        }
+        self.note(|_| format!("lanes read {lanes:?}"));
         let missing = self.scheduler.lanes_read(self.now, lanes);
         require(missing == 0, "complete: the store has fewer in its lanes than it should")
     }
@@ -365,9 +357,7 @@ impl Life {
             self.durable.pages.retain(|number, _| *number >= next);
         }
         self.next_page_read = if self.fault == Fault::PageTwice { reading.wanted } else { next };
-        if self.trace {
-            eprintln!("TRACE {:?} page read {messages:?}", self.now - self.born);
-        }
+        self.note(|_| format!("page read {messages:?}"));
         let missing = self.scheduler.overflow_read(self.now, messages);
         require(missing == 0, "complete: the store has fewer in its pages than it should")
     }

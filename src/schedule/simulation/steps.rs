@@ -185,8 +185,9 @@ impl Life {
         }
         let has_room = counts.ack_pending < self.rules.max_ack_pending && !(self.cramped && in_flight > 0);
         let is_free = |index: usize| self.model.before(index).next().is_none() && !self.is_taken(index);
-        if has_room && !self.scheduler.is_overflowing() {
-            let mut waiting = self.known().filter(|index| !self.is_in_store(*index) && is_free(*index));
+        if has_room && counts.waiting > 0 && !self.scheduler.is_overflowing() {
+            let stored = self.stored();
+            let mut waiting = self.known().filter(|index| !stored.contains(index) && is_free(*index));
             require(waiting.next().is_none(), "what can go later has a time")?;
         }
         let is_writing = self.sent.is_some() || !self.collecting.ops.is_empty();
@@ -207,9 +208,9 @@ impl Life {
         slots.any(|message| message.payload.item == index)
     }
 
-    /// It is in the store, or on its way.
-    fn is_in_store(&self, index: usize) -> bool {
-        self.durable.items().any(|item| item == index) || self.collecting.puts().contains(&index) || self.sends(index)
+    /// What is in the store, or on its way.
+    fn stored(&self) -> BTreeSet<usize> {
+        self.durable.items().chain(self.collecting.puts()).chain(self.sent_items()).collect()
     }
 }
 
