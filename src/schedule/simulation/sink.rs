@@ -147,9 +147,17 @@ impl Life {
     /// It is acknowledged, or dead.
     pub(super) fn ended(&mut self, flight: Flight) {
         let items: Vec<usize> = flight.members.iter().map(|load| load.item).collect();
+        // What was read back before it was said to be durable is resolved when that is said.
+        let is_early = |op: &Op| match op {
+            Op::Page(_, items) => items.clone(),
+            Op::Lanes(messages) => messages.iter().map(|(item, _)| *item).collect(),
+            Op::Put(..) | Op::Gone(_) | Op::Leave(_) | Op::Done(_) => Vec::new(),
+        };
+        let early: BTreeSet<usize> =
+            self.sent.iter().flat_map(|sent| sent.batch.ops.iter().flat_map(is_early)).collect();
         for item in &items {
             self.model.items[*item].done = true;
-            self.model.items[*item].resolved = true;
+            self.model.items[*item].resolved |= !early.contains(item);
         }
         if flight.is_kept {
             self.collecting.ops.push(Op::Gone(flight.id));
