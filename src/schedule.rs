@@ -93,6 +93,8 @@ pub struct Scheduler<P> {
     paused: bool,
     /// Nothing new is written or read back.
     stopping: bool,
+    /// What is delivered cannot be noted: no attempt starts.
+    stalled: bool,
     /// Memory is short: no new delivery while another is in flight.
     cramped: bool,
     /// The sink's share of memory is full, or the source falls behind because of it.
@@ -152,6 +154,7 @@ impl<P> Scheduler<P> {
             groups_held: 0,
             paused: false,
             stopping: false,
+            stalled: false,
             cramped: false,
             crowded: false,
             replaying: false,
@@ -238,6 +241,12 @@ impl<P> Scheduler<P> {
         self.cramped = cramped;
     }
 
+    /// The store has not taken anything for long, or it does again: until then no attempt starts, since what is delivered
+    /// could not be noted and would come again after a crash.
+    pub fn set_stalled(&mut self, stalled: bool) {
+        self.stalled = stalled;
+    }
+
     /// The sink's share of memory is full, or the source falls behind because of it: new messages go to the store.
     pub fn set_crowded(&mut self, crowded: bool) {
         self.crowded = crowded;
@@ -277,15 +286,17 @@ impl<P> Scheduler<P> {
     }
 
     fn start(&mut self, now: Instant) -> Option<Command<P>> {
-        if self.paused || self.held_until.is_some() || self.in_flight >= self.rules.max_in_flight {
+        if self.is_held() || self.held_until.is_some() {
             return None;
         }
         if self.breaker.allowance(now, self.in_flight) == 0 {
             return None;
         }
         if self.breaker.is_open() {
-            // A probe: what has failed already is at stake first.
-            return self.retry_next(now).or_else(|| self.retry_early(now)).or_else(|| self.form_next(now));
+            // A probe need not be due; new deliveries have their turn too, in case those that failed cannot be sent at all.
+            let fresh = if self.retry_had_last_turn { self.form_next(now) } else { None };
+            let probe = fresh.or_else(|| self.retry_next(now)).or_else(|| self.retry_early(now));
+            return probe.or_else(|| self.form_next(now));
         }
         if self.retry_had_last_turn {
             self.form_next(now).or_else(|| self.retry_next(now))
@@ -300,8 +311,15 @@ impl<P> Scheduler<P> {
         [start, keep, read].into_iter().flatten().min()
     }
 
+    /// Whether no attempt starts before something happens. While memory is short one goes at a time, since its body needs
+    /// room, be it rendered or fetched.
+    fn is_held(&self) -> bool {
+        let is_cramped = self.cramped && self.in_flight > 0;
+        self.paused || self.stalled || is_cramped || self.in_flight >= self.rules.max_in_flight
+    }
+
     fn start_at(&mut self) -> Option<Instant> {
-        if self.paused || self.in_flight >= self.rules.max_in_flight {
+        if self.is_held() {
             return None;
         }
         let due = self.due.front().map(|(at, _)| *at);
@@ -367,7 +385,7 @@ impl<P> Scheduler<P> {
     /// When a new delivery may be formed, as far as messages and `max_ack_pending` go.
     fn fresh_at(&mut self) -> Option<Instant> {
         let room = self.rules.max_ack_pending.saturating_sub(self.ack_pending);
-        if room == 0 || (self.cramped && self.in_flight > 0) {
+        if room == 0 {
             return None;
         }
         let since = self.backlog.ready_since()?;

@@ -241,6 +241,8 @@ impl Task {
     fn carry_out(&mut self) {
         let now = Instant::now();
         self.scheduler.set_crowded(self.is_over_share() || self.sink.progress.is_overdue());
+        let is_stalled = self.ledger.is_stalled(now);
+        self.scheduler.set_stalled(is_stalled);
         self.scheduler.set_room(self.room());
         while let Some(command) = self.scheduler.poll(now) {
             match command {
@@ -318,7 +320,9 @@ impl Task {
         self.sink.progress.set_saturated(enough && !overflows);
         let is_replaying = self.resume.as_ref().is_some_and(Resume::is_replaying);
         let can_write = self.room() == schedule::StoreRoom::Open;
-        self.sink.progress.set_holds(self.sink.keeps && !can_write && !is_replaying && self.is_over_share());
+        let has_no_room = self.sink.keeps && !can_write && self.is_over_share();
+        let is_stalled = self.ledger.is_stalled(Instant::now());
+        self.sink.progress.set_holds(!is_replaying && (has_no_room || is_stalled));
         let waiting = (counts.unresolved + counts.waiting).saturating_sub(counts.ack_pending);
         let lanes = self.scheduler.lanes() * Scheduler::<Payload>::LANE_BYTES * 2;
         self.overhead.set(waiting * MESSAGE_OVERHEAD_BYTES + counts.ack_pending * MEMBER_BYTES + lanes);
@@ -331,7 +335,9 @@ impl Task {
             self.sink.text_fallback_values.increment(fallbacks.saturating_sub(self.fallbacks_counted));
             self.fallbacks_counted = fallbacks;
         }
-        let view = self.report.view(&self.sink, &self.scheduler);
+        let stored = self.deliveries.values().filter(|delivery| delivery.stored.is_some());
+        let parked = stored.map(|delivery| delivery.created_at).min();
+        let view = self.report.view(&self.sink, &self.scheduler, parked);
         self.sink.views.sinks.insert(self.sink.config.name.clone(), view);
     }
 }

@@ -109,7 +109,7 @@ pub struct SinkReport {
     /// Dead letters that the store keeps.
     pub dead_letters: u64,
     /// Seconds since the oldest unresolved message was received.
-    pub oldest_unresolved_age_seconds: Option<u64>,
+    pub oldest_undelivered_age_seconds: Option<u64>,
     /// Everything up to here is resolved.
     pub resolved_lsn: String,
 }
@@ -285,7 +285,7 @@ fn sink_report(view: SinkView, now: SystemTime) -> SinkReport {
         stored_messages: view.lane_messages.saturating_add(view.overflow_messages),
         blocked_deliveries: view.blocked_deliveries,
         dead_letters: view.dead_letters,
-        oldest_unresolved_age_seconds: sink_health::oldest_age(&view, now).map(|age| age.as_secs()),
+        oldest_undelivered_age_seconds: sink_health::oldest_age(&view, now).map(|age| age.as_secs()),
         resolved_lsn: view.resolved.to_string(),
         source: view.source,
     }

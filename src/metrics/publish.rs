@@ -161,7 +161,7 @@ mod tests {
         let views = Views::default();
         let view = SinkView { source: "app".into(), oldest_received_at: Some(then), ..SinkView::default() };
         views.sinks.insert("orders".into(), view);
-        let name = "walhook_sink_oldest_unresolved_age_seconds{source=\"app\",sink=\"orders\"}";
+        let name = "walhook_sink_oldest_undelivered_age_seconds{source=\"app\",sink=\"orders\"}";
         assert!(shown(&views, then + Duration::from_secs(90)).contains(&format!("{name} 90\n")));
         assert!(shown(&views, then - Duration::from_secs(90)).contains(&format!("{name} 0\n")));
     }

@@ -18,8 +18,8 @@
 //! still end that opening by a sign of life; otherwise it says nothing: its failure neither lengthens the wait nor fails
 //! the probe nor disturbs the ramp-up, and it takes no place in the ramp-up's limit.
 //!
-//! A probe of which nothing can be said ends, and the next may start at once: the wait is over, and the endpoint has not
-//! asked for another one.
+//! A probe of which nothing can be said ends, and the next may start after the first wait: the endpoint has not asked for a
+//! longer one, and what failed on our side should not be tried in a circle.
 
 use std::time::Instant;
 
@@ -112,7 +112,7 @@ impl Breaker {
             Heard::Life if is_fresh || self.is_open() => self.life(),
             Heard::Trouble if is_fresh => self.trouble(now, rng),
             Heard::Nothing if is_fresh && matches!(self.phase, Phase::Probing) => {
-                self.phase = Phase::Open { until: now };
+                self.phase = Phase::Open { until: now + self.rule.initial };
             }
             Heard::Life | Heard::Trouble | Heard::Nothing => {}
         }
@@ -134,13 +134,6 @@ impl Breaker {
         match self.phase {
             Phase::Open { until } => Some(until),
             Phase::Closed { .. } | Phase::Probing | Phase::RampUp { .. } => None,
-        }
-    }
-
-    /// A person has the wait end early.
-    pub(super) fn probe_now(&mut self, now: Instant) {
-        if let Phase::Open { until } = &mut self.phase {
-            *until = now.min(*until);
         }
     }
 

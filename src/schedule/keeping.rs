@@ -100,7 +100,10 @@ impl<P> Scheduler<P> {
         self.paused
             || self.crowded
             || self.breaker.is_open()
-            || self.backlog.ready_since().is_some_and(|since| now.saturating_duration_since(since) >= BEHIND_AFTER)
+            || self
+                .backlog
+                .ready_since()
+                .is_some_and(|since| now.saturating_duration_since(since) >= BEHIND_AFTER + self.rules.batch_timeout)
     }
 
     /// What is to be written now.
@@ -298,9 +301,13 @@ impl<P> Scheduler<P> {
         !self.paused && self.backlog.ready_messages() < messages && self.backlog.ready_bytes() < bytes
     }
 
+    /// Pages are read while little has come back that is not in a delivery, be it deliverable or behind others.
     fn wants_page(&self) -> bool {
-        let has_room = self.overflow.has_again() || self.loaded.unresolved() < self.rules.enough.0;
-        has_room && self.overflow.can_be_read()
+        let (messages, bytes) = self.rules.enough;
+        let is_short = self.cramped && self.backlog.len() > 0;
+        let has_room =
+            self.loaded.unresolved() < messages && self.backlog.bytes() < bytes.saturating_mul(2) && !is_short;
+        (self.overflow.has_again() || has_room) && self.overflow.can_be_read()
     }
 
     /// When something is to be read, if nothing else happens before.

@@ -59,6 +59,8 @@ impl Task {
     pub(super) fn start(&mut self, key: DeliveryKey, number: u32) {
         let Some(delivery) = self.deliveries.get_mut(&key) else { return };
         let Some(rendering) = self.rendering.clone() else { return };
+        // One that is parked while it hangs has used up this attempt.
+        delivery.tries.attempts = number;
         delivery.tries.first_attempt_micros.get_or_insert_with(|| micros_of(SystemTime::now()));
         let (content, members) = (delivery.content.clone(), Arc::clone(&delivery.members));
         let (endpoint, memory) = (self.sink.endpoint.clone(), self.sink.memory.clone());
@@ -70,8 +72,7 @@ impl Task {
                 let frozen = match content {
                     Content::Frozen(frozen) => frozen,
                     Content::Messages(messages, early) => {
-                        let frozen = freeze(&config, &rendering, &memory, &messages);
-                        early.get_or_init(|| frozen).clone()
+                        early.get_or_init(|| freeze(&config, &rendering, &memory, &messages)).clone()
                     }
                     Content::Stored(id) => match fetch(&place, id, &members, &memory).await {
                         Ok(frozen) => frozen,
@@ -145,6 +146,12 @@ impl Task {
         };
         self.sink.metrics.failed(category.as_str());
         self.describe(key, frozen.as_ref());
+        let has_room = self.deliveries.get(&key).is_some_and(|delivery| {
+            let body = frozen.as_ref().or(delivery.content.frozen());
+            delivery.stored.is_some() || body.is_none_or(|frozen| self.ledger.takes(frozen.body.len()))
+        });
+        // What becomes of it depends on whether the store can have it.
+        self.scheduler.set_room(if has_room { self.room() } else { schedule::StoreRoom::Shut });
         let Some(verdict) = self.scheduler.outcome(Instant::now(), key, Outcome::Failed(failure)) else { return };
         self.note_failure(key, &failed, &verdict);
         let Some(delivery) = self.deliveries.get(&key) else { return };

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use crate::change::{Change, OldRow, Position, Row, Tuple};
 use crate::config::SinkConfig;
 use crate::deliver::frozen::{DeliveryId, Frozen};
-use crate::memory::{Charge, Memory};
+use crate::memory::Memory;
 use crate::record::Rendering;
 use crate::schedule::Groups;
 use crate::source::route::group_text;
@@ -31,8 +31,6 @@ pub(super) enum Payload {
 pub(super) struct ReadBack {
     pub(super) message: KeptMessage,
     pub(super) home: Home,
-    /// Of what was read together with it.
-    pub(super) _charge: Arc<Charge>,
     pub(super) read_at: Instant,
 }
 

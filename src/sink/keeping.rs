@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use tracing::error;
 
+use super::Task;
 use super::content::{Delivery, Payload, ReadBack, keep};
-use super::{MESSAGE_OVERHEAD_BYTES, Task};
 use crate::deliver::frozen::{DeliveryId, Frozen};
 use crate::schedule::{DeliveryKey, GroupId, Groups, Message, Want, WriteId};
 use crate::source::chain;
@@ -22,6 +22,9 @@ pub(super) enum Read {
     Lanes(Vec<GroupId>, Result<Vec<LaneRead>, StoreError>),
     Pages(Result<Vec<Page>, StoreError>),
 }
+
+/// Bytes of a lane's message in the store: its row, its JSON, its places in two indexes.
+const LANE_ROW_BYTES: usize = 512;
 
 impl Task {
     /// A delivery goes into the store.
@@ -66,7 +69,7 @@ impl Task {
             self.ledger.note(Op::Leave(leaves), 0);
         }
         if !kept.is_empty() {
-            let bytes = bytes_of(&kept);
+            let bytes = bytes_of(&kept) + kept.len() * LANE_ROW_BYTES;
             self.ledger.note(Op::Lanes(kept), bytes);
         }
         self.ledger.answers(write);
@@ -86,7 +89,8 @@ impl Task {
 
     pub(super) fn read_lanes(&mut self, wants: Vec<Want>) {
         let (store, key) = (self.ledger.store().clone(), self.ledger.key());
-        let each = self.sink.config.batch_size.saturating_mul(2);
+        // No more than a delivery takes: what is left of a lane when its group's delivery fails stays in memory.
+        let each = self.sink.config.batch_size.max(2);
         self.reads.spawn(async move {
             let groups = wants.iter().map(|want| want.group).collect();
             let wants = wants.into_iter().map(|Want { group, after }| LaneWant { group, after }).collect();
@@ -138,40 +142,33 @@ impl Task {
     }
 
     fn come_back(&self, now: Instant, lanes: Vec<LaneRead>) -> Vec<(GroupId, Vec<Message<Payload>>)> {
-        let charge = self.charge(lanes.iter().flat_map(|lane| &lane.messages));
         let back = |kept: KeptMessage| {
             let home = Home::Lane(kept.facts.position);
-            message_of(kept, home, &charge, now)
+            self.message_of(kept, home, now)
         };
         lanes.into_iter().map(|lane| (lane.group, lane.messages.into_iter().map(back).collect())).collect()
     }
 
     fn pages_come_back(&mut self, now: Instant, pages: Vec<Page>) -> Vec<Message<Payload>> {
-        let charge = self.charge(pages.iter().flat_map(|page| page.messages.iter().map(|(_, kept)| kept)));
         let mut messages = Vec::new();
         for Page { page, messages: kept } in pages {
             self.pages.1 = page + 1;
-            let back = |(index, kept)| message_of(kept, Home::Page { page, index }, &charge, now);
+            let last = kept.last().map(|(_, kept)| kept.facts.commit_micros);
+            self.report.came_back(last);
+            let back = |(index, kept)| self.message_of(kept, Home::Page { page, index }, now);
             messages.extend(kept.into_iter().map(back));
         }
         messages
     }
 
-    fn charge<'a>(&self, messages: impl Iterator<Item = &'a KeptMessage>) -> Arc<crate::memory::Charge> {
-        let bytes = messages.map(|message| message.json.len() + MESSAGE_OVERHEAD_BYTES).sum();
-        Arc::new(self.sink.memory.charge(bytes))
+    /// The message with bytes of its own: one that waits long must not keep all that was read with it.
+    fn message_of(&self, message: KeptMessage, home: Home, read_at: Instant) -> Message<Payload> {
+        let KeptMessage { facts, json } = message;
+        let json = self.sink.memory.hold(json.to_vec());
+        let (groups, bytes, position) = (facts.groups, json.len() + 1, facts.position);
+        let kept = ReadBack { message: KeptMessage { facts, json }, home, read_at };
+        Message { groups, bytes, position, payload: Payload::Kept(Arc::new(kept)) }
     }
-}
-
-fn message_of(
-    message: KeptMessage,
-    home: Home,
-    charge: &Arc<crate::memory::Charge>,
-    read_at: Instant,
-) -> Message<Payload> {
-    let (groups, bytes, position) = (message.facts.groups, message.json.len() + 1, message.facts.position);
-    let kept = ReadBack { message, home, _charge: Arc::clone(charge), read_at };
-    Message { groups, bytes, position, payload: Payload::Kept(Arc::new(kept)) }
 }
 
 fn bytes_of(messages: &[KeptMessage]) -> usize {

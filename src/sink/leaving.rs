@@ -20,8 +20,10 @@ impl Task {
         let deadline = tokio::time::Instant::now() + grace;
         let mut fed_all = false;
         while !fed_all || !self.attempts.is_empty() {
+            let due = self.ledger.due_at();
             tokio::select! {
                 () = sleep_until(deadline) => break,
+                () = sleep_until(due.unwrap_or_else(Instant::now).into()), if due.is_some() => {}
                 fed = self.feed.recv(), if !fed_all => match fed {
                     Some(fed) => self.take_in(fed),
                     None => fed_all = true,
@@ -51,19 +53,20 @@ impl Task {
     /// Until the store has everything that happened.
     async fn settle(&mut self) {
         self.ledger.touch();
-        while !self.ledger.is_empty() {
+        loop {
+            // A delivery that failed last is parked yet, once the batch before has made room.
             self.carry_out();
-            let now = Instant::now();
-            if self.ledger.is_due(now) {
-                self.submit(now);
+            if self.ledger.is_empty() {
+                break;
             }
-            let wait = self.ledger.due_at();
+            self.tell_store();
+            let due = self.ledger.due_at();
             tokio::select! {
                 durable = self.ledger.durable() => match durable {
                     Ok(durable) => self.durable(durable),
                     Err(Lost) => return drop(self.lost()),
                 },
-                () = sleep_until(wait.unwrap_or(now).into()), if wait.is_some() => {}
+                () = sleep_until(due.unwrap_or_else(Instant::now).into()), if due.is_some() => {}
             }
         }
         self.tell_source();

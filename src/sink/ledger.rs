@@ -4,15 +4,23 @@
 //! batches and not a queue of them. A batch that only says how far the sink is goes at most every [`PROGRESS_EVERY`],
 //! which with the time of a sync stays within the 100 ms of promise P7.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
 use crate::change::Lsn;
+use crate::deliver::frozen::DeliveryId;
 use crate::failpoint;
 use crate::schedule::{StoreRoom, WriteId};
 use crate::store::{Batch, KeptProgress, Op, SinkKey, Store};
 
+/// What an op takes at least: its row.
+const OP_BYTES: usize = 128;
+/// A batch that is on its way for so long says that the store cannot write: deliveries whose end cannot be noted would
+/// come again after a crash, however long ago that was.
+const STALLED_AFTER: Duration = Duration::from_secs(3);
 /// How often progress alone is written.
 const PROGRESS_EVERY: Duration = Duration::from_millis(25);
 
@@ -20,7 +28,11 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(25);
 pub(super) struct Ledger {
     store: Store,
     key: SinkKey,
+    /// What the next batch says. While none can be written nothing new is started after [`STALLED_AFTER`], so that it grows
+    /// by what was under way then.
     ops: Vec<Op>,
+    /// Where it says how a delivery was tried.
+    tried: HashMap<DeliveryId, usize>,
     bytes: usize,
     /// Gathered bytes beyond which the scheduler is to wait.
     batch_bytes: usize,
@@ -51,7 +63,8 @@ impl Ledger {
     pub(super) fn new(store: Store, key: SinkKey) -> Self {
         let (ops, writes) = (Vec::new(), Vec::new());
         let batch_bytes = store.batch_bytes_max() / 2;
-        Self { store, key, ops, bytes: 0, batch_bytes, writes, is_dirty: false, sent_at: None, on_its_way: None }
+        let tried = HashMap::new();
+        Self { store, key, ops, tried, bytes: 0, batch_bytes, writes, is_dirty: false, sent_at: None, on_its_way: None }
     }
 
     pub(super) fn store(&self) -> &Store {
@@ -62,10 +75,22 @@ impl Ledger {
         self.key
     }
 
-    /// Something happened; `bytes` is about what it takes.
+    /// Something happened; `bytes` is about what it takes in the store beside a row.
     pub(super) fn note(&mut self, op: Op, bytes: usize) {
+        self.bytes += bytes + OP_BYTES;
+        // Of what is tried again and again while nothing can be written, the last time counts.
+        if let Op::Tried { id, .. } = &op {
+            match self.tried.entry(*id) {
+                Entry::Occupied(place) => {
+                    if let Some(before) = self.ops.get_mut(*place.get()) {
+                        *before = op;
+                        return;
+                    }
+                }
+                Entry::Vacant(place) => drop(place.insert(self.ops.len())),
+            }
+        }
         self.ops.push(op);
-        self.bytes += bytes;
     }
 
     /// The next batch carries out this wish of the scheduler.
@@ -90,6 +115,12 @@ impl Ledger {
     /// Whether there is room for so many bytes.
     pub(super) fn takes(&self, bytes: usize) -> bool {
         fits(self.bytes() + bytes, self.store.health().room_bytes)
+    }
+
+    /// Whether the store has not taken a batch for long.
+    pub(super) fn is_stalled(&self, now: Instant) -> bool {
+        let sent_at = self.sent_at.filter(|_| self.on_its_way.is_some());
+        sent_at.is_some_and(|at| now.saturating_duration_since(at) >= STALLED_AFTER)
     }
 
     /// Bytes that wait to be written, or are being written.
@@ -121,6 +152,7 @@ impl Ledger {
     pub(super) fn submit(&mut self, now: Instant, progress: Option<KeptProgress>) {
         failpoint::hit("sink.before_submit");
         let resolved = progress.as_ref().map_or(Lsn::ZERO, |progress| progress.resolved);
+        self.tried.clear();
         let batch = Batch { sink: self.key, ops: std::mem::take(&mut self.ops), progress };
         let (writes, bytes) = (std::mem::take(&mut self.writes), std::mem::take(&mut self.bytes));
         let durable = self.store.submit(batch);

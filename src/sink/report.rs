@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tracing::{debug, info, warn};
 
 use super::Parts;
-use super::content::{Facts, Payload};
+use super::content::{Facts, Payload, time_of};
 use crate::config::SinkConfig;
 use crate::deliver::attempt::Attempt;
 use crate::deliver::category::Category;
@@ -39,6 +39,9 @@ pub(super) struct Report {
     paused_why: Option<String>,
     dead_letters: u64,
     breaker_was_open: bool,
+    /// Since when messages wait in the store, and when the last one that came back was committed: those left are younger.
+    stored_since: Option<SystemTime>,
+    came_back: Option<SystemTime>,
 }
 
 impl Report {
@@ -54,6 +57,8 @@ impl Report {
             paused_why: None,
             dead_letters: 0,
             breaker_was_open: false,
+            stored_since: None,
+            came_back: None,
         }
     }
 
@@ -122,6 +127,23 @@ impl Report {
         self.paused_why = Some(why);
     }
 
+    /// Messages came back from the overflow, the last one committed at this time.
+    pub(super) fn came_back(&mut self, commit_micros: Option<i64>) {
+        self.came_back = commit_micros.map(time_of).max(self.came_back);
+    }
+
+    /// When the oldest message that is not delivered arrived, be it in memory or in the store. `parked` is when the oldest
+    /// delivery in the store was formed.
+    fn oldest(&mut self, waiting: Option<SystemTime>, parked: Option<SystemTime>, stored: usize) -> Option<SystemTime> {
+        if stored == 0 {
+            (self.stored_since, self.came_back) = (None, None);
+        } else {
+            self.stored_since.get_or_insert(waiting.unwrap_or_else(SystemTime::now));
+        }
+        let stored = self.stored_since.max(self.came_back);
+        [waiting, parked, stored].into_iter().flatten().min()
+    }
+
     fn breaker(&mut self, state: BreakerState) -> BreakerView {
         let view = match state {
             BreakerState::Closed => BreakerView::Closed,
@@ -147,13 +169,19 @@ impl Report {
     }
 
     /// The sink as it is now.
-    pub(super) fn view(&mut self, sink: &Parts, scheduler: &Scheduler<Payload>) -> SinkView {
+    pub(super) fn view(
+        &mut self,
+        sink: &Parts,
+        scheduler: &Scheduler<Payload>,
+        parked: Option<SystemTime>,
+    ) -> SinkView {
         let counts = scheduler.counts();
         let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
         if counts.failed == 0 && self.last_failure.take().is_some() {
             info!(sink = %self.sink, "all failed deliveries have been acknowledged");
         }
-        let oldest = scheduler.oldest_arrival().and_then(|at| SystemTime::now().checked_sub(at.elapsed()));
+        let waiting = scheduler.oldest_arrival().and_then(|at| SystemTime::now().checked_sub(at.elapsed()));
+        let oldest = self.oldest(waiting, parked, counts.lane_messages + counts.overflow_messages);
         SinkView {
             source: sink.config.source.clone(),
             paused: scheduler.is_paused(),

@@ -1,7 +1,7 @@
 //! What the store has of a sink from a life before: names and numbers, no bodies.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
@@ -25,7 +25,7 @@ impl Task {
         self.scheduler.set_replaying(self.resume.as_ref().is_some_and(Resume::is_replaying));
         self.pages = (overflow.next_page, overflow.first_page.unwrap_or(overflow.next_page));
         let (count, lane_count) = (deliveries.len(), lanes.len());
-        let restored = deliveries.iter().map(|delivery| restored(delivery, now)).collect();
+        let restored = deliveries.iter().map(|delivery| restored(delivery, now, self.sink.config.retry.max)).collect();
         let keys = self.scheduler.restore(now, restored);
         for (key, kept) in keys.into_iter().zip(deliveries) {
             self.deliveries.insert(key, delivery(kept, now));
@@ -55,10 +55,11 @@ impl Task {
     }
 }
 
-fn restored(kept: &KeptDelivery, now: Instant) -> Restored {
+/// Times come from the wall clock, which may have jumped: nothing waits longer than the longest wait, or began later than now.
+fn restored(kept: &KeptDelivery, now: Instant, wait_max: Duration) -> Restored {
     let tries = &kept.tries;
     let was_refused = tries.last.as_ref().and_then(|last| last.status).is_some_and(is_splittable_status);
-    let due = tries.next_attempt_micros.map_or(now, |micros| instant_of(micros, now));
+    let due = tries.next_attempt_micros.map_or(now, |micros| instant_of(micros, now)).min(now + wait_max);
     let first = kept.members.first().map(|member| member.facts.position);
     Restored {
         members: kept.members.iter().map(|member| member.facts.groups).collect(),
@@ -66,7 +67,7 @@ fn restored(kept: &KeptDelivery, now: Instant) -> Restored {
         attempts: tries.attempts,
         failures: tries.failures,
         refusals: if was_refused { tries.attempts } else { 0 },
-        first_attempt: tries.first_attempt_micros.map(|micros| instant_of(micros, now)),
+        first_attempt: tries.first_attempt_micros.map(|micros| instant_of(micros, now).min(now)),
         due: (!kept.blocked).then_some(due),
         is_part: kept.parent.is_some(),
     }

@@ -169,27 +169,14 @@ fn what_was_under_way_when_it_opened_ends_that_by_a_sign_of_life() {
 }
 
 #[test]
-fn a_failure_of_ours_ends_the_probe_and_the_next_may_start_at_once() {
+fn a_failure_of_ours_ends_the_probe_and_the_next_may_start_after_the_first_wait() {
     let mut play = Play::new(8);
     play.now = play.open();
     play.attempt(Heard::Nothing);
-    assert_eq!(play.breaker.state(), BreakerState::Open { until: play.now, failures: 1 });
-    assert_eq!(play.allowance(), 1);
-}
-
-#[test]
-fn a_person_has_the_wait_end_early_and_nothing_else() {
-    let mut play = Play::new(8);
-    play.breaker.probe_now(play.now);
-    assert_eq!(play.breaker.state(), BreakerState::Closed);
-    play.open();
-    play.breaker.probe_now(play.now);
-    assert_eq!(play.allowance(), 1);
-    let probe = play.start();
-    play.breaker.probe_now(play.now);
+    assert_eq!(play.breaker.state(), BreakerState::Open { until: play.now + RULE.initial, failures: 1 });
     assert_eq!(play.allowance(), 0);
-    play.end(probe, Heard::Trouble);
-    play.wait_of(2);
+    play.now += RULE.initial;
+    assert_eq!(play.allowance(), 1);
 }
 
 #[test]
