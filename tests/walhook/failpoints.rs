@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use crate::daemon::{Config, Daemon};
 use crate::durable::{Storm, Weather};
 use crate::order::{assert_complete, counters};
+use crate::outage::wait_confirmed;
 use crate::postgres::Postgres;
 use crate::pressure::full;
 use crate::receiver::{Keep, Receiver, Reply, Request, row_of};
@@ -134,16 +135,25 @@ async fn dead_while_overflow_is_written_and_read_back() {
     let insert = "INSERT INTO counters SELECT i, 0, repeat(md5(i::text), 60) FROM generate_series";
     postgres.sql(&format!("{insert}(1, {rows}) i")).await;
     postgres.sql("UPDATE counters SET n = 1").await;
-    for (place, status) in [("store.in_page:4", 503), ("store.in_leave:3", 200), ("store.in_leave:6", 200)] {
-        wait_death(daemon, "the place before").await;
-        receiver.abandoned().await;
-        receiver.ledger(|ledger| ledger.new_run());
-        receiver.script(move |_| Reply::status(status));
+    wait_death(daemon, "store.in_page:2").await;
+    for place in ["store.in_page:4", "store.in_page:9"] {
         println!("dies at {place}");
-        daemon = Daemon::launch_with(&config, &[("WALHOOK_FAILPOINT", place)]);
+        wait_death(Daemon::launch_with(&config, &[("WALHOOK_FAILPOINT", place)]), place).await;
     }
-    wait_death(daemon, "store.in_leave:6").await;
+    // Everything that memory does not hold goes to the disk now.
+    daemon = Daemon::start(&config).await;
+    let end = postgres.value("SELECT pg_current_wal_lsn()").await;
+    wait_confirmed(&postgres, &end, Duration::from_secs(60)).await;
+    daemon.kill9();
+
     receiver.abandoned().await;
+    receiver.script(|_| Reply::status(200));
+    for place in ["store.in_leave:3", "store.in_leave:6"] {
+        println!("dies at {place}");
+        receiver.ledger(|ledger| ledger.new_run());
+        wait_death(Daemon::launch_with(&config, &[("WALHOOK_FAILPOINT", place)]), place).await;
+        receiver.abandoned().await;
+    }
     receiver.ledger(|ledger| ledger.new_run());
     let daemon = Daemon::start(&config).await;
     receiver.wait_acknowledged(usize::try_from(rows * 2).unwrap()).await;
