@@ -66,7 +66,7 @@ impl Outage {
         let task = Task { slot, table, batch_size: 100, messages, latency: false, away };
         let mut delivering = Delivering::start(ground, task).await?;
         await_walsender(ground, slot, Deadline::for_messages(self.rows)).await?;
-        let mut run = self.into_store(ground, slot, &delivering).await?;
+        let mut run = self.fill(ground, slot, &delivering).await?;
         let back = self.back(&mut delivering).await?;
         run.peak_bytes = kibibytes(process::peak_bytes(delivering.daemon.pid()).unwrap_or_default());
         delivering.stop().await?;
@@ -74,7 +74,7 @@ impl Outage {
         Ok(run)
     }
 
-    async fn into_store(&self, ground: &Ground, slot: &str, delivering: &Delivering) -> anyhow::Result<Run> {
+    async fn fill(&self, ground: &Ground, slot: &str, delivering: &Delivering) -> anyhow::Result<Run> {
         let deadline = Deadline::for_messages(self.rows);
         let (began, cpu) = (Instant::now(), delivering.daemon.cpu());
         let (end, committed) = ground.write(Load::Customers, self.rows).await?;
