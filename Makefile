@@ -23,8 +23,9 @@ test-versions: ## the core tests on Postgres 14 to 18; needs npm and the network
 bench: setup ## side by side with pg_recvlogical, in a release build; BENCH="--quick" to try it
 	cargo bench --bench side_by_side -- $(BENCH)
 
-bench-micro: ## decoder, record, scheduler on their own
+bench-micro: ## decoder, record, scheduler, store on their own
 	cargo bench --bench decoder --bench record --bench scheduler
+	cargo bench --bench store
 
 lint: ## formatting and clippy; needs the components rustfmt and clippy
 	cargo fmt --check

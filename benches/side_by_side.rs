@@ -5,8 +5,8 @@
 //! counted them all. docs/BENCHMARKS.md says what each part measures and keeps figures.
 //!
 //! `ground` is the database, its tables and loads; `contestants` are the two programs with the receiver; `receiver` is
-//! what this binary does when it is run again as the endpoint; `drain` and `trickle` are the parts; `process` reads CPU
-//! time and memory; `figures` makes medians and tables.
+//! what this binary does when it is run again as the endpoint, and `order` what it looks at; `drain`, `trickle` and
+//! `outage` are the parts; `process` reads CPU time and memory; `figures` makes medians and tables.
 
 #[path = "side_by_side/contestants.rs"]
 mod contestants;
@@ -16,6 +16,10 @@ mod drain;
 mod figures;
 #[path = "side_by_side/ground.rs"]
 mod ground;
+#[path = "side_by_side/order.rs"]
+mod order;
+#[path = "side_by_side/outage.rs"]
+mod outage;
 #[path = "side_by_side/process.rs"]
 mod process;
 #[path = "side_by_side/receiver.rs"]
@@ -31,6 +35,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::drain::Drain;
 use crate::ground::{Ground, Load};
+use crate::outage::Outage;
+use crate::receiver::Away;
 
 /// walhook beside pg_recvlogical on a throw-away Postgres.
 #[derive(Debug, Parser)]
@@ -66,6 +72,8 @@ enum Part {
     Trickle,
     /// A fifth of the rows, one message a request.
     Single,
+    /// The rows while the endpoint is away, once refusing connections, once answering 503: into the store and back.
+    Outage,
 }
 
 #[derive(Debug, Subcommand)]
@@ -110,6 +118,12 @@ async fn run(args: &Args) -> anyhow::Result<()> {
     if has(Part::Trickle) {
         let trickle = if args.quick { trickle::Trickle::quick() } else { trickle::Trickle::new(runs) };
         say(&trickle.run(&ground).await.context("Trickle failed")?)?;
+    }
+    if has(Part::Outage) {
+        for away in [Away::Unavailable, Away::Refuses] {
+            let outage = Outage { away, rows, runs };
+            say(&outage.run(&ground).await.context("Outage failed")?)?;
+        }
     }
     say(&format!("load average at the end: {}", process::load_average()))
 }

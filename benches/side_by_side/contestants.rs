@@ -7,12 +7,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
 use tempfile::TempDir;
-use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::process::{ChildStdout, Command};
 
 use crate::ground::{Ground, PUBLICATION};
 use crate::process::{Deadline, Watched, tail};
-use crate::receiver::Counted;
+use crate::receiver::{Away, Counted};
 
 /// `pg_recvlogical` on a slot, to `output`, until `end` or for ever.
 pub(crate) fn reader(ground: &Ground, slot: &str, end: Option<&str>, output: Stdio) -> anyhow::Result<Watched> {
@@ -36,6 +36,8 @@ pub(crate) struct Task<'a> {
     pub(crate) batch_size: u32,
     pub(crate) messages: u32,
     pub(crate) latency: bool,
+    /// The endpoint is away at first, and looks at the order of what comes then.
+    pub(crate) away: Option<Away>,
 }
 
 /// walhook between a slot and its receiver.
@@ -46,7 +48,7 @@ pub(crate) struct Delivering {
     lines: Lines<BufReader<ChildStdout>>,
     log: PathBuf,
     expected: u32,
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 impl Delivering {
@@ -63,7 +65,28 @@ impl Delivering {
         command.stdin(Stdio::null()).stdout(out).stderr(err);
         let started = SystemTime::now().duration_since(UNIX_EPOCH)?;
         let daemon = Watched::spawn("walhook", &mut command)?;
-        Ok(Self { daemon, receiver, started, lines, log, expected: task.messages, _directory: directory })
+        Ok(Self { daemon, receiver, started, lines, log, expected: task.messages, directory })
+    }
+
+    /// Lets the endpoint be there.
+    pub(crate) async fn come_back(&mut self) -> anyhow::Result<()> {
+        let stdin = self.receiver.child.stdin.as_mut().context("the receiver has no input")?;
+        stdin.write_all(b"be there\n").await?;
+        Ok(stdin.flush().await?)
+    }
+
+    /// Bytes of the store's files.
+    pub(crate) fn state_bytes(&self) -> anyhow::Result<u64> {
+        let files = std::fs::read_dir(self.directory.path().join("walhook-state"))?;
+        files.map(|file| Ok(file?.metadata()?.len())).sum()
+    }
+
+    /// Fails when walhook has ended.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        if self.daemon.has_ended() {
+            bail!("walhook has ended; its log:\n{}", tail(&self.log));
+        }
+        Ok(())
     }
 
     /// Waits a little for the receiver to have all; none: not yet. Fails when walhook has ended or time is up.
@@ -71,8 +94,8 @@ impl Delivering {
         let told = tokio::time::timeout(Duration::from_millis(20), self.lines.next_line()).await;
         match told {
             Ok(line) => Ok(Some(serde_json::from_str(&line?.context("the receiver has ended")?)?)),
-            Err(_) if self.daemon.has_ended() => bail!("walhook has ended; its log:\n{}", tail(&self.log)),
             Err(_) => {
+                self.check()?;
                 let what = "the receiver to count all messages";
                 deadline.check(what).with_context(|| format!("the log of walhook:\n{}", tail(&self.log)))?;
                 Ok(None)
@@ -98,6 +121,11 @@ fn receiver(task: Task<'_>) -> anyhow::Result<(Watched, Lines<BufReader<ChildStd
     if task.latency {
         command.arg("--latency");
     }
+    match task.away {
+        Some(Away::Refuses) => command.args(["--order", "--away", "refuses"]),
+        Some(Away::Unavailable) => command.args(["--order", "--away", "unavailable"]),
+        None => &mut command,
+    };
     let mut receiver = Watched::spawn("the receiver", command.stdin(Stdio::piped()).stdout(Stdio::piped()))?;
     let stdout = receiver.child.stdout.take().context("the receiver has no output")?;
     Ok((receiver, BufReader::new(stdout).lines()))
@@ -106,9 +134,10 @@ fn receiver(task: Task<'_>) -> anyhow::Result<(Watched, Lines<BufReader<ChildStd
 /// Defaults but for what the task names.
 fn config_text(ground: &Ground, task: Task<'_>, port: u16) -> String {
     let (url, Task { slot, table, batch_size, .. }) = (ground.cluster.url("postgres"), task);
+    let grouping = if task.away.is_some() { "group_by = [\"customer_id\"]\n" } else { "" };
     format!(
         "[source.app]\nurl = \"{url}\"\nslot = \"{slot}\"\npublication = \"{PUBLICATION}\"\ncreate = false\n\
-         [sink.bench]\nurl = \"http://127.0.0.1:{port}/hook\"\ntables = [\"public.{table}\"]\nbatch_size = {batch_size}\n\
+         [sink.bench]\nurl = \"http://127.0.0.1:{port}/hook\"\ntables = [\"public.{table}\"]\nbatch_size = {batch_size}\n{grouping}\
          [admin]\nlisten = \"127.0.0.1:0\"\n"
     )
 }

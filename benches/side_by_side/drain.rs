@@ -70,7 +70,7 @@ impl Drain {
 
     async fn walhook(&self, ground: &Ground, slot: &str) -> anyhow::Result<Run> {
         let (table, batch_size, messages) = (self.load.table(), self.batch_size, self.rows);
-        let task = Task { slot, table, batch_size, messages, latency: false };
+        let task = Task { slot, table, batch_size, messages, latency: false, away: None };
         let deadline = Deadline::for_messages(self.rows);
         let mut delivering = Delivering::start(ground, task).await?;
         let mut run = Run::default();
@@ -122,6 +122,7 @@ impl Drain {
             Load::Rows => "rows inserted in transactions of 1,000",
             Load::HotKeys => "updates of 10 rows in transactions of 1,000",
             Load::OneTransaction => "rows inserted in one transaction",
+            Load::Customers => "rows of 100,000 customers inserted in transactions of 1,000",
         };
         let rows = thousands(f64::from(*rows));
         format!("## {title}: {rows} {what}, batch_size {batch_size}, medians of {runs}\n")

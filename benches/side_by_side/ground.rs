@@ -1,6 +1,6 @@
 //! The database both contestants read: a throw-away Postgres, its tables, loads and slots.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use tokio::task::JoinSet;
@@ -32,10 +32,14 @@ const SCHEMA: &str = "
         is_open boolean);
     create table hot (like items including all);
     create table trickle (like items including all);
+    create table outage (like items including all);
+    alter table outage replica identity full;
     insert into hot select id, 0, '', now(), 0, true from generate_series(1, 10) id;
-    create publication bench for table items, hot, trickle;
+    create publication bench for table items, hot, trickle, outage;
 ";
 
+/// Row `i` is of customer `i % CUSTOMERS`.
+pub(crate) const CUSTOMERS: u32 = 100_000;
 /// The columns of row `i` but its id.
 const COLUMNS: &str = "(i % 100000)::int, repeat(md5(i::text), 4), now(), (i % 100000) / 100.0, i % 2 = 0";
 
@@ -48,6 +52,8 @@ pub(crate) enum Load {
     HotKeys,
     /// Inserts in one transaction.
     OneTransaction,
+    /// Inserts in transactions of 1,000, into a table whose messages are grouped by customer.
+    Customers,
 }
 
 impl Load {
@@ -56,15 +62,16 @@ impl Load {
         match self {
             Self::Rows | Self::OneTransaction => "items",
             Self::HotKeys => "hot",
+            Self::Customers => "outage",
         }
     }
 
     fn sql(self, rows: u32) -> String {
-        let transactions = rows / TRANSACTION_ROWS;
+        let (transactions, table) = (rows / TRANSACTION_ROWS, self.table());
         match self {
-            Self::Rows => format!(
+            Self::Rows | Self::Customers => format!(
                 "do $$ begin for t in 0..{transactions} - 1 loop
-                    insert into items select i, {COLUMNS}
+                    insert into {table} select i, {COLUMNS}
                         from generate_series(t * {TRANSACTION_ROWS} + 1, (t + 1) * {TRANSACTION_ROWS}) i;
                     commit;
                 end loop; end $$"
@@ -122,6 +129,25 @@ impl Ground {
         Ok(end)
     }
 
+    /// Writes the load on a connection of its own, while others work; gives the position where it ends, and when its last
+    /// transaction was committed.
+    pub(crate) async fn write(&self, load: Load, rows: u32) -> anyhow::Result<(String, Instant)> {
+        let (client, driver) = tokio_postgres::connect(&self.cluster.url("postgres"), NoTls).await?;
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move { drop(driver.await) });
+        client.batch_execute(&load.sql(rows)).await?;
+        let committed = Instant::now();
+        let end = self.value("select pg_current_wal_insert_lsn()").await?.context("the server has no position")?;
+        self.value("select pg_logical_emit_message(false, 'bench', 'the end')").await?;
+        Ok((end, committed))
+    }
+
+    /// Whether the slot was confirmed up to there.
+    pub(crate) async fn is_confirmed(&self, slot: &str, end: &str) -> anyhow::Result<bool> {
+        let sql = format!("select confirmed_flush_lsn >= '{end}' from pg_replication_slots where slot_name = '{slot}'");
+        Ok(self.value(&sql).await?.is_some_and(|is| is == "t"))
+    }
+
     /// A slot of its own for one run, at the position of the base slot.
     pub(crate) async fn copy_slot(&self, slot: &str) -> anyhow::Result<()> {
         self.value(&format!("select pg_copy_logical_replication_slot('{BASE}', '{slot}')")).await.map(drop)
@@ -140,7 +166,7 @@ impl Ground {
 
     /// Drops a slot as soon as nobody uses it.
     pub(crate) async fn drop_slot(&self, slot: &str) -> anyhow::Result<()> {
-        let started = std::time::Instant::now();
+        let started = Instant::now();
         while self.walsender(slot).await?.is_some() {
             if started.elapsed() > RELEASE {
                 bail!("slot {slot} is still in use {RELEASE:?} after its client left");

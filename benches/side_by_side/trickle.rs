@@ -112,7 +112,7 @@ impl Trickle {
 
     async fn walhook(&self, ground: &Ground, slot: &str) -> anyhow::Result<(Latencies, Idle)> {
         let deadline = Deadline::for_messages(self.messages());
-        let task = Task { slot, table: TABLE, batch_size: 1, messages: self.messages(), latency: true };
+        let task = Task { slot, table: TABLE, batch_size: 1, messages: self.messages(), latency: true, away: None };
         let mut delivering = Delivering::start(ground, task).await?;
         await_walsender(ground, slot, deadline).await?;
         let load = Writer::start(ground, self.messages());
@@ -159,7 +159,8 @@ impl Trickle {
     }
 }
 
-async fn await_walsender(ground: &Ground, slot: &str, deadline: Deadline) -> anyhow::Result<()> {
+/// Waits until the slot is read, and a little longer.
+pub(crate) async fn await_walsender(ground: &Ground, slot: &str, deadline: Deadline) -> anyhow::Result<()> {
     while ground.walsender(slot).await?.is_none() {
         deadline.check("the stream to start")?;
         tokio::time::sleep(Duration::from_millis(5)).await;
