@@ -10,7 +10,6 @@ use super::steps::{any_rules, told};
 use super::store::{Batch, Durable, Load};
 use super::*;
 
-
 #[derive(Debug)]
 pub(super) struct Flight {
     /// Its name in the store.
