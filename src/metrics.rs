@@ -85,6 +85,8 @@ table! {
 
     STORE_USED = Gauge "walhook_store_used_bytes" ["bytes"] NONE,
         "Bytes of disk that the files of the store take.";
+    STORE_WAL = Gauge "walhook_store_wal_bytes" ["bytes"] NONE,
+        "Bytes of them in the WAL of state.db; it grows without bound only while another process reads state.db in one long transaction.";
     STORE_MAX = Gauge "walhook_store_max_bytes" ["bytes"] NONE,
         "state.max_bytes.";
     STORE_FULL = Gauge "walhook_store_full" [""] NONE,

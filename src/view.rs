@@ -44,6 +44,8 @@ pub struct StoreView {
     pub path: PathBuf,
     /// Bytes of disk it takes.
     pub used_bytes: u64,
+    /// Bytes of them in its WAL.
+    pub wal_bytes: u64,
     /// `state.max_bytes`.
     pub max_bytes: u64,
     /// It takes in nothing more but progress and ends of deliveries.

@@ -26,6 +26,7 @@ pub fn publish(views: &Views, now: SystemTime) {
 fn publish_store(view: &StoreView) {
     let set = |metric: &Metric, value: f64| gauge(metric, &[]).set(value);
     set(&super::STORE_USED, number(view.used_bytes));
+    set(&super::STORE_WAL, number(view.wal_bytes));
     set(&super::STORE_MAX, number(view.max_bytes));
     set(&super::STORE_FULL, yes(view.is_full));
     set(&super::STORE_FAILING, yes(view.is_failing));

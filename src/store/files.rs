@@ -13,9 +13,9 @@ use super::quota::Budget;
 use super::schema::{self, Schema};
 
 /// How long a connection waits for another that looks at the files.
-const BUSY_LIMIT: Duration = Duration::from_secs(2);
+pub(super) const BUSY_LIMIT: Duration = Duration::from_secs(2);
 /// The same for the log, for which nothing waits long.
-const LOG_BUSY_LIMIT: Duration = Duration::from_millis(100);
+pub(super) const LOG_BUSY_LIMIT: Duration = Duration::from_millis(100);
 /// Prepared statements that a connection keeps.
 const STATEMENTS_MAX: usize = 64;
 
@@ -66,9 +66,14 @@ impl Paths {
         bytes_of(&self.state.with_extension("db-wal"))
     }
 
+    /// Bytes of `log.db-wal`.
+    pub(super) fn log_wal_bytes(&self) -> u64 {
+        bytes_of(&self.log.with_extension("db-wal"))
+    }
+
     /// Bytes of the log's files.
     pub(super) fn log_bytes(&self) -> u64 {
-        bytes_of(&self.log) + bytes_of(&self.log.with_extension("db-wal"))
+        bytes_of(&self.log) + self.log_wal_bytes()
     }
 
     /// Bytes of all files.
@@ -139,6 +144,15 @@ fn prepare(db: &Connection) -> rusqlite::Result<()> {
     db.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get::<_, String>(0))?;
     db.pragma_update(None, "wal_autocheckpoint", 0)?;
     db.pragma_update(None, "temp_store", "MEMORY")
+}
+
+/// Moves the WAL into the database as far as nobody reads it, without waiting for anybody. True: it is empty. False: somebody
+/// reads what is in it, and it is emptied another time. `limit` is how long the connection waits for others otherwise.
+pub(super) fn empty_wal(db: &Connection, limit: Duration) -> rusqlite::Result<bool> {
+    db.busy_timeout(Duration::ZERO)?;
+    let busy = db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0));
+    db.busy_timeout(limit)?;
+    Ok(busy? == 0)
 }
 
 /// A connection that only reads.

@@ -17,6 +17,8 @@ pub struct Health {
     pub trouble: Option<Trouble>,
     /// Bytes in use, without those free inside the files.
     pub used_bytes: u64,
+    /// Bytes of them in the WAL of `state.db`.
+    pub wal_bytes: u64,
     /// `state.max_bytes`.
     pub max_bytes: u64,
     /// Bytes that can be put in before the reserve for progress and acknowledgements is touched.
@@ -30,6 +32,7 @@ pub struct Health {
 pub(super) struct HealthCell {
     max_bytes: u64,
     used_bytes: AtomicU64,
+    wal_bytes: AtomicU64,
     room_bytes: AtomicU64,
     is_full: AtomicBool,
     log_rows_lost: AtomicU64,
@@ -47,6 +50,7 @@ impl HealthCell {
         Self {
             max_bytes,
             used_bytes: AtomicU64::new(0),
+            wal_bytes: AtomicU64::new(0),
             room_bytes: AtomicU64::new(0),
             is_full: AtomicBool::new(false),
             log_rows_lost: AtomicU64::new(0),
@@ -61,6 +65,7 @@ impl HealthCell {
             is_failing: troubles.writing.is_some(),
             trouble: troubles.writing.clone().or_else(|| troubles.room.clone()),
             used_bytes: self.used_bytes.load(Ordering::Relaxed),
+            wal_bytes: self.wal_bytes.load(Ordering::Relaxed),
             max_bytes: self.max_bytes,
             room_bytes: self.room_bytes.load(Ordering::Relaxed),
             log_rows_lost: self.log_rows_lost.load(Ordering::Relaxed),
@@ -79,6 +84,7 @@ impl HealthCell {
     /// Shows how much is used and whether there is room.
     pub(super) fn set_room(&self, budget: &Budget, usage: &Usage, shortage: Option<Shortage>) {
         self.used_bytes.store(usage.total(), Ordering::Relaxed);
+        self.wal_bytes.store(usage.wal, Ordering::Relaxed);
         self.room_bytes.store(room(budget, usage), Ordering::Relaxed);
         let trouble = shortage.map(|shortage| room_trouble(budget, usage, shortage));
         self.troubles.lock().unwrap_or_else(PoisonError::into_inner).room = trouble;

@@ -3,11 +3,11 @@
 use std::time::SystemTime;
 
 use rusqlite::{Connection, ErrorCode, TransactionBehavior};
-use tracing::{debug, warn};
+use tracing::{info, warn};
 
 use super::apply::{self, Keeping, Refusal};
 use super::batch::{Batch, Home, Op};
-use super::files::Paths;
+use super::files::{self, BUSY_LIMIT, Paths};
 use super::health::{disk_trouble, quota_trouble};
 use super::pages::Pages;
 use super::quota::{self, Budget, PAGE_BYTES, Usage};
@@ -29,6 +29,10 @@ pub(super) struct Ledger {
     keeping: Keeping,
     paths: Paths,
     budget: Budget,
+    /// The WAL is to be emptied when it is longer.
+    wal_mark: u64,
+    /// It is longer than its part of the budget, and that was said.
+    wal_is_beyond: bool,
 }
 
 /// What became of each batch of a transaction.
@@ -36,7 +40,8 @@ pub(super) type Written = Vec<Result<(), Refusal>>;
 
 impl Ledger {
     pub(super) fn new(db: Connection, keeping: Keeping, paths: Paths, budget: Budget) -> Self {
-        Self { db, pages: Pages::default(), keeping, paths, budget }
+        let wal_mark = budget.wal_bytes;
+        Self { db, pages: Pages::default(), keeping, paths, budget, wal_mark, wal_is_beyond: false }
     }
 
     pub(super) fn db(&mut self) -> &mut Connection {
@@ -72,18 +77,38 @@ impl Ledger {
         Ok(written)
     }
 
-    /// Moves the WAL into the database when it has become long.
+    /// Moves the WAL into the database when it has become long. While somebody reads it, that is tried again only when it
+    /// has grown, and with [`Ledger::checkpoint`] from time to time: a commit waits for no reader.
     pub(super) fn keep_wal_short(&mut self) -> rusqlite::Result<()> {
-        if self.paths.wal_bytes() > self.budget.wal_bytes { self.checkpoint() } else { Ok(()) }
+        if self.paths.wal_bytes() > self.wal_mark { self.checkpoint() } else { Ok(()) }
     }
 
-    /// Moves the WAL into the database.
+    /// Whether the WAL is longer than it should be, because somebody reads it.
+    pub(super) fn wal_is_stuck(&self) -> bool {
+        self.wal_mark > self.budget.wal_bytes
+    }
+
+    /// Moves the WAL into the database, as far as nobody reads it.
     pub(super) fn checkpoint(&mut self) -> rusqlite::Result<()> {
-        let busy: i64 = self.db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
-        if busy != 0 {
-            debug!("the WAL of the store could not be emptied: somebody reads");
-        }
+        let is_empty = files::empty_wal(&self.db, BUSY_LIMIT)?;
+        let left = self.paths.wal_bytes();
+        let is_stuck = !is_empty && left > self.budget.wal_bytes;
+        self.wal_mark = if is_stuck { left + self.budget.wal_bytes / 4 } else { self.budget.wal_bytes };
+        self.tell_of_wal(left);
         Ok(())
+    }
+
+    fn tell_of_wal(&mut self, bytes: u64) {
+        let is_beyond = bytes > self.budget.wal_bytes + self.budget.slack_bytes;
+        match (self.wal_is_beyond, is_beyond) {
+            (false, true) => warn!(
+                wal_bytes = bytes,
+                "the WAL of the store grows, because another process reads state.db in one long transaction: end that process"
+            ),
+            (true, false) => info!(wal_bytes = bytes, "the WAL of the store is short again"),
+            (false, false) | (true, true) => (),
+        }
+        self.wal_is_beyond = is_beyond;
     }
 
     /// What the files use.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rusqlite::{Connection, Transaction, TransactionBehavior, named_params};
 
 use super::apply::id_column;
-use super::files::Paths;
+use super::files::{self, LOG_BUSY_LIMIT, Paths};
 use super::ledger::pragma_count;
 use super::log::{AttemptRow, DeliveryRow, LogRow};
 use super::quota::{Budget, PAGE_BYTES};
@@ -62,14 +62,18 @@ impl Logbook {
 
     /// Moves the WAL into the database when it has become long.
     pub(super) fn keep_wal_short(&mut self) -> rusqlite::Result<()> {
-        let wal = self.paths.log.with_extension("db-wal");
-        let is_long = wal.metadata().is_ok_and(|wal| wal.len() > self.wal_bytes);
-        if is_long { self.checkpoint() } else { Ok(()) }
+        if self.paths.log_wal_bytes() > self.wal_bytes { self.checkpoint() } else { Ok(()) }
     }
 
-    /// Moves the WAL into the database.
+    /// Moves the WAL into the database, as far as nobody reads it.
     pub(super) fn checkpoint(&mut self) -> rusqlite::Result<()> {
-        self.db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+        files::empty_wal(&self.db, LOG_BUSY_LIMIT).map(drop)
+    }
+
+    /// Whether the WAL has no room for more, because somebody reads it and it cannot be emptied.
+    pub(super) fn is_choked(&mut self) -> bool {
+        let is_long = |logbook: &Self| logbook.paths.log_wal_bytes() > 2 * logbook.wal_bytes;
+        is_long(self) && (self.checkpoint().is_err() || is_long(self))
     }
 
     /// Bytes of the database that hold something.

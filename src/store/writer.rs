@@ -225,6 +225,9 @@ impl Writer {
 
     fn spare_time(&mut self, now: Instant) {
         if self.room_at <= now {
+            if self.ledger.wal_is_stuck() {
+                self.empty_wal();
+            }
             self.measure(now);
         }
         if self.log_at.is_some_and(|at| at <= now) && !self.inbox.is_waiting() {
@@ -251,6 +254,10 @@ impl Writer {
     }
 
     fn write_rows(&mut self, rows: &[LogRow]) {
+        if self.logbook.is_choked() {
+            debug!(rows = rows.len(), "rows of the log are lost: somebody reads it and its WAL grows");
+            return self.health.lose_log_rows(rows.len());
+        }
         let written = self.logbook.write(rows).or_else(|_| {
             // Most likely its share of the disk is used up.
             self.logbook.drop_oldest()?;
@@ -286,13 +293,19 @@ impl Writer {
             }
         }
         if !more {
-            let emptied = self.ledger.checkpoint().and_then(|()| self.logbook.checkpoint());
-            if let Err(error) = emptied {
-                debug!(%error, "the WAL of the store could not be emptied");
+            self.empty_wal();
+            if let Err(error) = self.logbook.checkpoint() {
+                debug!(%error, "the WAL of the log could not be emptied");
             }
             self.measure(Instant::now());
         }
         more
+    }
+
+    fn empty_wal(&mut self) {
+        if let Err(error) = self.ledger.checkpoint() {
+            debug!(%error, "the WAL of the store could not be emptied");
+        }
     }
 
     /// Whether nothing is left to be written before it closes.

@@ -27,7 +27,7 @@ fn delivery_row(id: u128, finished_micros: i64) -> LogRow {
     }))
 }
 
-fn attempt_row(id: u128, number: u32, started_micros: i64, category: Option<&'static str>) -> LogRow {
+pub(super) fn attempt_row(id: u128, number: u32, started_micros: i64, category: Option<&'static str>) -> LogRow {
     LogRow::Attempt(Box::new(AttemptRow {
         delivery: DeliveryId(id),
         sink: Arc::from("orders"),
