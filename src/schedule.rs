@@ -31,11 +31,13 @@ mod exchange;
 mod keeping;
 mod lanes;
 mod overflow;
+mod queue;
 pub mod resume;
 mod retry;
 #[cfg(test)]
 mod simulation;
 mod split;
+mod taking;
 #[cfg(test)]
 mod tests;
 mod watermark;
@@ -44,7 +46,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use self::backlog::{Backing, Backlog, Bounds, Waiting};
+use self::backlog::Backlog;
 use self::breaker::Breaker;
 pub use self::breaker::BreakerState;
 use self::deliveries::Delivery;
@@ -54,6 +56,7 @@ pub use self::exchange::{
 };
 use self::keeping::Write;
 use self::overflow::Overflow;
+use self::queue::{Backing, Waiting};
 pub use self::retry::{Exhausted, Limits, RetryRule};
 use self::watermark::{Place, Token, Watermark};
 use crate::change::{Lsn, Position};
@@ -380,58 +383,5 @@ impl<P> Scheduler<P> {
         }
         self.backlog.end_lanes(now);
         self.overflows = self.must_overflow(now);
-    }
-
-    /// When a new delivery may be formed, as far as messages and `max_ack_pending` go.
-    fn fresh_at(&mut self) -> Option<Instant> {
-        let room = self.rules.max_ack_pending.saturating_sub(self.ack_pending);
-        if room == 0 {
-            return None;
-        }
-        let since = self.backlog.ready_since()?;
-        let full = self.backlog.ready_messages() >= self.rules.batch_size.min(room)
-            || self.backlog.ready_bytes() >= self.rules.batch_bytes;
-        Some(if full { since } else { since + self.rules.batch_timeout })
-    }
-
-    /// The next new delivery, if one may be formed.
-    fn form_next(&mut self, now: Instant) -> Option<Command<P>> {
-        if self.fresh_at().is_none_or(|at| at > now) {
-            return None;
-        }
-        let key = DeliveryKey(self.next_key);
-        let room = self.rules.max_ack_pending - self.ack_pending;
-        let bounds = Bounds { messages: self.rules.batch_size.min(room), bytes: self.rules.batch_bytes };
-        let taken = self.backlog.take(key, bounds);
-        if taken.is_empty() {
-            // All that looked ready waits for its second group, and is no longer in the ready queue.
-            return None;
-        }
-        self.next_key += 1;
-        self.ack_pending += taken.len();
-        self.retry_had_last_turn = false;
-        let (mut members, mut messages) = (Vec::with_capacity(taken.len()), Vec::with_capacity(taken.len()));
-        for message in taken {
-            members.push((self.leave_backlog(message.backing, Place::In(key)), message.groups));
-            messages.push(message.payload);
-        }
-        self.deliveries.insert(key, Delivery::new(key, members));
-        self.started(now, key);
-        Some(Command::Form { delivery: key, messages })
-    }
-
-    /// A message leaves memory's queues. Its token, if only the WAL has it.
-    fn leave_backlog(&mut self, backing: Backing, place: Place) -> Option<Token> {
-        match backing {
-            Backing::Wal(token) => {
-                self.watermark.moved(token, place);
-                Some(token)
-            }
-            Backing::Page(token) => {
-                self.loaded.resolve(token);
-                None
-            }
-            Backing::Lane => None,
-        }
     }
 }

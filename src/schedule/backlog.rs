@@ -15,134 +15,20 @@
 //! comes after that.
 
 use std::collections::VecDeque;
-use std::hash::{BuildHasherDefault, Hasher};
 use std::time::Instant;
 
-use hashbrown::HashMap;
 use hashbrown::hash_map::Entry as MapEntry;
 
 use super::lanes::Lane;
-use super::watermark::Token;
+use super::queue::{ByGroup, Group, NONE, Queue, ReadyItem, Slot, State, Waiting, place};
 use super::{DeliveryKey, GroupId, Groups};
 use crate::change::Position;
-
-pub(super) const NONE: u32 = u32::MAX;
-
-/// What stands for a message until it is resolved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Backing {
-    /// The WAL: it is not resolved.
-    Wal(Token),
-    /// A page of the store's overflow; the token is of the list of such messages in memory.
-    Page(Token),
-    /// A lane of the store.
-    Lane,
-}
-
-/// A message that waits to be taken into a delivery.
-#[derive(Debug)]
-pub(super) struct Waiting<P> {
-    pub(super) groups: Groups,
-    pub(super) bytes: usize,
-    pub(super) position: Position,
-    pub(super) backing: Backing,
-    pub(super) payload: P,
-}
-
-#[derive(Debug)]
-pub(super) struct Slot<P> {
-    pub(super) message: Option<Waiting<P>>,
-    /// The next message of the first and of the second group.
-    pub(super) next: [u32; 2],
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum State {
-    Ready,
-    Busy(DeliveryKey),
-    Blocked,
-}
-
-/// Messages of one group, threaded through the slab.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Queue {
-    pub(super) head: u32,
-    pub(super) tail: u32,
-    pub(super) messages: usize,
-    pub(super) bytes: usize,
-}
-
-impl Queue {
-    pub(super) const EMPTY: Self = Self { head: NONE, tail: NONE, messages: 0, bytes: 0 };
-
-    /// Takes the first message off; `next` is the one behind it.
-    pub(super) fn pop(&mut self, next: u32, bytes: usize) {
-        self.head = next;
-        self.messages -= 1;
-        self.bytes -= bytes;
-        if self.head == NONE {
-            *self = Self::EMPTY;
-        }
-    }
-
-    pub(super) fn push(&mut self, index: u32, bytes: usize) {
-        if self.head == NONE {
-            self.head = index;
-        }
-        self.tail = index;
-        self.messages += 1;
-        self.bytes += bytes;
-    }
-}
-
-#[derive(Debug)]
-pub(super) struct Group {
-    pub(super) queue: Queue,
-    pub(super) state: State,
-}
-
-#[derive(Clone, Copy, Debug)]
-pub(super) enum ReadyItem {
-    Group(GroupId),
-    /// A message without a group.
-    Single(u32),
-}
-
-/// A group's id is a hash already.
-#[derive(Default)]
-pub(super) struct IdentityHasher(u64);
-
-impl Hasher for IdentityHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
-        }
-    }
-
-    fn write_u64(&mut self, value: u64) {
-        self.0 = value;
-    }
-}
-
-/// A map by group.
-pub(super) type ByGroup<V> = HashMap<GroupId, V, BuildHasherDefault<IdentityHasher>>;
-
-/// Bounds of one delivery.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Bounds {
-    pub(super) messages: usize,
-    pub(super) bytes: usize,
-}
 
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Backlog<P> {
     pub(super) slots: Vec<Slot<P>>,
-    free: Vec<u32>,
+    pub(super) free: Vec<u32>,
     pub(super) groups: ByGroup<Group>,
     pub(super) lanes: ByGroup<Lane>,
     /// Lanes that may be read, once.
@@ -155,7 +41,7 @@ pub(super) struct Backlog<P> {
     pub(super) gone: usize,
     pub(super) ready_messages: usize,
     pub(super) ready_bytes: usize,
-    bytes: usize,
+    pub(super) bytes: usize,
 }
 
 impl<P> Backlog<P> {
@@ -222,7 +108,7 @@ impl<P> Backlog<P> {
     }
 
     /// A stale entry leaves the ready queue.
-    fn pass(&mut self, item: ReadyItem) {
+    pub(super) fn pass(&mut self, item: ReadyItem) {
         if let ReadyItem::Single(index) = item {
             self.free.push(index);
             self.gone -= 1;
@@ -267,27 +153,6 @@ impl<P> Backlog<P> {
             return false;
         }
         self.append(now, id, index, bytes)
-    }
-
-    /// Takes what the next delivery holds: from the front of the ready queue, each group's messages in order, as many as the
-    /// bounds allow; the first message always goes. The groups are `delivery`'s until [`Self::release`].
-    pub(super) fn take(&mut self, delivery: DeliveryKey, bounds: Bounds) -> Vec<Waiting<P>> {
-        let messages = Vec::with_capacity(bounds.messages.min(self.ready_messages));
-        let mut taken = Taken { messages, bytes: 0, bounds };
-        while taken.has_room() {
-            let Some((item, _)) = self.ready.front().copied() else { break };
-            let fits = match item {
-                ReadyItem::Single(index) => self.take_single(index, &mut taken),
-                ReadyItem::Group(id) => self.take_group(id, delivery, &mut taken),
-            };
-            if !fits {
-                // It stays first in the queue, for the next delivery.
-                break;
-            }
-            self.ready.pop_front();
-        }
-        self.bytes -= taken.bytes;
-        taken.messages
     }
 
     /// `delivery` holds its groups no longer: those with messages are ready, the others are gone, or their lanes are next.
@@ -363,83 +228,6 @@ impl<P> Backlog<P> {
         }
     }
 
-    fn take_single(&mut self, index: u32, taken: &mut Taken<P>) -> bool {
-        let Some(bytes) = self.message(index).map(|message| message.bytes) else {
-            self.pass(ReadyItem::Single(index));
-            return true;
-        };
-        if !taken.fits(bytes) {
-            return false;
-        }
-        self.ready_messages -= 1;
-        self.ready_bytes -= bytes;
-        taken.add(self.remove(index));
-        true
-    }
-
-    /// Takes from the front of a group while there is room. False: nothing was taken for want of room, and the group is
-    /// still ready.
-    fn take_group(&mut self, id: GroupId, delivery: DeliveryKey, taken: &mut Taken<P>) -> bool {
-        let Some(group) = self.groups.get_mut(&id) else { return true };
-        if group.state != State::Ready {
-            return true;
-        }
-        let queue = &mut group.queue;
-        let first = self.slots.get(place(queue.head)).and_then(|slot| slot.message.as_ref());
-        if first.is_some_and(|message| !taken.fits(message.bytes)) {
-            return false;
-        }
-        self.ready_messages -= queue.messages;
-        self.ready_bytes -= queue.bytes;
-        // It stays so only if its first message belongs to another group too.
-        group.state = State::Blocked;
-        // Messages of this group alone, which is nearly all there is, need no other look-up.
-        while taken.has_room()
-            && let Some(slot) = self.slots.get_mut(place(queue.head))
-            && let Some(message) =
-                slot.message.take_if(|message| matches!(message.groups, Groups::One(_)) && taken.fits(message.bytes))
-        {
-            self.free.push(queue.head);
-            queue.pop(slot.next[0], message.bytes);
-            group.state = State::Busy(delivery);
-            taken.add(Some(message));
-        }
-        if queue.head != NONE && taken.has_room() {
-            self.take_shared(id, delivery, taken);
-        }
-        true
-    }
-
-    /// The same from the first message on that belongs to two groups.
-    fn take_shared(&mut self, id: GroupId, delivery: DeliveryKey, taken: &mut Taken<P>) {
-        while let Some(head) = self.groups.get(&id).map(|group| group.queue.head)
-            && let Some(message) = self.message(head)
-        {
-            let groups = message.groups;
-            if !taken.has_room() || !taken.fits(message.bytes) || !self.partner_agrees(id, groups, head, delivery) {
-                break;
-            }
-            for member in groups.iter() {
-                self.leave_ready(member, State::Busy(delivery));
-                self.pop(member, head);
-            }
-            taken.add(self.remove(head));
-        }
-    }
-
-    /// Whether the message's other group, if it has one, has reached the message and is free for `delivery`.
-    fn partner_agrees(&self, id: GroupId, groups: Groups, index: u32, delivery: DeliveryKey) -> bool {
-        groups.iter().filter(|other| *other != id).all(|other| {
-            self.groups.get(&other).is_some_and(|group| {
-                let free = match group.state {
-                    State::Busy(holder) => holder == delivery,
-                    State::Ready | State::Blocked => true,
-                };
-                free && group.queue.head == index
-            })
-        })
-    }
-
     /// Takes the head off a group's queue. The group is not ready.
     pub(super) fn pop(&mut self, id: GroupId, index: u32) {
         let Some(message) = self.message(index) else { return };
@@ -481,7 +269,7 @@ impl<P> Backlog<P> {
         self.place(Slot { message: Some(message), next: [NONE; 2] })
     }
 
-    fn remove(&mut self, index: u32) -> Option<Waiting<P>> {
+    pub(super) fn remove(&mut self, index: u32) -> Option<Waiting<P>> {
         let message = self.slots.get_mut(place(index))?.message.take();
         self.free.push(index);
         message
@@ -516,32 +304,4 @@ impl<P> Backlog<P> {
             self.lanes.shrink_to(KEPT);
         }
     }
-}
-
-/// A delivery being filled.
-struct Taken<P> {
-    messages: Vec<Waiting<P>>,
-    bytes: usize,
-    bounds: Bounds,
-}
-
-impl<P> Taken<P> {
-    fn has_room(&self) -> bool {
-        self.messages.len() < self.bounds.messages && (self.messages.is_empty() || self.bytes < self.bounds.bytes)
-    }
-
-    fn fits(&self, bytes: usize) -> bool {
-        self.messages.is_empty() || self.bytes + bytes <= self.bounds.bytes
-    }
-
-    fn add(&mut self, message: Option<Waiting<P>>) {
-        if let Some(message) = message {
-            self.bytes += message.bytes;
-            self.messages.push(message);
-        }
-    }
-}
-
-pub(super) fn place(index: u32) -> usize {
-    usize::try_from(index).unwrap_or(usize::MAX)
 }

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::backlog::{Backing, Waiting};
 use super::deliveries::Kept;
+use super::queue::{Backing, Waiting};
 use super::watermark::{Place, Token};
 use super::{
     BEHIND_AFTER, BreakerState, Command, DeliveryKey, GroupId, KEEP_AFTER, Message, Position, Scheduler, StoreRoom,

@@ -13,7 +13,8 @@ use std::time::Instant;
 
 use hashbrown::hash_map::Entry as MapEntry;
 
-use super::backlog::{Backing, Backlog, Group, NONE, Queue, ReadyItem, State, Waiting, place};
+use super::backlog::Backlog;
+use super::queue::{Backing, Group, NONE, Queue, ReadyItem, State, Waiting, place};
 use super::{DeliveryKey, GroupId, Groups, Message, Want};
 use crate::change::{Lsn, Position};
 
