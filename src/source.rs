@@ -112,6 +112,8 @@ pub struct Source {
     intake: Intake,
     /// The cluster and timeline of the last session.
     known: Option<SystemIdentity>,
+    /// The timeline that the store is bound to.
+    bound_timeline: Option<u32>,
     /// Up to where every sink had resolved everything when the process started, if the store goes on with the slot.
     resolved_before: Option<Lsn>,
     /// From where changes are lost, if a person has accepted that.
@@ -148,6 +150,7 @@ impl Source {
             rng: fastrand::Rng::with_seed(seed),
             intake,
             known: None,
+            bound_timeline: None,
             resolved_before: None,
             lost_from: None,
             has_begun: false,

@@ -21,10 +21,23 @@ pub(crate) struct Found<'a> {
     pub(crate) database: &'a str,
     /// End of the server's log.
     pub(crate) server_end: Lsn,
+    /// If the server's timeline is another than the store's: how they are related.
+    pub(crate) promotion: Option<Promotion>,
     /// Its name in the configuration.
     pub(crate) slot: &'a str,
     /// What is confirmed to it; `None`: there is no such slot, or none that was ever complete.
     pub(crate) confirmed: Option<Lsn>,
+}
+
+/// A server that is on another timeline than before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Promotion {
+    /// The timeline of before.
+    pub(crate) before: u32,
+    /// The server's.
+    pub(crate) now: u32,
+    /// Where the server's history left the one of before; `None`: that is not part of it.
+    pub(crate) left: Option<Lsn>,
 }
 
 /// What follows.
@@ -46,7 +59,10 @@ pub(crate) enum Agreement {
 /// Compares. `bound` is what the store knows of the source.
 pub(crate) fn compare(bound: Option<&SourceBinding>, found: &Found<'_>) -> Agreement {
     let Some(bound) = bound else { return Agreement::Begins { slot_existed: found.confirmed.is_some() } };
-    if let Some(trouble) = other_database(bound, found).or_else(|| went_back(bound, found)) {
+    if let Some(trouble) = other_database(bound, found)
+        .or_else(|| went_back(bound, found))
+        .or_else(|| promoted_without(found.promotion?, bound.seen.unwrap_or(Lsn::ZERO)))
+    {
         return Agreement::Refused(trouble);
     }
     if bound.gap_accepted {
@@ -130,6 +146,25 @@ fn went_back(bound: &SourceBinding, found: &Found<'_>) -> Option<Trouble> {
     })
 }
 
+/// After a promotion, or a restore: what was read, all of it before `seen`, must be part of the history of the server's
+/// timeline. What is not never happened there, and what happened there at the same positions would be taken for known.
+pub(crate) fn promoted_without(promotion: Promotion, seen: Lsn) -> Option<Trouble> {
+    let Promotion { before, now, left } = promotion;
+    if left.is_some_and(|left| left >= seen) {
+        return None;
+    }
+    let left = left.map_or_else(|| "an unknown position".to_owned(), |left| left.to_string());
+    Some(Trouble {
+        what: format!(
+            "the database was promoted to timeline {now}, which left timeline {before} at {left}, but changes up to \
+             {seen} were read: some of them never happened there"
+        ),
+        advice: "point the source's url to the server with all changes; to begin with this one as it is, stop walhook, point \
+                 state.path to another directory and start it again, and compare the receivers' data with the tables"
+            .to_owned(),
+    })
+}
+
 fn other_slot(bound: &SourceBinding, found: &Found<'_>) -> Trouble {
     let (ours, theirs, source) = (found.slot, &bound.slot, found.source);
     Trouble {
@@ -153,7 +188,16 @@ mod tests {
 
     fn bound() -> SourceBinding {
         let (database, slot) = ("app".to_owned(), "walhook_app".to_owned());
-        SourceBinding { system_id: 7, database, slot, confirmed: Some(KNOWN), gap_accepted: false }
+        let seen = Some(Lsn(0x600));
+        SourceBinding {
+            system_id: 7,
+            timeline: Some(1),
+            database,
+            slot,
+            confirmed: Some(KNOWN),
+            seen,
+            gap_accepted: false,
+        }
     }
 
     fn found(confirmed: Option<Lsn>) -> Found<'static> {
@@ -163,6 +207,7 @@ mod tests {
             system_id: 7,
             database: "app",
             server_end: Lsn(0x9000),
+            promotion: None,
             slot: "walhook_app",
             confirmed,
         }
@@ -216,6 +261,23 @@ mod tests {
         assert!(database.advice.contains("state.path"), "{}", database.advice);
         let restored = refused(&accepted, &Found { server_end: Lsn(0x4ff), ..found(None) });
         assert!(restored.what.contains("ends at 0/4FF"), "{}", restored.what);
+    }
+
+    #[test]
+    fn after_a_promotion_all_that_was_read_must_be_part_of_the_new_history() {
+        let promoted = |left| Found { promotion: Some(Promotion { before: 1, now: 2, left }), ..found(Some(KNOWN)) };
+        for kept in [Lsn(0x600), Lsn(0x700)] {
+            assert_eq!(compare(Some(&bound()), &promoted(Some(kept))), Agreement::GoesOn);
+        }
+        // Also when every sink had resolved what came before, and when a person has accepted a gap.
+        let accepted = SourceBinding { gap_accepted: true, ..bound() };
+        for (bound, left) in [(bound(), Some(Lsn(0x5ff))), (bound(), None), (accepted, Some(Lsn(0x400)))] {
+            let trouble = refused(&bound, &promoted(left));
+            assert!(trouble.what.contains("timeline 2") && trouble.what.contains("0/600"), "{}", trouble.what);
+            assert!(trouble.advice.contains("state.path"), "{}", trouble.advice);
+        }
+        let nothing_read = SourceBinding { confirmed: None, seen: None, ..bound() };
+        assert_eq!(compare(Some(&nothing_read), &promoted(Some(Lsn(1)))), Agreement::GoesOn);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use tokio_postgres::Client;
 use tracing::{debug, info, warn};
 
 use super::Source;
-use super::agreement::{self, Agreement, Found};
+use super::agreement::{self, Agreement, Found, Promotion};
 use super::connection::{self, Replication, SystemIdentity};
 use super::hold::Hold;
 use super::housekeeping::Housekeeping;
@@ -75,16 +75,21 @@ impl Source {
     /// A connection, once store and slot agree.
     async fn agree(&mut self, client: &Client) -> Result<(Replication, Agreement), Problem> {
         let slot = slot::look(client, &self.config, self.intake.sinks()).await?;
-        let replication = self.connect().await?;
+        let mut replication = self.connect().await?;
         let name = self.config.name.clone();
         let bound = self.ask_store(move |store| store.source(&name)).await?;
         let Some(identity) = &self.known else { return Err(Problem::silent()) };
+        self.bound_timeline = bound.as_ref().and_then(|bound| bound.timeline);
+        // What is of another cluster is refused for that.
+        let same = bound.as_ref().is_some_and(|bound| bound.system_id == identity.system_id);
+        let promotion = promotion(&mut replication, self.bound_timeline.filter(|_| same), identity).await?;
         let found = Found {
             source: &self.config.name,
             store: &self.store_path,
             system_id: identity.system_id,
             database: &identity.dbname,
             server_end: identity.xlogpos,
+            promotion,
             slot: &self.config.slot,
             confirmed: slot.and_then(|slot| slot.confirmed),
         };
@@ -125,15 +130,19 @@ impl Source {
         }
     }
 
-    /// Binds the store to the slot as it is, where it is not yet.
+    /// Binds the store to slot and timeline as they are, where it is not yet.
     async fn settle(&mut self, agreement: &Agreement, prepared: &Prepared) -> Result<(), Problem> {
         let (source, slot, at) = (&self.config.name, &self.config.slot, prepared.confirmed);
         let from = match agreement {
             Agreement::GoesOn | Agreement::Refused(_) => {
-                return match self.resolved_before.filter(|known| *known < at && !self.has_streamed) {
-                    Some(known) => Err(agreement::gap(source, slot, known, Some(at)).into()),
-                    None => Ok(()),
-                };
+                if let Some(known) = self.resolved_before.filter(|known| *known < at && !self.has_streamed) {
+                    return Err(agreement::gap(source, slot, known, Some(at)).into());
+                }
+                // Before anything of the new timeline is read: what follows is compared with it.
+                if self.known.as_ref().map(|identity| identity.timeline) == self.bound_timeline {
+                    return Ok(());
+                }
+                None
             }
             Agreement::Begins { slot_existed: true } => {
                 warn!(
@@ -154,11 +163,15 @@ impl Source {
         let binding = NewBinding {
             name: source.clone(),
             system_id: identity.system_id,
+            timeline: identity.timeline,
             database: identity.dbname.clone(),
             slot: slot.clone(),
             from,
         };
-        self.ask_store(move |store| store.bind(&binding)).await
+        let timeline = binding.timeline;
+        self.ask_store(move |store| store.bind(&binding)).await?;
+        self.bound_timeline = Some(timeline);
+        Ok(())
     }
 
     /// Asks the store, which may have to wait for the disk.
@@ -227,38 +240,17 @@ impl Source {
                      another directory and start it again",
                 ));
             }
-            Some(known) if known.timeline != identity.timeline => {
-                let timeline = known.timeline;
-                self.check_timeline(replication, timeline, &identity).await?;
+            Some(known) => {
+                let seen = self.intake.received().max(self.confirmed);
+                let promotion = promotion(replication, Some(known.timeline), &identity).await?;
+                if let Some(trouble) = promotion.and_then(|promotion| agreement::promoted_without(promotion, seen)) {
+                    return Err(trouble.into());
+                }
             }
-            Some(_) | None => {}
+            None => {}
         }
         self.known = Some(identity);
         Ok(())
-    }
-
-    /// After a promotion: what was read and confirmed must be part of the new timeline's history.
-    async fn check_timeline(
-        &self,
-        replication: &mut Replication,
-        before: u32,
-        identity: &SystemIdentity,
-    ) -> Result<(), Problem> {
-        let (now, seen) = (identity.timeline, self.intake.received().max(self.confirmed));
-        let left = replication.switch_point(now, before).await?;
-        if let Some(left) = left.filter(|left| *left >= seen) {
-            info!(source = %self.config.name, timeline = now, %left, "the database was promoted; nothing that was read is missing in it");
-            return Ok(());
-        }
-        let left = left.map_or_else(|| "an unknown position".to_owned(), |left| left.to_string());
-        Err(Problem::lasting(
-            format!(
-                "the database was promoted to timeline {now}, which left timeline {before} at {left}, but changes up to \
-                 {seen} were read: some of them never happened there"
-            ),
-            "point the source's url to the server with all changes; to begin with this one as it is, stop walhook, point \
-             state.path to another directory and start it again, and compare the receivers' data with the tables",
-        ))
     }
 
     async fn start(&mut self, replication: &mut Replication, confirmed: Lsn) -> Result<(), Problem> {
@@ -295,6 +287,20 @@ impl Source {
         }
         self.enter(SourceState::Streaming);
     }
+}
+
+/// How the server's timeline is related to the one of before, if that is known and another.
+async fn promotion(
+    replication: &mut Replication,
+    before: Option<u32>,
+    identity: &SystemIdentity,
+) -> Result<Option<Promotion>, Problem> {
+    let now = identity.timeline;
+    let Some(before) = before.filter(|before| *before != now) else { return Ok(None) };
+    let asked = timeout(START_LIMIT, replication.switch_point(now, before)).await;
+    let left = asked.map_err(|_| Problem::slow("the server did not tell its history within 30 s"))??;
+    info!(timeline = now, before, left = left.map(|left| left.to_string()), "the database was promoted");
+    Ok(Some(Promotion { before, now, left }))
 }
 
 #[cfg(test)]

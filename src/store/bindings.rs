@@ -16,6 +16,8 @@ pub struct NewBinding {
     pub name: String,
     /// What `IDENTIFY_SYSTEM` calls `systemid`.
     pub system_id: u64,
+    /// The timeline that is read from here on.
+    pub timeline: u32,
     /// The database.
     pub database: String,
     /// The slot.
@@ -41,12 +43,14 @@ pub(super) fn bind(db: &mut Connection, binding: &NewBinding) -> Result<(), Stor
 fn bind_in_transaction(db: &mut Connection, binding: &NewBinding) -> rusqlite::Result<()> {
     let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
     transaction.execute(
-        "INSERT INTO source (name, system_id, database, slot, gap_accepted)
-         VALUES (:name, :system_id, :database, :slot, 0)
-         ON CONFLICT DO UPDATE SET system_id = :system_id, database = :database, slot = :slot",
+        "INSERT INTO source (name, system_id, timeline, database, slot, gap_accepted)
+         VALUES (:name, :system_id, :timeline, :database, :slot, 0)
+         ON CONFLICT DO UPDATE
+             SET system_id = :system_id, timeline = :timeline, database = :database, slot = :slot",
         named_params! {
             ":name": binding.name,
             ":system_id": binding.system_id.to_string(),
+            ":timeline": binding.timeline,
             ":database": binding.database,
             ":slot": binding.slot,
         },

@@ -15,12 +15,16 @@ use crate::schedule::GroupId;
 pub struct SourceBinding {
     /// What `IDENTIFY_SYSTEM` calls `systemid`.
     pub system_id: u64,
+    /// The timeline that was read last; `None`: not known, for it was bound by a walhook that did not keep it.
+    pub timeline: Option<u32>,
     /// The database.
     pub database: String,
     /// The slot.
     pub slot: String,
     /// Everything up to here is resolved by every active sink that has progress; `None`: none has.
     pub confirmed: Option<Lsn>,
+    /// Everything that any of its sinks knows, absent ones too, lies before; `None`: none knows anything.
+    pub seen: Option<Lsn>,
     /// A person has said that what lies between here and the slot may be missing (`walhook state accept-gap`).
     pub gap_accepted: bool,
 }
@@ -30,13 +34,16 @@ pub(super) fn binding(db: &Connection, name: &str) -> Result<Option<SourceBindin
     let select = || -> rusqlite::Result<Option<(String, SourceBinding)>> {
         db.prepare_cached(
             "SELECT system_id, database, slot, gap_accepted,
-                 (SELECT min(resolved) FROM sink WHERE sink.source = source.name AND active)
+                 (SELECT min(resolved) FROM sink WHERE sink.source = source.name AND active), timeline,
+                 (SELECT max(max(ifnull(resolved, 0), ifnull(high_lsn + 1, 0))) FROM sink WHERE sink.source = source.name)
              FROM source WHERE name = :name",
         )?
         .query_row(named_params! { ":name": name }, |row| {
             let confirmed = row.get::<_, Option<i64>>(4)?.map(lsn_of);
             let (database, slot, gap_accepted) = (row.get(1)?, row.get(2)?, row.get(3)?);
-            Ok((row.get(0)?, SourceBinding { system_id: 0, database, slot, confirmed, gap_accepted }))
+            let seen = row.get::<_, Option<i64>>(6)?.map(lsn_of);
+            let (timeline, seen) = (row.get(5)?, seen.filter(|seen| *seen > Lsn::ZERO));
+            Ok((row.get(0)?, SourceBinding { system_id: 0, timeline, database, slot, confirmed, seen, gap_accepted }))
         })
         .optional()
     };

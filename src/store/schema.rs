@@ -21,7 +21,7 @@ pub(super) struct Schema {
 }
 
 /// `state.db`.
-pub(super) const STATE: Schema = Schema { application: 0x7761_6C68, steps: &[STATE_1] };
+pub(super) const STATE: Schema = Schema { application: 0x7761_6C68, steps: &[STATE_1, STATE_2] };
 
 /// `log.db`.
 pub(super) const LOG: Schema = Schema { application: 0x7761_6C6C, steps: &[LOG_1] };
@@ -114,6 +114,11 @@ const STATE_1: &str = "
         page INTEGER PRIMARY KEY,
         messages BLOB NOT NULL            -- sealed
     ) STRICT;
+";
+
+/// NULL: bound before timelines were kept.
+const STATE_2: &str = "
+    ALTER TABLE source ADD COLUMN timeline INTEGER;
 ";
 
 const LOG_1: &str = "

@@ -86,6 +86,8 @@ pub(super) async fn look_at_binding(
         system_id,
         database: &survey.server.database,
         server_end,
+        // That takes a replication connection; the start asks.
+        promotion: None,
         slot: &source.slot,
         confirmed: survey.slot.as_ref().and_then(|slot| slot.confirmed),
     };
@@ -181,6 +183,7 @@ mod tests {
             system_id: 1,
             database: "app",
             server_end: Lsn(9),
+            promotion: None,
             slot: "walhook_app",
             confirmed: None,
         };

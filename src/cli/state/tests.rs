@@ -12,7 +12,9 @@ fn rig(directory: &Path) -> Config {
     let config = config::parse(text, &directory.join("walhook.toml"), &|_| None, &[]).unwrap();
     let store = Store::open(&config.state, 2).unwrap();
     let (name, database, slot) = ("app".to_owned(), "shop".to_owned(), "walhook_app".to_owned());
-    store.bind(&NewBinding { name, system_id: 7_439_000_000_000_000_001, database, slot, from: None }).unwrap();
+    store
+        .bind(&NewBinding { name, system_id: 7_439_000_000_000_000_001, timeline: 1, database, slot, from: None })
+        .unwrap();
     store.register("app", &["orders", "mails"]).unwrap();
     for (sink, ops) in [("orders", vec![Op::Paused { why: "dlv_1 was given up".to_owned() }]), ("mails", Vec::new())] {
         let (key, _) = store.load("app", sink).unwrap();

@@ -4,6 +4,7 @@ use tempfile::TempDir;
 use tokio::sync::Notify;
 
 use super::*;
+use crate::change::Position;
 use crate::config::{Hold, StateConfig};
 use crate::memory::Memory;
 use crate::metrics::SourceMetrics;
@@ -65,6 +66,24 @@ impl House {
 
     async fn sql(&self, sql: &str) {
         self.stage.client.batch_execute(sql).await.unwrap();
+    }
+
+    /// Starts the server on a new timeline.
+    async fn promote(&mut self) {
+        let cluster = &self.stage.cluster;
+        cluster.stop("fast").unwrap();
+        let auto = cluster.data().join("postgresql.auto.conf");
+        let settings = std::fs::read_to_string(&auto).unwrap_or_default();
+        std::fs::write(&auto, settings + "hot_standby = off\n").unwrap();
+        let signal = cluster.data().join("standby.signal");
+        std::fs::write(&signal, "").unwrap();
+        // The server runs as the owner of its data, who must be able to remove the signal.
+        let owner = format!("--reference={}", cluster.data().display());
+        assert!(std::process::Command::new("chown").arg(owner).arg(&signal).status().unwrap().success());
+        cluster.resume_without_waiting().unwrap();
+        cluster.promote().unwrap();
+        let url = self.stage.cluster.url("postgres");
+        self.stage.client = self.stage.session(&url).await;
     }
 
     /// What `walhook state accept-gap` notes.
@@ -185,6 +204,30 @@ async fn another_slot_or_another_database_is_refused_before_anything_is_made() {
     assert!(what.contains("belongs to cluster"), "{what}");
     assert!(advice.contains("state.path"), "{advice}");
     assert_eq!(slots(&moved).await, 0);
+}
+
+#[tokio::test]
+async fn a_promotion_while_it_was_away_goes_on_only_if_it_kept_all_that_was_read() {
+    let mut house = House::new().await;
+    house.live().go().await;
+    free(&house).await;
+    house.promote().await;
+    let after = house.live();
+    assert_eq!(after.binding().timeline, Some(1));
+    let resolved = after.go().await;
+    free(&house).await;
+    let life = house.live();
+    assert_eq!(life.binding().timeline, Some(2), "known before anything of it is read");
+
+    // As after the promotion of a standby that lacked the change that was read last.
+    let (key, _) = life.store.load("app", "s").unwrap();
+    let lacked = Position { commit_lsn: Lsn(resolved.0 + (1 << 30)), index: 1 };
+    let progress = Some(KeptProgress { resolved, high: Some(lacked), unresolved: Vec::new() });
+    life.store.submit(Batch { sink: key, ops: Vec::new(), progress }).await.unwrap();
+    life.store.close();
+    house.promote().await;
+    let (what, _) = house.live().refusal().await;
+    assert!(what.contains("left timeline 2 at") && what.contains("never happened"), "{what}");
 }
 
 #[tokio::test]

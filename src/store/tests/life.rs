@@ -77,8 +77,26 @@ fn a_file_of_a_later_version_is_refused() {
     assert!(error.is_lasting());
     assert_eq!(
         error.to_string(),
-        format!("{} has version 9, and this walhook knows versions up to 1: use a newer one", path.display())
+        format!("{} has version 9, and this walhook knows versions up to 2: use a newer one", path.display())
     );
+}
+
+#[test]
+fn a_file_of_an_earlier_version_is_brought_to_this_one_with_what_it_holds() {
+    let rig = Rig::new();
+    let (store, sink) = rig.one();
+    store.bind(&binding(None)).unwrap();
+    write_with(&store, sink, vec![park(1)], Some(progress(5, None, &[])));
+    store.close();
+    let db = Connection::open(rig.config.path.join("state.db")).unwrap();
+    db.execute_batch("ALTER TABLE source DROP COLUMN timeline; PRAGMA user_version = 1").unwrap();
+    drop(db);
+    let (store, _) = rig.one();
+    let bound = store.source("app").unwrap().unwrap();
+    assert_eq!((bound.timeline, bound.confirmed, bound.seen), (None, Some(Lsn(5)), Some(Lsn(5))));
+    assert_eq!(loaded(&store).deliveries.len(), 1);
+    store.bind(&binding(None)).unwrap();
+    assert_eq!(store.source("app").unwrap().unwrap().timeline, Some(3));
 }
 
 #[test]
@@ -99,11 +117,11 @@ fn files_that_were_made_and_not_filled_are_filled() {
 fn both_files_shrink_and_sync_as_the_design_says() {
     let rig = Rig::new();
     rig.one().0.close();
-    for (name, application) in [("state.db", 0x7761_6C68), ("log.db", 0x7761_6C6C)] {
+    for (name, application, version) in [("state.db", 0x7761_6C68, 2), ("log.db", 0x7761_6C6C, 1)] {
         let db = Connection::open(rig.config.path.join(name)).unwrap();
         let pragma = |name: &str| db.pragma_query_value(None, name, |row| row.get::<_, i64>(0)).unwrap();
         let is = ["application_id", "user_version", "auto_vacuum", "page_size"].map(pragma);
-        assert_eq!(is, [application, 1, 2, 4096], "{name}");
+        assert_eq!(is, [application, version, 2, 4096], "{name}");
         let mode: String = db.pragma_query_value(None, "journal_mode", |row| row.get(0)).unwrap();
         assert_eq!(mode, "wal", "{name}");
     }
@@ -111,7 +129,7 @@ fn both_files_shrink_and_sync_as_the_design_says() {
 
 fn binding(from: Option<u64>) -> NewBinding {
     let (name, database, slot) = ("app".to_owned(), "shop".to_owned(), "walhook_app".to_owned());
-    NewBinding { name, system_id: u64::MAX, database, slot, from: from.map(Lsn) }
+    NewBinding { name, system_id: u64::MAX, timeline: 3, database, slot, from: from.map(Lsn) }
 }
 
 #[test]
@@ -122,16 +140,19 @@ fn a_binding_is_kept_and_knows_how_far_its_active_sinks_are() {
     store.bind(&binding(None)).unwrap();
     let bound = SourceBinding {
         system_id: u64::MAX,
+        timeline: Some(3),
         database: "shop".to_owned(),
         slot: "walhook_app".to_owned(),
         confirmed: None,
+        seen: None,
         gap_accepted: false,
     };
     assert_eq!(store.source("app").unwrap(), Some(bound.clone()));
     write_with(&store, keys[0], vec![], Some(progress(7, None, &[])));
-    write_with(&store, keys[1], vec![], Some(progress(5, None, &[])));
+    write_with(&store, keys[1], vec![], Some(progress(5, Some(at(8, 1)), &[at(6, 1)])));
     store.close();
     let (store, _) = rig.open(&["orders", "other", "new"]);
+    let bound = SourceBinding { seen: Some(Lsn(9)), ..bound };
     assert_eq!(store.source("app").unwrap(), Some(SourceBinding { confirmed: Some(Lsn(5)), ..bound.clone() }));
     store.register("app", &["orders"]).unwrap();
     assert_eq!(store.source("app").unwrap(), Some(SourceBinding { confirmed: Some(Lsn(7)), ..bound }));
