@@ -69,9 +69,10 @@ pub use self::loading::SourceBinding;
 use self::log::LogRow;
 use self::logbook::Logbook;
 use self::quota::Budget;
+pub use self::quota::least_max_bytes;
 use self::readers::Readers;
 use self::writer::Writer;
-use crate::config::StateConfig;
+use crate::config::{Hold, StateConfig};
 use crate::deliver::frozen::DeliveryId;
 
 /// A handle of the store; clones are handles of the same one. When the last is dropped the store closes as by
@@ -102,6 +103,7 @@ impl Store {
     /// # Errors
     /// When any of it fails; [`StoreError::is_lasting`] tells whether trying again may help.
     pub fn open(config: &StateConfig, sinks: usize) -> Result<Self, StoreError> {
+        require_room(config, sinks)?;
         let paths = Paths::of(&config.path);
         paths.make_directory()?;
         let lock = paths.lock()?;
@@ -241,6 +243,16 @@ impl Store {
             return Err(StoreError::Closed);
         }
         answered.recv().map_err(|_| StoreError::Closed)?
+    }
+}
+
+/// Where failed deliveries wait in the WAL, sinks put in nothing that must find room.
+fn require_room(config: &StateConfig, sinks: usize) -> Result<(), StoreError> {
+    let StateConfig { max_bytes, hold, .. } = *config;
+    let least_bytes = least_max_bytes(sinks);
+    match hold {
+        Hold::Store if max_bytes < least_bytes => Err(StoreError::TooSmall { max_bytes, sinks, least_bytes }),
+        Hold::Store | Hold::Wal => Ok(()),
     }
 }
 

@@ -55,7 +55,7 @@ pub(crate) async fn look(file: &Path, offline: bool) -> Vec<Finding> {
     if offline {
         return all;
     }
-    all.extend(state::look(&config.state));
+    all.extend(state::look(&config.state, config.sinks.len()));
     for source in &config.sources {
         all.extend(look_at_source(&config, source).await);
     }

@@ -164,6 +164,7 @@ fn told(refusal: Refusal, config: &Config) -> (String, u8) {
                     "\n  `walhook state` shows what it knows"
                 }
                 StoreError::Directory { .. }
+                | StoreError::TooSmall { .. }
                 | StoreError::File { .. }
                 | StoreError::Open { .. }
                 | StoreError::Foreign { .. }

@@ -30,6 +30,19 @@ pub enum StoreError {
         /// The directory.
         path: PathBuf,
     },
+    /// `state.max_bytes` is too small for the number of sinks.
+    #[error(
+        "state.max_bytes = {} is too small for {sinks} sinks: it must be at least {}MiB",
+        super::health::size(*max_bytes), least_bytes >> 20
+    )]
+    TooSmall {
+        /// `state.max_bytes`.
+        max_bytes: u64,
+        /// How many sinks.
+        sinks: usize,
+        /// What it must be at least.
+        least_bytes: u64,
+    },
     /// A file of it cannot be opened.
     #[error("{} cannot be opened", path.display())]
     File {
@@ -123,6 +136,7 @@ impl StoreError {
             Self::Directory { source, .. } | Self::File { source, .. } => is_lasting_io(source),
             Self::Locked { .. }
             | Self::Missing { .. }
+            | Self::TooSmall { .. }
             | Self::Foreign { .. }
             | Self::Newer { .. }
             | Self::Damaged { .. }

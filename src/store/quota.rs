@@ -19,6 +19,17 @@ pub(super) const PAGE_BYTES: u64 = 4096;
 
 const MIB: u64 = 1 << 20;
 
+/// The bytes of a batch are never bounded to less: a delivery of usual size fits.
+const BATCH_BYTES_LEAST: u64 = 16 * 1024;
+
+/// The smallest `state.max_bytes` in whole MiB with which the batches of so many sinks fit when the store has just become
+/// full: then each can put in what it has gathered, and nobody's acknowledgements wait behind what finds no room.
+pub fn least_max_bytes(sinks: usize) -> u64 {
+    let sinks = u64::try_from(sinks).unwrap_or(u64::MAX);
+    let fits = |bytes: &u64| Budget::new(*bytes, u64::MAX).share_of(sinks) >= BATCH_BYTES_LEAST;
+    (8..=u64::MAX / MIB).map(|mib| mib * MIB).find(fits).unwrap_or(u64::MAX)
+}
+
 /// How the bytes are divided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Budget {
@@ -73,9 +84,13 @@ impl Budget {
     /// Bytes that a batch of one of `sinks` should hold at most, so that all of them together fit when the store has just
     /// become full.
     pub(super) fn batch_bytes_max(&self, sinks: usize) -> usize {
-        let sinks = u64::try_from(sinks.max(1)).unwrap_or(u64::MAX);
-        let share = (self.state_bytes / 8 / sinks).clamp(64 * 1024, 4 * MIB);
+        let share = self.share_of(u64::try_from(sinks).unwrap_or(u64::MAX)).clamp(BATCH_BYTES_LEAST, 4 * MIB);
         usize::try_from(share).unwrap_or(usize::MAX)
+    }
+
+    /// A quarter of the reserve for all: rows may take twice their bytes, and half of it stays for acknowledgements.
+    fn share_of(&self, sinks: u64) -> u64 {
+        self.state_bytes / 16 / sinks.max(1)
     }
 }
 
@@ -144,6 +159,19 @@ mod tests {
             assert!(budget.batch_bytes_max(3) as u64 * 3 <= budget.state_bytes / 4, "{budget:?}");
         }
         assert_eq!(Budget::new(1 << 40, 16 * MIB), Budget { max_bytes: 1 << 40, ..Budget::new(16 * MIB, u64::MAX) });
+    }
+
+    #[test]
+    fn the_batches_of_all_sinks_fit_in_a_quarter_of_the_reserve() {
+        for sinks in [1, 3, 17, 100, 1000] {
+            let least = least_max_bytes(sinks);
+            let budget = Budget::new(least, u64::MAX);
+            assert!((budget.batch_bytes_max(sinks) * sinks) as u64 <= budget.state_bytes / 16, "{sinks}: {budget:?}");
+            let smaller = Budget::new(least - MIB, u64::MAX);
+            let is_too_small = (smaller.batch_bytes_max(sinks) * sinks) as u64 > smaller.state_bytes / 16;
+            assert!(least == 8 * MIB || is_too_small, "{sinks} sinks would do with less");
+        }
+        assert_eq!((least_max_bytes(0), least_max_bytes(17), least_max_bytes(40)), (8 * MIB, 8 * MIB, 19 * MIB));
     }
 
     #[test]

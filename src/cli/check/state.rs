@@ -9,18 +9,18 @@ use tokio_postgres::Client;
 use super::findings::Finding;
 use crate::admin::bytes_in_words;
 use crate::change::Lsn;
-use crate::config::{SourceConfig, StateConfig};
+use crate::config::{Hold, SourceConfig, StateConfig};
 use crate::source::agreement::{self, Agreement, Found};
 use crate::source::chain;
 use crate::source::slot::Survey;
-use crate::store::{StoreError, mend};
+use crate::store::{StoreError, least_max_bytes, mend};
 use crate::view::Trouble;
 
 /// Longest wait for the server's answer.
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// The directory, what is in it, and its disk.
-pub(super) fn look(state: &StateConfig) -> Vec<Finding> {
+pub(super) fn look(state: &StateConfig, sinks: usize) -> Vec<Finding> {
     let subject = "state.path";
     let (there, exists) = nearest(&state.path);
     let mut all = vec![directory(subject, state, &there, exists)];
@@ -35,8 +35,18 @@ pub(super) fn look(state: &StateConfig) -> Vec<Finding> {
             0
         }
     };
+    all.extend(share(state, sinks));
     all.extend(space(state, &there, used));
     all
+}
+
+/// Whether the quota is large enough for so many sinks.
+fn share(state: &StateConfig, sinks: usize) -> Option<Finding> {
+    let least = least_max_bytes(sinks);
+    (state.hold == Hold::Store && state.max_bytes < least).then(|| {
+        let what = format!("{} is too small for {sinks} sinks", bytes_in_words(state.max_bytes));
+        Finding::fail("state.max_bytes", what, format!("set it to at least {}MiB", least >> 20))
+    })
 }
 
 /// The path itself, or the nearest directory above it that is there.
@@ -129,7 +139,6 @@ async fn identify(client: &Client) -> Option<(u64, Lsn)> {
 mod tests {
     use super::*;
     use crate::cli::check::findings::Level;
-    use crate::config::Hold;
 
     fn state(path: &Path, max_bytes: u64) -> StateConfig {
         StateConfig {
@@ -143,14 +152,14 @@ mod tests {
     }
 
     fn levels(state: &StateConfig) -> Vec<(Level, String)> {
-        look(state).into_iter().map(|finding| (finding.level, finding.what)).collect()
+        look(state, 1).into_iter().map(|finding| (finding.level, finding.what)).collect()
     }
 
     #[test]
     fn a_directory_that_is_not_there_is_fine_where_one_can_be_made_and_nothing_is_made() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a/b");
-        let found = levels(&state(&path, 1));
+        let found = levels(&state(&path, 8 << 20));
         assert!(matches!(found.as_slice(), [(Level::Ok, what)] if what.contains("walhook makes it")), "{found:?}");
         assert!(!path.exists());
     }
@@ -172,6 +181,16 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let found = levels(&state(directory.path(), u64::MAX));
         assert!(found.iter().any(|(level, what)| *level == Level::Warn && what.contains("max_bytes")), "{found:?}");
+    }
+
+    #[test]
+    fn a_quota_that_is_too_small_for_the_sinks_fails_unless_nothing_is_put_in() {
+        let directory = tempfile::tempdir().unwrap();
+        let small = state(directory.path(), 8 << 20);
+        let fails = |state: &StateConfig, sinks| look(state, sinks).iter().any(|found| found.level == Level::Fail);
+        assert!(!fails(&small, 17));
+        assert!(fails(&small, 18));
+        assert!(!fails(&StateConfig { hold: Hold::Wal, ..small }, 18));
     }
 
     #[test]

@@ -97,6 +97,51 @@ fn a_batch_without_room_waits_alone_and_is_written_once_when_there_is() {
     assert_eq!(other.progress, Some(progress(3, None, &[])));
 }
 
+/// Deliveries whose bodies do not pack, of so many bytes together.
+fn noise_parks(sink: usize, bytes: usize) -> Vec<Op> {
+    let mut rng = fastrand::Rng::with_seed(sink as u64);
+    let park = |n| {
+        let (delivery, _) = delivery(sink as u128 * 1000 + n + 1);
+        Op::Park { delivery, body: std::iter::repeat_with(|| rng.u8(..)).take(2048).collect() }
+    };
+    (0..bytes as u128 / 2048).map(park).collect()
+}
+
+#[test]
+fn as_many_sinks_as_a_quota_takes_find_room_together_when_it_has_just_become_full() {
+    let rig = Rig::of_bytes(QUOTA);
+    let names: Vec<String> = (0..17).map(|n| format!("sink{n}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let (store, keys) = rig.open(&names);
+    fill(&rig, &store, keys[0]);
+    let batch = |(n, sink): (usize, &SinkKey)| {
+        let ops = noise_parks(n, store.batch_bytes_max());
+        store.submit(Batch { sink: *sink, ops, progress: Some(progress(1, None, &[])) })
+    };
+    let mut answers: Vec<_> = keys.iter().enumerate().map(batch).collect();
+    for answer in &mut answers {
+        wait_until("it is durable", || answer.try_recv().is_ok());
+    }
+    assert!(!store.health().is_failing);
+    for (n, &sink) in keys.iter().enumerate() {
+        let left = (1..=8).map(|id| Op::Delivered(DeliveryId(n as u128 * 1000 + id)));
+        write_with(&store, sink, left.collect(), Some(progress(2, None, &[])));
+    }
+    assert!(!store.health().is_failing && files_bytes(&rig) <= QUOTA);
+}
+
+#[test]
+fn a_quota_that_is_too_small_for_the_sinks_is_refused_with_the_one_that_is_not() {
+    let mut rig = Rig::of_bytes(QUOTA);
+    let error = Store::open(&rig.config, 40).unwrap_err();
+    assert!(error.is_lasting());
+    assert_eq!(error.to_string(), "state.max_bytes = 8.0 MiB is too small for 40 sinks: it must be at least 19MiB");
+    rig.config.max_bytes = 19 << 20;
+    drop(Store::open(&rig.config, 40).unwrap());
+    rig.config = StateConfig { max_bytes: QUOTA, hold: Hold::Wal, ..rig.config };
+    drop(Store::open(&rig.config, 40).unwrap());
+}
+
 #[test]
 fn writes_that_fail_are_tried_again_and_happen_once() {
     let rig = Rig::new();
