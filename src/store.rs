@@ -141,7 +141,7 @@ impl Store {
     }
 
     /// Tells which sinks of a source the config has: these are active, all others of the source are absent. A sink that was
-    /// absent before takes up where the others are. The answer is the absent ones that still hold something. Blocks.
+    /// absent before takes up where the source is. The answer is the absent ones that still hold something. Blocks.
     ///
     /// # Errors
     /// When it cannot be written.

@@ -150,9 +150,9 @@ impl Source {
                     "the store knows nothing of this source, but its slot is there: it goes on from the slot's position; what \
                      another store keeps of it (failed deliveries, overflow, dead letters) is not known here"
                 );
-                None
+                Some(at)
             }
-            Agreement::Begins { slot_existed: false } => None,
+            Agreement::Begins { slot_existed: false } => Some(at),
             Agreement::GapAccepted => {
                 let lost_from = self.lost_from.map(|lsn| lsn.to_string());
                 warn!(source, slot, lost_from, from = %at, "a gap was accepted: changes between these positions are not delivered");

@@ -1,6 +1,6 @@
 //! Which databases and sinks the store is of.
 
-use rusqlite::{Connection, Transaction, TransactionBehavior, named_params};
+use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior, named_params};
 use tracing::info;
 
 use super::apply::lsn_of;
@@ -22,7 +22,8 @@ pub struct NewBinding {
     pub database: String,
     /// The slot.
     pub slot: String,
-    /// After an accepted gap: no sink of it is behind this any more, and the acceptance is used up.
+    /// Where it begins, or goes on after an accepted gap: it is confirmed up to here, no sink of it is behind any more, and
+    /// the acceptance is used up.
     pub from: Option<Lsn>,
 }
 
@@ -58,8 +59,10 @@ fn bind_in_transaction(db: &mut Connection, binding: &NewBinding) -> rusqlite::R
     if let Some(from) = binding.from {
         // What the store holds of later positions is not to come again, so `high` stays.
         let forward = "UPDATE sink SET resolved = max(resolved, ?2) WHERE source = ?1 AND resolved IS NOT NULL";
-        transaction.execute("UPDATE source SET gap_accepted = 0 WHERE name = ?1", [&binding.name])?;
-        transaction.execute(forward, (&binding.name, from.0.cast_signed()))?;
+        let confirm = "UPDATE source SET gap_accepted = 0, confirmed = max(ifnull(confirmed, 0), ?2) WHERE name = ?1";
+        for statement in [confirm, forward] {
+            transaction.execute(statement, (&binding.name, from.0.cast_signed()))?;
+        }
     }
     transaction.commit()
 }
@@ -86,11 +89,11 @@ fn register_in_transaction(db: &mut Connection, source: &str, sinks: &[String]) 
     transaction.commit()
 }
 
-/// While a sink was absent the slot went on with the others. It takes up with them, as a new one would.
+/// While a sink was absent the slot went on with the others. It takes up where the source is, as a new one would.
 fn bring_forward(db: &Transaction<'_>, source: &str, sinks: &[String]) -> rusqlite::Result<()> {
-    let confirmed: Option<i64> =
-        db.query_row("SELECT min(resolved) FROM sink WHERE source = ?1 AND active", [source], |row| row.get(0))?;
-    let Some(confirmed) = confirmed else { return Ok(()) };
+    let confirmed: Option<Option<i64>> =
+        db.query_row("SELECT confirmed FROM source WHERE name = ?1", [source], |row| row.get(0)).optional()?;
+    let Some(confirmed) = confirmed.flatten() else { return Ok(()) };
     for sink in sinks {
         let moved = db.execute(
             "UPDATE sink SET resolved = ?3 WHERE source = ?1 AND name = ?2 AND NOT active AND resolved < ?3",

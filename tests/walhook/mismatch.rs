@@ -189,6 +189,34 @@ async fn a_slot_made_anew_meanwhile_is_a_gap_that_only_a_person_accepts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_slot_dropped_meanwhile_is_a_gap_though_every_sink_has_a_new_name() {
+    let case = Case::begin().await;
+    case.deliver_all_but_row_5().await;
+    let confirmed = case.confirmed().await;
+    case.drop_slot().await;
+    case.insert(11, 20).await;
+    let text = Config::source(&case.postgres) + &Config::sink("renamed", &case.receiver.url(), "");
+    case.config.rewrite(&text);
+    case.refused(&[SLOT, "walhook state accept-gap", &confirmed]).await;
+    assert_eq!(case.postgres.value("SELECT count(*) FROM pg_replication_slots").await, "0", "made anew in silence");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sink_that_returns_alone_is_no_gap() {
+    let case = Case::begin().await;
+    let with = |sink: &str| Config::source(&case.postgres) + &Config::sink(sink, &case.receiver.url(), "");
+    let mut last = 0;
+    for sink in ["orders", "other", "orders"] {
+        case.config.rewrite(&with(sink));
+        let daemon = Daemon::start(&case.config).await;
+        case.insert(last + 1, last + 10).await;
+        last += 10;
+        case.wait_row(last).await;
+        assert!(daemon.sigterm().await.success());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_slot_made_anew_while_it_runs_is_said_and_waited_for() {
     let case = Case::begin().await;
     let daemon = Daemon::start(&case.config).await.allow_error("slot");

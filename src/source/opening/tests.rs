@@ -88,8 +88,13 @@ impl House {
 
     /// What `walhook state accept-gap` notes.
     fn accept_gap(&self) {
+        self.write("UPDATE source SET gap_accepted = 1");
+    }
+
+    /// Changes one row of the store.
+    fn write(&self, sql: &str) {
         let db = rusqlite::Connection::open(self.directory.path().join("state/state.db")).unwrap();
-        assert_eq!(db.execute("UPDATE source SET gap_accepted = 1", []).unwrap(), 1);
+        assert_eq!(db.execute(sql, []).unwrap(), 1);
     }
 }
 
@@ -173,6 +178,18 @@ async fn a_slot_that_is_gone_is_a_gap_until_it_is_accepted_and_is_not_made_befor
     assert!(from > known);
     let after = house.live();
     assert_eq!((after.binding().gap_accepted, after.binding().confirmed), (false, Some(from)));
+}
+
+#[tokio::test]
+async fn a_slot_that_is_gone_is_a_gap_though_all_sinks_are_new() {
+    let house = House::new().await;
+    let known = house.live().go().await;
+    free(&house).await;
+    house.sql(DROP).await;
+    house.write("UPDATE sink SET name = 'before'");
+    let (what, _) = house.live().refusal().await;
+    assert!(what.contains("is gone") && what.contains(&known.to_string()), "{what}");
+    assert_eq!(slots(&house).await, 0, "a slot was made over the gap");
 }
 
 #[tokio::test]
