@@ -114,7 +114,7 @@ pub struct Source {
     known: Option<SystemIdentity>,
     /// The timeline that the store is bound to.
     bound_timeline: Option<u32>,
-    /// Up to where every sink had resolved everything when the process started, if the store goes on with the slot.
+    /// What was confirmed of the source when the process started, if the store goes on with the slot.
     resolved_before: Option<Lsn>,
     /// From where changes are lost, if a person has accepted that.
     lost_from: Option<Lsn>,

@@ -143,7 +143,7 @@ impl Store {
     }
 
     /// Tells which sinks of a source the config has: these are active, all others of the source are absent. A sink that was
-    /// absent before takes up where the others are. The answer is the absent ones that still hold something. Blocks.
+    /// absent before takes up where the source is. The answer is the absent ones that still hold something. Blocks.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -151,6 +151,16 @@ impl Store {
         let source = source.to_owned();
         let sinks: Vec<String> = sinks.iter().map(|sink| (*sink).to_owned()).collect();
         self.call(move |db| bindings::register(db, &source, &sinks))
+    }
+
+    /// Tells which sources the config has: the sinks of all others are absent. The answer is those of them that still hold
+    /// something. Blocks.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn leave_out(&self, sources: &[&str]) -> Result<Vec<AbsentSink>, StoreError> {
+        let sources: Vec<String> = sources.iter().map(|source| (*source).to_owned()).collect();
+        self.call(move |db| bindings::leave_out(db, &sources))
     }
 
     /// What the store has of a sink that was registered. Blocks.

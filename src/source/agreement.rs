@@ -71,7 +71,7 @@ pub(crate) fn compare(bound: Option<&SourceBinding>, found: &Found<'_>) -> Agree
     if bound.slot != found.slot {
         return Agreement::Refused(other_slot(bound, found));
     }
-    // Without progress nothing was ever confirmed, so nothing can be missing.
+    // A source of which nothing was ever confirmed can miss nothing.
     let Some(known) = progress(bound) else { return Agreement::GoesOn };
     match found.confirmed {
         Some(slot) if slot <= known => Agreement::GoesOn,
@@ -80,7 +80,7 @@ pub(crate) fn compare(bound: Option<&SourceBinding>, found: &Found<'_>) -> Agree
     }
 }
 
-/// How far every active sink is, if one is anywhere.
+/// Where the slot may be at most, if it was ever confirmed.
 pub(crate) fn progress(bound: &SourceBinding) -> Option<Lsn> {
     bound.confirmed.filter(|lsn| *lsn > Lsn::ZERO)
 }

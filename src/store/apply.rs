@@ -125,6 +125,19 @@ fn pause(db: &Connection, sink: SinkKey, why: &str) -> rusqlite::Result<()> {
         .map(drop)
 }
 
+/// Raises what is confirmed of each source to what all its active sinks have resolved. While one of them has no progress it
+/// stays, as the slot does: that sink begins there.
+pub(super) fn raise_confirmed(db: &Connection) -> rusqlite::Result<()> {
+    db.prepare_cached(
+        "UPDATE source SET confirmed = lowest.resolved
+         FROM (SELECT source, min(resolved) AS resolved FROM sink
+               WHERE active GROUP BY source HAVING count(resolved) = count(*)) AS lowest
+         WHERE source.name = lowest.source AND ifnull(source.confirmed, 0) < lowest.resolved",
+    )?
+    .execute([])
+    .map(drop)
+}
+
 /// Sets how far the sink is, whatever it was.
 pub(super) fn write_progress(db: &Connection, sink: SinkKey, progress: &KeptProgress) -> rusqlite::Result<()> {
     let KeptProgress { resolved, high, unresolved } = progress;

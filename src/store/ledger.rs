@@ -64,12 +64,17 @@ impl Ledger {
     fn transact<'a>(&mut self, batches: impl Iterator<Item = &'a Batch>) -> rusqlite::Result<Written> {
         let transaction = self.db.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let mut written = Vec::new();
+        let mut has_progress = false;
         for batch in batches {
+            has_progress |= batch.progress.is_some();
             let checked = apply::check(&transaction, batch)?;
             if checked.is_ok() {
                 apply::apply(&transaction, &mut self.pages, &self.keeping, batch)?;
             }
             written.push(checked);
+        }
+        if has_progress {
+            apply::raise_confirmed(&transaction)?;
         }
         failpoint::hit("store.before_commit");
         transaction.commit()?;

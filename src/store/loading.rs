@@ -21,7 +21,8 @@ pub struct SourceBinding {
     pub database: String,
     /// The slot.
     pub slot: String,
-    /// Everything up to here is resolved by every active sink that has progress; `None`: none has.
+    /// Everything up to here was resolved by every sink that was active then, and the slot is confirmed no farther; only
+    /// grows, whatever becomes of the sinks. `None`: nothing is confirmed yet.
     pub confirmed: Option<Lsn>,
     /// Everything that any of its sinks knows, absent ones too, lies before; `None`: none knows anything.
     pub seen: Option<Lsn>,
@@ -33,15 +34,15 @@ pub struct SourceBinding {
 pub(super) fn binding(db: &Connection, name: &str) -> Result<Option<SourceBinding>, StoreError> {
     let select = || -> rusqlite::Result<Option<(String, SourceBinding)>> {
         db.prepare_cached(
-            "SELECT system_id, database, slot, gap_accepted,
-                 (SELECT min(resolved) FROM sink WHERE sink.source = source.name AND active), timeline,
-                 (SELECT max(max(ifnull(resolved, 0), ifnull(high_lsn + 1, 0))) FROM sink WHERE sink.source = source.name)
+            "SELECT system_id, database, slot, gap_accepted, confirmed, timeline,
+                 max(ifnull(confirmed, 0), ifnull((SELECT max(max(ifnull(resolved, 0), ifnull(high_lsn + 1, 0)))
+                                                   FROM sink WHERE sink.source = source.name), 0))
              FROM source WHERE name = :name",
         )?
         .query_row(named_params! { ":name": name }, |row| {
             let confirmed = row.get::<_, Option<i64>>(4)?.map(lsn_of);
             let (database, slot, gap_accepted) = (row.get(1)?, row.get(2)?, row.get(3)?);
-            let seen = row.get::<_, Option<i64>>(6)?.map(lsn_of);
+            let seen = Some(lsn_of(row.get(6)?));
             let (timeline, seen) = (row.get(5)?, seen.filter(|seen| *seen > Lsn::ZERO));
             Ok((row.get(0)?, SourceBinding { system_id: 0, timeline, database, slot, confirmed, seen, gap_accepted }))
         })

@@ -21,7 +21,7 @@ pub(super) struct Schema {
 }
 
 /// `state.db`.
-pub(super) const STATE: Schema = Schema { application: 0x7761_6C68, steps: &[STATE_1, STATE_2] };
+pub(super) const STATE: Schema = Schema { application: 0x7761_6C68, steps: &[STATE_1, STATE_2, STATE_3] };
 
 /// `log.db`.
 pub(super) const LOG: Schema = Schema { application: 0x7761_6C6C, steps: &[LOG_1] };
@@ -119,6 +119,12 @@ const STATE_1: &str = "
 /// NULL: bound before timelines were kept.
 const STATE_2: &str = "
     ALTER TABLE source ADD COLUMN timeline INTEGER;
+";
+
+/// `confirmed` outlives the sinks it was taken from.
+const STATE_3: &str = "
+    ALTER TABLE source ADD COLUMN confirmed INTEGER;  -- LSN; the slot is never confirmed beyond
+    UPDATE source SET confirmed = (SELECT min(resolved) FROM sink WHERE sink.source = source.name AND active);
 ";
 
 const LOG_1: &str = "

@@ -189,6 +189,34 @@ async fn a_slot_made_anew_meanwhile_is_a_gap_that_only_a_person_accepts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_slot_dropped_meanwhile_is_a_gap_though_every_sink_has_a_new_name() {
+    let case = Case::begin().await;
+    case.deliver_all_but_row_5().await;
+    let confirmed = case.confirmed().await;
+    case.drop_slot().await;
+    case.insert(11, 20).await;
+    let text = Config::source(&case.postgres) + &Config::sink("renamed", &case.receiver.url(), "");
+    case.config.rewrite(&text);
+    case.refused(&[SLOT, "walhook state accept-gap", &confirmed]).await;
+    assert_eq!(case.postgres.value("SELECT count(*) FROM pg_replication_slots").await, "0", "made anew in silence");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sink_that_returns_alone_is_no_gap() {
+    let case = Case::begin().await;
+    let with = |sink: &str| Config::source(&case.postgres) + &Config::sink(sink, &case.receiver.url(), "");
+    let mut last = 0;
+    for sink in ["orders", "other", "orders"] {
+        case.config.rewrite(&with(sink));
+        let daemon = Daemon::start(&case.config).await;
+        case.insert(last + 1, last + 10).await;
+        last += 10;
+        case.wait_row(last).await;
+        assert!(daemon.sigterm().await.success());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_slot_made_anew_while_it_runs_is_said_and_waited_for() {
     let case = Case::begin().await;
     let daemon = Daemon::start(&case.config).await.allow_error("slot");
@@ -273,6 +301,28 @@ async fn a_sink_that_leaves_keeps_what_is_stored_until_it_returns_or_is_forgotte
     });
     case.receiver.wait_acknowledged(40).await;
     case.receiver.ledger(|ledger| assert_eq!(ledger.repeats, 0, "the other sink's return repeats nothing here"));
+    assert!(daemon.sigterm().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_stored_for_a_source_that_was_renamed_is_said() {
+    let case = Case::begin().await;
+    case.deliver_all_but_row_5().await;
+    let text = Config::source(&case.postgres) + &Config::sink("orders", &case.receiver.url(), "");
+    let renamed = text.replace("[source.app]", "[source.renamed]\nslot = \"walhook_other\"");
+    assert_ne!(renamed, text);
+    case.config.rewrite(&renamed);
+    let daemon = Daemon::start(&case.config).await;
+    let warned =
+        |line: &serde_json::Value| line["level"] == "WARN" && line.to_string().contains("forget orders --source app");
+    assert!(daemon.logs().iter().any(warned), "no warning that messages of `app` are kept:\n{}", daemon.printed());
+    let (_, body) = daemon.ready().await.unwrap();
+    assert!(troubles(&body).contains("source app is not in the config"), "{}", troubles(&body));
+    assert!(daemon.sigterm().await.success());
+
+    case.config.rewrite(&text);
+    let daemon = Daemon::start(&case.config).await;
+    case.wait_row(5).await;
     assert!(daemon.sigterm().await.success());
 }
 

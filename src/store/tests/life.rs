@@ -77,7 +77,7 @@ fn a_file_of_a_later_version_is_refused() {
     assert!(error.is_lasting());
     assert_eq!(
         error.to_string(),
-        format!("{} has version 9, and this walhook knows versions up to 2: use a newer one", path.display())
+        format!("{} has version 9, and this walhook knows versions up to 3: use a newer one", path.display())
     );
 }
 
@@ -89,7 +89,10 @@ fn a_file_of_an_earlier_version_is_brought_to_this_one_with_what_it_holds() {
     write_with(&store, sink, vec![park(1)], Some(progress(5, None, &[])));
     store.close();
     let db = Connection::open(rig.config.path.join("state.db")).unwrap();
-    db.execute_batch("ALTER TABLE source DROP COLUMN timeline; PRAGMA user_version = 1").unwrap();
+    db.execute_batch(
+        "ALTER TABLE source DROP COLUMN timeline; ALTER TABLE source DROP COLUMN confirmed; PRAGMA user_version = 1",
+    )
+    .unwrap();
     drop(db);
     let (store, _) = rig.one();
     let bound = store.source("app").unwrap().unwrap();
@@ -117,7 +120,7 @@ fn files_that_were_made_and_not_filled_are_filled() {
 fn both_files_shrink_and_sync_as_the_design_says() {
     let rig = Rig::new();
     rig.one().0.close();
-    for (name, application, version) in [("state.db", 0x7761_6C68, 2), ("log.db", 0x7761_6C6C, 1)] {
+    for (name, application, version) in [("state.db", 0x7761_6C68, 3), ("log.db", 0x7761_6C6C, 1)] {
         let db = Connection::open(rig.config.path.join(name)).unwrap();
         let pragma = |name: &str| db.pragma_query_value(None, name, |row| row.get::<_, i64>(0)).unwrap();
         let is = ["application_id", "user_version", "auto_vacuum", "page_size"].map(pragma);
@@ -148,20 +151,55 @@ fn a_binding_is_kept_and_knows_how_far_its_active_sinks_are() {
         gap_accepted: false,
     };
     assert_eq!(store.source("app").unwrap(), Some(bound.clone()));
+    let confirmed = |store: &Store| store.source("app").unwrap().unwrap().confirmed;
     write_with(&store, keys[0], vec![], Some(progress(7, None, &[])));
     write_with(&store, keys[1], vec![], Some(progress(5, Some(at(8, 1)), &[at(6, 1)])));
+    assert_eq!(confirmed(&store), None, "one has no progress, so that the slot stays where that one begins");
+    write_with(&store, keys[2], vec![], Some(progress(6, None, &[])));
     store.close();
     let (store, _) = rig.open(&["orders", "other", "new"]);
-    let bound = SourceBinding { seen: Some(Lsn(9)), ..bound };
-    assert_eq!(store.source("app").unwrap(), Some(SourceBinding { confirmed: Some(Lsn(5)), ..bound.clone() }));
+    assert_eq!(
+        store.source("app").unwrap(),
+        Some(SourceBinding { confirmed: Some(Lsn(5)), seen: Some(Lsn(9)), ..bound })
+    );
     store.register("app", &["orders"]).unwrap();
-    assert_eq!(store.source("app").unwrap(), Some(SourceBinding { confirmed: Some(Lsn(7)), ..bound }));
+    write_with(&store, keys[0], vec![], Some(progress(7, None, &[])));
+    assert_eq!(confirmed(&store), Some(Lsn(7)), "the others do not count any more");
+}
+
+#[test]
+fn what_is_confirmed_of_a_source_outlives_its_sinks() {
+    let rig = Rig::new();
+    let (store, keys) = rig.open(&["orders", "other"]);
+    store.bind(&binding(Some(3))).unwrap();
+    let confirmed = |store: &Store| store.source("app").unwrap().unwrap().confirmed;
+    assert_eq!(confirmed(&store), Some(Lsn(3)), "where the slot was when it began");
+    for key in &keys {
+        write_with(&store, *key, vec![], Some(progress(5, None, &[])));
+    }
+    store.register("app", &["other"]).unwrap();
+    write_with(&store, keys[1], vec![], Some(progress(9, None, &[])));
+    // A start without any sink, and then only the one that was away when the slot went on.
+    store.register("app", &[]).unwrap();
+    assert_eq!(confirmed(&store), Some(Lsn(9)));
+    store.register("app", &["orders"]).unwrap();
+    assert_eq!((loaded(&store).progress, confirmed(&store)), (Some(progress(9, None, &[])), Some(Lsn(9))));
+    // Only a new one: it has seen nothing, and the source still knows where it is.
+    store.register("app", &["new"]).unwrap();
+    assert_eq!(confirmed(&store), Some(Lsn(9)));
+    let new = store.load("app", "new").unwrap().0;
+    write_with(&store, new, vec![], Some(progress(4, None, &[])));
+    assert_eq!(confirmed(&store), Some(Lsn(9)), "it is never lowered");
+    store.close();
+    mend::forget(&rig.config, "new").unwrap();
+    assert_eq!(mend::open_to_show(&rig.config).unwrap().sources[0].1.confirmed, Some(Lsn(9)));
 }
 
 #[test]
 fn absent_sinks_that_hold_something_are_told_and_take_up_where_the_others_are() {
     let rig = Rig::new();
     let (store, keys) = rig.open(&["orders", "empty", "other"]);
+    store.bind(&binding(None)).unwrap();
     let page = Op::Page { page: 0, messages: vec![message(3, 1), message(4, 1)] };
     let ops = vec![park(1), Op::Lanes(vec![message(2, 1)]), page];
     write_with(&store, keys[0], ops, Some(progress(5, Some(at(6, 1)), &[at(5, 1)])));
@@ -171,10 +209,27 @@ fn absent_sinks_that_hold_something_are_told_and_take_up_where_the_others_are() 
     assert_eq!(absent[0].name, "orders");
     assert_eq!(absent[0].holds.to_string(), "1 failed delivery, 3 waiting messages");
     assert_eq!(absent[0].holds.oldest_micros, Some(4));
+    write_with(&store, keys[2], vec![], Some(progress(9, None, &[])));
     store.close();
     let (store, _) = rig.open(&["orders", "other"]);
     assert_eq!(loaded(&store).progress, Some(progress(9, Some(at(6, 1)), &[at(5, 1)])));
     assert_eq!(loaded(&store).deliveries.len(), 1);
+}
+
+#[test]
+fn what_is_held_for_a_source_that_left_the_config_is_told() {
+    let rig = Rig::new();
+    let (store, keys) = rig.open(&["orders", "empty"]);
+    write(&store, keys[0], vec![park(1)]);
+    store.register("renamed", &["orders"]).unwrap();
+    let new = store.load("renamed", "orders").unwrap().0;
+    write(&store, new, vec![park(1)]);
+    assert_eq!(store.leave_out(&["app", "renamed"]).unwrap(), []);
+    let left = store.leave_out(&["renamed"]).unwrap();
+    let names: Vec<_> = left.iter().map(|sink| (&*sink.source, &*sink.name, sink.holds.retrying)).collect();
+    assert_eq!(names, [("app", "orders", 1)]);
+    let active = mend::open_to_show(&rig.config).unwrap().sinks.into_iter().filter(|sink| sink.active);
+    assert_eq!(active.map(|sink| sink.source).collect::<Vec<_>>(), ["renamed"]);
 }
 
 #[test]
