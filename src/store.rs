@@ -28,6 +28,7 @@ mod bindings;
 mod encoding;
 mod error;
 mod files;
+mod grouping;
 mod health;
 mod holdings;
 mod inbox;
@@ -161,6 +162,15 @@ impl Store {
     pub fn leave_out(&self, sources: &[&str]) -> Result<Vec<AbsentSink>, StoreError> {
         let sources: Vec<String> = sources.iter().map(|source| (*source).to_owned()).collect();
         self.call(move |db| bindings::leave_out(db, &sources))
+    }
+
+    /// Notes the rule by which a sink's messages are grouped. Blocks.
+    ///
+    /// # Errors
+    /// When messages wait that were grouped by another ([`StoreError::Regrouped`]), or it cannot be written.
+    pub fn agree_on_grouping(&self, source: &str, sink: &str, rule: &str) -> Result<(), StoreError> {
+        let [source, sink, rule] = [source, sink, rule].map(str::to_owned);
+        self.call(move |db| grouping::agree(db, &source, &sink, &rule))
     }
 
     /// What the store has of a sink that was registered. Blocks.

@@ -57,8 +57,8 @@ fn said(source: &str, troubles: Vec<Trouble>) -> Vec<Trouble> {
     troubles
 }
 
-/// Names of the sinks of each source.
-type Wanted = Vec<(String, Vec<String>)>;
+/// Of each source the sinks' names and the rules by which they group.
+type Wanted = Vec<(String, Vec<(String, String)>)>;
 
 /// Opens it, however long that takes.
 ///
@@ -67,7 +67,7 @@ type Wanted = Vec<(String, Vec<String>)>;
 pub(super) async fn open(config: &Config, views: &Views) -> Result<Opened, StoreError> {
     let sinks_of = |source: &str| {
         let own = config.sinks.iter().filter(|sink| sink.source == source);
-        own.map(|sink| sink.name.clone()).collect::<Vec<_>>()
+        own.map(|sink| (sink.name.clone(), sink.grouping())).collect::<Vec<_>>()
     };
     let wanted: Wanted = config.sources.iter().map(|it| (it.name.clone(), sinks_of(&it.name))).collect();
     loop {
@@ -126,9 +126,10 @@ struct All {
 fn load(store: &Store, wanted: &Wanted) -> Result<All, StoreError> {
     let mut all = All::default();
     for (source, sinks) in wanted {
-        let names: Vec<&str> = sinks.iter().map(String::as_str).collect();
+        let names: Vec<&str> = sinks.iter().map(|(name, _)| name.as_str()).collect();
         all.absent.insert(source.clone(), store.register(source, &names)?);
-        for sink in sinks {
+        for (sink, grouping) in sinks {
+            store.agree_on_grouping(source, sink, grouping)?;
             // Also beyond an accepted gap: the first mark, at the slot's position, moves a sink forward.
             all.sinks.insert(sink.clone(), store.load(source, sink)?);
         }

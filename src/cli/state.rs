@@ -164,6 +164,7 @@ fn told(refusal: Refusal, config: &Config) -> (String, u8) {
                     "\n  `walhook state` shows what it knows"
                 }
                 StoreError::Directory { .. }
+                | StoreError::Regrouped { .. }
                 | StoreError::TooSmall { .. }
                 | StoreError::File { .. }
                 | StoreError::Open { .. }

@@ -142,6 +142,18 @@ pub enum GroupBy {
     None,
 }
 
+/// As the config has it.
+impl std::fmt::Display for GroupBy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::PrimaryKey => f.write_str("primary_key"),
+            Self::Columns(names) => write!(f, "{names:?}"),
+            Self::Table => f.write_str("table"),
+            Self::None => f.write_str("none"),
+        }
+    }
+}
+
 /// `success`: which statuses acknowledge. At least one of 200–299 is in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SuccessRule {
@@ -247,6 +259,14 @@ impl SinkConfig {
     /// Whether changes of `table` are for this sink.
     pub fn takes_table(&self, table: &TableName) -> bool {
         self.tables.iter().any(|pattern| pattern.matches(table))
+    }
+
+    /// The rules by which its messages are grouped, as one text that is the same for the same rules.
+    pub fn grouping(&self) -> String {
+        let mut tables: Vec<String> =
+            self.group_by_table.iter().map(|(table, rule)| format!("{table} {rule}")).collect();
+        tables.sort_unstable();
+        std::iter::once(self.group_by.to_string()).chain(tables).collect::<Vec<_>>().join(", ")
     }
 
     /// The rule by which changes of `table` are grouped.

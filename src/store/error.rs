@@ -30,6 +30,19 @@ pub enum StoreError {
         /// The directory.
         path: PathBuf,
     },
+    /// Messages wait that were grouped by another rule than the config has.
+    #[error(
+        "sink {sink} is grouped by {given} in the config, and messages wait for it in the store that are grouped by {before}: \
+         put group_by back until they are delivered, or drop them with `walhook state forget {sink}`"
+    )]
+    Regrouped {
+        /// The sink's name.
+        sink: String,
+        /// The rule they were grouped by.
+        before: String,
+        /// The rule of the config.
+        given: String,
+    },
     /// `state.max_bytes` is too small for the number of sinks.
     #[error(
         "state.max_bytes = {} is too small for {sinks} sinks: it must be at least {}MiB",
@@ -136,6 +149,7 @@ impl StoreError {
             Self::Directory { source, .. } | Self::File { source, .. } => is_lasting_io(source),
             Self::Locked { .. }
             | Self::Missing { .. }
+            | Self::Regrouped { .. }
             | Self::TooSmall { .. }
             | Self::Foreign { .. }
             | Self::Newer { .. }

@@ -21,7 +21,7 @@ pub(super) struct Schema {
 }
 
 /// `state.db`.
-pub(super) const STATE: Schema = Schema { application: 0x7761_6C68, steps: &[STATE_1, STATE_2, STATE_3] };
+pub(super) const STATE: Schema = Schema { application: 0x7761_6C68, steps: &[STATE_1, STATE_2, STATE_3, STATE_4] };
 
 /// `log.db`.
 pub(super) const LOG: Schema = Schema { application: 0x7761_6C6C, steps: &[LOG_1] };
@@ -125,6 +125,11 @@ const STATE_2: &str = "
 const STATE_3: &str = "
     ALTER TABLE source ADD COLUMN confirmed INTEGER;  -- LSN; the slot is never confirmed beyond
     UPDATE source SET confirmed = (SELECT min(resolved) FROM sink WHERE sink.source = source.name AND active);
+";
+
+/// NULL: kept before rules were.
+const STATE_4: &str = "
+    ALTER TABLE sink ADD COLUMN grouping TEXT;
 ";
 
 const LOG_1: &str = "
