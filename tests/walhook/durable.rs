@@ -46,7 +46,7 @@ pub(crate) struct Storm {
     weather: Weather,
     load: Load,
     pulse: Pulse,
-    /// How much longer than the window, by the pulse, each death's repeats may reach back.
+    /// How much longer than the window, by the pulse and the daemon's slowest commit, each death's repeats may reach back.
     allowances: Vec<Duration>,
 }
 
@@ -80,10 +80,12 @@ impl Storm {
 
     /// `kill -9`.
     pub(crate) async fn kill(&mut self, daemon: Daemon) {
+        let commit = daemon.slowest_commit().await;
         let in_flight = self.receiver.ledger(|ledger| ledger.in_flight());
         let died = Instant::now();
         daemon.kill9();
         self.bury(died, in_flight).await;
+        self.allow(commit);
     }
 
     /// Notes that the daemon died, and waits until its last requests are over.
