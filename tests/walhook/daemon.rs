@@ -199,6 +199,14 @@ impl Daemon {
         Metrics::parse(&text)
     }
 
+    /// A bound of the time that its slowest commit to the store took so far; zero if it cannot be asked yet.
+    pub(crate) async fn slowest_commit(&self) -> Duration {
+        match self.get("/metrics").await {
+            Some((200, text)) => Metrics::parse(&text).slowest("walhook_store_commit_seconds"),
+            Some(_) | None => Duration::ZERO,
+        }
+    }
+
     /// The log so far.
     pub(crate) fn logs(&self) -> Vec<Value> {
         self.lines.lock().unwrap().json.clone()
@@ -351,9 +359,12 @@ impl Metrics {
 }
 
 impl Metrics {
-    /// The bound under which all samples of a histogram of seconds lie; some minutes if there is none.
+    /// The bound under which all samples of a histogram of seconds lie; zero if there are none.
     pub(crate) fn slowest(&self, name: &str) -> Duration {
         let all = self.sum(&format!("{name}_count"), &[]).unwrap_or_default();
+        if all == 0.0 {
+            return Duration::ZERO;
+        }
         let bucket = format!("{name}_bucket");
         let bounds = self.samples.iter().filter(|(have, _, count)| *have == bucket && *count >= all);
         let bounds = bounds.filter_map(|(_, labels, _)| labels["le"].parse::<f64>().ok());

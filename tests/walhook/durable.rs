@@ -33,7 +33,13 @@ pub(crate) struct Weather {
 impl Weather {
     /// What the contract's crash tests ask for.
     fn stormy(seed: u64, sink: &str) -> Self {
-        let (rows, rate) = if full() { (1000, 5000) } else { (200, 1000) };
+        // One request for each of 5,000 messages a second is more than a debug build can make.
+        let one_by_one = sink.contains("batch_size = 1\n");
+        let (rows, rate) = match full() {
+            true if one_by_one => (500, 1000),
+            true => (1000, 5000),
+            false => (200, 1000),
+        };
         Self { seed, rows, rate, sink: sink.to_owned(), mortal: |_, _| false }
     }
 }
@@ -46,7 +52,7 @@ pub(crate) struct Storm {
     weather: Weather,
     load: Load,
     pulse: Pulse,
-    /// How much longer than the window, by the pulse, each death's repeats may reach back.
+    /// How much longer than the window, by the pulse and the daemon's slowest commit, each death's repeats may reach back.
     allowances: Vec<Duration>,
 }
 
@@ -80,10 +86,12 @@ impl Storm {
 
     /// `kill -9`.
     pub(crate) async fn kill(&mut self, daemon: Daemon) {
+        let commit = daemon.slowest_commit().await;
         let in_flight = self.receiver.ledger(|ledger| ledger.in_flight());
         let died = Instant::now();
         daemon.kill9();
         self.bury(died, in_flight).await;
+        self.allow(commit);
     }
 
     /// Notes that the daemon died, and waits until its last requests are over.
@@ -166,7 +174,7 @@ fn times(in_full: u32, quick: u32) -> u32 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_under_load_it_keeps_every_promise_one_by_one() {
-    killed_again_and_again(times(50, 6), "batch_size = 1").await;
+    killed_again_and_again(times(50, 6), "batch_size = 1\n").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

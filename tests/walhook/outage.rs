@@ -171,7 +171,7 @@ impl Outage {
         let arrived = |part: usize| move |receiver: &Receiver| receiver.ledger(|ledger| ledger.acknowledged()) >= part;
         receiver.wait_within(deadline, "a third to be delivered", arrived(all / 3)).await;
         // A backlog that leaves the store makes for large commits, and what is acknowledged during one is in the next.
-        let commit = daemon.metrics().await.slowest("walhook_store_commit_seconds");
+        let commit = daemon.slowest_commit().await;
         let allowed = WINDOW + (pulse.slowest_before(Instant::now()) + commit) * 2;
         daemon = self.kill(daemon).await;
         receiver.wait_within(deadline, "everything to be delivered", arrived(all)).await;
