@@ -101,29 +101,36 @@ impl Source {
             Agreement::Begins { .. } => {}
         }
         let system_id = identity.system_id;
-        self.begin(system_id);
+        if agreement == Agreement::GoesOn {
+            self.begin(system_id, None);
+        }
         Ok((replication, agreement))
     }
 
-    /// The sinks do nothing before they know the database, so that nothing is sent that belongs elsewhere.
-    fn begin(&mut self, system_id: u64) {
-        if !std::mem::replace(&mut self.has_begun, true) {
-            self.intake.begin(|| Feed::Database { system_id });
+    /// The sinks do nothing before they know the database, so that nothing is sent that belongs elsewhere. From then on they
+    /// deliver what the store holds, though the slot may be busy or is being made for hours. A source that is bound anew `at`
+    /// a position tells them that one with it: what they say of their progress may not be behind the store's.
+    fn begin(&mut self, system_id: u64, at: Option<Lsn>) {
+        if std::mem::replace(&mut self.has_begun, true) {
+            return;
         }
+        self.intake.begin(|| Feed::Database { system_id });
+        if let Some(at) = at {
+            self.intake.reconnected(at);
+        }
+        self.hand_over();
     }
 
-    /// While the database cannot be asked whether it is the store's, the sinks go on with what the store holds of it.
+    /// While the database cannot be asked whether it is the store's, the sinks go on with what the store holds of it; after
+    /// an accepted gap they wait, for the store is going to be bound farther on than they are.
     pub(super) async fn let_sinks_begin(&mut self) {
         if self.has_begun {
             return;
         }
         let name = self.config.name.clone();
         match self.ask_store(move |store| store.source(&name)).await {
-            Ok(Some(bound)) => {
-                self.begin(bound.system_id);
-                self.hand_over();
-            }
-            Ok(None) => {}
+            Ok(Some(bound)) if !bound.gap_accepted => self.begin(bound.system_id, None),
+            Ok(_) => {}
             Err(problem) => {
                 warn!(source = %self.config.name, error = %super::chain(&problem), "the store could not be asked what it is of");
             }
@@ -168,9 +175,11 @@ impl Source {
             slot: slot.clone(),
             from,
         };
-        let timeline = binding.timeline;
+        let (system_id, timeline) = (binding.system_id, binding.timeline);
         self.ask_store(move |store| store.bind(&binding)).await?;
         self.bound_timeline = Some(timeline);
+        self.resolved_before = self.resolved_before.max(from);
+        self.begin(system_id, from);
         Ok(())
     }
 

@@ -118,6 +118,13 @@ impl Life {
         (problem.to_string(), problem.advice())
     }
 
+    /// What its sink is told.
+    fn fed(&mut self) -> tokio::sync::mpsc::Receiver<Vec<Feed>> {
+        let (feed, fed) = tokio::sync::mpsc::channel(4);
+        self.source.consumers[0].feed = Some(feed);
+        fed
+    }
+
     fn binding(&self) -> SourceBinding {
         self.store.source("app").unwrap().unwrap()
     }
@@ -252,12 +259,6 @@ async fn while_the_database_is_down_the_sinks_go_on_with_what_the_store_holds_bu
     let house = House::new().await;
     house.live().go().await;
     free(&house).await;
-    let begin = async |life: &mut Life| {
-        let (feed, mut fed) = tokio::sync::mpsc::channel(4);
-        life.source.consumers[0].feed = Some(feed);
-        life.source.let_sinks_begin().await;
-        fed.try_recv().ok()
-    };
     let mut other = house.live_with("walhook_two");
     assert!(other.source.open().await.is_err());
     assert!(!other.source.has_begun, "what is refused is not begun");
@@ -266,10 +267,47 @@ async fn while_the_database_is_down_the_sinks_go_on_with_what_the_store_holds_bu
     house.stage.cluster.stop("immediate").unwrap();
     let mut life = house.live();
     assert!(matches!(life.source.open().await, Err(Problem::Connect(_))));
-    let told = begin(&mut life).await.unwrap();
+    let mut fed = life.fed();
+    life.source.let_sinks_begin().await;
+    let told = fed.try_recv().unwrap();
     let system_id = life.binding().system_id;
     assert!(matches!(told.as_slice(), [Feed::Database { system_id: told }] if *told == system_id), "{told:?}");
-    assert!(begin(&mut life).await.is_none(), "once is enough");
+    life.source.let_sinks_begin().await;
+    assert!(fed.try_recv().is_err(), "once is enough");
+}
+
+#[tokio::test]
+async fn after_an_accepted_gap_the_sinks_begin_where_the_store_is_bound_and_not_before() {
+    let house = House::new().await;
+    house.live().go().await;
+    free(&house).await;
+    house.sql(DROP).await;
+    house.accept_gap();
+    house.stage.cluster.stop("immediate").unwrap();
+    let mut life = house.live();
+    let mut fed = life.fed();
+    assert!(matches!(life.source.open().await, Err(Problem::Connect(_))));
+    life.source.let_sinks_begin().await;
+    assert!(fed.try_recv().is_err(), "their progress would be behind what the store is bound to next");
+
+    house.stage.cluster.resume().unwrap();
+    drop(life.source.open().await.unwrap_or_else(|problem| panic!("{problem}")));
+    let (told, bound) = (fed.try_recv().unwrap(), life.binding().confirmed.unwrap());
+    assert!(matches!(told.as_slice(), [Feed::Database { .. }, Feed::Mark(at)] if *at == bound), "{bound}: {told:?}");
+}
+
+#[tokio::test]
+async fn sinks_go_on_with_what_the_store_holds_as_soon_as_it_is_known_to_be_of_the_database() {
+    let house = House::new().await;
+    house.live().go().await;
+    free(&house).await;
+    let mut life = house.live();
+    let mut fed = life.fed();
+    // Before the slot is made ready, which may take hours.
+    let (_, agreement) = life.source.agree(&house.stage.client).await.unwrap_or_else(|problem| panic!("{problem}"));
+    assert_eq!(agreement, Agreement::GoesOn);
+    let told = fed.try_recv().unwrap();
+    assert!(matches!(told.as_slice(), [Feed::Database { .. }]), "{told:?}");
 }
 
 #[tokio::test]
