@@ -150,6 +150,7 @@ fn start(config: Config, mut opened: Opened, views: &SharedViews) -> Result<(Run
         let absent = opened.absent(&source.name);
         if own.is_empty() {
             warn!(source = %source.name, "source has no sink: it is not read");
+            views.show_unread(&source.name, absent);
             continue;
         }
         // A share for each, so that one source's dead sinks do not hold another.
@@ -157,6 +158,9 @@ fn start(config: Config, mut opened: Opened, views: &SharedViews) -> Result<(Run
         let start = Start { config: source, state: &state, sinks: &own, memory: &memory, views, absent };
         running.start_source(start, &mut opened)?;
         memories.push(memory);
+    }
+    for (source, troubles) in opened.strangers() {
+        views.show_unread(&source, troubles);
     }
     Ok((running, memories))
 }

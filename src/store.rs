@@ -151,6 +151,16 @@ impl Store {
         self.call(move |db| bindings::register(db, &source, &sinks))
     }
 
+    /// Tells which sources the config has: the sinks of all others are absent. The answer is those of them that still hold
+    /// something. Blocks.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn leave_out(&self, sources: &[&str]) -> Result<Vec<AbsentSink>, StoreError> {
+        let sources: Vec<String> = sources.iter().map(|source| (*source).to_owned()).collect();
+        self.call(move |db| bindings::leave_out(db, &sources))
+    }
+
     /// What the store has of a sink that was registered. Blocks.
     ///
     /// # Errors

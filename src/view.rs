@@ -23,12 +23,24 @@ pub struct Views {
     /// The limit of the former.
     pub memory_limit: AtomicU64,
     store: Mutex<StoreView>,
+    unread: Mutex<Vec<(String, Trouble)>>,
 }
 
 impl Views {
     /// The store as it was last looked at.
     pub fn store(&self) -> StoreView {
         self.store.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Troubles of sources that are not read, because the config does not have them or no sink of theirs; by source name.
+    pub fn unread(&self) -> Vec<(String, Trouble)> {
+        self.unread.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Shows troubles of a source that is not read.
+    pub fn show_unread(&self, source: &str, troubles: Vec<Trouble>) {
+        let troubles = troubles.into_iter().map(|trouble| (source.to_owned(), trouble));
+        self.unread.lock().unwrap_or_else(PoisonError::into_inner).extend(troubles);
     }
 
     /// Shows the store.

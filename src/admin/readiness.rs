@@ -138,6 +138,12 @@ pub fn readiness(views: &Views, now: SystemTime) -> Readiness {
     for (name, view) in &sources {
         troubles.extend(source_troubles(name, view, now));
     }
+    troubles.extend(views.unread().into_iter().map(|(source, Trouble { what, advice })| TroubleReport {
+        scope: format!("source:{source}"),
+        severity: Severity::Warning,
+        what,
+        advice,
+    }));
     for (name, view) in &sinks {
         troubles.extend(sink_health::troubles(name, view, now));
     }

@@ -22,7 +22,7 @@ pub(super) struct Opened {
     pub(super) store: Store,
     /// By sink name, which is unique over all sources.
     sinks: HashMap<String, (SinkKey, Loaded)>,
-    /// By source name: sinks that left the config and still hold something.
+    /// By source name, also of sources that the config does not have: sinks that left the config and still hold something.
     absent: HashMap<String, Vec<AbsentSink>>,
 }
 
@@ -35,12 +35,26 @@ impl Opened {
     /// What is said of sinks that left the config; it is logged too.
     pub(super) fn absent(&mut self, source: &str) -> Vec<Trouble> {
         let absent = self.absent.remove(source).unwrap_or_default();
-        let troubles: Vec<Trouble> = absent.iter().map(trouble_of_absent).collect();
-        for Trouble { what, advice } in &troubles {
-            warn!(source, advice, "{what}");
-        }
-        troubles
+        said(source, absent.iter().map(trouble_of_absent).collect())
     }
+
+    /// The same of the sources that are left, which the config does not have.
+    pub(super) fn strangers(&mut self) -> Vec<(String, Vec<Trouble>)> {
+        let mut left: Vec<(String, Vec<AbsentSink>)> = self.absent.drain().collect();
+        left.sort_by(|(one, _), (other, _)| one.cmp(other));
+        let troubles = |(source, absent): (String, Vec<AbsentSink>)| {
+            let troubles = said(&source, absent.iter().map(trouble_of_stranger).collect());
+            (source, troubles)
+        };
+        left.into_iter().map(troubles).collect()
+    }
+}
+
+fn said(source: &str, troubles: Vec<Trouble>) -> Vec<Trouble> {
+    for Trouble { what, advice } in &troubles {
+        warn!(source, advice, "{what}");
+    }
+    troubles
 }
 
 /// Names of the sinks of each source.
@@ -118,6 +132,10 @@ fn load(store: &Store, wanted: &Wanted) -> Result<All, StoreError> {
             all.sinks.insert(sink.clone(), store.load(source, sink)?);
         }
     }
+    let configured: Vec<&str> = wanted.iter().map(|(source, _)| source.as_str()).collect();
+    for sink in store.leave_out(&configured)? {
+        all.absent.entry(sink.source.clone()).or_default().push(sink);
+    }
     Ok(all)
 }
 
@@ -129,11 +147,24 @@ fn trouble_of_opening(error: &str) -> Trouble {
 }
 
 fn trouble_of_absent(sink: &AbsentSink) -> Trouble {
-    let AbsentSink { name, holds } = sink;
+    let AbsentSink { source, name, holds } = sink;
     Trouble {
         what: format!("sink {name} left the config, and the store keeps what it holds for it: {holds}"),
         advice: format!(
-            "put the sink back to deliver it, or stop walhook and run `walhook state forget {name}` to drop it"
+            "put the sink back to deliver it, or stop walhook and run `walhook state forget {name} --source {source}` to drop it"
+        ),
+    }
+}
+
+fn trouble_of_stranger(sink: &AbsentSink) -> Trouble {
+    let AbsentSink { source, name, holds } = sink;
+    Trouble {
+        what: format!(
+            "source {source} is not in the config, and the store keeps what it holds for its sink {name}: {holds}"
+        ),
+        advice: format!(
+            "put source and sink back under these names to deliver it (under another name a source is another one to the \
+             store), or stop walhook and run `walhook state forget {name} --source {source}` to drop it"
         ),
     }
 }

@@ -1,6 +1,6 @@
 //! Which databases and sinks the store is of.
 
-use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior, named_params};
+use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, TransactionBehavior, named_params};
 use tracing::info;
 
 use super::apply::lsn_of;
@@ -30,6 +30,8 @@ pub struct NewBinding {
 /// A sink that the config no longer has, and that the store still holds something for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AbsentSink {
+    /// Its source, which the config may not have either.
+    pub source: String,
     /// Its name.
     pub name: String,
     /// What the store holds.
@@ -70,7 +72,26 @@ fn bind_in_transaction(db: &mut Connection, binding: &NewBinding) -> rusqlite::R
 /// See [`super::Store::register`].
 pub(super) fn register(db: &mut Connection, source: &str, sinks: &[String]) -> Result<Vec<AbsentSink>, StoreError> {
     register_in_transaction(db, source, sinks).map_err(StoreError::write("the sinks of a source"))?;
-    absent(db, source)
+    absent(db, |its| its == source)
+}
+
+/// See [`super::Store::leave_out`].
+pub(super) fn leave_out(db: &mut Connection, sources: &[String]) -> Result<Vec<AbsentSink>, StoreError> {
+    let is_out = |source: &str| !sources.iter().any(|known| known == source);
+    leave_out_in_transaction(db, is_out).map_err(StoreError::write("the sinks of sources that are gone"))?;
+    absent(db, is_out)
+}
+
+fn leave_out_in_transaction(db: &mut Connection, is_out: impl Fn(&str) -> bool) -> rusqlite::Result<()> {
+    let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let sources: Vec<String> = transaction
+        .prepare("SELECT DISTINCT source FROM sink WHERE active")?
+        .query_map([], |row| row.get(0))?
+        .collect::<rusqlite::Result<_>>()?;
+    for source in sources.iter().filter(|source| is_out(source)) {
+        transaction.execute("UPDATE sink SET active = 0 WHERE source = ?1", [source])?;
+    }
+    transaction.commit()
 }
 
 fn register_in_transaction(db: &mut Connection, source: &str, sinks: &[String]) -> rusqlite::Result<()> {
@@ -106,20 +127,23 @@ fn bring_forward(db: &Transaction<'_>, source: &str, sinks: &[String]) -> rusqli
     Ok(())
 }
 
-fn absent(db: &Connection, source: &str) -> Result<Vec<AbsentSink>, StoreError> {
-    let select = || -> rusqlite::Result<Vec<(SinkKey, String)>> {
-        let mut select = db.prepare("SELECT key, name FROM sink WHERE source = ?1 AND NOT active ORDER BY name")?;
-        select.query_map([source], |row| Ok((SinkKey(row.get(0)?), row.get(1)?)))?.collect()
+/// The absent sinks of these sources that still hold something.
+fn absent(db: &Connection, of: impl Fn(&str) -> bool) -> Result<Vec<AbsentSink>, StoreError> {
+    let select = || -> rusqlite::Result<Vec<(SinkKey, AbsentSink)>> {
+        let mut select =
+            db.prepare("SELECT key, source, name FROM sink WHERE source <> '' AND NOT active ORDER BY source, name")?;
+        let sink = |row: &Row<'_>| {
+            let holds = Holdings::default();
+            Ok((SinkKey(row.get(0)?), AbsentSink { source: row.get(1)?, name: row.get(2)?, holds }))
+        };
+        select.query_map([], sink)?.collect()
     };
-    let mut names = select().map_err(StoreError::read("absent sinks"))?;
-    if names.is_empty() {
+    let mut sinks = select().map_err(StoreError::read("absent sinks"))?;
+    sinks.retain(|(_, sink)| of(&sink.source));
+    if sinks.is_empty() {
         return Ok(Vec::new());
     }
     let held = holdings(db)?;
-    names.sort_by(|one, other| one.1.cmp(&other.1));
-    Ok(names
-        .into_iter()
-        .filter_map(|(key, name)| held.get(&key).map(|holds| AbsentSink { name, holds: *holds }))
-        .filter(|sink| !sink.holds.is_empty())
-        .collect())
+    let holding = |(key, sink)| held.get(&key).map(|holds| AbsentSink { holds: *holds, ..sink });
+    Ok(sinks.into_iter().filter_map(holding).filter(|sink| !sink.holds.is_empty()).collect())
 }

@@ -305,6 +305,28 @@ async fn a_sink_that_leaves_keeps_what_is_stored_until_it_returns_or_is_forgotte
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_stored_for_a_source_that_was_renamed_is_said() {
+    let case = Case::begin().await;
+    case.deliver_all_but_row_5().await;
+    let text = Config::source(&case.postgres) + &Config::sink("orders", &case.receiver.url(), "");
+    let renamed = text.replace("[source.app]", "[source.renamed]\nslot = \"walhook_other\"");
+    assert_ne!(renamed, text);
+    case.config.rewrite(&renamed);
+    let daemon = Daemon::start(&case.config).await;
+    let warned =
+        |line: &serde_json::Value| line["level"] == "WARN" && line.to_string().contains("forget orders --source app");
+    assert!(daemon.logs().iter().any(warned), "no warning that messages of `app` are kept:\n{}", daemon.printed());
+    let (_, body) = daemon.ready().await.unwrap();
+    assert!(troubles(&body).contains("source app is not in the config"), "{}", troubles(&body));
+    assert!(daemon.sigterm().await.success());
+
+    case.config.rewrite(&text);
+    let daemon = Daemon::start(&case.config).await;
+    case.wait_row(5).await;
+    assert!(daemon.sigterm().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_forgotten_sink_begins_anew() {
     let case = Case::begin().await;
     case.deliver_all_but_row_5().await;

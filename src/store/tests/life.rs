@@ -217,6 +217,22 @@ fn absent_sinks_that_hold_something_are_told_and_take_up_where_the_others_are() 
 }
 
 #[test]
+fn what_is_held_for_a_source_that_left_the_config_is_told() {
+    let rig = Rig::new();
+    let (store, keys) = rig.open(&["orders", "empty"]);
+    write(&store, keys[0], vec![park(1)]);
+    store.register("renamed", &["orders"]).unwrap();
+    let new = store.load("renamed", "orders").unwrap().0;
+    write(&store, new, vec![park(1)]);
+    assert_eq!(store.leave_out(&["app", "renamed"]).unwrap(), []);
+    let left = store.leave_out(&["renamed"]).unwrap();
+    let names: Vec<_> = left.iter().map(|sink| (&*sink.source, &*sink.name, sink.holds.retrying)).collect();
+    assert_eq!(names, [("app", "orders", 1)]);
+    let active = mend::open_to_show(&rig.config).unwrap().sinks.into_iter().filter(|sink| sink.active);
+    assert_eq!(active.map(|sink| sink.source).collect::<Vec<_>>(), ["renamed"]);
+}
+
+#[test]
 fn an_accepted_gap_moves_its_sinks_forward_and_takes_nothing_back() {
     let rig = Rig::new();
     let (store, sink) = rig.one();
