@@ -175,6 +175,7 @@ fn told(refusal: Refusal, config: &Config) -> (String, u8) {
                 | StoreError::Read { .. }
                 | StoreError::Write { .. }
                 | StoreError::Damaged { .. }
+                | StoreError::DamagedSink { .. }
                 | StoreError::Closed => "",
             };
             let code = if error.is_lasting() { UNAVAILABLE } else { FAILED };
