@@ -98,6 +98,7 @@ async fn the_store_of_another_cluster_is_refused() {
     case.config.rewrite(&text);
     case.refused(&["another", "walhook-state"]).await;
     assert_eq!(other.value("SELECT count(*) FROM pg_replication_slots").await, "0", "nothing was made over there");
+    assert!(!case.has(5), "what the store holds was sent as if it were of the other cluster");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -111,6 +112,7 @@ async fn the_store_of_another_database_of_the_cluster_is_refused() {
     case.config.rewrite(&(text + &Config::sink("orders", &case.receiver.url(), "")));
     case.refused(&["second", "walhook-state"]).await;
     assert_eq!(case.postgres.value("SELECT count(*) FROM pg_replication_slots").await, "0", "nothing was made there");
+    assert!(!case.has(5), "what the store holds was sent as if it were of the other database");
 }
 
 #[tokio::test(flavor = "multi_thread")]
