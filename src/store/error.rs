@@ -147,6 +147,14 @@ pub enum StoreError {
         /// Its name.
         name: String,
     },
+    /// A sink's name that does not say which is meant.
+    #[error("the store knows sinks {name:?} of several sources: {sources}")]
+    SeveralSinks {
+        /// Their name.
+        name: String,
+        /// Their sources, with commas.
+        sources: String,
+    },
     /// A source that the store does not know.
     #[error("the store knows no source {name:?}")]
     UnknownSource {
@@ -172,6 +180,7 @@ impl StoreError {
             | Self::Damaged { .. }
             | Self::DamagedSink { .. }
             | Self::UnknownSink { .. }
+            | Self::SeveralSinks { .. }
             | Self::UnknownSource { .. }
             | Self::Closed => true,
             Self::Thread(_) => false,
