@@ -21,7 +21,8 @@ pub struct Health {
     pub wal_bytes: u64,
     /// `state.max_bytes`.
     pub max_bytes: u64,
-    /// Bytes that can be put in before the reserve for progress and acknowledgements is touched.
+    /// Bytes that can be put in before the reserve for progress and acknowledgements is touched; never more than a value in
+    /// the store may have.
     pub room_bytes: u64,
     /// Rows of the log that were lost because there was no time or no room to write them.
     pub log_rows_lost: u64,
@@ -92,9 +93,12 @@ impl HealthCell {
     }
 }
 
+/// SQLite takes no value of more than 1e9 bytes (`SQLITE_MAX_LENGTH`); what is put in comes with some words around it.
+const ROOM_BYTES_MAX: u64 = 900_000_000;
+
 /// The last eighth of the state's part is never for what is put in.
 fn room(budget: &Budget, usage: &Usage) -> u64 {
-    let state = (budget.state_bytes / 8 * 7).saturating_sub(usage.state);
+    let state = (budget.state_bytes / 8 * 7).saturating_sub(usage.state).min(ROOM_BYTES_MAX);
     usage.disk_free.map_or(state, |free| state.min(free.saturating_sub(budget.disk_reserve / 2)))
 }
 
@@ -139,6 +143,16 @@ pub(super) fn disk_trouble() -> Trouble {
     }
 }
 
+/// A write fails, and will not succeed by itself.
+pub(super) fn lasting_trouble(error: &rusqlite::Error) -> Trouble {
+    Trouble {
+        what: format!("the store cannot write, and waiting does not mend it: {error}"),
+        advice: "stop walhook and keep a copy of state.path; check its state.db with `PRAGMA integrity_check`, and please report \
+                 it with the log"
+            .to_owned(),
+    }
+}
+
 /// The thread that writes has died of a fault of its own.
 pub(super) fn dead_trouble() -> Trouble {
     Trouble {
@@ -170,6 +184,13 @@ mod tests {
         assert_eq!(size(8 << 20), "8.0 MiB");
         assert_eq!(size((10 << 30) + (1 << 29)), "10.5 GiB");
         assert_eq!(size(u64::MAX), "17179869183.9 GiB");
+    }
+
+    #[test]
+    fn no_room_is_larger_than_the_longest_value() {
+        let budget = Budget::new(1 << 40, u64::MAX);
+        assert_eq!(room(&budget, &Usage::default()), ROOM_BYTES_MAX);
+        assert_eq!(room(&budget, &Usage { disk_free: Some(budget.disk_reserve), ..Usage::default() }), 32 << 20);
     }
 
     #[test]
