@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use super::quota::{Budget, Shortage, Usage};
+use super::quota::{Budget, Shortage, Usage, until_full};
 use crate::view::Trouble;
 
 /// How the store is.
@@ -24,6 +24,8 @@ pub struct Health {
     /// Bytes that can be put in before the reserve for progress and acknowledgements is touched; never more than a value in
     /// the store may have.
     pub room_bytes: u64,
+    /// Bytes that can be put in before [`Health::is_full`]; 0 while it is.
+    pub until_full_bytes: u64,
     /// Rows of the log that were lost because there was no time or no room to write them.
     pub log_rows_lost: u64,
 }
@@ -35,6 +37,7 @@ pub(super) struct HealthCell {
     used_bytes: AtomicU64,
     wal_bytes: AtomicU64,
     room_bytes: AtomicU64,
+    until_full_bytes: AtomicU64,
     is_full: AtomicBool,
     log_rows_lost: AtomicU64,
     troubles: Mutex<Troubles>,
@@ -53,6 +56,7 @@ impl HealthCell {
             used_bytes: AtomicU64::new(0),
             wal_bytes: AtomicU64::new(0),
             room_bytes: AtomicU64::new(0),
+            until_full_bytes: AtomicU64::new(0),
             is_full: AtomicBool::new(false),
             log_rows_lost: AtomicU64::new(0),
             troubles: Mutex::default(),
@@ -69,6 +73,7 @@ impl HealthCell {
             wal_bytes: self.wal_bytes.load(Ordering::Relaxed),
             max_bytes: self.max_bytes,
             room_bytes: self.room_bytes.load(Ordering::Relaxed),
+            until_full_bytes: self.until_full_bytes.load(Ordering::Relaxed),
             log_rows_lost: self.log_rows_lost.load(Ordering::Relaxed),
         }
     }
@@ -87,6 +92,7 @@ impl HealthCell {
         self.used_bytes.store(usage.total(), Ordering::Relaxed);
         self.wal_bytes.store(usage.wal, Ordering::Relaxed);
         self.room_bytes.store(room(budget, usage), Ordering::Relaxed);
+        self.until_full_bytes.store(until_full(budget, usage, shortage), Ordering::Relaxed);
         let trouble = shortage.map(|shortage| room_trouble(budget, usage, shortage));
         self.troubles.lock().unwrap_or_else(PoisonError::into_inner).room = trouble;
         self.is_full.store(shortage.is_some(), Ordering::Release);
@@ -128,7 +134,7 @@ pub(super) fn quota_trouble(budget: &Budget, usage: &Usage) -> Trouble {
     };
     Trouble {
         what: format!(
-            "the store is full: it uses {} of {limit}, and keeps the rest for progress and acknowledgements",
+            "the store is full: it uses {} of {limit}, and keeps the rest for progress, acknowledgements, its WAL and the log",
             size(usage.total())
         ),
         advice: format!("mend the failing endpoints so that what waits is delivered, or {mending}"),
