@@ -223,10 +223,10 @@ fn is_lasting_io(error: &io::Error) -> bool {
 }
 
 /// SQLite's own codes are an open set, so this names those that last.
-fn is_lasting_sqlite(error: &rusqlite::Error) -> bool {
+pub(super) fn is_lasting_sqlite(error: &rusqlite::Error) -> bool {
     use ErrorCode::{
         ApiMisuse, AuthorizationForStatementDenied, ConstraintViolation, DatabaseCorrupt, NoLargeFileSupport,
-        NotADatabase, NotFound, PermissionDenied, ReadOnly, TypeMismatch, Unknown,
+        NotADatabase, NotFound, PermissionDenied, ReadOnly, TooBig, TypeMismatch, Unknown,
     };
     let lasting = [
         ApiMisuse,
@@ -238,6 +238,7 @@ fn is_lasting_sqlite(error: &rusqlite::Error) -> bool {
         NotFound,
         PermissionDenied,
         ReadOnly,
+        TooBig,
         TypeMismatch,
         Unknown,
     ];
