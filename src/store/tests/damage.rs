@@ -83,7 +83,7 @@ fn what_is_damaged_is_counted_and_can_be_forgotten() {
         assert!(orders.oldest_micros.is_some(), "what can be read counts");
         store.close();
         assert_eq!(mend::open_to_show(&rig.config).unwrap().sinks.len(), 3);
-        assert_eq!(mend::forget(&rig.config, forgotten).unwrap().len(), 1);
+        assert_eq!(mend::forget(&rig.config, None, forgotten).unwrap().name, forgotten);
         assert!(mend::open_to_show(&rig.config).unwrap().sinks.iter().all(|sink| sink.name != forgotten));
         let store = Store::open(&rig.config, 1).unwrap();
         store.register("app", &[forgotten]).unwrap();
