@@ -31,7 +31,10 @@ impl Task {
                 Some(ended) = self.attempts.join_next() => self.ended(ended),
                 durable = self.ledger.durable() => match durable {
                     Ok(durable) => self.durable(durable),
-                    Err(Lost) => return drop(self.lost()),
+                    Err(Lost) => {
+                        self.lost();
+                        return;
+                    }
                 },
             }
             self.carry_out();
@@ -64,7 +67,10 @@ impl Task {
             tokio::select! {
                 durable = self.ledger.durable() => match durable {
                     Ok(durable) => self.durable(durable),
-                    Err(Lost) => return drop(self.lost()),
+                    Err(Lost) => {
+                        self.lost();
+                        return;
+                    }
                 },
                 () = sleep_until(due.unwrap_or_else(Instant::now).into()), if due.is_some() => {}
             }

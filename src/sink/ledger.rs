@@ -21,8 +21,11 @@ const OP_BYTES: usize = 128;
 /// A batch that is on its way for so long says that the store cannot write: deliveries whose end cannot be noted would
 /// come again after a crash, however long ago that was.
 const STALLED_AFTER: Duration = Duration::from_secs(3);
-/// How often progress alone is written.
+/// How often progress alone is written, and how seldom at most when there is much to be said of it.
 const PROGRESS_EVERY: Duration = Duration::from_millis(25);
+const PROGRESS_AT_LEAST_EVERY: Duration = Duration::from_millis(90);
+/// A list of unresolved positions that is longer makes it seldom.
+const POSITIONS_MANY: usize = 4096;
 
 /// See the module.
 pub(super) struct Ledger {
@@ -39,6 +42,7 @@ pub(super) struct Ledger {
     writes: Vec<WriteId>,
     is_dirty: bool,
     sent_at: Option<Instant>,
+    progress_every: Duration,
     on_its_way: Option<OnItsWay>,
 }
 
@@ -64,7 +68,19 @@ impl Ledger {
         let (ops, writes) = (Vec::new(), Vec::new());
         let batch_bytes = store.batch_bytes_max() / 2;
         let tried = HashMap::new();
-        Self { store, key, ops, tried, bytes: 0, batch_bytes, writes, is_dirty: false, sent_at: None, on_its_way: None }
+        Self {
+            store,
+            key,
+            ops,
+            tried,
+            bytes: 0,
+            batch_bytes,
+            writes,
+            is_dirty: false,
+            sent_at: None,
+            progress_every: PROGRESS_EVERY,
+            on_its_way: None,
+        }
     }
 
     pub(super) fn store(&self) -> &Store {
@@ -134,13 +150,13 @@ impl Ledger {
             return None;
         }
         let sent_at = self.sent_at?;
-        Some(if self.writes.is_empty() { sent_at + PROGRESS_EVERY } else { sent_at })
+        Some(if self.writes.is_empty() { sent_at + self.progress_every } else { sent_at })
     }
 
     /// Whether a batch should go now.
     pub(super) fn is_due(&self, now: Instant) -> bool {
-        let is_idle = self.on_its_way.is_none() && !(self.ops.is_empty() && !self.is_dirty);
-        is_idle && self.due_at().is_none_or(|at| at <= now)
+        let has_news = self.is_dirty || !self.ops.is_empty();
+        has_news && self.on_its_way.is_none() && self.due_at().is_none_or(|at| at <= now)
     }
 
     /// Whether everything that was told is durable.
@@ -152,6 +168,8 @@ impl Ledger {
     pub(super) fn submit(&mut self, now: Instant, progress: Option<KeptProgress>) {
         failpoint::hit("sink.before_submit");
         let resolved = progress.as_ref().map_or(Lsn::ZERO, |progress| progress.resolved);
+        let positions = progress.as_ref().map_or(0, |progress| progress.unresolved.len());
+        self.progress_every = if positions > POSITIONS_MANY { PROGRESS_AT_LEAST_EVERY } else { PROGRESS_EVERY };
         self.tried.clear();
         let batch = Batch { sink: self.key, ops: std::mem::take(&mut self.ops), progress };
         let (writes, bytes) = (std::mem::take(&mut self.writes), std::mem::take(&mut self.bytes));
