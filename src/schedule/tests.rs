@@ -1,6 +1,7 @@
 //! Plays: at this time this happens, exactly these commands follow.
 
 mod given_up;
+mod overflow;
 mod restart;
 mod store;
 

@@ -263,7 +263,7 @@ impl Life {
         }
         let span = if self.is_prompt && self.fault != Fault::SlowStore { 50 } else { 3000 };
         let durable_at = self.now + MS * self.rng.u32(0..span);
-        let told_at = durable_at + MS * self.rng.u32(0..20);
+        let told_at = durable_at + MS * self.rng.u32(0..if self.is_prompt { 20 } else { 1000 });
         self.sent = Some(Sent { batch, durable_at, is_durable: false, told_at });
         Ok(())
     }

@@ -84,6 +84,28 @@ fn a_family_of_a_life_before_goes_in_its_order() {
 }
 
 #[test]
+fn a_family_of_a_life_before_is_found_through_all_its_members() {
+    let mut play = Play::new(rules());
+    let part = |position: u64, groups: &[u64]| Restored {
+        members: groups.iter().map(|group| Groups::One(GroupId(*group))).collect(),
+        position: at(position),
+        attempts: 1,
+        failures: 1,
+        refusals: 1,
+        first_attempt: Some(play.now),
+        due: Some(play.now),
+        is_part: true,
+    };
+    let restored = vec![part(1, &[1]), part(2, &[2, 3]), part(3, &[1, 2]), part(4, &[3])];
+    play.scheduler.restore(play.now, restored);
+    assert_eq!(play.commands(), [(0, vec![]), (1, vec![])]);
+    play.ack(1);
+    assert_eq!(play.commands(), [(3, vec![])]);
+    play.ack(0);
+    assert_eq!(play.commands(), [(2, vec![])]);
+}
+
+#[test]
 fn the_last_attempt_makes_a_dead_letter_and_the_group_goes_on() {
     let limits = Limits { max_attempts: Some(2), max_age: None };
     let mut play = Play::new(Rules { limits, ..rules() });
