@@ -250,10 +250,11 @@ impl Life {
         let mut progress = self.progress();
         let mut puts = batch.puts();
         puts.retain(|item| self.model.items[*item].arrived.is_some());
-        match self.fault {
-            Fault::ProgressBefore => progress = self.progress_before(progress, &puts),
-            Fault::ProgressWhole => progress.unresolved.clear(),
-            _ => {}
+        if self.fault == Fault::ProgressBefore {
+            progress = self.progress_before(progress, &puts);
+        }
+        if self.fault == Fault::ProgressWhole {
+            progress.unresolved.clear();
         }
         self.model.check_progress(&progress, &puts)?;
         batch.progress = Some(progress);

@@ -9,10 +9,9 @@ impl Play {
     }
 
     fn wants(&mut self) -> Vec<Want> {
-        match self.scheduler.poll(self.now) {
-            Some(Command::ReadLanes(wants)) => wants,
-            other => panic!("{other:?}"),
-        }
+        let command = self.scheduler.poll(self.now);
+        let Some(Command::ReadLanes(wants)) = command else { panic!("{command:?}") };
+        wants
     }
 }
 
