@@ -89,6 +89,8 @@ table! {
         "Bytes of them in the WAL of state.db; it grows without bound only while another process reads state.db in one long transaction.";
     STORE_MAX = Gauge "walhook_store_max_bytes" ["bytes"] NONE,
         "state.max_bytes.";
+    STORE_ROOM = Gauge "walhook_store_room_bytes" ["bytes"] NONE,
+        "Bytes that can be put into the store before it is full, 0 while it is; the rest of state.max_bytes is for progress, acknowledgements, the WAL and the log.";
     STORE_FULL = Gauge "walhook_store_full" [""] NONE,
         "1 while the store takes in nothing more, because what it may use of the disk is used, else 0.";
     STORE_FAILING = Gauge "walhook_store_failing" [""] NONE,

@@ -178,7 +178,7 @@ impl Store {
     /// # Errors
     /// When it cannot be read, or the sink is not known.
     pub fn load(&self, source: &str, sink: &str) -> Result<(SinkKey, Loaded), StoreError> {
-        self.shared.readers.read_here(|db| loading::load(db, source, sink))
+        self.shared.readers.read_here(|db| loading::load(db, source, sink).map_err(|error| error.of_sink(source, sink)))
     }
 
     /// Hands over a batch. The answer comes when it is durable, and never before; its sender is dropped when that will not
@@ -201,7 +201,7 @@ impl Store {
     /// # Errors
     /// When it cannot be read, or is damaged.
     pub async fn body(&self, sink: SinkKey, delivery: DeliveryId) -> Result<Option<Bytes>, StoreError> {
-        self.shared.readers.read(move |db| reading::body(db, sink, delivery)).await
+        self.shared.readers.read(move |db| reading::of_sink(db, sink, reading::body(db, sink, delivery))).await
     }
 
     /// The next messages of lanes: of each at most `messages_max`, of all at most `bytes_max` bytes of JSON, but at least
@@ -217,7 +217,10 @@ impl Store {
         messages_max: usize,
         bytes_max: usize,
     ) -> Result<Vec<LaneRead>, StoreError> {
-        self.shared.readers.read(move |db| reading::lanes(db, sink, &wants, messages_max, bytes_max)).await
+        self.shared
+            .readers
+            .read(move |db| reading::of_sink(db, sink, reading::lanes(db, sink, &wants, messages_max, bytes_max)))
+            .await
     }
 
     /// The pages of the overflow from number `from` on, in order: at most `bytes_max` bytes of JSON before any left, but at
@@ -226,7 +229,7 @@ impl Store {
     /// # Errors
     /// When they cannot be read, or are damaged.
     pub async fn pages(&self, sink: SinkKey, from: u64, bytes_max: usize) -> Result<Vec<Page>, StoreError> {
-        self.shared.readers.read(move |db| reading::pages(db, sink, from, bytes_max)).await
+        self.shared.readers.read(move |db| reading::of_sink(db, sink, reading::pages(db, sink, from, bytes_max))).await
     }
 
     /// Hands over a row of the log. One for which there is no room is lost, and counted in [`Health::log_rows_lost`].

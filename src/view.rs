@@ -60,6 +60,8 @@ pub struct StoreView {
     pub wal_bytes: u64,
     /// `state.max_bytes`.
     pub max_bytes: u64,
+    /// Bytes that can be put in before it is full.
+    pub room_bytes: u64,
     /// It takes in nothing more but progress and ends of deliveries.
     pub is_full: bool,
     /// It cannot be opened, or writes to it fail.

@@ -100,9 +100,11 @@ pub(super) async fn close(store: Store) {
 
 /// What people see of it.
 pub(super) fn view_of(path: &Path, health: Health) -> StoreView {
-    let Health { is_full, is_failing, trouble, used_bytes, wal_bytes, max_bytes, room_bytes: _, log_rows_lost } =
-        health;
-    StoreView { path: path.to_owned(), used_bytes, wal_bytes, max_bytes, is_full, is_failing, trouble, log_rows_lost }
+    let Health {
+        is_full, is_failing, trouble, used_bytes, wal_bytes, max_bytes, until_full_bytes, log_rows_lost, ..
+    } = health;
+    let (path, room_bytes) = (path.to_owned(), until_full_bytes);
+    StoreView { path, used_bytes, wal_bytes, max_bytes, room_bytes, is_full, is_failing, trouble, log_rows_lost }
 }
 
 fn try_to_open(state: &StateConfig, wanted: &Wanted) -> Result<Opened, StoreError> {

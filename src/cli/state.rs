@@ -13,7 +13,7 @@ use super::{BAD_CONFIG, FAILED, UNAVAILABLE, say};
 use crate::config::{self, Config};
 use crate::source::chain;
 use crate::store::StoreError;
-use crate::store::mend::{self, Resumed};
+use crate::store::mend::{self, Resumed, SinkSummary};
 
 /// Arguments of `walhook state`.
 #[derive(Args, Clone, Debug)]
@@ -38,9 +38,8 @@ enum StateCommand {
     },
     /// Drop all that it holds for a sink, such as one that left the configuration
     Forget {
-        /// The sink
-        #[arg(value_name = "SINK")]
-        sink: String,
+        #[command(flatten)]
+        sink: SinkName,
     },
     /// Go on from the slot's position at the next start, although changes before it are lost
     AcceptGap {
@@ -50,10 +49,20 @@ enum StateCommand {
     },
     /// Let a sink go on that retry.on_exhausted has paused, or whose groups it has blocked
     Resume {
-        /// The sink
-        #[arg(value_name = "SINK")]
-        sink: String,
+        #[command(flatten)]
+        sink: SinkName,
     },
+}
+
+/// Which sink.
+#[derive(Args, Clone, Debug)]
+struct SinkName {
+    /// The sink
+    #[arg(value_name = "SINK")]
+    name: String,
+    /// Its source; may be left out when the store knows the sink of one source only
+    #[arg(long, value_name = "SOURCE")]
+    source: Option<String>,
 }
 
 /// Why it was not done.
@@ -103,11 +112,10 @@ fn carry_out(args: &StateArgs, config: &Config) -> Result<String, Refusal> {
             if json || args.json { show::as_json(&state.path, &summary) } else { show::as_text(&state.path, &summary) }
         }
         StateCommand::Forget { sink } => {
-            let forgotten = mend::forget(state, &sink)?;
-            let lines =
-                forgotten.iter().map(|it| format!("forgot sink {sink} of source {}: {}\n", it.source, it.holds));
-            let text: String = lines.collect();
-            if config.sinks.iter().any(|known| known.name == sink) {
+            let forgotten = mend::forget(state, sink.source.as_deref(), &sink.name)?;
+            let SinkSummary { source, name, holds, .. } = &forgotten;
+            let text = format!("forgot sink {name} of source {source}: {holds}\n");
+            if config.sinks.iter().any(|known| (&known.source, &known.name) == (source, name)) {
                 text + "it is still in the configuration: at the next start it begins anew where the slot is\n"
             } else {
                 text
@@ -121,7 +129,7 @@ fn carry_out(args: &StateArgs, config: &Config) -> Result<String, Refusal> {
                  there is none. Changes between are not delivered: compare the receivers' data with the tables\n"
             )
         }
-        StateCommand::Resume { sink } => resumed(&sink, &mend::resume(state, &sink)?),
+        StateCommand::Resume { sink } => resumed(&sink.name, &mend::resume(state, sink.source.as_deref(), &sink.name)?),
     })
 }
 
@@ -160,6 +168,7 @@ fn told(refusal: Refusal, config: &Config) -> (String, u8) {
                 StoreError::Missing { .. } => {
                     "\n  walhook makes it at its first start; if there should be one, check state.path"
                 }
+                StoreError::SeveralSinks { .. } => "\n  say which with --source SOURCE",
                 StoreError::UnknownSink { .. } | StoreError::UnknownSource { .. } => {
                     "\n  `walhook state` shows what it knows"
                 }
@@ -175,6 +184,7 @@ fn told(refusal: Refusal, config: &Config) -> (String, u8) {
                 | StoreError::Read { .. }
                 | StoreError::Write { .. }
                 | StoreError::Damaged { .. }
+                | StoreError::DamagedSink { .. }
                 | StoreError::Closed => "",
             };
             let code = if error.is_lasting() { UNAVAILABLE } else { FAILED };

@@ -252,7 +252,7 @@ pub(crate) struct RawState {
     /// Where a change waits that cannot be delivered soon: "store" is on disk, and the slot moves on; "wal" confirms nothing before it is delivered or given up, for machines whose disk does not last.
     #[schemars(extend("enum" = ["store", "wal"]))]
     hold: &'static str,
-    /// Bytes of disk that the store may use, at least 8MiB.
+    /// Bytes of disk that the store may use, at least 8MiB and half a MiB for each sink.
     max_bytes: SizeText,
     /// How long a dead letter is kept, 1m to 3650d.
     dead_letter_retention: DurationText,

@@ -28,6 +28,7 @@ fn publish_store(view: &StoreView) {
     set(&super::STORE_USED, number(view.used_bytes));
     set(&super::STORE_WAL, number(view.wal_bytes));
     set(&super::STORE_MAX, number(view.max_bytes));
+    set(&super::STORE_ROOM, number(view.room_bytes));
     set(&super::STORE_FULL, yes(view.is_full));
     set(&super::STORE_FAILING, yes(view.is_failing));
     counter(&super::STORE_LOG_LOST, &[]).absolute(view.log_rows_lost);

@@ -1,7 +1,7 @@
 //! Which databases and sinks the store is of.
 
 use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, TransactionBehavior, named_params};
-use tracing::info;
+use tracing::warn;
 
 use super::apply::lsn_of;
 use super::batch::SinkKey;
@@ -103,11 +103,35 @@ fn register_in_transaction(db: &mut Connection, source: &str, sinks: &[String]) 
         )?;
     }
     bring_forward(&transaction, source, sinks)?;
+    let before = active(&transaction, source)?;
     transaction.execute("UPDATE sink SET active = 0 WHERE source = ?1", [source])?;
     for sink in sinks {
         transaction.execute("UPDATE sink SET active = 1 WHERE source = ?1 AND name = ?2", [source, sink])?;
     }
-    transaction.commit()
+    let after = active(&transaction, source)?;
+    transaction.commit()?;
+    tell_of_leaving(source, &before, &after);
+    Ok(())
+}
+
+/// The sinks of the config, and how far each is.
+fn active(db: &Connection, source: &str) -> rusqlite::Result<Vec<(String, Option<i64>)>> {
+    db.prepare("SELECT name, resolved FROM sink WHERE source = ?1 AND active")?
+        .query_map([source], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .collect()
+}
+
+/// What a sink had only in memory, or in the WAL behind what the others have resolved, goes by when the slot goes on.
+fn tell_of_leaving(source: &str, before: &[(String, Option<i64>)], after: &[(String, Option<i64>)]) {
+    let Some(others) = after.iter().filter_map(|(_, resolved)| *resolved).min() else { return };
+    for (sink, resolved) in before.iter().filter(|(name, _)| !after.iter().any(|(stays, _)| stays == name)) {
+        let Some(resolved) = resolved.filter(|resolved| *resolved < others) else { continue };
+        warn!(
+            source, sink, from = %lsn_of(resolved), to = %lsn_of(others),
+            "a sink left the config that is behind the others: its changes between these positions that the store does not \
+             hold will not be delivered, for the slot goes on"
+        );
+    }
 }
 
 /// While a sink was absent the slot went on with the others. It takes up where the source is, as a new one would.
@@ -116,13 +140,20 @@ fn bring_forward(db: &Transaction<'_>, source: &str, sinks: &[String]) -> rusqli
         db.query_row("SELECT confirmed FROM source WHERE name = ?1", [source], |row| row.get(0)).optional()?;
     let Some(confirmed) = confirmed.flatten() else { return Ok(()) };
     for sink in sinks {
-        let moved = db.execute(
-            "UPDATE sink SET resolved = ?3 WHERE source = ?1 AND name = ?2 AND NOT active AND resolved < ?3",
-            (source, sink, confirmed),
-        )?;
-        if moved > 0 {
-            info!(source, sink, from = %lsn_of(confirmed), "a sink that was absent from the config is back");
-        }
+        let behind: Option<i64> = db
+            .query_row(
+                "SELECT resolved FROM sink WHERE source = ?1 AND name = ?2 AND NOT active AND resolved < ?3",
+                (source, sink, confirmed),
+                |row| row.get(0),
+            )
+            .optional()?;
+        let Some(from) = behind else { continue };
+        db.execute("UPDATE sink SET resolved = ?3 WHERE source = ?1 AND name = ?2", (source, sink, confirmed))?;
+        warn!(
+            source, sink, from = %lsn_of(from), to = %lsn_of(confirmed),
+            "a sink is back that was absent from the config: of the changes between these positions it gets only what the \
+             store holds"
+        );
     }
     Ok(())
 }

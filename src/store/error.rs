@@ -1,5 +1,6 @@
 //! Why the store could not do what it was asked.
 
+use std::borrow::Cow;
 use std::io;
 use std::path::PathBuf;
 
@@ -121,7 +122,22 @@ pub enum StoreError {
     #[error("{what} in the store is damaged")]
     Damaged {
         /// What.
-        what: &'static str,
+        what: Cow<'static, str>,
+        /// How.
+        source: Corrupt,
+    },
+    /// The same, of something that is a sink's.
+    #[error(
+        "{what} of sink {sink} of source {of_source} in the store is damaged; what is whole is not lost by that, but if it \
+         is not mended, stop walhook, and `walhook state forget {sink}` drops everything that the store holds for the sink"
+    )]
+    DamagedSink {
+        /// What; of a delivery with its id.
+        what: Cow<'static, str>,
+        /// The sink.
+        sink: String,
+        /// Its source.
+        of_source: String,
         /// How.
         source: Corrupt,
     },
@@ -130,6 +146,14 @@ pub enum StoreError {
     UnknownSink {
         /// Its name.
         name: String,
+    },
+    /// A sink's name that does not say which is meant.
+    #[error("the store knows sinks {name:?} of several sources: {sources}")]
+    SeveralSinks {
+        /// Their name.
+        name: String,
+        /// Their sources, with commas.
+        sources: String,
     },
     /// A source that the store does not know.
     #[error("the store knows no source {name:?}")]
@@ -154,7 +178,9 @@ impl StoreError {
             | Self::Foreign { .. }
             | Self::Newer { .. }
             | Self::Damaged { .. }
+            | Self::DamagedSink { .. }
             | Self::UnknownSink { .. }
+            | Self::SeveralSinks { .. }
             | Self::UnknownSource { .. }
             | Self::Closed => true,
             Self::Thread(_) => false,
@@ -176,8 +202,15 @@ impl StoreError {
     }
 
     /// Makes a [`StoreError::Damaged`].
-    pub(super) fn damaged(what: &'static str) -> impl Fn(Corrupt) -> Self {
-        move |source| Self::Damaged { what, source }
+    pub(super) fn damaged(what: impl Into<Cow<'static, str>>) -> impl Fn(Corrupt) -> Self {
+        let what = what.into();
+        move |source| Self::Damaged { what: what.clone(), source }
+    }
+
+    /// Says of damage whose it is, and what to do.
+    pub(super) fn of_sink(self, of_source: &str, sink: &str) -> Self {
+        let Self::Damaged { what, source } = self else { return self };
+        Self::DamagedSink { what, sink: sink.to_owned(), of_source: of_source.to_owned(), source }
     }
 }
 
@@ -190,10 +223,10 @@ fn is_lasting_io(error: &io::Error) -> bool {
 }
 
 /// SQLite's own codes are an open set, so this names those that last.
-fn is_lasting_sqlite(error: &rusqlite::Error) -> bool {
+pub(super) fn is_lasting_sqlite(error: &rusqlite::Error) -> bool {
     use ErrorCode::{
         ApiMisuse, AuthorizationForStatementDenied, ConstraintViolation, DatabaseCorrupt, NoLargeFileSupport,
-        NotADatabase, NotFound, PermissionDenied, ReadOnly, TypeMismatch, Unknown,
+        NotADatabase, NotFound, PermissionDenied, ReadOnly, TooBig, TypeMismatch, Unknown,
     };
     let lasting = [
         ApiMisuse,
@@ -205,6 +238,7 @@ fn is_lasting_sqlite(error: &rusqlite::Error) -> bool {
         NotFound,
         PermissionDenied,
         ReadOnly,
+        TooBig,
         TypeMismatch,
         Unknown,
     ];

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags};
+use tracing::debug;
 
 use super::error::StoreError;
 use super::quota::Budget;
@@ -35,10 +36,12 @@ impl Paths {
         Self { directory: directory.to_owned(), state: directory.join("state.db"), log: directory.join("log.db") }
     }
 
-    /// Makes the directory, for this user only.
+    /// Makes the directory, for this user only, so that it is there after a crash too.
     pub(super) fn make_directory(&self) -> Result<(), StoreError> {
+        let entries_in = entries_in(&self.directory);
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.directory);
-        made.map_err(|source| StoreError::Directory { path: self.directory.clone(), source })
+        let synced = made.and_then(|()| entries_in.into_iter().try_for_each(sync_directory));
+        synced.map_err(|source| StoreError::Directory { path: self.directory.clone(), source })
     }
 
     /// Whether `state.db` is there.
@@ -80,6 +83,35 @@ impl Paths {
     pub(super) fn all_bytes(&self) -> u64 {
         let shared = ["state.db-shm", "log.db-shm"].map(|name| bytes_of(&self.directory.join(name)));
         bytes_of(&self.state) + self.wal_bytes() + self.log_bytes() + shared.iter().sum::<u64>()
+    }
+}
+
+/// Directories with entries that lead to this one and may not be on the disk: the one above, also when it is there (who made
+/// it may have crashed before it was synced), and those above what is not there.
+fn entries_in(directory: &Path) -> Vec<&Path> {
+    let mut parents = Vec::new();
+    for path in directory.ancestors().filter(|path| !path.as_os_str().is_empty()) {
+        let is_there = path.exists();
+        if !is_there || path == directory {
+            parents
+                .extend(path.parent().map(|above| if above.as_os_str().is_empty() { Path::new(".") } else { above }));
+        }
+        if is_there {
+            break;
+        }
+    }
+    parents
+}
+
+/// Some directories may be written and not read, and some file systems sync no directory: then it is as safe as it gets.
+fn sync_directory(path: &Path) -> io::Result<()> {
+    use io::ErrorKind::{InvalidInput, PermissionDenied, Unsupported};
+    match File::open(path).and_then(|directory| directory.sync_all()) {
+        Err(error) if [InvalidInput, PermissionDenied, Unsupported].contains(&error.kind()) => {
+            debug!(path = %path.display(), %error, "a directory could not be synced");
+            Ok(())
+        }
+        synced => synced,
     }
 }
 
@@ -166,4 +198,22 @@ pub(super) fn open_to_read(path: &Path, schema: &Schema) -> Result<Connection, S
     db.pragma_update(None, "cache_size", -1024).map_err(failed)?;
     schema::checked_version(&db, path, schema)?;
     Ok(db)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_directory_that_leads_to_a_new_one_is_synced() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |path: &str| directory.path().join(path);
+        let new = at("a/b/c");
+        assert_eq!(entries_in(&new), [at("a/b"), at("a"), directory.path().to_owned()]);
+        Paths::of(&new).make_directory().unwrap();
+        assert_eq!(entries_in(&new), [at("a/b")], "whoever made it may not have come to that");
+        assert_eq!(entries_in(Path::new("not there")), [Path::new(".")]);
+        assert_eq!(entries_in(Path::new("not there/state")), [Path::new("not there"), Path::new(".")]);
+        assert_eq!(entries_in(Path::new("/")), Vec::<&Path>::new());
+    }
 }

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use super::quota::{Budget, Shortage, Usage};
+use super::quota::{Budget, Shortage, Usage, until_full};
 use crate::view::Trouble;
 
 /// How the store is.
@@ -21,8 +21,11 @@ pub struct Health {
     pub wal_bytes: u64,
     /// `state.max_bytes`.
     pub max_bytes: u64,
-    /// Bytes that can be put in before the reserve for progress and acknowledgements is touched.
+    /// Bytes that can be put in before the reserve for progress and acknowledgements is touched; never more than a value in
+    /// the store may have.
     pub room_bytes: u64,
+    /// Bytes that can be put in before [`Health::is_full`]; 0 while it is.
+    pub until_full_bytes: u64,
     /// Rows of the log that were lost because there was no time or no room to write them.
     pub log_rows_lost: u64,
 }
@@ -34,6 +37,7 @@ pub(super) struct HealthCell {
     used_bytes: AtomicU64,
     wal_bytes: AtomicU64,
     room_bytes: AtomicU64,
+    until_full_bytes: AtomicU64,
     is_full: AtomicBool,
     log_rows_lost: AtomicU64,
     troubles: Mutex<Troubles>,
@@ -52,6 +56,7 @@ impl HealthCell {
             used_bytes: AtomicU64::new(0),
             wal_bytes: AtomicU64::new(0),
             room_bytes: AtomicU64::new(0),
+            until_full_bytes: AtomicU64::new(0),
             is_full: AtomicBool::new(false),
             log_rows_lost: AtomicU64::new(0),
             troubles: Mutex::default(),
@@ -68,6 +73,7 @@ impl HealthCell {
             wal_bytes: self.wal_bytes.load(Ordering::Relaxed),
             max_bytes: self.max_bytes,
             room_bytes: self.room_bytes.load(Ordering::Relaxed),
+            until_full_bytes: self.until_full_bytes.load(Ordering::Relaxed),
             log_rows_lost: self.log_rows_lost.load(Ordering::Relaxed),
         }
     }
@@ -86,15 +92,19 @@ impl HealthCell {
         self.used_bytes.store(usage.total(), Ordering::Relaxed);
         self.wal_bytes.store(usage.wal, Ordering::Relaxed);
         self.room_bytes.store(room(budget, usage), Ordering::Relaxed);
+        self.until_full_bytes.store(until_full(budget, usage, shortage), Ordering::Relaxed);
         let trouble = shortage.map(|shortage| room_trouble(budget, usage, shortage));
         self.troubles.lock().unwrap_or_else(PoisonError::into_inner).room = trouble;
         self.is_full.store(shortage.is_some(), Ordering::Release);
     }
 }
 
+/// SQLite takes no value of more than 1e9 bytes (`SQLITE_MAX_LENGTH`); what is put in comes with some words around it.
+const ROOM_BYTES_MAX: u64 = 900_000_000;
+
 /// The last eighth of the state's part is never for what is put in.
 fn room(budget: &Budget, usage: &Usage) -> u64 {
-    let state = (budget.state_bytes / 8 * 7).saturating_sub(usage.state);
+    let state = (budget.state_bytes / 8 * 7).saturating_sub(usage.state).min(ROOM_BYTES_MAX);
     usage.disk_free.map_or(state, |free| state.min(free.saturating_sub(budget.disk_reserve / 2)))
 }
 
@@ -124,7 +134,7 @@ pub(super) fn quota_trouble(budget: &Budget, usage: &Usage) -> Trouble {
     };
     Trouble {
         what: format!(
-            "the store is full: it uses {} of {limit}, and keeps the rest for progress and acknowledgements",
+            "the store is full: it uses {} of {limit}, and keeps the rest for progress, acknowledgements, its WAL and the log",
             size(usage.total())
         ),
         advice: format!("mend the failing endpoints so that what waits is delivered, or {mending}"),
@@ -136,6 +146,16 @@ pub(super) fn disk_trouble() -> Trouble {
     Trouble {
         what: "the disk of state.path is full: nothing can be written to the store".to_owned(),
         advice: "free space there; it goes on by itself".to_owned(),
+    }
+}
+
+/// A write fails, and will not succeed by itself.
+pub(super) fn lasting_trouble(error: &rusqlite::Error) -> Trouble {
+    Trouble {
+        what: format!("the store cannot write, and waiting does not mend it: {error}"),
+        advice: "stop walhook and keep a copy of state.path; check its state.db with `PRAGMA integrity_check`, and please report \
+                 it with the log"
+            .to_owned(),
     }
 }
 
@@ -170,6 +190,13 @@ mod tests {
         assert_eq!(size(8 << 20), "8.0 MiB");
         assert_eq!(size((10 << 30) + (1 << 29)), "10.5 GiB");
         assert_eq!(size(u64::MAX), "17179869183.9 GiB");
+    }
+
+    #[test]
+    fn no_room_is_larger_than_the_longest_value() {
+        let budget = Budget::new(1 << 40, u64::MAX);
+        assert_eq!(room(&budget, &Usage::default()), ROOM_BYTES_MAX);
+        assert_eq!(room(&budget, &Usage { disk_free: Some(budget.disk_reserve), ..Usage::default() }), 32 << 20);
     }
 
     #[test]

@@ -7,8 +7,9 @@ use tracing::{info, warn};
 
 use super::apply::{self, Keeping, Refusal};
 use super::batch::{Batch, Home, Op};
+use super::error::is_lasting_sqlite;
 use super::files::{self, BUSY_LIMIT, Paths};
-use super::health::{disk_trouble, quota_trouble};
+use super::health::{disk_trouble, lasting_trouble, quota_trouble};
 use super::pages::Pages;
 use super::quota::{self, Budget, PAGE_BYTES, Usage};
 use super::sweep;
@@ -139,6 +140,9 @@ impl Ledger {
         }
         if code == Some(ErrorCode::DiskFull) {
             return quota_trouble(&self.budget, &usage);
+        }
+        if is_lasting_sqlite(error) {
+            return lasting_trouble(error);
         }
         Trouble {
             what: format!("the store cannot write: {error}"),

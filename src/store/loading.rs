@@ -50,10 +50,8 @@ pub(super) fn binding(db: &Connection, name: &str) -> Result<Option<SourceBindin
     };
     let found = select().map_err(StoreError::read("the binding of a source"))?;
     let Some((text, binding)) = found else { return Ok(None) };
-    let system_id = text.parse().map_err(|_| StoreError::Damaged {
-        what: "the binding of a source",
-        source: super::encoding::Corrupt::Number,
-    })?;
+    let damaged = StoreError::damaged(format!("the binding of source {name}"));
+    let system_id = text.parse().map_err(|_| damaged(super::encoding::Corrupt::Number))?;
     Ok(Some(SourceBinding { system_id, ..binding }))
 }
 
@@ -86,7 +84,7 @@ impl SinkRow {
     fn progress(&self) -> Result<Option<KeptProgress>, StoreError> {
         let Some(resolved) = self.resolved else { return Ok(None) };
         let unresolved = self.unresolved.as_deref().map_or(Ok(Vec::new()), positions_from_bytes);
-        let unresolved = unresolved.map_err(StoreError::damaged("the progress of a sink"))?;
+        let unresolved = unresolved.map_err(StoreError::damaged("the progress"))?;
         Ok(Some(KeptProgress { resolved: lsn_of(resolved), high: self.high, unresolved }))
     }
 }
@@ -122,7 +120,7 @@ fn deliveries(db: &Connection, sink: SinkKey) -> Result<Vec<KeptDelivery>, Store
     let mut deliveries = Vec::new();
     while let Some(row) = rows.next().map_err(&failed)? {
         let (mut delivery, body_bytes, sealed) = delivery(row).map_err(&failed)?;
-        let damaged = StoreError::damaged("the members of a delivery");
+        let damaged = StoreError::damaged(format!("the list of messages of delivery {}", delivery.id));
         let members = unseal(sealed).map_err(&damaged)?;
         delivery.members = members_from_bytes(&members, body_bytes).map_err(&damaged)?;
         deliveries.push(delivery);

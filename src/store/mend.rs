@@ -111,26 +111,35 @@ fn sink(row: &Row<'_>) -> rusqlite::Result<(SinkKey, SinkSummary)> {
 }
 
 /// Forgets a sink and everything that the store holds for it: what it had not delivered is gone for ever. The answer is
-/// what it was (more than one if sources have sinks of the same name). Blocks.
+/// what it was. The source may be left out where only one has a sink of that name. Blocks.
 ///
 /// # Errors
-/// When the store knows no such sink, a daemon runs, or it cannot be written.
-pub fn forget(config: &StateConfig, sink: &str) -> Result<Vec<SinkSummary>, StoreError> {
+/// When the store knows no such sink or several, a daemon runs, or it cannot be written.
+pub fn forget(config: &StateConfig, source: Option<&str>, sink: &str) -> Result<SinkSummary, StoreError> {
     let mut files = Files::open(config)?;
-    let found = sinks(files.ledger.db(), Some(sink))?;
-    if found.is_empty() {
-        return Err(StoreError::UnknownSink { name: sink.to_owned() });
-    }
+    let (key, found) = only(sinks(files.ledger.db(), Some(sink))?, source, sink)?;
     let failed = StoreError::write("that a sink is forgotten");
-    for (key, _) in &found {
-        sweep::forget(files.ledger.db(), key.0).map_err(&failed)?;
-    }
+    sweep::forget(files.ledger.db(), key.0).map_err(&failed)?;
     while sweep::forgotten(files.ledger.db()).map_err(&failed)? {
         files.ledger.keep_wal_short().map_err(&failed)?;
     }
     while files.ledger.shrink().map_err(&failed)? {}
     files.close()?;
-    Ok(found.into_iter().map(|(_, sink)| sink).collect())
+    Ok(found)
+}
+
+/// The one that is meant of the sinks of a name.
+fn only(
+    mut found: Vec<(SinkKey, SinkSummary)>,
+    source: Option<&str>,
+    name: &str,
+) -> Result<(SinkKey, SinkSummary), StoreError> {
+    found.retain(|(_, sink)| source.is_none_or(|source| sink.source == source));
+    if found.len() > 1 {
+        let sources: Vec<&str> = found.iter().map(|(_, sink)| sink.source.as_str()).collect();
+        return Err(StoreError::SeveralSinks { name: name.to_owned(), sources: sources.join(", ") });
+    }
+    found.pop().ok_or_else(|| StoreError::UnknownSink { name: name.to_owned() })
 }
 
 /// Notes that what lies between the store's progress and the slot of a source may be missing. The next daemon goes on from
@@ -155,27 +164,22 @@ pub struct Resumed {
     pub unblocked: usize,
 }
 
-/// Ends the pause of a sink, and lets its blocked deliveries be tried once more. Blocks.
+/// Ends the pause of a sink, and lets its blocked deliveries be tried once more. The source may be left out where only one
+/// has a sink of that name. Blocks.
 ///
 /// # Errors
-/// When the store knows no such sink, a daemon runs, or it cannot be written.
-pub fn resume(config: &StateConfig, sink: &str) -> Result<Resumed, StoreError> {
+/// When the store knows no such sink or several, a daemon runs, or it cannot be written.
+pub fn resume(config: &StateConfig, source: Option<&str>, sink: &str) -> Result<Resumed, StoreError> {
     let mut files = Files::open(config)?;
-    let found = sinks(files.ledger.db(), Some(sink))?;
-    if found.is_empty() {
-        return Err(StoreError::UnknownSink { name: sink.to_owned() });
-    }
+    let (key, found) = only(sinks(files.ledger.db(), Some(sink))?, source, sink)?;
     let failed = StoreError::write("that a sink goes on");
-    let mut unblocked = 0;
-    for (key, _) in &found {
-        let db = files.ledger.db();
-        // Blocked first: a pause that stays can be ended again.
-        let freed = "UPDATE delivery SET state = ?2, next_attempt = NULL WHERE sink = ?1 AND state = ?3";
-        unblocked += db.execute(freed, (key.0, RETRYING, BLOCKED)).map_err(&failed)?;
-        db.execute("UPDATE sink SET paused = NULL WHERE key = ?1", [key.0]).map_err(&failed)?;
-    }
+    let db = files.ledger.db();
+    // Blocked first: a pause that stays can be ended again.
+    let freed = "UPDATE delivery SET state = ?2, next_attempt = NULL WHERE sink = ?1 AND state = ?3";
+    let unblocked = db.execute(freed, (key.0, RETRYING, BLOCKED)).map_err(&failed)?;
+    db.execute("UPDATE sink SET paused = NULL WHERE key = ?1", [key.0]).map_err(&failed)?;
     files.close()?;
-    Ok(Resumed { paused: found.into_iter().find_map(|(_, sink)| sink.paused), unblocked })
+    Ok(Resumed { paused: found.paused, unblocked })
 }
 
 /// The files of a store that exists, locked.

@@ -138,6 +138,16 @@ pub(super) fn shortage(budget: &Budget, usage: &Usage, before: Option<Shortage>)
     usage.disk_free.filter(|free| *free < reserve).map(|_| Shortage::Disk)
 }
 
+/// Bytes until there is no room any more; 0 while there is none.
+pub(super) fn until_full(budget: &Budget, usage: &Usage, shortage: Option<Shortage>) -> u64 {
+    if shortage.is_some() {
+        return 0;
+    }
+    let left = |bytes: u64, of: u64| (of / 8 * 6).saturating_sub(bytes);
+    let quota = left(usage.state, budget.state_bytes).min(left(usage.total(), budget.total_bytes));
+    usage.disk_free.map_or(quota, |free| quota.min(free.saturating_sub(budget.disk_reserve)))
+}
+
 /// Bytes of the file system of `path`: all, and those free for us. `None` when it does not say.
 pub(super) fn disk(path: &Path) -> Option<(u64, u64)> {
     let stat = rustix::fs::statvfs(path).ok()?;
@@ -185,6 +195,20 @@ mod tests {
         assert_eq!(shortage(&budget, &at(eighth * 5 - 1), Some(Shortage::Quota)), None);
         let wide = Usage { state: 0, wal: 40 * MIB, log: 8 * MIB, disk_free: None };
         assert_eq!(shortage(&budget, &wide, None), Some(Shortage::Quota), "the whole counts too");
+    }
+
+    #[test]
+    fn what_is_left_until_it_is_full_is_told() {
+        let budget = Budget::new(64 * MIB, u64::MAX);
+        let mark = budget.state_bytes / 8 * 6;
+        let at = |state| Usage { state, ..Usage::default() };
+        assert_eq!(until_full(&budget, &at(0), None), mark);
+        assert_eq!(until_full(&budget, &at(mark - 1), None), 1);
+        assert_eq!(until_full(&budget, &at(mark - MIB), Some(Shortage::Quota)), 0, "not before there is clearly more");
+        let little = Usage { disk_free: Some(budget.disk_reserve + 7), ..at(0) };
+        assert_eq!(until_full(&budget, &little, None), 7);
+        let wide = Usage { wal: 40 * MIB, log: 7 * MIB, ..at(0) };
+        assert_eq!(until_full(&budget, &wide, None), MIB, "the whole counts too");
     }
 
     #[test]

@@ -21,7 +21,20 @@ pub(super) fn body(db: &Connection, sink: SinkKey, id: DeliveryId) -> Result<Opt
         .optional()
     };
     let sealed = select().map_err(StoreError::read("the body of a delivery"))?;
-    sealed.map(unseal).transpose().map_err(StoreError::damaged("the body of a delivery"))
+    sealed.map(unseal).transpose().map_err(StoreError::damaged(format!("the body of delivery {id}")))
+}
+
+/// Says of damage whose it is.
+pub(super) fn of_sink<T>(db: &Connection, sink: SinkKey, read: Result<T, StoreError>) -> Result<T, StoreError> {
+    read.map_err(|error| {
+        let names = db.query_row("SELECT source, name FROM sink WHERE key = ?1", [sink.0], |row| {
+            Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?))
+        });
+        match names {
+            Ok((source, name)) => error.of_sink(&source, &name),
+            Err(_) => error,
+        }
+    })
 }
 
 /// See [`super::Store::lanes`].
@@ -121,7 +134,7 @@ pub(super) fn pages(db: &Connection, sink: SinkKey, from: u64, bytes_max: usize)
             break;
         }
         let (number, gone, sealed) = page_columns(row).map_err(&failed)?;
-        pages.push(Page { page: number, messages: page_messages(&gone, sealed)? });
+        pages.push(Page { page: number, messages: page_messages(number, &gone, sealed)? });
     }
     Ok(pages)
 }
@@ -130,13 +143,14 @@ fn page_columns(row: &rusqlite::Row<'_>) -> rusqlite::Result<(u64, Vec<u8>, Vec<
     Ok((row.get::<_, i64>(0)?.cast_unsigned(), row.get(1)?, row.get(3)?))
 }
 
-fn page_messages(gone: &[u8], sealed: Vec<u8>) -> Result<Vec<(u32, KeptMessage)>, StoreError> {
-    let damaged = StoreError::damaged("a page of the overflow");
+fn page_messages(page: u64, gone: &[u8], sealed: Vec<u8>) -> Result<Vec<(u32, KeptMessage)>, StoreError> {
+    let damaged = StoreError::damaged(format!("page {page} of the overflow"));
     let bytes = unseal(sealed).map_err(&damaged)?;
     page_from_bytes(&bytes, |index| !is_gone(gone, index)).map_err(&damaged)
 }
 
-/// When the first message in the lanes of a sink was committed.
+/// When the first message in the lanes of a sink was committed; `None` also when that message is damaged, for whoever wants
+/// to read it hears of that.
 pub(super) fn oldest_in_lanes(db: &Connection, sink: SinkKey) -> Result<Option<i64>, StoreError> {
     let select = || -> rusqlite::Result<Option<Vec<u8>>> {
         db.prepare_cached("SELECT message FROM lane WHERE sink = :sink ORDER BY lsn, idx LIMIT 1")?
@@ -144,8 +158,6 @@ pub(super) fn oldest_in_lanes(db: &Connection, sink: SinkKey) -> Result<Option<i
             .optional()
     };
     let Some(sealed) = select().map_err(StoreError::read("waiting messages"))? else { return Ok(None) };
-    let damaged = StoreError::damaged("a waiting message");
-    let bytes = unseal(sealed).map_err(&damaged)?;
-    let message = message_from_bytes(&bytes, &mut Words::default()).map_err(&damaged)?;
-    Ok(Some(message.facts.commit_micros))
+    let message = unseal(sealed).and_then(|bytes| message_from_bytes(&bytes, &mut Words::default()));
+    Ok(message.ok().map(|message| message.facts.commit_micros))
 }

@@ -2,7 +2,7 @@
 //!
 //! A write that fails is rolled back and tried again, for ever; what waits meanwhile stays where it is. When batches of
 //! several sinks fail together each is tried alone, so that one that finds no room does not keep others from leaving.
-//! The log and the upkeep of the files have their turn when no batch waits.
+//! The log and the upkeep of the files have their turn when no batch waits, or when they have waited for long.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -32,6 +32,9 @@ const LOG_EVERY: Duration = Duration::from_millis(50);
 const LOG_ROWS_MAX: usize = 256;
 /// How often the files are tended.
 const UPKEEP_EVERY: Duration = Duration::from_secs(60);
+/// Under a load that never ends, they are tended a step at a time when that is due for so long, and the log is written.
+const UPKEEP_OVERDUE: Duration = Duration::from_secs(10);
+const LOG_OVERDUE: Duration = Duration::from_secs(1);
 /// How often the room is measured when nothing is written, and when there was none.
 const ROOM_EVERY: Duration = Duration::from_secs(5);
 const ROOM_EVERY_WHEN_SHORT: Duration = Duration::from_millis(500);
@@ -230,26 +233,31 @@ impl Writer {
             }
             self.measure(now);
         }
-        if self.log_at.is_some_and(|at| at <= now) && !self.inbox.is_waiting() {
+        let is_busy = self.inbox.is_waiting();
+        if self.log_at.is_some_and(|at| is_due(at, now, LOG_OVERDUE, is_busy)) {
             self.write_log();
             // Whether more waits is known when it is looked for the next time.
             self.log_at = None;
         }
-        if self.upkeep_at <= now && !self.inbox.is_waiting() {
+        if is_due(self.upkeep_at, now, UPKEEP_OVERDUE, self.inbox.is_waiting()) {
             let more = self.upkeep();
             self.upkeep_at = if more { now } else { now + UPKEEP_EVERY };
         }
     }
 
+    /// At least one transaction of rows.
     fn write_log(&mut self) {
         let mut left = LOG_ROWS_MAX;
-        while left > 0 && !self.inbox.is_waiting() {
+        while left > 0 {
             let rows = self.inbox.take_log(left, self.logbook.turn_bytes());
             if rows.is_empty() {
                 return;
             }
             left -= rows.len();
             self.write_rows(&rows);
+            if self.inbox.is_waiting() {
+                return;
+            }
         }
     }
 
@@ -326,6 +334,11 @@ impl Writer {
     }
 }
 
+/// Whether it is the turn of something that gives way to batches, but not for ever.
+fn is_due(at: Instant, now: Instant, overdue: Duration, is_busy: bool) -> bool {
+    at <= now && (!is_busy || at + overdue <= now)
+}
+
 /// However it ends, nobody waits for it for ever.
 impl Drop for Writer {
     fn drop(&mut self) {
@@ -344,5 +357,21 @@ fn tell(Submitted { batch, done }: Submitted, outcome: Result<(), String>) {
         Ok(()) if done.send(()).is_err() => debug!(sink = sink.0, "nobody waited for a batch"),
         Ok(()) => (),
         Err(refusal) => error!(sink = sink.0, refusal, "a batch was refused: a fault of walhook, please report it"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_gives_way_to_batches_has_its_turn_when_it_is_overdue() {
+        let at = Instant::now();
+        let after = |secs| at + Duration::from_secs(secs);
+        let due = |now, is_busy| is_due(after(5), now, Duration::from_secs(10), is_busy);
+        assert!(!due(after(4), false));
+        assert!(due(after(5), false));
+        assert!(!due(after(14), true));
+        assert!(due(after(15), true));
     }
 }

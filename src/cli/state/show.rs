@@ -54,16 +54,27 @@ fn table(sinks: &[SinkSummary]) -> String {
     }
     for sink in sinks {
         if let Some(why) = &sink.paused {
-            text += &format!("\nsink {} is paused: {why}\n  `walhook state resume {}` ends it\n", sink.name, sink.name);
+            let named = named(sink, sinks);
+            text += &format!("\nsink {} is paused: {why}\n  `walhook state resume {named}` ends it\n", sink.name);
         }
         if !sink.active && !sink.holds.is_empty() {
             text += &format!(
                 "\nsink {} is not in the configuration\n  put it back to deliver what is held, or `walhook state forget {}`\n",
-                sink.name, sink.name
+                sink.name,
+                named(sink, sinks)
             );
         }
     }
     text
+}
+
+/// As the commands take it.
+fn named(sink: &SinkSummary, all: &[SinkSummary]) -> String {
+    let SinkSummary { name, source, .. } = sink;
+    match all.iter().filter(|other| other.name == *name).count() {
+        1 => name.clone(),
+        _ => format!("{name} --source {source}"),
+    }
 }
 
 fn standing(sink: &SinkSummary) -> &'static str {

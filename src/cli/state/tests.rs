@@ -31,6 +31,10 @@ fn run(config: &Config, command: StateCommand) -> Result<String, (String, u8)> {
     carry_out(&args, config).map_err(|refusal| told(refusal, config))
 }
 
+fn named(name: &str, source: Option<&str>) -> SinkName {
+    SinkName { name: name.to_owned(), source: source.map(str::to_owned) }
+}
+
 fn show(config: &Config) -> String {
     run(config, StateCommand::Show { json: false }).unwrap()
 }
@@ -59,7 +63,7 @@ fn it_shows_sources_and_sinks_and_what_is_paused_and_absent() {
 fn a_pause_is_ended_once() {
     let directory = tempfile::tempdir().unwrap();
     let config = rig(directory.path());
-    let resume = || run(&config, StateCommand::Resume { sink: "orders".to_owned() }).unwrap();
+    let resume = || run(&config, StateCommand::Resume { sink: named("orders", None) }).unwrap();
     assert!(resume().contains("dlv_1 was given up"));
     assert!(resume().contains("neither paused nor blocked"));
     assert!(show(&config).contains("orders  app     active"), "{}", show(&config));
@@ -69,7 +73,7 @@ fn a_pause_is_ended_once() {
 fn a_sink_is_forgotten_and_one_that_is_still_configured_begins_anew() {
     let directory = tempfile::tempdir().unwrap();
     let config = rig(directory.path());
-    let forget = |sink: &str| run(&config, StateCommand::Forget { sink: sink.to_owned() });
+    let forget = |sink: &str| run(&config, StateCommand::Forget { sink: named(sink, None) });
     assert!(forget("orders").unwrap().contains("begins anew"));
     assert!(forget("mails").unwrap().ends_with("forgot sink mails of source app: nothing\n"));
     let (text, code) = forget("mails").unwrap_err();
@@ -93,9 +97,9 @@ fn a_running_daemon_is_left_alone_and_a_missing_store_is_said() {
     let config = rig(directory.path());
     let daemon = Store::open(&config.state, 1).unwrap();
     for command in [
-        StateCommand::Forget { sink: "mails".to_owned() },
+        StateCommand::Forget { sink: named("mails", None) },
         StateCommand::AcceptGap { source: None },
-        StateCommand::Resume { sink: "orders".to_owned() },
+        StateCommand::Resume { sink: named("orders", None) },
     ] {
         let (text, code) = run(&config, command).unwrap_err();
         assert!(text.contains("stop it") && code == UNAVAILABLE, "{code}: {text}");
@@ -105,4 +109,30 @@ fn a_running_daemon_is_left_alone_and_a_missing_store_is_said() {
     std::fs::remove_dir_all(&config.state.path).unwrap();
     let (text, code) = run(&config, StateCommand::Show { json: false }).unwrap_err();
     assert!(text.contains("there is no store") && code == UNAVAILABLE, "{code}: {text}");
+}
+
+#[test]
+fn of_sinks_of_one_name_only_the_one_that_is_meant_is_touched() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = rig(directory.path());
+    let store = Store::open(&config.state, 2).unwrap();
+    store.register("old", &["orders"]).unwrap();
+    let (key, _) = store.load("old", "orders").unwrap();
+    let ops = vec![Op::Paused { why: "dlv_2 was given up".to_owned() }];
+    store.submit(Batch { sink: key, ops, progress: None }).blocking_recv().unwrap();
+    store.close();
+    for command in
+        [StateCommand::Forget { sink: named("orders", None) }, StateCommand::Resume { sink: named("orders", None) }]
+    {
+        let (text, code) = run(&config, command).unwrap_err();
+        assert!(text.contains("app, old") && text.contains("--source") && code == UNAVAILABLE, "{code}: {text}");
+    }
+    assert!(show(&config).contains("walhook state resume orders --source old"), "{}", show(&config));
+    let resumed = run(&config, StateCommand::Resume { sink: named("orders", Some("old")) }).unwrap();
+    assert!(resumed.contains("dlv_2"), "{resumed}");
+    let forgotten = run(&config, StateCommand::Forget { sink: named("orders", Some("old")) }).unwrap();
+    assert_eq!(forgotten, "forgot sink orders of source old: nothing\n", "the one of app stays in the configuration");
+    assert!(show(&config).contains("orders  app     paused"), "{}", show(&config));
+    let (text, _) = run(&config, StateCommand::Forget { sink: named("orders", Some("old")) }).unwrap_err();
+    assert!(text.contains("knows no sink"), "{text}");
 }

@@ -20,14 +20,19 @@ fn filled() -> Rig {
 /// Changes the last byte of a blob.
 fn damage(rig: &Rig, table: &str, column: &str) {
     let db = Connection::open(rig.config.path.join("state.db")).unwrap();
-    let mut blob: Vec<u8> = db.query_row(&format!("SELECT {column} FROM {table}"), [], |row| row.get(0)).unwrap();
+    let mut blob: Vec<u8> = db
+        .query_row(&format!("SELECT {column} FROM {table} WHERE {column} IS NOT NULL"), [], |row| row.get(0))
+        .unwrap();
     *blob.last_mut().unwrap() ^= 0x81;
-    db.execute(&format!("UPDATE {table} SET {column} = ?1"), [blob]).unwrap();
+    db.execute(&format!("UPDATE {table} SET {column} = ?1 WHERE {column} IS NOT NULL"), [blob]).unwrap();
 }
 
-fn is_damage<T: std::fmt::Debug>(result: Result<T, StoreError>) {
+fn is_damage<T: std::fmt::Debug>(result: Result<T, StoreError>, of: &str) {
     let error = result.unwrap_err();
-    assert!(matches!(error, StoreError::Damaged { .. }) && error.is_lasting(), "{error:?}");
+    assert!(matches!(error, StoreError::DamagedSink { .. }) && error.is_lasting(), "{error:?}");
+    let said = error.to_string();
+    assert!(said.starts_with(&format!("{of} of sink orders of source app in the store is damaged")), "{said}");
+    assert!(said.contains("`walhook state forget orders`"), "{said}");
 }
 
 #[test]
@@ -37,10 +42,10 @@ fn a_damaged_page_body_or_message_is_an_error_and_the_rest_goes_on() {
     damage(&rig, "delivery_content", "body");
     damage(&rig, "lane", "message");
     let (store, sink) = rig.one();
-    is_damage(now(store.pages(sink, 0, 1 << 20)));
-    is_damage(now(store.body(sink, DeliveryId(1))));
+    is_damage(now(store.pages(sink, 0, 1 << 20)), "page 0 of the overflow");
+    is_damage(now(store.body(sink, DeliveryId(1))), &format!("the body of delivery {}", DeliveryId(1)));
     let want = LaneWant { group: GroupId(1), after: None };
-    is_damage(now(store.lanes(sink, vec![want], 9, 1 << 20)));
+    is_damage(now(store.lanes(sink, vec![want], 9, 1 << 20)), "a waiting message");
     assert_eq!(loaded(&store).deliveries.len(), 1, "what is not read does not matter");
     write(&store, sink, vec![park(2)]);
     assert_eq!(body(&store, sink, 2), Some(delivery(2).1));
@@ -48,11 +53,41 @@ fn a_damaged_page_body_or_message_is_an_error_and_the_rest_goes_on() {
 
 #[test]
 fn damaged_members_and_progress_are_errors() {
-    for (table, column) in [("delivery_content", "members"), ("sink", "unresolved")] {
+    let members = format!("the list of messages of delivery {}", DeliveryId(1));
+    for (table, column, of) in
+        [("delivery_content", "members", members.as_str()), ("sink", "unresolved", "the progress")]
+    {
         let rig = filled();
         damage(&rig, table, column);
         let store = Store::open(&rig.config, 1).unwrap();
-        is_damage(store.load("app", "orders"));
+        is_damage(store.load("app", "orders"), of);
+    }
+}
+
+#[test]
+fn what_is_damaged_is_counted_and_can_be_forgotten() {
+    for forgotten in ["orders", "other"] {
+        let rig = filled();
+        let (store, keys) = rig.open(&["orders", "other"]);
+        write(&store, keys[1], vec![park(9)]);
+        store.close();
+        for (table, column) in [("delivery_content", "members"), ("delivery_content", "body"), ("lane", "message")] {
+            damage(&rig, table, column);
+        }
+        damage(&rig, "page_content", "messages");
+        damage(&rig, "sink", "unresolved");
+        let store = Store::open(&rig.config, 1).unwrap();
+        let absent = store.register("app", &["new"]).unwrap();
+        let orders = absent.iter().find(|sink| sink.name == "orders").unwrap().holds;
+        assert_eq!((orders.retrying, orders.lane_messages, orders.overflow_messages), (1, 1, 99));
+        assert!(orders.oldest_micros.is_some(), "what can be read counts");
+        store.close();
+        assert_eq!(mend::open_to_show(&rig.config).unwrap().sinks.len(), 3);
+        assert_eq!(mend::forget(&rig.config, None, forgotten).unwrap().name, forgotten);
+        assert!(mend::open_to_show(&rig.config).unwrap().sinks.iter().all(|sink| sink.name != forgotten));
+        let store = Store::open(&rig.config, 1).unwrap();
+        store.register("app", &[forgotten]).unwrap();
+        assert!(store.load("app", forgotten).unwrap().1.deliveries.is_empty(), "it begins anew");
     }
 }
 

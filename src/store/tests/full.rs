@@ -207,6 +207,18 @@ fn a_transaction_that_fails_leaves_nothing_in_the_file_and_nothing_in_memory() {
     assert_eq!(gone, (1, vec![1]));
 }
 
+#[test]
+fn a_write_that_waiting_does_not_mend_says_so() {
+    let rig = Rig::new();
+    let (mut ledger, sink) = ledger(&rig, 8 << 20);
+    let error = ledger.db().query_row("SELECT zeroblob(1000000001)", [], |_| Ok(())).unwrap_err();
+    assert_eq!(error.sqlite_error_code(), Some(ErrorCode::TooBig));
+    assert!(ledger.trouble(&error).what.contains("waiting does not mend it"));
+    ledger.db().execute_batch("DROP TABLE page").unwrap();
+    let error = ledger.commit([&Batch { sink, ops: vec![noise_page(0, 1)], progress: None }].into_iter()).unwrap_err();
+    assert!(ledger.trouble(&error).what.contains("waiting does not mend it"), "{error}");
+}
+
 /// All rows of the tables that ops write, as text.
 fn dump(ledger: &mut Ledger) -> Vec<String> {
     let db = ledger.db();

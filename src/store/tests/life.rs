@@ -77,7 +77,7 @@ fn a_file_of_a_later_version_is_refused() {
     assert!(error.is_lasting());
     assert_eq!(
         error.to_string(),
-        format!("{} has version 9, and this walhook knows versions up to 3: use a newer one", path.display())
+        format!("{} has version 9, and this walhook knows versions up to 4: use a newer one", path.display())
     );
 }
 
@@ -90,7 +90,7 @@ fn a_file_of_an_earlier_version_is_brought_to_this_one_with_what_it_holds() {
     store.close();
     let db = Connection::open(rig.config.path.join("state.db")).unwrap();
     db.execute_batch(
-        "ALTER TABLE source DROP COLUMN timeline; ALTER TABLE source DROP COLUMN confirmed; PRAGMA user_version = 1",
+        "ALTER TABLE source DROP COLUMN timeline; ALTER TABLE source DROP COLUMN confirmed; ALTER TABLE sink DROP COLUMN grouping; PRAGMA user_version = 1",
     )
     .unwrap();
     drop(db);
@@ -120,7 +120,7 @@ fn files_that_were_made_and_not_filled_are_filled() {
 fn both_files_shrink_and_sync_as_the_design_says() {
     let rig = Rig::new();
     rig.one().0.close();
-    for (name, application, version) in [("state.db", 0x7761_6C68, 3), ("log.db", 0x7761_6C6C, 1)] {
+    for (name, application, version) in [("state.db", 0x7761_6C68, 4), ("log.db", 0x7761_6C6C, 1)] {
         let db = Connection::open(rig.config.path.join(name)).unwrap();
         let pragma = |name: &str| db.pragma_query_value(None, name, |row| row.get::<_, i64>(0)).unwrap();
         let is = ["application_id", "user_version", "auto_vacuum", "page_size"].map(pragma);
@@ -191,7 +191,7 @@ fn what_is_confirmed_of_a_source_outlives_its_sinks() {
     write_with(&store, new, vec![], Some(progress(4, None, &[])));
     assert_eq!(confirmed(&store), Some(Lsn(9)), "it is never lowered");
     store.close();
-    mend::forget(&rig.config, "new").unwrap();
+    mend::forget(&rig.config, None, "new").unwrap();
     assert_eq!(mend::open_to_show(&rig.config).unwrap().sources[0].1.confirmed, Some(Lsn(9)));
 }
 
@@ -285,7 +285,7 @@ fn what_is_blocked_is_tried_once_more_when_a_person_says_so() {
     let (id, blocked) = (delivery.id, Op::Tried { id: delivery.id, tries, blocked: true });
     write(&store, sink, vec![Op::Park { delivery, body }, park(2), blocked]);
     store.close();
-    assert_eq!(mend::resume(&rig.config, "orders").unwrap(), mend::Resumed { paused: None, unblocked: 1 });
+    assert_eq!(mend::resume(&rig.config, None, "orders").unwrap(), mend::Resumed { paused: None, unblocked: 1 });
     let (store, _) = rig.one();
     let first = loaded(&store).deliveries.into_iter().find(|delivery| delivery.id == id).unwrap();
     assert_eq!((first.blocked, first.tries.attempts, first.tries.next_attempt_micros), (false, 5, None));
@@ -295,7 +295,7 @@ fn what_is_blocked_is_tried_once_more_when_a_person_says_so() {
 fn the_commands_show_forget_and_resume() {
     let rig = Rig::new();
     assert!(matches!(mend::open_to_show(&rig.config), Err(StoreError::Missing { .. })));
-    assert!(matches!(mend::forget(&rig.config, "orders"), Err(StoreError::Missing { .. })));
+    assert!(matches!(mend::forget(&rig.config, None, "orders"), Err(StoreError::Missing { .. })));
     let (store, keys) = rig.open(&["orders", "other"]);
     store.bind(&binding(None)).unwrap();
     let messages = |range: std::ops::Range<u64>| range.map(|lsn| message(lsn, lsn % 7)).collect();
@@ -307,7 +307,7 @@ fn the_commands_show_forget_and_resume() {
     write(&store, keys[1], vec![park(1)]);
     // Beside a running daemon only looking is allowed.
     let summary = mend::open_to_show(&rig.config).unwrap();
-    assert!(matches!(mend::forget(&rig.config, "orders"), Err(StoreError::Locked { .. })));
+    assert!(matches!(mend::forget(&rig.config, None, "orders"), Err(StoreError::Locked { .. })));
     store.close();
     assert_eq!(mend::open_to_show(&rig.config).unwrap().sinks, summary.sinks);
     let shown = &summary.sinks[0];
@@ -317,11 +317,11 @@ fn the_commands_show_forget_and_resume() {
     assert_eq!(summary.sources[0].1.slot, "walhook_app");
     assert!(summary.used_bytes > 0);
 
-    let resumed = mend::resume(&rig.config, "orders").unwrap();
+    let resumed = mend::resume(&rig.config, None, "orders").unwrap();
     assert_eq!(resumed.paused.as_deref(), Some("gave up"));
-    assert_eq!(mend::resume(&rig.config, "orders").unwrap(), mend::Resumed::default());
-    assert_eq!(mend::forget(&rig.config, "orders").unwrap()[0].holds, shown.holds);
-    assert!(matches!(mend::forget(&rig.config, "orders"), Err(StoreError::UnknownSink { .. })));
+    assert_eq!(mend::resume(&rig.config, None, "orders").unwrap(), mend::Resumed::default());
+    assert_eq!(mend::forget(&rig.config, None, "orders").unwrap().holds, shown.holds);
+    assert!(matches!(mend::forget(&rig.config, None, "orders"), Err(StoreError::UnknownSink { .. })));
     let left = mend::open_to_show(&rig.config).unwrap();
     assert_eq!(left.sinks, [summary.sinks[1].clone()]);
     for table in ["delivery", "delivery_content", "page", "page_content", "lane", "lane_group"] {
