@@ -31,7 +31,11 @@ pub(super) struct Lane {
     after: Option<Position>,
     /// Messages in memory that come after all these.
     pub(super) behind: Queue,
+    /// One older than others in it is on its way.
+    is_disordered: bool,
     is_read: bool,
+    /// How many the store was sure to have when it was asked.
+    asked: usize,
     is_next: bool,
     /// The next message also belongs to a group that has not come to it.
     waits_at: Option<Position>,
@@ -40,7 +44,18 @@ pub(super) struct Lane {
 impl Lane {
     fn new(last: Position) -> Self {
         let behind = Queue::EMPTY;
-        Self { stored: 0, writing: 0, last, after: None, behind, is_read: false, is_next: false, waits_at: None }
+        Self {
+            stored: 0,
+            writing: 0,
+            last,
+            after: None,
+            behind,
+            is_disordered: false,
+            is_read: false,
+            asked: 0,
+            is_next: false,
+            waits_at: None,
+        }
     }
 
     /// One of which this is the first message.
@@ -51,6 +66,7 @@ impl Lane {
     fn add(&mut self, position: Position) {
         self.stored += 1;
         self.writing += 1;
+        self.is_disordered |= position < self.last;
         self.last = self.last.max(position);
         self.after = self.after.map(|after| after.min(before(position)));
     }
@@ -234,7 +250,8 @@ impl<P> Backlog<P> {
         }
     }
 
-    /// Lanes to be read: not while messages are on their way into them, which need not come in their order.
+    /// Lanes to be read. What is on its way into a lane becomes durable in the order of positions, but for the odd one that
+    /// is older than others there: then all are waited for.
     pub(super) fn wants(&mut self, lanes_max: usize) -> Vec<Want> {
         let mut wants = Vec::new();
         while wants.len() < lanes_max
@@ -243,7 +260,9 @@ impl<P> Backlog<P> {
             let is_held = self.groups.contains_key(&id);
             let Some(lane) = self.lanes.get_mut(&id) else { continue };
             lane.is_next = false;
-            if is_held || lane.is_read || lane.waits_at.is_some() || lane.writing > 0 {
+            lane.is_disordered &= lane.writing > 0;
+            lane.asked = lane.stored.saturating_sub(lane.writing);
+            if is_held || lane.is_read || lane.waits_at.is_some() || lane.is_disordered || lane.asked == 0 {
                 continue;
             }
             lane.is_read = true;
@@ -288,7 +307,7 @@ impl<P> Backlog<P> {
         let missing = match self.lanes.get_mut(&id) {
             Some(lane) => {
                 lane.is_read = false;
-                let missing = if is_empty && lane.writing == 0 { lane.stored } else { 0 };
+                let missing = if is_empty { lane.asked.min(lane.stored) } else { 0 };
                 lane.stored -= missing;
                 self.lane_messages -= missing;
                 missing

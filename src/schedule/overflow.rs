@@ -49,7 +49,7 @@ impl<P> Overflow<P> {
 
     /// Whether new messages have to go behind what is here.
     pub(super) fn is_active(&self) -> bool {
-        self.stored > 0 || self.writing > 0 || self.is_read || !self.buffer.is_empty() || !self.again.is_empty()
+        self.stored > 0 || self.writing > 0 || !self.buffer.is_empty() || !self.again.is_empty()
     }
 
     /// Messages in the store and on their way into it.
@@ -129,7 +129,7 @@ impl<P> Overflow<P> {
 
     /// The next message that need not be written, since nothing is before it any more.
     pub(super) fn take_back(&mut self) -> Option<(Token, Message<P>)> {
-        if self.stored > 0 || self.writing > 0 || self.is_read || !self.again.is_empty() {
+        if self.stored > 0 || self.writing > 0 || !self.again.is_empty() {
             return None;
         }
         let (_, token, message) = self.buffer.pop_front()?;

@@ -112,10 +112,14 @@ fn live_or_panic(seed: u64, fault: Fault) -> Check {
     std::panic::catch_unwind(whole).unwrap_or_else(|_| Err("it panicked".to_owned()))
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a life that failed is looked at alone, and a night has room for more lives"
+)]
 #[test]
 fn thousands_of_lives_agree_with_the_naive_model() {
     let number = |name| std::env::var(name).ok().and_then(|number| number.parse().ok());
-    let (first, lives) = (number("WALHOOK_FIRST_LIFE").unwrap_or(0), number("WALHOOK_LIVES").unwrap_or(2000));
+    let (first, lives) = (number("WALHOOK_FIRST_LIFE").unwrap_or(0), number("WALHOOK_LIVES").unwrap_or(1000));
     for seed in first..first + lives {
         if let (_, Err(broken)) = live(Life::new(seed, Fault::Nothing)) {
             let (life, _) = live(Life::new(seed, Fault::Nothing).told());
@@ -152,11 +156,9 @@ fn planted_bugs_are_caught() {
         (Fault::HideRoom, "room"),
     ];
     for (fault, rule) in faults {
-        let caught: Vec<String> = (0..300).filter_map(|seed| live_or_panic(seed, fault).err()).collect();
-        let other = caught.iter().take(5).collect::<Vec<_>>();
-        assert!(
-            caught.iter().any(|found| found.contains(rule)),
-            "{fault:?} was not caught as {rule}, but as {other:?}"
-        );
+        let mut other = Vec::new();
+        let mut lives = (0..300).filter_map(|seed| live_or_panic(seed, fault).err());
+        let is_caught = lives.any(|found| found.contains(rule) || (other.push(found), false).1);
+        assert!(is_caught, "{fault:?} was not caught as {rule}, but as {other:?}");
     }
 }

@@ -1,8 +1,9 @@
 //! Parting a delivery that is refused as it is, so that the message at fault comes to stand alone.
 //!
-//! Messages that share a group, directly or through others, must be delivered in order: they form a component. Whole
-//! components are dealt out, so that the two parts share no group and neither waits for the other. Only when all
-//! messages are one component is it cut in the middle; then the second part has to wait for the first.
+//! The messages are in the order of commits. Those that share a group, directly or through others, must be delivered in
+//! order: they form a component. Whole components are dealt out, so that the two parts share no group and neither waits
+//! for the other. Only when all messages are one component is it cut in the middle; then the second part has to wait for
+//! the first.
 //!
 //! The larger part has at most two thirds of the messages, or is one component. A component that is larger than that is
 //! parted from the others first and cut in the middle the next time, so that a delivery of n messages comes down to single

@@ -36,7 +36,10 @@ impl<P> Scheduler<P> {
         let key = DeliveryKey(self.next_key);
         let room = self.rules.max_ack_pending - self.ack_pending;
         let bounds = Bounds { messages: self.rules.batch_size.min(room), bytes: self.rules.batch_bytes };
-        let taken = self.backlog.take(key, bounds);
+        let mut taken = self.backlog.take(key, bounds);
+        // Parts of a split delivery that share a group then follow each other by their first messages, which is how their
+        // order is found again after a restart.
+        taken.sort_by_key(|message| message.position);
         if taken.is_empty() {
             // All that looked ready waits for its second group, and is no longer in the ready queue.
             return None;

@@ -3,6 +3,7 @@
 #![expect(clippy::wildcard_enum_match_arm, reason = "a play names what it expects")]
 
 mod given_up;
+mod overflow;
 mod restart;
 mod store;
 
@@ -70,7 +71,11 @@ impl Play {
             commands.push(match command {
                 Command::Form { delivery, messages } => (delivery.0, messages),
                 Command::Attempt { delivery, .. } => (delivery.0, Vec::new()),
-                other => panic!("{other:?}"),
+                Command::Park { .. }
+                | Command::Spill { .. }
+                | Command::Overflow { .. }
+                | Command::ReadLanes(_)
+                | Command::ReadOverflow => panic!("{command:?}"),
             });
         }
         commands
@@ -124,10 +129,9 @@ impl Play {
     }
 
     fn fail(&mut self, delivery: u64) -> Instant {
-        match self.fail_with(delivery, Failure::default()) {
-            Verdict::Retry(at) => at,
-            other => panic!("{other:?}"),
-        }
+        let verdict = self.fail_with(delivery, Failure::default());
+        let Verdict::Retry(at) = verdict else { panic!("{verdict:?}") };
+        at
     }
 
     /// A retry of the delivery fails.
@@ -170,13 +174,13 @@ fn a_batch_waits_for_more_until_its_timeout_or_until_it_is_full() {
 }
 
 #[test]
-fn several_messages_of_a_group_share_a_batch_in_order() {
+fn several_messages_of_a_group_share_a_batch_in_the_order_of_commits() {
     let mut play = Play::new(Rules { batch_size: 4, ..rules() });
     play.one(1, 1);
     play.one(2, 2);
     play.one(1, 3);
     play.one(2, 4);
-    assert_eq!(play.commands(), [(0, vec![1, 3, 2, 4])]);
+    assert_eq!(play.commands(), [(0, vec![1, 2, 3, 4])]);
 }
 
 #[test]

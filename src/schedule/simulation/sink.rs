@@ -250,10 +250,11 @@ impl Life {
         let mut progress = self.progress();
         let mut puts = batch.puts();
         puts.retain(|item| self.model.items[*item].arrived.is_some());
-        match self.fault {
-            Fault::ProgressBefore => progress = self.progress_before(progress, &puts),
-            Fault::ProgressWhole => progress.unresolved.clear(),
-            _ => {}
+        if self.fault == Fault::ProgressBefore {
+            progress = self.progress_before(progress, &puts);
+        }
+        if self.fault == Fault::ProgressWhole {
+            progress.unresolved.clear();
         }
         self.model.check_progress(&progress, &puts)?;
         batch.progress = Some(progress);
@@ -263,7 +264,7 @@ impl Life {
         }
         let span = if self.is_prompt && self.fault != Fault::SlowStore { 50 } else { 3000 };
         let durable_at = self.now + MS * self.rng.u32(0..span);
-        let told_at = durable_at + MS * self.rng.u32(0..20);
+        let told_at = durable_at + MS * self.rng.u32(0..if self.is_prompt { 20 } else { 1000 });
         self.sent = Some(Sent { batch, durable_at, is_durable: false, told_at });
         Ok(())
     }

@@ -6,10 +6,8 @@ const REFUSED: Failure = Failure { ours: false, trouble: false, refused: true, r
 const TROUBLE: Failure = Failure { ours: false, trouble: true, refused: false, retry_after: None };
 
 fn parts(verdict: Verdict) -> [(u64, Vec<usize>); 2] {
-    match verdict {
-        Verdict::Split { parts: [(one, first), (other, second)], .. } => [(one.0, first), (other.0, second)],
-        other => panic!("{other:?}"),
-    }
+    let Verdict::Split { parts: [(one, first), (other, second)], .. } = verdict else { panic!("{verdict:?}") };
+    [(one.0, first), (other.0, second)]
 }
 
 #[test]
@@ -81,6 +79,43 @@ fn a_family_of_a_life_before_goes_in_its_order() {
     play.ack(4);
     assert_eq!(play.commands(), [(5, vec![9])]);
     assert_eq!(play.scheduler.counts().parked, 0);
+}
+
+#[test]
+fn parts_that_share_a_group_go_by_their_first_messages_before_and_after_a_restart() {
+    let mut play = Play::new(Rules { batch_size: 4, ..rules() });
+    let groups = [2, 3].map(|group| Groups::One(GroupId(group)));
+    play.push(groups[0], 1);
+    play.push(groups[1], 2);
+    play.push(groups[0], 3);
+    play.push(Groups::Two(GroupId(2), GroupId(3)), 4);
+    assert_eq!(play.commands(), [(0, vec![1, 2, 3, 4])], "taken group by group, 3 would stand before 2");
+    assert_eq!(parts(play.fail_with(0, REFUSED)), [(1, vec![0, 1]), (2, vec![2, 3])]);
+    assert_eq!(play.commands(), [(1, vec![])]);
+    assert_eq!(parts(play.fail_with(1, REFUSED)), [(3, vec![0]), (4, vec![1])]);
+    assert_eq!(play.commands(), [(3, vec![]), (4, vec![])]);
+}
+
+#[test]
+fn a_family_of_a_life_before_is_found_through_all_its_members() {
+    let mut play = Play::new(rules());
+    let part = |position: u64, groups: &[u64]| Restored {
+        members: groups.iter().map(|group| Groups::One(GroupId(*group))).collect(),
+        position: at(position),
+        attempts: 1,
+        failures: 1,
+        refusals: 1,
+        first_attempt: Some(play.now),
+        due: Some(play.now),
+        is_part: true,
+    };
+    let restored = vec![part(1, &[1]), part(2, &[2, 3]), part(3, &[1, 2]), part(4, &[3])];
+    play.scheduler.restore(play.now, restored);
+    assert_eq!(play.commands(), [(0, vec![]), (1, vec![])]);
+    play.ack(1);
+    assert_eq!(play.commands(), [(3, vec![])]);
+    play.ack(0);
+    assert_eq!(play.commands(), [(2, vec![])]);
 }
 
 #[test]

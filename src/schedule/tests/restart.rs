@@ -9,10 +9,9 @@ impl Play {
     }
 
     fn wants(&mut self) -> Vec<Want> {
-        match self.scheduler.poll(self.now) {
-            Some(Command::ReadLanes(wants)) => wants,
-            other => panic!("{other:?}"),
-        }
+        let command = self.scheduler.poll(self.now);
+        let Some(Command::ReadLanes(wants)) = command else { panic!("{command:?}") };
+        wants
     }
 }
 
@@ -95,6 +94,24 @@ fn nothing_is_read_from_a_lane_while_an_older_message_is_on_its_way_into_it() {
     assert_eq!(play.told(), [""; 0]);
     play.written();
     assert_eq!(play.wants(), [Want { group: GroupId(1), after: None }]);
+}
+
+#[test]
+fn a_lane_is_read_though_younger_messages_are_on_their_way_into_it() {
+    let mut play = Play::new(keeping());
+    play.scheduler.restore_waiting([(GroupId(1), 1, at(1))], 0);
+    play.scheduler.set_replaying(true);
+    play.one(1, 2);
+    play.now += KEEP_AFTER;
+    assert_eq!(play.told(), ["spill [2]"]);
+    play.scheduler.set_replaying(false);
+    assert_eq!(play.told(), ["read lanes [1]"], "a slow store would hold a busy group for ever");
+    play.lanes(&[(1, &[(ONE, 1)])]);
+    assert_eq!(play.told(), ["form 0 [1]"]);
+    play.ack(0);
+    assert_eq!(play.told(), [""; 0]);
+    play.written();
+    assert_eq!(play.told(), ["read lanes [1]"]);
 }
 
 #[test]

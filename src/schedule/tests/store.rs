@@ -9,7 +9,7 @@ pub(super) fn keeping() -> Rules {
 }
 
 /// Group 1 is held by delivery 0, which has failed and is in the store.
-fn behind_a_failure(rules: Rules) -> (Play, Instant) {
+pub(super) fn behind_a_failure(rules: Rules) -> (Play, Instant) {
     let mut play = Play::new(rules);
     play.one(1, 1);
     assert_eq!(play.told(), ["form 0 [1]"]);
@@ -197,95 +197,6 @@ fn a_lane_that_cannot_be_read_is_wanted_again_a_second_later_and_one_that_is_emp
     assert_eq!(play.told(), ["read lanes [1]"]);
     assert_eq!(play.lanes(&[(1, &[])]), 1);
     assert_eq!(play.told(), ["form 1 [4]"], "what stood behind is not held for ever");
-}
-
-#[test]
-fn a_paused_sink_pages_what_arrives_after_a_moment_and_reads_it_back_in_order() {
-    let mut play = Play::new(keeping());
-    play.scheduler.pause();
-    assert_eq!(play.told(), [""; 0]);
-    play.one(1, 1);
-    play.now += 49 * MS;
-    play.one(2, 2);
-    assert_eq!(play.told(), [""; 0]);
-    assert_eq!(play.scheduler.poll_timeout(), Some(play.now + MS));
-    play.now += MS;
-    assert_eq!(play.told(), ["page [1, 2]"]);
-    assert_eq!(play.scheduler.resolved(), Lsn(0));
-    play.written();
-    assert_eq!(play.scheduler.resolved(), Lsn(2));
-    assert_eq!((play.scheduler.counts().overflow_messages, play.scheduler.counts().waiting), (2, 0));
-    play.scheduler.resume();
-    play.one(1, 3);
-    assert_eq!(play.told(), ["read page"]);
-    play.page(&[(1, 1), (2, 2)]);
-    assert_eq!(play.told(), ["form 0 [1]", "form 1 [2]"], "3 need not be written: it is next");
-    play.ack(0);
-    assert_eq!(play.told(), ["form 2 [3]"]);
-    play.ack(1);
-    play.ack(2);
-    assert_eq!(play.scheduler.resolved(), Lsn(3));
-}
-
-#[test]
-fn what_was_to_be_paged_is_taken_back_when_nothing_is_in_the_way_any_more() {
-    let mut play = Play::new(keeping());
-    play.scheduler.set_crowded(true);
-    assert_eq!(play.told(), [""; 0]);
-    play.one(1, 1);
-    play.one(1, 2);
-    assert!(play.scheduler.is_overflowing());
-    play.scheduler.set_crowded(false);
-    assert_eq!(play.told(), ["form 0 [1]"]);
-    assert!(!play.scheduler.is_overflowing());
-    play.ack(0);
-    assert_eq!(play.told(), ["form 1 [2]"]);
-}
-
-#[test]
-fn a_sink_that_is_behind_pages_what_arrives() {
-    let mut play = Play::new(Rules { max_in_flight: 1, ..keeping() });
-    play.one(1, 1);
-    play.one(2, 2);
-    assert_eq!(play.told(), ["form 0 [1]"]);
-    play.now += BEHIND_AFTER + 9 * MS;
-    assert_eq!(play.told(), [""; 0]);
-    assert!(!play.scheduler.is_overflowing());
-    play.now += MS;
-    assert_eq!(play.told(), [""; 0]);
-    play.one(3, 3);
-    assert!(play.scheduler.is_overflowing());
-    play.now += 50 * MS;
-    assert_eq!(play.told(), ["page [3]"]);
-}
-
-#[test]
-fn while_the_breaker_is_open_new_messages_are_paged_and_nothing_is_read_back() {
-    let mut play = Play::new(keeping());
-    (1..=5).for_each(|payload| play.one(payload, payload));
-    assert_eq!(play.told().len(), 5);
-    let trouble = Failure { trouble: true, ..Failure::default() };
-    (0..5).for_each(|delivery| {
-        play.fail_with(delivery, trouble);
-    });
-    assert_eq!(play.told().len(), 5, "parked");
-    play.one(6, 6);
-    play.now += 50 * MS;
-    assert_eq!(play.told(), ["page [6]"]);
-    play.written();
-    assert_eq!(play.scheduler.resolved(), Lsn(6));
-    assert_eq!(play.told(), [""; 0]);
-}
-
-#[test]
-fn what_comes_back_behind_a_failure_makes_room_for_the_next_page() {
-    let (mut play, _) = behind_a_failure(Rules { enough: (2, 1000), ..keeping() });
-    play.scheduler.restore_waiting([], 4);
-    assert_eq!(play.told(), ["read page"]);
-    play.page(&[(1, 2), (1, 3)]);
-    assert_eq!(play.told(), [""; 0]);
-    play.now += 250 * MS;
-    assert_eq!(play.told(), ["spill [2, 3]", "read page"]);
 }
 
 #[test]
