@@ -39,7 +39,7 @@ impl<P> Scheduler<P> {
         let mut taken = self.backlog.take(key, bounds);
         // Parts of a split delivery that share a group then follow each other by their first messages, which is how their
         // order is found again after a restart.
-        taken.sort_by_key(|message| message.position);
+        taken.sort_unstable_by_key(|message| message.position);
         if taken.is_empty() {
             // All that looked ready waits for its second group, and is no longer in the ready queue.
             return None;
