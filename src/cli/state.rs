@@ -179,6 +179,7 @@ fn told(refusal: Refusal, config: &Config) -> (String, u8) {
                 | StoreError::Open { .. }
                 | StoreError::Foreign { .. }
                 | StoreError::Newer { .. }
+                | StoreError::Older { .. }
                 | StoreError::Migrate { .. }
                 | StoreError::Thread(_)
                 | StoreError::Read { .. }

@@ -89,6 +89,19 @@ pub enum StoreError {
         /// The newest version known.
         known: i64,
     },
+    /// A database of an earlier walhook, which only reading does not bring to this version.
+    #[error(
+        "{} has version {found}, and this walhook knows version {known}: `walhook run` brings it there at its start",
+        path.display()
+    )]
+    Older {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: i64,
+        /// The version of this walhook.
+        known: i64,
+    },
     /// A database could not be brought to the version of this walhook. It is as it was.
     #[error("{} could not be brought to version {version}", path.display())]
     Migrate {
@@ -177,6 +190,7 @@ impl StoreError {
             | Self::TooSmall { .. }
             | Self::Foreign { .. }
             | Self::Newer { .. }
+            | Self::Older { .. }
             | Self::Damaged { .. }
             | Self::DamagedSink { .. }
             | Self::UnknownSink { .. }

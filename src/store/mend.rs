@@ -69,10 +69,13 @@ pub fn open_to_show(config: &StateConfig) -> Result<StateSummary, StoreError> {
     Ok(StateSummary { sources, sinks, used_bytes: paths.all_bytes(), max_bytes: config.max_bytes })
 }
 
-/// A file that a daemon made and could not fill is no store yet.
+/// A file that a daemon made and could not fill is no store yet, and one of an earlier version is brought to this one by
+/// whoever may write it.
 fn require_tables(db: &Connection, paths: &Paths) -> Result<(), StoreError> {
+    let known = i64::try_from(STATE.steps.len()).unwrap_or(i64::MAX);
     match checked_version(db, &paths.state, &STATE)? {
         0 => Err(StoreError::Missing { path: paths.directory.clone() }),
+        found if found < known => Err(StoreError::Older { path: paths.state.clone(), found, known }),
         _ => Ok(()),
     }
 }

@@ -94,6 +94,8 @@ fn a_file_of_an_earlier_version_is_brought_to_this_one_with_what_it_holds() {
     )
     .unwrap();
     drop(db);
+    let only_read = super::mend::open_to_show(&rig.config).unwrap_err().to_string();
+    assert!(only_read.contains("version 1") && only_read.contains("walhook run"), "{only_read}");
     let (store, _) = rig.one();
     let bound = store.source("app").unwrap().unwrap();
     assert_eq!((bound.timeline, bound.confirmed, bound.seen), (None, Some(Lsn(5)), Some(Lsn(5))));
