@@ -67,14 +67,20 @@ impl Lane {
         self.writing += 1;
         self.is_disordered |= position < self.last;
         self.last = self.last.max(position);
-        self.after = self.after.map(|after| after.min(before(position)));
+        self.step_back(position);
     }
 
     /// A message that came back is in memory no longer.
     pub(super) fn take_back(&mut self, position: Position) {
         self.stored += 1;
         self.last = self.last.max(position);
+        self.step_back(position);
+    }
+
+    /// Its next message is not after this one.
+    fn step_back(&mut self, position: Position) {
         self.after = self.after.map(|after| after.min(before(position)));
+        self.waits_at = self.waits_at.filter(|at| *at < position);
     }
 }
 

@@ -215,6 +215,29 @@ fn what_came_back_behind_a_delivery_that_fails_does_not_stay_in_memory() {
 }
 
 #[test]
+fn a_lane_that_had_come_to_a_key_change_and_goes_back_does_not_let_it_pass() {
+    let mut play = Play::new(keeping());
+    play.scheduler.restore_waiting([(GroupId(1), 3, at(4)), (GroupId(2), 2, at(4))], 0);
+    assert_eq!(play.told(), ["read lanes [1, 2]"]);
+    play.lanes(&[(1, &[(ONE, 1), (ONE, 2), (BOTH, 4)]), (2, &[(TWO, 3)])]);
+    assert_eq!(play.told(), ["form 0 [1]", "form 1 [3]"]);
+    let at = play.fail(0);
+    assert_eq!(play.told(), ["park 0"]);
+    play.ack(1);
+    assert_eq!(play.told(), ["read lanes [2]"]);
+    play.lanes(&[(2, &[(BOTH, 4)])]);
+    assert_eq!(play.told(), [""; 0], "2 is before it");
+    play.now = at;
+    assert_eq!(play.told(), ["attempt 0 for the 2. time"]);
+    play.ack(0);
+    assert_eq!(play.told(), ["read lanes [1]"]);
+    play.lanes(&[(1, &[(ONE, 2), (BOTH, 4)])]);
+    assert_eq!(play.told(), ["form 2 [2]"]);
+    play.ack(2);
+    assert_eq!(play.told(), ["form 3 [4]"]);
+}
+
+#[test]
 fn a_lane_that_cannot_be_read_is_wanted_again_a_second_later_and_one_that_is_empty_says_what_is_missing() {
     let mut play = Play::new(keeping());
     play.scheduler.restore_waiting([(GroupId(1), 2, at(3))], 0);
