@@ -36,6 +36,7 @@ pub mod resume;
 mod retry;
 #[cfg(test)]
 mod simulation;
+mod spill;
 mod split;
 mod taking;
 #[cfg(test)]
@@ -77,6 +78,7 @@ pub struct Scheduler<P> {
     overflow: Overflow<P>,
     /// Messages read back from the overflow that are not in a delivery, in the order in which they came back.
     loaded: Watermark,
+    loaded_bytes: usize,
     breaker: Breaker,
     deliveries: HashMap<DeliveryKey, Delivery>,
     /// Parts of split deliveries by the key that holds their groups, in the order of the whole.
@@ -142,6 +144,7 @@ impl<P> Scheduler<P> {
             backlog: Backlog::new(),
             overflow: Overflow::new(),
             loaded: Watermark::new(),
+            loaded_bytes: 0,
             breaker: Breaker::new(rules.retry, rules.max_in_flight),
             deliveries: HashMap::new(),
             families: HashMap::new(),

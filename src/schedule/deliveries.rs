@@ -123,6 +123,19 @@ impl<P> Scheduler<P> {
     }
 
     fn failed(&mut self, now: Instant, key: DeliveryKey, failure: Failure) -> Option<Verdict> {
+        let new = self.deliveries.get(&key).filter(|delivery| !delivery.has_failed);
+        let held = new.map(Delivery::groups).unwrap_or_default();
+        let verdict = self.judge(now, key, failure)?;
+        match verdict {
+            Verdict::Retry(_) | Verdict::Split { .. } | Verdict::Blocked(_) => {
+                held.into_iter().for_each(|id| self.backlog.unload(id));
+            }
+            Verdict::Done | Verdict::Dead { .. } => {}
+        }
+        Some(verdict)
+    }
+
+    fn judge(&mut self, now: Instant, key: DeliveryKey, failure: Failure) -> Option<Verdict> {
         let delivery = self.deliveries.get_mut(&key)?;
         delivery.failures = delivery.failures.saturating_add(1);
         delivery.attempts -= u32::from(failure.ours);

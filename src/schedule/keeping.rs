@@ -205,7 +205,7 @@ impl<P> Scheduler<P> {
         }
         for message in spilled {
             *bytes += message.bytes;
-            let token = self.leave_backlog(message.backing, Place::Leaving);
+            let token = self.leave_backlog((message.backing, message.bytes), Place::Leaving);
             leaving.push((token, message));
         }
     }
@@ -305,8 +305,7 @@ impl<P> Scheduler<P> {
     fn wants_page(&self) -> bool {
         let (messages, bytes) = self.rules.enough;
         let is_short = self.cramped && self.backlog.len() > 0;
-        let has_room =
-            self.loaded.unresolved() < messages && self.backlog.bytes() < bytes.saturating_mul(2) && !is_short;
+        let has_room = self.loaded.unresolved() < messages && self.loaded_bytes < bytes.saturating_mul(2) && !is_short;
         (self.overflow.has_again() || has_room) && self.overflow.can_be_read()
     }
 
@@ -349,6 +348,7 @@ impl<P> Scheduler<P> {
         for Message { groups, bytes, position, payload } in messages {
             self.admit_again(now, Some(position));
             let token = self.loaded.arrive(now, position, Place::Buffered);
+            self.loaded_bytes += bytes;
             let backing = Backing::Page(token);
             let (index, _) = self.backlog.push(now, Waiting { groups, bytes, position, backing, payload });
             self.loaded.moved(token, Place::Waiting(index));

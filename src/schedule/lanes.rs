@@ -8,14 +8,13 @@
 //! A message of two groups stands in both lanes, and comes back when both have come to it: the one that comes there first
 //! waits for the other. Waiting goes from younger to older messages only, so it never goes in a circle.
 
-use std::collections::BTreeMap;
 use std::time::Instant;
 
 use hashbrown::hash_map::Entry as MapEntry;
 
 use super::backlog::Backlog;
-use super::queue::{Backing, Group, NONE, Queue, ReadyItem, State, Waiting, place};
-use super::{DeliveryKey, GroupId, Groups, Message, Want};
+use super::queue::{Backing, Group, NONE, Queue, ReadyItem, State, Waiting};
+use super::{GroupId, Groups, Message, Want};
 use crate::change::{Lsn, Position};
 
 /// See the module.
@@ -59,16 +58,29 @@ impl Lane {
     }
 
     /// One of which this is the first message.
-    fn begin(first: Position) -> Self {
+    pub(super) fn begin(first: Position) -> Self {
         Self { after: Some(before(first)), ..Self::new(first) }
     }
 
-    fn add(&mut self, position: Position) {
+    pub(super) fn add(&mut self, position: Position) {
         self.stored += 1;
         self.writing += 1;
         self.is_disordered |= position < self.last;
         self.last = self.last.max(position);
+        self.step_back(position);
+    }
+
+    /// A message that came back is in memory no longer.
+    pub(super) fn take_back(&mut self, position: Position) {
+        self.stored += 1;
+        self.last = self.last.max(position);
+        self.step_back(position);
+    }
+
+    /// Its next message is not after this one.
+    fn step_back(&mut self, position: Position) {
         self.after = self.after.map(|after| after.min(before(position)));
+        self.waits_at = self.waits_at.filter(|at| *at < position);
     }
 }
 
@@ -81,7 +93,7 @@ fn before(position: Position) -> Position {
 }
 
 /// The lane of a message without a group: its own.
-fn own_lane(position: Position) -> GroupId {
+pub(super) fn own_lane(position: Position) -> GroupId {
     let mut bytes = [0; 16];
     let parts = [position.commit_lsn.0, position.index].map(u64::to_le_bytes);
     bytes.iter_mut().zip(parts.iter().flatten()).for_each(|(place, byte)| *place = *byte);
@@ -94,129 +106,6 @@ impl<P> Backlog<P> {
         self.lanes.insert(id, Lane { stored: messages, ..Lane::new(last) });
         self.lane_messages += messages;
         self.lane_is_next(id);
-    }
-
-    /// Takes a waiting message, and whatever has to go before it or with it, out of memory, oldest first: they are to be
-    /// written. `Err`: it has to wait for the delivery that holds one of the groups, since that is not `kept`. If it did
-    /// not wait, a crash could leave the delivery's messages to a page or the WAL, to come back behind this one.
-    pub(super) fn spill(
-        &mut self,
-        index: u32,
-        kept: impl Fn(DeliveryKey) -> bool,
-        out: &mut Vec<Waiting<P>>,
-    ) -> Result<(), DeliveryKey> {
-        for index in self.goes_along(index, kept)? {
-            let Some(groups) = self.message(index).map(|message| message.groups) else { continue };
-            for id in groups.iter() {
-                self.leave_queue(id, index);
-            }
-            let Some(mut message) = self.depart(index) else { continue };
-            if groups == Groups::None {
-                let own = own_lane(message.position);
-                message.groups = Groups::One(own);
-                self.lanes.entry(own).or_insert_with(|| Lane::begin(message.position)).add(message.position);
-                self.lane_messages += 1;
-            }
-            out.push(message);
-        }
-        self.sweep_ready();
-        Ok(())
-    }
-
-    /// A message and all that go into the store with it, oldest first: those before it in its groups' queues, those before
-    /// these in theirs. What has come back from a lane is still there, and may stay in memory; only of a queue before a
-    /// lane all go, since that is read from the first of them on.
-    fn goes_along(&self, index: u32, kept: impl Fn(DeliveryKey) -> bool) -> Result<Vec<u32>, DeliveryKey> {
-        let mut going = BTreeMap::new();
-        // How far the groups' queues, and their lanes' second ones, have been walked along.
-        let mut walked = BTreeMap::new();
-        let mut stack = vec![index];
-        while let Some(index) = stack.pop() {
-            let Some(message) = self.message(index) else { continue };
-            let (position, groups) = (message.position, message.groups);
-            if going.insert(position, index).is_some() {
-                continue;
-            }
-            for id in groups.iter() {
-                if let Some(holder) = self.holder(id).filter(|holder| !kept(*holder)) {
-                    return Err(holder);
-                }
-                let queue = self.groups.get(&id).map_or(NONE, |group| group.queue.head);
-                let (is_behind, is_new, queue, to) = match self.lanes.get(&id) {
-                    Some(lane) if position > lane.last => (true, false, lane.behind.head, position),
-                    Some(lane) => (false, false, queue, lane.last),
-                    None => (false, true, queue, position),
-                };
-                let next = walked.entry((id, is_behind)).or_insert(queue);
-                while let Some(message) = self.message(*next)
-                    && message.position <= to
-                    && let Some(slot) = self.slots.get(place(*next))
-                {
-                    if !(is_new && message.backing == Backing::Lane) {
-                        stack.push(*next);
-                    }
-                    *next = slot.next[message.groups.side(id)];
-                }
-            }
-        }
-        Ok(going.into_values().collect())
-    }
-
-    /// A message goes into the store that is the first of its queue, but for those that are there.
-    fn leave_queue(&mut self, id: GroupId, index: u32) {
-        let Some(message) = self.message(index) else { return };
-        let (position, bytes, side) = (message.position, message.bytes, message.groups.side(id));
-        let next = self.slots.get(place(index)).map_or(NONE, |slot| slot.next[side]);
-        let is_before = self.lanes.get(&id).is_some_and(|lane| position <= lane.last);
-        if is_before {
-            if self.groups.get(&id).is_some_and(|group| group.state == State::Ready) {
-                self.leave_ready(id, State::Blocked);
-            }
-            self.pop(id, index);
-        } else if !self.lanes.contains_key(&id) {
-            self.begin_lane(id, index, position);
-        }
-        self.lane_messages += 1;
-        let Some(lane) = self.lanes.get_mut(&id) else { return };
-        lane.add(position);
-        if !is_before {
-            lane.behind.pop(next, bytes);
-        }
-        self.end_group(id);
-    }
-
-    /// A group without messages that nobody holds is none.
-    fn end_group(&mut self, id: GroupId) {
-        let is_over = |group: &Group| group.queue.head == NONE && !matches!(group.state, State::Busy(_));
-        if self.groups.get(&id).is_some_and(is_over) {
-            self.leave_ready(id, State::Blocked);
-            self.groups.remove(&id);
-        }
-    }
-
-    /// The group's queue from this message on becomes what is behind its lane; those before it are in the store already.
-    fn begin_lane(&mut self, id: GroupId, index: u32, position: Position) {
-        let mut lane = Lane::begin(position);
-        let mut kept = Queue::EMPTY;
-        let mut next = self.groups.get(&id).map_or(NONE, |group| group.queue.head);
-        while next != index
-            && let Some(message) = self.message(next)
-        {
-            let (bytes, side) = (message.bytes, message.groups.side(id));
-            kept.push(next, bytes);
-            next = self.slots.get(place(next)).map_or(NONE, |slot| slot.next[side]);
-        }
-        self.link(id, kept.tail, NONE);
-        if let Some(group) = self.groups.get_mut(&id) {
-            let whole = std::mem::replace(&mut group.queue, kept);
-            let (messages, bytes) = (whole.messages - kept.messages, whole.bytes - kept.bytes);
-            lane.behind = Queue { head: index, tail: whole.tail, messages, bytes };
-            if group.state == State::Ready {
-                self.ready_messages -= messages;
-                self.ready_bytes -= bytes;
-            }
-        }
-        self.lanes.insert(id, lane);
     }
 
     /// Messages of these groups are durable. A lane may have been read to its end already.

@@ -49,7 +49,7 @@ impl<P> Scheduler<P> {
         self.retry_had_last_turn = false;
         let (mut members, mut messages) = (Vec::with_capacity(taken.len()), Vec::with_capacity(taken.len()));
         for message in taken {
-            members.push((self.leave_backlog(message.backing, Place::In(key)), message.groups));
+            members.push((self.leave_backlog((message.backing, message.bytes), Place::In(key)), message.groups));
             messages.push(message.payload);
         }
         self.deliveries.insert(key, Delivery::new(key, members));
@@ -58,7 +58,7 @@ impl<P> Scheduler<P> {
     }
 
     /// A message leaves memory's queues. Its token, if only the WAL has it.
-    pub(super) fn leave_backlog(&mut self, backing: Backing, place: Place) -> Option<Token> {
+    pub(super) fn leave_backlog(&mut self, (backing, bytes): (Backing, usize), place: Place) -> Option<Token> {
         match backing {
             Backing::Wal(token) => {
                 self.watermark.moved(token, place);
@@ -66,6 +66,7 @@ impl<P> Scheduler<P> {
             }
             Backing::Page(token) => {
                 self.loaded.resolve(token);
+                self.loaded_bytes -= bytes;
                 None
             }
             Backing::Lane => None,

@@ -193,7 +193,8 @@ impl Life {
         let is_writing = self.sent.is_some() || !self.collecting.ops.is_empty();
         if counts.ready == 0 && self.lane_read.is_none() && !is_writing {
             let mut waiting = self.durable.lanes.keys().filter(|index| is_free(**index) && !self.is_loaded(**index));
-            require(waiting.next().is_none(), "what can be read back is read back")?;
+            let left = waiting.next();
+            require(left.is_none(), &format!("what can be read back is read back: {left:?}"))?;
         }
         Ok(())
     }

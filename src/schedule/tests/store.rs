@@ -180,6 +180,64 @@ fn a_message_without_a_group_is_spilled_alone_and_comes_back_alone() {
 }
 
 #[test]
+fn what_came_back_behind_a_delivery_that_fails_does_not_stay_in_memory() {
+    let mut play = Play::new(keeping());
+    play.scheduler.restore_waiting([(GroupId(1), 3, at(4)), (GroupId(2), 2, at(5))], 0);
+    assert_eq!(play.told(), ["read lanes [1, 2]"]);
+    play.lanes(&[(1, &[(ONE, 1), (ONE, 2), (BOTH, 4)]), (2, &[(BOTH, 4), (TWO, 5)])]);
+    play.one(1, 6);
+    play.one(2, 7);
+    assert_eq!(play.told(), ["form 0 [1]"]);
+    let counts = play.scheduler.counts();
+    assert_eq!((counts.waiting, counts.lane_messages), (5, 0));
+    let at = play.fail(0);
+    assert_eq!(play.told(), ["park 0", "read lanes [2]"]);
+    let counts = play.scheduler.counts();
+    assert_eq!((counts.waiting, counts.lane_messages, counts.ready), (2, 4, 0));
+    play.lanes(&[(2, &[(BOTH, 4), (TWO, 5)])]);
+    play.now = at;
+    assert_eq!(play.told(), ["attempt 0 for the 2. time"]);
+    play.ack(0);
+    assert_eq!(play.told(), ["read lanes [1]"]);
+    play.lanes(&[(1, &[(ONE, 2), (BOTH, 4)])]);
+    for (delivery, next) in (1..).zip([2, 4]) {
+        assert_eq!(play.told(), [format!("form {delivery} [{next}]")]);
+        play.ack(delivery);
+    }
+    assert_eq!(play.told(), ["form 3 [6]", "read lanes [2]"]);
+    play.ack(3);
+    play.lanes(&[(2, &[(TWO, 5)])]);
+    for (delivery, next) in (4..).zip([5, 7]) {
+        assert_eq!(play.told(), [format!("form {delivery} [{next}]")]);
+        play.ack(delivery);
+    }
+    assert_eq!((play.scheduler.counts().lane_messages, play.scheduler.counts().unresolved), (0, 0));
+}
+
+#[test]
+fn a_lane_that_had_come_to_a_key_change_and_goes_back_does_not_let_it_pass() {
+    let mut play = Play::new(keeping());
+    play.scheduler.restore_waiting([(GroupId(1), 3, at(4)), (GroupId(2), 2, at(4))], 0);
+    assert_eq!(play.told(), ["read lanes [1, 2]"]);
+    play.lanes(&[(1, &[(ONE, 1), (ONE, 2), (BOTH, 4)]), (2, &[(TWO, 3)])]);
+    assert_eq!(play.told(), ["form 0 [1]", "form 1 [3]"]);
+    let at = play.fail(0);
+    assert_eq!(play.told(), ["park 0"]);
+    play.ack(1);
+    assert_eq!(play.told(), ["read lanes [2]"]);
+    play.lanes(&[(2, &[(BOTH, 4)])]);
+    assert_eq!(play.told(), [""; 0], "2 is before it");
+    play.now = at;
+    assert_eq!(play.told(), ["attempt 0 for the 2. time"]);
+    play.ack(0);
+    assert_eq!(play.told(), ["read lanes [1]"]);
+    play.lanes(&[(1, &[(ONE, 2), (BOTH, 4)])]);
+    assert_eq!(play.told(), ["form 2 [2]"]);
+    play.ack(2);
+    assert_eq!(play.told(), ["form 3 [4]"]);
+}
+
+#[test]
 fn a_lane_that_cannot_be_read_is_wanted_again_a_second_later_and_one_that_is_empty_says_what_is_missing() {
     let mut play = Play::new(keeping());
     play.scheduler.restore_waiting([(GroupId(1), 2, at(3))], 0);
