@@ -175,10 +175,16 @@ impl Syncs {
         Self { directory }
     }
 
-    /// What a daemon's environment needs.
-    pub(crate) fn environment(&self) -> Vec<(&'static str, String)> {
+    /// What a daemon's environment needs; every sync takes `delay` longer.
+    pub(crate) fn environment(&self, delay: Duration) -> Vec<(&'static str, String)> {
         let path = |name: &str| self.directory.path().join(name).to_string_lossy().into_owned();
-        vec![("LD_PRELOAD", path("syncs.so")), ("SYNCS_LOG", path("log")), ("SYNCS_KEEP", path("kept"))]
+        let delay = delay.as_millis().to_string();
+        vec![
+            ("LD_PRELOAD", path("syncs.so")),
+            ("SYNCS_LOG", path("log")),
+            ("SYNCS_KEEP", path("kept")),
+            ("SYNCS_DELAY_MS", delay),
+        ]
     }
 
     /// How often a file of this name was synced.
@@ -222,7 +228,7 @@ fn what_was_not_synced_is_lost() {
                   os.fdatasync(f.fileno())\nf.write(b'c')\n\
                   g=open(sys.argv[1]+'2','wb',0)\nos.fsync(g.fileno())\nos.unlink(sys.argv[1]+'2')\n";
     let mut python = Command::new("python3");
-    let Ok(status) = python.envs(syncs.environment()).args(["-c", script]).arg(&path).status() else {
+    let Ok(status) = python.envs(syncs.environment(Duration::ZERO)).args(["-c", script]).arg(&path).status() else {
         println!("skipped: python3 is not installed");
         return;
     };

@@ -220,7 +220,8 @@ async fn every_confirmation_that_moves_the_slot_comes_after_a_sync() {
         + &Config::sink("orders", &receiver.url(), "");
     let config = Config::new(&text);
     let syncs = Syncs::build();
-    let environment = syncs.environment();
+    // So slow that a confirmation that does not wait for it is seen before it.
+    let environment = syncs.environment(Duration::from_millis(150));
     let environment: Vec<_> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
     let daemon = Daemon::launch_with(&config, &environment);
     daemon.wait_ready().await;
@@ -235,13 +236,12 @@ async fn every_confirmation_that_moves_the_slot_comes_after_a_sync() {
     assert!(daemon.sigterm().await.success());
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn after_a_power_loss_every_promise_holds() {
+async fn power_losses(delay: Duration) {
     let seed = fastrand::u64(..);
     let mut random = fastrand::Rng::with_seed(seed);
     let mut storm = Storm::of(Weather::stormy(seed, "batch_size = 5")).await;
     let syncs = Syncs::build();
-    let environment = syncs.environment();
+    let environment = syncs.environment(delay);
     let environment: Vec<_> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
     // Nothing has been delivered yet, and the library has to see the store from its first byte on.
     storm.config.remove_state();
@@ -256,6 +256,32 @@ async fn after_a_power_loss_every_promise_holds() {
         syncs.lose_power(&storm.config.state());
         // What the library does beside a sync delays everything after it.
         storm.allow(syncs.slowest() * 2);
+    }
+    let daemon = Daemon::launch(&storm.config);
+    storm.end(daemon).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_power_loss_every_promise_holds() {
+    power_losses(Duration::ZERO).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_power_loss_on_a_slow_disk_every_promise_holds() {
+    power_losses(Duration::from_millis(100)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_while_nothing_fails_it_repeats_next_to_nothing() {
+    // What fails is written at once and takes the progress along; this is about the progress alone.
+    let seed = fastrand::u64(..);
+    let mut random = fastrand::Rng::with_seed(seed);
+    let script = unreliable(seed, 0, &[], 0..10);
+    let mut storm = Storm::begin(Weather::stormy(seed, "batch_size = 10"), script).await;
+    for _ in 0..times(50, 5) {
+        let daemon = Daemon::launch(&storm.config);
+        storm.some_more(u64::from(storm.weather.rate) / 2 + random.u64(1..u64::from(storm.weather.rate))).await;
+        storm.kill(daemon).await;
     }
     let daemon = Daemon::launch(&storm.config);
     storm.end(daemon).await;

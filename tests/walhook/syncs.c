@@ -1,5 +1,6 @@
 /* Logs every fsync and fdatasync of a file by its name and the microseconds it took (SYNCS_LOG), and keeps what is on the disk after it (SYNCS_KEEP):
- * loaded before the C library, it lets a test see what a daemon made durable, and lose the rest. */
+ * loaded before the C library, it lets a test see what a daemon made durable, and lose the rest. SYNCS_DELAY_MS makes
+ * the disk slow: whoever does not wait for it is found out. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -57,6 +58,8 @@ static void note(int fd, long long began) {
 static int synced(const char *which, int fd) {
     int (*real)(int) = (int (*)(int))dlsym(RTLD_NEXT, which);
     long long began = micros();
+    const char *delay = getenv("SYNCS_DELAY_MS");
+    if (delay != NULL) usleep((useconds_t)atoi(delay) * 1000);
     int result = real(fd), kept = errno;
     if (result == 0) note(fd, began);
     errno = kept;
