@@ -18,12 +18,6 @@
 //!   resolved once it is durable.
 //! - Kind: while the store is open and prompt no message is unresolved for longer than [`KIND`].
 
-#![expect(
-    clippy::wildcard_enum_match_arm,
-    clippy::disallowed_methods,
-    reason = "a fault concerns one place, and lives are chosen by the environment"
-)]
-
 mod attempts;
 mod life;
 mod model;

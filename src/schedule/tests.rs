@@ -1,7 +1,5 @@
 //! Plays: at this time this happens, exactly these commands follow.
 
-#![expect(clippy::wildcard_enum_match_arm, reason = "a play names what it expects")]
-
 mod given_up;
 mod overflow;
 mod restart;
