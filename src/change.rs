@@ -79,6 +79,10 @@ pub enum Action {
     Delete,
     /// A row that already existed, read by a backfill.
     Read,
+    /// A table was emptied.
+    Truncate,
+    /// What `pg_logical_emit_message` wrote in a transaction: an event without a table.
+    Message,
 }
 
 impl Action {
@@ -89,9 +93,15 @@ impl Action {
             Self::Update => "update",
             Self::Delete => "delete",
             Self::Read => "read",
+            Self::Truncate => "truncate",
+            Self::Message => "message",
         }
     }
 }
+
+/// All actions, in the order of [`Table::events`].
+const ACTIONS: [Action; 6] =
+    [Action::Insert, Action::Update, Action::Delete, Action::Read, Action::Truncate, Action::Message];
 
 /// `schema.table`, both as the catalogue has them (no quotes, case kept).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -151,8 +161,8 @@ pub struct Table {
     pub primary_key: Vec<usize>,
     /// Its names as JSON, computed from `name` and `columns` by [`Table::new`].
     pub keys: TableKeys,
-    /// `schema.table.action` of insert, update, delete and read, computed from `name` by [`Table::new`].
-    pub events: [Arc<str>; 4],
+    /// `schema.table.action` of every action, computed from `name` by [`Table::new`].
+    pub events: [Arc<str>; 6],
 }
 
 impl Table {
@@ -165,19 +175,30 @@ impl Table {
         primary_key: Vec<usize>,
     ) -> Self {
         let keys = TableKeys::new(&name, &columns);
-        let actions = [Action::Insert, Action::Update, Action::Delete, Action::Read];
-        let events = actions.map(|action| format!("{name}.{}", action.as_str()).into());
+        let events = ACTIONS.map(|action| format!("{name}.{}", action.as_str()).into());
         Self { oid, name, identity, columns, primary_key, keys, events }
+    }
+
+    /// What stands in a table's place for logical messages with this prefix: no schema, no columns, the prefix as its name.
+    /// Its event type is `PREFIX.message`.
+    pub fn of_messages(prefix: &str) -> Self {
+        let name = TableName { schema: String::new(), table: prefix.to_owned() };
+        let keys = TableKeys::of_messages(prefix);
+        let events = ACTIONS.map(|action| format!("{prefix}.{}", action.as_str()).into());
+        let (columns, primary_key) = (Vec::new(), Vec::new());
+        Self { oid: 0, name, identity: ReplicaIdentity::Nothing, columns, primary_key, keys, events }
     }
 
     /// The event type of such a change: `schema.table.action`.
     pub fn event(&self, action: Action) -> &Arc<str> {
-        let [insert, update, delete, read] = &self.events;
+        let [insert, update, delete, read, truncate, message] = &self.events;
         match action {
             Action::Insert => insert,
             Action::Update => update,
             Action::Delete => delete,
             Action::Read => read,
+            Action::Truncate => truncate,
+            Action::Message => message,
         }
     }
 }
@@ -323,6 +344,13 @@ pub enum Row {
         /// Its values.
         new: Tuple,
     },
+    /// All rows went at once.
+    Truncate,
+    /// A logical message.
+    Message {
+        /// What was written; it should be JSON.
+        content: Bytes,
+    },
 }
 
 /// One committed row change.
@@ -355,6 +383,8 @@ impl Change {
             Row::Update { .. } => Action::Update,
             Row::Delete { .. } => Action::Delete,
             Row::Read { .. } => Action::Read,
+            Row::Truncate => Action::Truncate,
+            Row::Message { .. } => Action::Message,
         }
     }
 
@@ -362,7 +392,7 @@ impl Change {
     pub fn new_tuple(&self) -> Option<&Tuple> {
         match &self.row {
             Row::Insert { new } | Row::Update { new, .. } | Row::Read { new } => Some(new),
-            Row::Delete { .. } => None,
+            Row::Delete { .. } | Row::Truncate | Row::Message { .. } => None,
         }
     }
 
@@ -371,12 +401,15 @@ impl Change {
         match &self.row {
             Row::Update { old, .. } => old.as_ref(),
             Row::Delete { old } => Some(old),
-            Row::Insert { .. } | Row::Read { .. } => None,
+            Row::Insert { .. } | Row::Read { .. } | Row::Truncate | Row::Message { .. } => None,
         }
     }
 
-    /// Bytes of row values it holds on to.
+    /// Bytes of row values, or of a logical message, that it holds on to.
     pub fn len_bytes(&self) -> usize {
+        if let Row::Message { content } = &self.row {
+            return content.len();
+        }
         self.new_tuple().map_or(0, Tuple::len_bytes) + self.old_row().map_or(0, |old| old.tuple().len_bytes())
     }
 }

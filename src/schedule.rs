@@ -52,8 +52,8 @@ use self::breaker::Breaker;
 pub use self::breaker::BreakerState;
 use self::deliveries::Delivery;
 pub use self::exchange::{
-    Command, Counts, DeliveryKey, Failure, GroupId, Groups, Message, OnExhausted, Outcome, Progress, Restored, Rules,
-    StoreRoom, Verdict, Want, WriteId,
+    Barrier, Command, Counts, DeliveryKey, Failure, GroupId, Groups, Message, OnExhausted, Outcome, Progress, Restored,
+    Rules, ScopeId, StoreRoom, Verdict, Want, WriteId,
 };
 use self::keeping::Write;
 use self::overflow::Overflow;

@@ -295,7 +295,8 @@ fn limits(mut table: Table<'_>) -> Option<LimitsConfig> {
     let memory_limit = table.take("memory_limit").size(32 << 20..=u64::MAX);
     let shutdown_grace = table.take("shutdown_grace").duration(Duration::ZERO..=15 * MINUTE);
     table.finish();
-    Some(LimitsConfig { memory_limit: usize::try_from(memory_limit?).ok()?, shutdown_grace: shutdown_grace? })
+    let memory_limit = usize::try_from(memory_limit?).ok()?;
+    Some(LimitsConfig { memory_limit, message_bytes_max: memory_limit / 8, shutdown_grace: shutdown_grace? })
 }
 
 fn log(mut table: Table<'_>) -> Option<LogConfig> {

@@ -98,6 +98,28 @@ pub struct Actions {
     pub update: bool,
     /// delete
     pub delete: bool,
+    /// truncate
+    pub truncate: bool,
+}
+
+/// A part of `messages`: a prefix of logical messages, with `*` for any run of characters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PrefixPattern(pub String);
+
+impl PrefixPattern {
+    /// Whether it names `prefix`. Prefixes that begin with `walhook:` are walhook's own and are named by none.
+    pub fn matches(&self, prefix: &str) -> bool {
+        !prefix.starts_with("walhook:") && star_matches(&self.0, prefix)
+    }
+}
+
+/// `unchanged_toast`: what becomes of a large value that Postgres did not send because it is unchanged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UnchangedToast {
+    /// It is left out and named in `metadata.unchanged`.
+    Omit,
+    /// It is read from the table by primary key and named in `metadata.fetched`; where that is not possible, it is left out.
+    Fetch,
 }
 
 /// `message`.
@@ -217,8 +239,10 @@ pub struct SinkConfig {
     pub source: String,
     /// `url` and `path` joined.
     pub endpoint: Url,
-    /// At least one.
+    /// At least one, or there is one in `messages`.
     pub tables: Vec<TablePattern>,
+    /// Logical messages that it takes.
+    pub messages: Vec<PrefixPattern>,
     /// At least one.
     pub actions: Actions,
     /// Form of a message.
@@ -249,6 +273,8 @@ pub struct SinkConfig {
     pub signing_secrets: Vec<SigningSecret>,
     /// int8 and numeric.
     pub numbers: Numbers,
+    /// Large values that Postgres did not send.
+    pub unchanged_toast: UnchangedToast,
     /// Starts paused.
     pub paused: bool,
     /// Waits between attempts.
@@ -259,6 +285,11 @@ impl SinkConfig {
     /// Whether changes of `table` are for this sink.
     pub fn takes_table(&self, table: &TableName) -> bool {
         self.tables.iter().any(|pattern| pattern.matches(table))
+    }
+
+    /// Whether logical messages with this prefix are for this sink.
+    pub fn takes_prefix(&self, prefix: &str) -> bool {
+        self.messages.iter().any(|pattern| pattern.matches(prefix))
     }
 
     /// The rules by which its messages are grouped, as one text that is the same for the same rules.
@@ -326,6 +357,9 @@ pub struct AdminToken {
 pub struct LimitsConfig {
     /// Bytes of changes held in memory, over all sinks; at least 32 MiB.
     pub memory_limit: usize,
+    /// Bytes of the row values of one change, as the server sends them, that are taken in whole; at most a quarter of
+    /// `memory_limit`.
+    pub message_bytes_max: usize,
     /// How long a stop waits for requests in flight.
     pub shutdown_grace: Duration,
 }

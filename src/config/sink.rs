@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::check::{DAY, MINUTE, Names, near_name, not_named};
 use super::checked::{
     Actions, BodyForm, GroupBy, MessageForm, Numbers, OnExhausted, RetryConfig, SinkConfig, SuccessRule, TablePattern,
+    UnchangedToast,
 };
 use super::endpoint;
 use super::entry::{Entry, Table};
@@ -42,6 +43,7 @@ pub(super) fn check(name: String, entry: &Entry<'_>, names: &Names) -> Option<Si
         source: source?,
         endpoint: endpoint?,
         tables: tables?,
+        messages: Vec::new(),
         actions: shape.actions,
         message: shape.message,
         body: shape.body,
@@ -57,6 +59,7 @@ pub(super) fn check(name: String, entry: &Entry<'_>, names: &Names) -> Option<Si
         headers: headers?,
         signing_secrets: signing_secrets?,
         numbers: shape.numbers,
+        unchanged_toast: UnchangedToast::Omit,
         paused: paused?,
         retry: retry?,
     })
@@ -126,7 +129,7 @@ fn actions(entry: &Entry<'_>) -> Option<Actions> {
         entry.fault("is empty; at least one of insert, update, delete is needed");
         return None;
     }
-    let mut actions = Actions { insert: false, update: false, delete: false };
+    let mut actions = Actions { insert: false, update: false, delete: false, truncate: false };
     let mut good = true;
     for item in &items {
         let Some(text) = item.text() else {

@@ -94,6 +94,10 @@ pub struct SourceMetrics {
     pub deletes: Counter,
     /// Rows read by a backfill.
     pub reads: Counter,
+    /// Tables truncated.
+    pub truncates: Counter,
+    /// Logical messages for sinks.
+    pub messages: Counter,
     /// Transactions read to their commit.
     pub transactions: Counter,
     /// Bytes read from the replication connection.
@@ -124,6 +128,8 @@ impl SourceMetrics {
             updates: changes(Action::Update),
             deletes: changes(Action::Delete),
             reads: changes(Action::Read),
+            truncates: changes(Action::Truncate),
+            messages: changes(Action::Message),
             transactions: count(&super::SOURCE_TRANSACTIONS),
             received_bytes: count(&super::SOURCE_RECEIVED_BYTES),
             keepalives: count(&super::SOURCE_KEEPALIVES),
@@ -143,6 +149,8 @@ impl SourceMetrics {
             Action::Update => &self.updates,
             Action::Delete => &self.deletes,
             Action::Read => &self.reads,
+            Action::Truncate => &self.truncates,
+            Action::Message => &self.messages,
         }
     }
 

@@ -22,6 +22,13 @@ impl TableKeys {
         let columns = columns.iter().map(|column| json_key(&column.name)).collect();
         Self { columns, metadata: metadata.into() }
     }
+
+    /// Of logical messages with this prefix, which have no table.
+    pub fn of_messages(prefix: &str) -> Self {
+        let mut metadata = b"{\"table_schema\":null,\"table_name\":null,\"prefix\":".to_vec();
+        append_string(&mut metadata, prefix.as_bytes());
+        Self { columns: Vec::new(), metadata: metadata.into() }
+    }
 }
 
 /// `"name":`, escaped.

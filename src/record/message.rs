@@ -8,8 +8,9 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use super::datetime::append_rfc3339;
 use super::escape::{append_string, hex_digit};
+use super::kind::Kind;
 use super::value::append_value;
-use crate::change::{Action, Change, Column, Datum, OldRow, Position, Tuple, Values};
+use crate::change::{Action, Change, Column, Datum, OldRow, Position, Row, Tuple, Values};
 use crate::config::{MessageForm, Numbers};
 
 /// Names a change for one sink for ever; as text it is the message's `idempotency_key`.
@@ -124,8 +125,7 @@ impl Rendering {
     /// The same with the change's id, which the caller has computed already.
     pub fn append_as(&self, id: MessageId, change: &Change, out: &mut Vec<u8>) {
         out.extend_from_slice(b"{\"record\":");
-        let record = cells(change).filter_map(|cell| Some((cell.key, cell.column, cell.after.or(cell.before)?)));
-        self.append_object(record, out);
+        self.append_record(change, out);
         match self.form {
             MessageForm::Change => {
                 out.extend_from_slice(b",\"changes\":");
@@ -147,6 +147,24 @@ impl Rendering {
         out.push(b'}');
     }
 
+    fn append_record(&self, change: &Change, out: &mut Vec<u8>) {
+        match &change.row {
+            Row::Insert { .. } | Row::Update { .. } | Row::Delete { .. } | Row::Read { .. } => {
+                let record =
+                    cells(change).filter_map(|cell| Some((cell.key, cell.column, cell.after.or(cell.before)?)));
+                self.append_object(record, out);
+            }
+            Row::Truncate => out.extend_from_slice(b"null"),
+            Row::Message { content } => self.count(append_value(out, &Kind::Json, content, self.numbers)),
+        }
+    }
+
+    fn count(&self, fallbacks: u64) {
+        if fallbacks > 0 {
+            self.fallbacks.fetch_add(fallbacks, Ordering::Relaxed);
+        }
+    }
+
     /// Previous values of what changed; null where there is no old row to compare with.
     fn append_changes(&self, change: &Change, out: &mut Vec<u8>) {
         match (change.action(), change.old_row()) {
@@ -157,7 +175,10 @@ impl Rendering {
                 });
                 self.append_object(changed, out);
             }
-            (Action::Insert | Action::Update | Action::Delete | Action::Read, _) => out.extend_from_slice(b"null"),
+            (
+                Action::Insert | Action::Update | Action::Delete | Action::Read | Action::Truncate | Action::Message,
+                _,
+            ) => out.extend_from_slice(b"null"),
         }
     }
 
@@ -169,10 +190,7 @@ impl Rendering {
             out.extend_from_slice(key);
             match value {
                 Datum::Text(text) => {
-                    let fallbacks = append_value(out, &column.kind, text, self.numbers);
-                    if fallbacks > 0 {
-                        self.fallbacks.fetch_add(fallbacks, Ordering::Relaxed);
-                    }
+                    self.count(append_value(out, &column.kind, text, self.numbers));
                 }
                 Datum::Null | Datum::Unchanged => out.extend_from_slice(b"null"),
             }

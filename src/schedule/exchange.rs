@@ -47,6 +47,34 @@ impl Groups {
     }
 }
 
+/// A table, as far as barriers go: a hash of its name. Two tables with the same hash share their barriers, which costs
+/// parallelism and breaks nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ScopeId(pub u64);
+
+impl ScopeId {
+    /// Of what is not known: every barrier waits for it, whatever its table.
+    pub const UNKNOWN: Self = Self(0);
+
+    /// Of the table of an event type `schema.table.action`: what stands before the last dot.
+    pub fn of_event(event: &str) -> Self {
+        let table = event.rsplit_once('.').map_or(event, |(table, _)| table);
+        Self(xxhash_rust::xxh3::xxh3_64(table.as_bytes()).max(1))
+    }
+}
+
+/// What a message is to the others of its table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Barrier {
+    /// Nothing: its groups say all.
+    None,
+    /// It waits until all earlier messages of its scope are delivered, dead or discarded, and later ones wait until it is: a
+    /// TRUNCATE, or the first message of a table whose rows are grouped by another rule from there on.
+    Scope,
+    /// The same, and it waits likewise for, and holds up, those of the scope that the table had before it was renamed.
+    Scopes(ScopeId),
+}
+
 /// A sink's rules, as the scheduler needs them.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {

@@ -19,7 +19,8 @@ impl Task {
         for item in fed {
             match item {
                 Feed::Database { system_id } => self.rendering = Some(self.rendering(system_id)),
-                Feed::Change { change, groups } => {
+                Feed::Table { .. } => {}
+                Feed::Change { change, groups, scope: _, barrier: _ } => {
                     messages += 1;
                     self.admit(now, change, groups);
                 }

@@ -241,6 +241,8 @@ pub(super) fn detached(change: Change, memory: &Memory) -> Change {
         Row::Update { old, new } => Row::Update { old: old.map(own_old), new: own(new) },
         Row::Delete { old } => Row::Delete { old: own_old(old) },
         Row::Read { new } => Row::Read { new: own(new) },
+        Row::Truncate => Row::Truncate,
+        Row::Message { content } => Row::Message { content: memory.hold(content.to_vec()) },
     };
     Change { row, ..change }
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tokio::sync::Notify;
 
 use crate::change::{Change, Lsn};
-use crate::schedule::Groups;
+use crate::schedule::{Groups, ScopeId};
 
 /// One thing a source tells a sink, in stream order.
 #[derive(Debug)]
@@ -16,12 +16,25 @@ pub enum Feed {
         /// What `IDENTIFY_SYSTEM` calls `systemid`.
         system_id: u64,
     },
+    /// A table was described. Comes before the first change of each table of a session, and again when its name or its rule is another.
+    Table {
+        /// Its name's.
+        scope: ScopeId,
+        /// `pg_class.oid`, which stays when a table is renamed.
+        oid: u32,
+        /// By which columns its rows are grouped from here on, as one text that is the same for the same grouping.
+        rule: Arc<str>,
+    },
     /// A change for the sink.
     Change {
         /// The change.
         change: Change,
         /// Its groups under the sink's rule.
         groups: Groups,
+        /// Its table's.
+        scope: ScopeId,
+        /// It is a barrier by itself: a TRUNCATE where rows of the table have groups of their own.
+        barrier: bool,
     },
     /// Once all that was fed before is resolved, everything up to here is.
     Mark(Lsn),

@@ -116,6 +116,16 @@ impl Intake {
     /// A table was described; its next changes have this shape.
     pub fn learn(&mut self, table: Table) {
         let routes = routes(&table, &self.sinks);
+        let known = self.tables.get(&table.oid).map_or(&[][..], |known| &known.routes);
+        for route in &routes {
+            let is_same =
+                |known: &Route| (known.sink, known.scope, &known.rule) == (route.sink, route.scope, &route.rule);
+            if !known.iter().any(is_same)
+                && let Some(batch) = self.batches.get_mut(route.sink)
+            {
+                batch.push(Feed::Table { scope: route.scope, oid: table.oid, rule: Arc::clone(&route.rule) });
+            }
+        }
         self.tables.insert(table.oid, Known { table: Arc::new(table), routes });
     }
 
@@ -208,13 +218,14 @@ impl Intake {
         check_shape(&change)?;
         let mut takers = known.routes.iter().filter(|route| route.takes(change.action())).peekable();
         while let Some(route) = takers.next() {
-            let groups = route.groups(&change, &mut self.scratch);
+            let (groups, scope) = (route.groups(&change, &mut self.scratch), route.scope);
+            let barrier = route.is_barrier(&change);
             let Some(batch) = self.batches.get_mut(route.sink) else { continue };
             if takers.peek().is_none() {
-                batch.push(Feed::Change { change, groups });
+                batch.push(Feed::Change { change, groups, scope, barrier });
                 break;
             }
-            batch.push(Feed::Change { change: change.clone(), groups });
+            batch.push(Feed::Change { change: change.clone(), groups, scope, barrier });
         }
         self.fed = Some(position);
         Ok(())

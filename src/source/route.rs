@@ -3,17 +3,25 @@
 //! A [`Route`] is made once for a table and a sink when the table's Relation message comes; routing a row is then a loop
 //! over the table's routes and a hash of the group's columns.
 
+use std::sync::Arc;
+
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use crate::change::{Action, Change, Datum, OldRow, Row, Table, Tuple};
 use crate::config::{Actions, GroupBy, MessageForm, SinkConfig};
-use crate::schedule::{GroupId, Groups};
+use crate::schedule::{GroupId, Groups, ScopeId};
 
 /// How one sink takes one table's changes.
 #[derive(Clone, Debug)]
 pub struct Route {
     /// Index of the sink among the source's sinks.
     pub sink: usize,
+    /// Of the table's name.
+    pub scope: ScopeId,
+    /// How rows are grouped, the same text for the same grouping.
+    pub rule: Arc<str>,
+    /// The group of the table as a whole.
+    whole: GroupId,
     actions: Actions,
     grouping: Grouping,
 }
@@ -28,10 +36,31 @@ enum Grouping {
     Columns { seed: u64, columns: Vec<usize> },
 }
 
+impl Grouping {
+    fn text(&self, table: &Table) -> String {
+        match self {
+            Self::None => "none".to_owned(),
+            Self::Table(_) => "table".to_owned(),
+            Self::Columns { columns, .. } => {
+                let names = columns.iter().filter_map(|column| table.columns.get(*column));
+                format!("{:?}", names.map(|column| column.name.as_str()).collect::<Vec<_>>())
+            }
+        }
+    }
+}
+
 /// The routes of a table, one for each sink that takes it.
 pub fn routes(table: &Table, sinks: &[SinkConfig]) -> Vec<Route> {
     let takers = sinks.iter().enumerate().filter(|(_, sink)| sink.takes_table(&table.name));
-    takers.map(|(index, sink)| Route { sink: index, actions: actions(sink), grouping: grouping(table, sink) }).collect()
+    let scope = ScopeId::of_event(table.event(Action::Truncate));
+    let whole = GroupId(table_hash(table));
+    takers
+        .map(|(index, sink)| {
+            let grouping = grouping(table, sink);
+            let rule = grouping.text(table).into();
+            Route { sink: index, scope, rule, whole, actions: actions(sink), grouping }
+        })
+        .collect()
 }
 
 /// A sink of bare rows takes no deletes: they have no row.
@@ -91,8 +120,15 @@ impl Route {
             Action::Insert => self.actions.insert,
             Action::Update => self.actions.update,
             Action::Delete => self.actions.delete,
+            Action::Truncate => self.actions.truncate,
             Action::Read => true,
+            Action::Message => false,
         }
+    }
+
+    /// Whether the change stands between all earlier and all later ones of the table, whatever their groups.
+    pub fn is_barrier(&self, change: &Change) -> bool {
+        matches!((&change.row, &self.grouping), (Row::Truncate, Grouping::Columns { .. }))
     }
 
     /// The groups of a change of the route's table. `scratch` is room to write in, whatever is in it.
@@ -101,6 +137,7 @@ impl Route {
             Grouping::None => Groups::None,
             Grouping::Table(group) => Groups::One(*group),
             Grouping::Columns { seed, columns } => match &change.row {
+                Row::Truncate | Row::Message { .. } => Groups::One(self.whole),
                 Row::Insert { new } | Row::Read { new } => Groups::One(group(*seed, columns, new, None, scratch)),
                 Row::Delete { old } => Groups::One(group(*seed, columns, old.tuple(), None, scratch)),
                 Row::Update { old: None, new } => Groups::One(group(*seed, columns, new, None, scratch)),
@@ -156,6 +193,9 @@ pub fn group_text(change: &Change, sink: &SinkConfig) -> Option<String> {
         Grouping::Table(_) => return Some(change.table.name.to_string()),
         Grouping::Columns { columns, .. } => columns,
     };
+    if matches!(change.row, Row::Truncate) {
+        return Some(change.table.name.to_string());
+    }
     let old = change.old_row().map(OldRow::tuple);
     let row = change.new_tuple().or(old)?;
     let texts: Vec<Option<String>> = columns

@@ -9,7 +9,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
-use crate::config::{Actions, BodyForm, GroupBy, MessageForm, Numbers, RetryConfig, SinkConfig, SuccessRule};
+use crate::config::{
+    Actions, BodyForm, GroupBy, MessageForm, Numbers, RetryConfig, SinkConfig, SuccessRule, UnchangedToast,
+};
 use crate::deliver::attempt::{Attempt, Verdict};
 use crate::deliver::endpoint::Endpoint;
 use crate::deliver::frozen::Frozen;
@@ -137,7 +139,8 @@ pub(crate) fn sink(url: &str) -> SinkConfig {
         source: "app".into(),
         endpoint: url.parse().unwrap(),
         tables: Vec::new(),
-        actions: Actions { insert: true, update: true, delete: true },
+        messages: Vec::new(),
+        actions: Actions { insert: true, update: true, delete: true, truncate: false },
         message: MessageForm::Change,
         body: BodyForm::Batch,
         batch_size: 1,
@@ -152,6 +155,7 @@ pub(crate) fn sink(url: &str) -> SinkConfig {
         headers: HeaderMap::new(),
         signing_secrets: Vec::new(),
         numbers: Numbers::Json,
+        unchanged_toast: UnchangedToast::Omit,
         paused: false,
         retry: RetryConfig::of_waits(Duration::from_secs(1), Duration::from_secs(180)),
     }

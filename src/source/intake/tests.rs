@@ -62,6 +62,7 @@ fn fed(intake: &mut Intake, sink: usize) -> String {
         .iter()
         .map(|item| match item {
             Feed::Database { system_id } => format!("db{system_id}"),
+            Feed::Table { rule, .. } => format!("by{rule}"),
             Feed::Change { change, .. } => format!("{}.{}", change.transaction.commit_lsn.0, change.index),
             Feed::Mark(lsn) => format!("={}", lsn.0),
         })
@@ -132,7 +133,7 @@ fn annotations_stay_until_cleared_or_committed() {
         .iter()
         .filter_map(|item| match item {
             Feed::Change { change, .. } => Some(change.annotations.as_deref().map(str::to_owned)),
-            Feed::Mark(_) | Feed::Database { .. } => None,
+            Feed::Mark(_) | Feed::Database { .. } | Feed::Table { .. } => None,
         })
         .collect();
     let annotations: Vec<Option<&str>> = annotations.iter().map(Option::as_deref).collect();

@@ -5,7 +5,9 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 
 use super::*;
-use crate::config::{Actions, BodyForm, GroupBy, MessageForm, Numbers, RetryConfig, SuccessRule, TablePattern};
+use crate::config::{
+    Actions, BodyForm, GroupBy, MessageForm, Numbers, RetryConfig, SuccessRule, TablePattern, UnchangedToast,
+};
 use crate::demo::cluster::{Cluster, ClusterOptions};
 use crate::source::address::PgAddress;
 use crate::source::connection;
@@ -80,7 +82,8 @@ pub(crate) fn sink(name: &str, tables: &[&str]) -> SinkConfig {
         source: "app".to_owned(),
         endpoint: url::Url::parse("http://127.0.0.1:9/").unwrap(),
         tables: tables.iter().map(pattern).collect(),
-        actions: Actions { insert: true, update: true, delete: true },
+        messages: Vec::new(),
+        actions: Actions { insert: true, update: true, delete: true, truncate: false },
         message: MessageForm::Change,
         body: BodyForm::Batch,
         batch_size: 1,
@@ -95,6 +98,7 @@ pub(crate) fn sink(name: &str, tables: &[&str]) -> SinkConfig {
         headers: http::HeaderMap::new(),
         signing_secrets: Vec::new(),
         numbers: Numbers::Json,
+        unchanged_toast: UnchangedToast::Omit,
         paused: false,
         retry: RetryConfig::of_waits(Duration::from_secs(1), Duration::from_secs(180)),
     }

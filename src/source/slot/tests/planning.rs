@@ -29,7 +29,7 @@ async fn an_exactly_named_table_without_identity_is_refused_and_its_updates_stil
 async fn sinks_of_inserts_only_publish_inserts_only_and_need_no_identity() {
     let stage = Stage::new(&[], "create table bare (v int); insert into bare values (1)").await;
     let mut inserts = sink("s", &["public.bare"]);
-    inserts.actions = Actions { insert: true, update: false, delete: false };
+    inserts.actions = Actions { insert: true, update: false, delete: false, truncate: false };
     stage.prepare(&[inserts.clone()]).await.unwrap();
     stage.client.batch_execute("update bare set v = 2; delete from bare").await.unwrap();
 
@@ -93,7 +93,7 @@ async fn every_fault_of_the_configuration_comes_in_one_go() {
     assert_eq!(found, expected);
     // Inserts carry every column.
     let mut inserts = sinks[1].clone();
-    inserts.actions = Actions { insert: true, update: false, delete: false };
+    inserts.actions = Actions { insert: true, update: false, delete: false, truncate: false };
     stage.prepare(&[inserts]).await.unwrap();
 }
 

@@ -53,7 +53,7 @@ async fn a_table_that_is_renamed_away_and_back_while_the_stream_runs_stays_publi
     let mut sinks = [sink("s", &["public.orders"]), sink("o", &["public.other"])];
     stage.prepare(&sinks).await.unwrap();
     stage.client.batch_execute("alter table orders rename to orders_old").await.unwrap();
-    sinks[1].actions = Actions { insert: true, update: false, delete: false };
+    sinks[1].actions = Actions { insert: true, update: false, delete: false, truncate: false };
     maintain(&stage.client, &stage.source(), &sinks).await.unwrap();
     prepare_again(&stage.client, &stage.source(), &sinks).await.unwrap();
     assert_eq!(stage.published().await, ["public.orders_old", "public.other"]);
@@ -71,7 +71,7 @@ async fn slots_that_share_a_publication_take_nothing_from_each_other() {
     let (ours, theirs) = (stage.source(), SourceConfig { slot: "another".to_owned(), ..stage.source() });
     let orders = [sink("s", &["public.orders"])];
     let mut other = [sink("o", &["public.other"])];
-    other[0].actions = Actions { insert: true, update: false, delete: false };
+    other[0].actions = Actions { insert: true, update: false, delete: false, truncate: false };
     prepare(&stage.client, &ours, &orders, &|_| {}).await.unwrap();
     prepare(&stage.client, &theirs, &other, &|_| {}).await.unwrap();
     maintain(&stage.client, &ours, &orders).await.unwrap();
