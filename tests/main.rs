@@ -53,6 +53,8 @@ mod isolation;
 mod message;
 #[path = "walhook/mismatch.rs"]
 mod mismatch;
+#[path = "walhook/oracle.rs"]
+mod oracle;
 #[path = "walhook/order.rs"]
 mod order;
 #[path = "walhook/outage.rs"]
