@@ -31,6 +31,8 @@ mod request;
 mod breaker;
 #[path = "walhook/commands.rs"]
 mod commands;
+#[path = "walhook/corpus.rs"]
+mod corpus;
 #[path = "walhook/crash.rs"]
 mod crash;
 #[path = "walhook/database.rs"]
