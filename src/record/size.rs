@@ -5,7 +5,7 @@
 
 use super::Rendering;
 use super::kind::{Field, Kind};
-use crate::change::{Change, Column, Datum, Tuple};
+use crate::change::{Change, Column, Datum, Row, Tuple};
 
 /// Brackets, names of members, numbers, ids and times of a message, with something to spare.
 const FRAME_BYTES: usize = 448;
@@ -25,13 +25,13 @@ impl Rendering {
         let names = keys.saturating_mul(3) + table.keys.metadata.len() + self.fixed_bytes();
         let fixed = FRAME_BYTES + names + annotations;
         let images = || change.new_tuple().into_iter().chain(change.old_row().map(|old| old.tuple()));
-        let values: usize = images().map(Tuple::len_bytes).sum();
-        let loose = fixed.saturating_add(values.saturating_mul(2 * BYTES_A_BYTE));
+        let loose = fixed.saturating_add(change.len_bytes().saturating_mul(2 * BYTES_A_BYTE));
         if loose <= enough && !table.columns.iter().any(|column| column.kind.member_name_bytes() > 0) {
             return loose;
         }
         let tight: usize = images().map(|tuple| tuple_bytes(tuple, &table.columns)).sum();
-        fixed.saturating_add(tight.saturating_mul(2))
+        let content = if let Row::Message { content } = &change.row { escaped_bytes(content) } else { 0 };
+        fixed.saturating_add(tight.saturating_mul(2)).saturating_add(content)
     }
 }
 
