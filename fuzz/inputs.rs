@@ -123,7 +123,8 @@ pub fn value(input: &[u8]) {
 /// A change of any table, its rows taken through the decoder: one well-formed message comes out, no longer than was said.
 pub fn message(input: &[u8]) {
     let mut drawer = Drawer { rest: input };
-    let (form, numbers) = (if drawer.byte() & 1 == 0 { MessageForm::Change } else { MessageForm::Row }, drawer.numbers());
+    let (form, numbers) =
+        (if drawer.byte() & 1 == 0 { MessageForm::Change } else { MessageForm::Row }, drawer.numbers());
     let table = drawer.table();
     let Some(change) = drawer.change(Arc::new(table)) else { return };
     let rendering = Rendering::new(&RenderingSettings { source: "app", sink: "orders", form, numbers, system_id: 7 });

@@ -57,6 +57,8 @@ mod mismatch;
 mod order;
 #[path = "walhook/outage.rs"]
 mod outage;
+#[path = "walhook/outbox.rs"]
+mod outbox;
 #[path = "walhook/poison.rs"]
 mod poison;
 #[path = "walhook/pressure.rs"]
@@ -65,3 +67,5 @@ mod pressure;
 mod quota;
 #[path = "walhook/tidy.rs"]
 mod tidy;
+#[path = "walhook/truncate.rs"]
+mod truncate;
