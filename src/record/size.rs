@@ -42,7 +42,7 @@ fn tuple_bytes(tuple: &Tuple, columns: &[Column]) -> usize {
 
 pub(super) fn value_bytes(value: Datum<'_>, kind: &Kind) -> usize {
     match value {
-        Datum::Null | Datum::Unchanged => 0,
+        Datum::Null | Datum::Unchanged | Datum::TooLarge(_) => 0,
         Datum::Text(text) => match kind {
             Kind::Bool | Kind::Int | Kind::BigInt | Kind::Float | Kind::Numeric | Kind::Json => escaped_bytes(text),
             Kind::Timestamp | Kind::TimestampTz | Kind::Text => escaped_bytes(text),

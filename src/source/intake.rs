@@ -84,14 +84,25 @@ pub struct Intake {
     batches: Vec<Vec<Feed>>,
     tally: Tally,
     scratch: Vec<u8>,
+    /// See [`Change::oversize`].
+    oversize: Option<usize>,
 }
 
 impl Intake {
     /// An intake for these sinks, in this order.
     pub fn new(sinks: Vec<SinkConfig>) -> Self {
         let batches = sinks.iter().map(|_| Vec::new()).collect();
-        let (tables, scratch) = (HashMap::new(), Vec::new());
-        Self { sinks, tables, open: None, fed: None, received: Lsn::ZERO, batches, tally: Tally::default(), scratch }
+        Self {
+            sinks,
+            tables: HashMap::new(),
+            open: None,
+            fed: None,
+            received: Lsn::ZERO,
+            batches,
+            tally: Tally::default(),
+            scratch: Vec::new(),
+            oversize: None,
+        }
     }
 
     /// A new connection starts at `confirmed`: relations will be described anew, and an open transaction starts over.
@@ -160,6 +171,22 @@ impl Intake {
         Ok(None)
     }
 
+    /// Takes in a message of `bytes` as it was sent, out of which values were left because it is too large.
+    ///
+    /// # Errors
+    /// As [`Self::take`].
+    pub fn take_reduced(
+        &mut self,
+        message: Message,
+        bytes: usize,
+        now: Instant,
+    ) -> Result<Option<Relation>, IntakeError> {
+        self.oversize = Some(bytes);
+        let taken = self.take(message, now);
+        self.oversize = None;
+        taken
+    }
+
     /// The server has nothing up to `server_end` that was not sent. Inside a transaction that says nothing new.
     pub fn keepalive(&mut self, server_end: Lsn) {
         if self.open.is_none() {
@@ -209,6 +236,7 @@ impl Intake {
             table: Arc::clone(&known.table),
             row,
             annotations: open.annotations.clone(),
+            oversize: self.oversize,
             received_at: now,
         };
         let position = change.position();
@@ -217,6 +245,9 @@ impl Intake {
         }
         check_shape(&change)?;
         let mut takers = known.routes.iter().filter(|route| route.takes(change.action())).peekable();
+        if let (Some(bytes), Some(_)) = (change.oversize, takers.peek()) {
+            say_oversize(&change, bytes);
+        }
         while let Some(route) = takers.next() {
             let (groups, scope) = (route.groups(&change, &mut self.scratch), route.scope);
             let barrier = route.is_barrier(&change);
@@ -248,15 +279,30 @@ impl Intake {
         if prefix == ANNOTATE_NO_MORE {
             open.annotations = None;
         } else if prefix == ANNOTATE {
-            open.annotations = Some(annotation(content));
+            open.annotations = Some(annotation(content, self.oversize));
         }
     }
 }
 
+/// A change that cannot be delivered is said to be one, each time: it takes long enough to be read.
+fn say_oversize(change: &Change, bytes: usize) {
+    let (table, action) = (&change.table.name, change.action().as_str());
+    let Position { commit_lsn, index } = change.position();
+    tracing::warn!(
+        %table,
+        action,
+        %commit_lsn,
+        index,
+        bytes,
+        "a change is larger than limits.max_message: its large values are left out, and it becomes a dead letter"
+    );
+}
+
 /// The content if it is JSON, else a JSON string of it; of one that is too large, a string that says so.
-fn annotation(content: &[u8]) -> Arc<str> {
-    if content.len() > ANNOTATION_BYTES_MAX {
-        let said = format!("annotation of {} bytes left out: {ANNOTATION_BYTES_MAX} are allowed", content.len());
+fn annotation(content: &[u8], oversize: Option<usize>) -> Arc<str> {
+    let bytes = oversize.unwrap_or(content.len());
+    if bytes > ANNOTATION_BYTES_MAX {
+        let said = format!("annotation of {bytes} bytes left out: {ANNOTATION_BYTES_MAX} are allowed");
         tracing::warn!("{said}");
         return serde_json::Value::String(said).to_string().into();
     }

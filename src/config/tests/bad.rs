@@ -63,7 +63,7 @@ fn each_bad_key_of_a_sink_is_named() {
         ("retry.on_exhausted = \"drop\"", "retry.on_exhausted"),
         ("retry.split_after = 0", "retry.split_after"),
         ("backfill = \"initial\"", "backfill"),
-        ("unchanged_toast = \"fetch\"", "unchanged_toast"),
+        ("unchanged_toast = \"fetched\"", "unchanged_toast"),
         ("messages = true", "messages"),
     ] {
         let found = keys(parse_with(&sink_with(lines), &[]));
@@ -131,6 +131,9 @@ fn each_bad_key_of_the_rest_is_named() {
         ("[admin]\ntokens = [{ token = \"t\", role = \"admin\" }]", "admin.tokens[0].role"),
         ("[admin]\ntokens = [{ token = \"t\", sinks = [\"order\"] }]", "admin.tokens[0].sinks[0]"),
         ("[limits]\nmemory_limit = \"31MiB\"", "limits.memory_limit"),
+        ("[limits]\nmax_message = \"1023KiB\"", "limits.max_message"),
+        ("[limits]\nmax_message = \"65MiB\"", "limits.max_message"),
+        ("[limits]\nmemory_limit = \"32MiB\"\nmax_message = \"9MiB\"", "limits.max_message"),
         ("[limits]\nshutdown_grace = \"16m\"", "limits.shutdown_grace"),
         ("[log]\nlevel = \"inof\"", "log.level"),
         ("[log]\nlevel = \"walhook=loud\"", "log.level"),
