@@ -110,11 +110,18 @@ impl Source {
         let now = gulp.received_at();
         for frame in gulp {
             match frame {
-                Frame::XLogData { payload, start, .. } => {
+                Frame::XLogData { payload, start, oversize, .. } => {
                     if start > Lsn::ZERO {
                         self.last_read = start;
                     }
-                    if let Some(relation) = self.intake.take(pgoutput::decode(payload)?, now)? {
+                    let relation = match oversize {
+                        None => self.intake.take(pgoutput::decode(payload)?, now)?,
+                        Some(bytes) => {
+                            self.metrics.oversized_changes.increment(1);
+                            self.intake.take_reduced(pgoutput::decode_reduced(payload)?, bytes, now)?
+                        }
+                    };
+                    if let Some(relation) = relation {
                         self.look_up(stream, relation).await?;
                     }
                 }
