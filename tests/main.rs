@@ -59,6 +59,8 @@ mod oracle;
 mod order;
 #[path = "walhook/outage.rs"]
 mod outage;
+#[path = "walhook/outbox.rs"]
+mod outbox;
 #[path = "walhook/poison.rs"]
 mod poison;
 #[path = "walhook/pressure.rs"]
@@ -67,3 +69,5 @@ mod pressure;
 mod quota;
 #[path = "walhook/tidy.rs"]
 mod tidy;
+#[path = "walhook/truncate.rs"]
+mod truncate;

@@ -110,6 +110,8 @@ pub struct SourceMetrics {
     pub ignored_truncates: Counter,
     /// Values passed on as text.
     pub text_fallback_values: Counter,
+    /// Changes out of which values were left because they are too large.
+    pub oversized_changes: Counter,
     /// Time for which reading was held.
     pub held: SecondsTotal,
     /// Seconds from commit to first byte, once a transaction.
@@ -136,6 +138,7 @@ impl SourceMetrics {
             catalogue_lookups: count(&super::SOURCE_CATALOGUE_LOOKUPS),
             ignored_truncates: count(&super::SOURCE_TRUNCATES),
             text_fallback_values: count(&super::SOURCE_TEXT_FALLBACK),
+            oversized_changes: count(&super::SOURCE_OVERSIZED),
             held: SecondsTotal::new(count(&super::SOURCE_HELD_SECONDS)),
             commit_to_received: histogram(&super::SOURCE_COMMIT_TO_RECEIVED, &[source]),
             reconnects: ReconnectReason::ALL.map(|reason| (reason, reconnects(reason))).into(),
@@ -185,6 +188,7 @@ pub struct SinkMetrics {
     pub split: Counter,
     dead_of_attempts: Counter,
     dead_of_age: Counter,
+    dead_of_size: Counter,
     attempts_acknowledged: Counter,
     attempts_failed: ByStatusClass,
     failures: Vec<(&'static str, Counter)>,
@@ -220,6 +224,7 @@ impl SinkMetrics {
             split: count(&super::SINK_SPLITS),
             dead_of_attempts: dead(DeadReason::MaxAttempts),
             dead_of_age: dead(DeadReason::MaxAge),
+            dead_of_size: dead(DeadReason::TooLarge),
             attempts_acknowledged: attempts("acknowledged", "2xx"),
             attempts_failed: ByStatusClass {
                 success: attempts("failed", "2xx"),
@@ -253,6 +258,7 @@ impl SinkMetrics {
         let counter = match reason {
             DeadReason::MaxAttempts => &self.dead_of_attempts,
             DeadReason::MaxAge => &self.dead_of_age,
+            DeadReason::TooLarge => &self.dead_of_size,
         };
         counter.increment(1);
     }

@@ -24,6 +24,7 @@ use crate::memory::Memory;
 mod error;
 mod gulp;
 mod login;
+mod reduce;
 mod settings;
 mod socket;
 #[cfg(test)]
