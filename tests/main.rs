@@ -41,6 +41,8 @@ mod database;
 mod durable;
 #[path = "walhook/elsewhere.rs"]
 mod elsewhere;
+#[path = "walhook/encodings.rs"]
+mod encodings;
 #[path = "walhook/endpoints.rs"]
 mod endpoints;
 #[path = "walhook/failpoints.rs"]
