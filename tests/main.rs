@@ -55,6 +55,8 @@ mod mismatch;
 mod order;
 #[path = "walhook/outage.rs"]
 mod outage;
+#[path = "walhook/pgbench.rs"]
+mod pgbench;
 #[path = "walhook/pitfalls/mod.rs"]
 mod pitfalls;
 #[path = "walhook/poison.rs"]

@@ -13,10 +13,13 @@ const DEADLINE: Duration = Duration::from_secs(120);
 
 type Row = Map<String, Value>;
 
-/// The rows of one table, by the text of their keys.
+/// The rows of one table.
 #[derive(Debug, Default)]
-struct Copy {
-    rows: BTreeMap<String, Row>,
+pub(crate) struct Copy {
+    /// By the text of their keys.
+    pub(crate) rows: BTreeMap<String, Row>,
+    /// How many messages it has followed.
+    pub(crate) applied: u64,
 }
 
 impl Copy {
@@ -32,9 +35,11 @@ impl Copy {
         copy
     }
 
-    fn apply(&mut self, message: &Value, key: &[&str]) {
+    /// Does what the message says; `key` names the columns that tell rows apart. Without any, rows are only inserted.
+    pub(crate) fn apply(&mut self, message: &Value, key: &[&str]) {
+        self.applied += 1;
         let record = message["record"].as_object().unwrap();
-        let place = place(record, key);
+        let place = if key.is_empty() { self.applied.to_string() } else { place(record, key) };
         match message["action"].as_str().unwrap() {
             "insert" => drop(self.rows.insert(place, record.clone())),
             "delete" => drop(self.rows.remove(&place)),

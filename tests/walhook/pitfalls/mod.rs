@@ -4,7 +4,7 @@
 //! tests/walhook and carry their number too. `index` holds the page and the tests together. `copy` is a receiver's copy
 //! of the tables, built from nothing but the messages; `relay` is a network between the daemon and the server that fails on cue.
 
-mod copy;
+pub(crate) mod copy;
 mod relay;
 
 mod big;
