@@ -100,7 +100,7 @@ impl Default for RawSource {
 /// An endpoint and the rules by which it gets its messages.
 #[derive(Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-#[schemars(extend("required" = ["url", "tables"]))]
+#[schemars(extend("required" = ["url"], "anyOf" = [{"required": ["tables"]}, {"required": ["messages"]}]))]
 pub(crate) struct RawSink {
     /// Name of its source; may be left out when there is only one.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -114,14 +114,17 @@ pub(crate) struct RawSink {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String")]
     path: Option<String>,
-    /// Tables whose changes are sent, each schema.table as the catalogue has it; * stands for any run of characters, and names with dots or spaces are put in double quotes. At least one.
+    /// Tables whose changes are sent, each schema.table as the catalogue has it; * stands for any run of characters, and names with dots or spaces are put in double quotes. At least one; may be left out where there are messages.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Vec<String>", length(min = 1))]
     tables: Option<Vec<String>>,
-    /// Kinds of change that are sent: insert, update, delete. At least one, each once.
-    #[schemars(length(min = 1), extend("uniqueItems" = true, "items" = {"enum": ["insert", "update", "delete"]}))]
+    /// Prefixes of the logical messages that are sent, those which pg_logical_emit_message(true, prefix, content) wrote, each once; * stands for any run of characters, and prefixes that begin with walhook: are walhook's own.
+    #[schemars(extend("uniqueItems" = true, "items" = {"type": "string", "minLength": 1, "maxLength": 255, "not": {"pattern": "^walhook:"}}))]
+    messages: Vec<String>,
+    /// Kinds of change of the tables that are sent: insert, update, delete, truncate. At least one, each once.
+    #[schemars(length(min = 1), extend("uniqueItems" = true, "items" = {"enum": ["insert", "update", "delete", "truncate"]}))]
     actions: Vec<&'static str>,
-    /// Form of a message: "change" has record, changes, action and metadata; "row" has the record and a short metadata, and leaves out deletes.
+    /// Form of a message: "change" has record, changes, action and metadata; "row" has the record and a short metadata, and leaves out deletes and truncates.
     #[schemars(extend("enum" = ["change", "row"]))]
     message: &'static str,
     /// Form of a body: "batch" is {"data": [message, …]}, "array" is [message, …], "single" is the bare message and needs batch_size = 1.
@@ -144,7 +147,7 @@ pub(crate) struct RawSink {
     max_in_flight: u32,
     /// Statuses that acknowledge: "2xx", one such as "200", or a list such as ["200", "202"], each from 200 to 299.
     success: TextOrList,
-    /// What is delivered in order: "primary_key" (each row), a list of columns (rows with equal values), "table" (the whole table), or "none".
+    /// What is delivered in order: "primary_key" (each row), a list of columns (rows with equal values), "table" (the whole table), or "none". Logical messages are in order by their group, whichever of the first three it is.
     group_by: TextOrList,
     /// The sink's own headers, name and value. Those that walhook or HTTP itself sets are refused.
     headers: BTreeMap<String, String>,
@@ -175,6 +178,7 @@ impl Default for RawSink {
             url: None,
             path: None,
             tables: None,
+            messages: Vec::new(),
             actions: vec!["insert", "update", "delete"],
             message: "change",
             body: "batch",

@@ -141,6 +141,7 @@ impl Rendering {
                 out.extend_from_slice(b",\"consumer\":");
                 out.extend_from_slice(&self.consumer);
                 append_key(id, out);
+                append_unchanged(change, out);
                 out.push(b'}');
             }
         }

@@ -31,7 +31,7 @@ mod tests;
 mod tls;
 
 pub use error::{ConnectError, ServerError, StreamError};
-pub use gulp::{Frame, Gulp};
+pub use gulp::{Frame, Gulp, read_frames};
 pub use socket::{Socket, open};
 
 use login::Session;

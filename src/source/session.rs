@@ -159,7 +159,9 @@ impl Source {
         metrics.updates.increment(tally.updates);
         metrics.deletes.increment(tally.deletes);
         metrics.transactions.increment(tally.transactions);
-        metrics.ignored_truncates.increment(tally.truncates);
+        metrics.truncates.increment(tally.truncates);
+        metrics.ignored_truncates.increment(tally.ignored_truncates);
+        metrics.messages.increment(tally.messages);
         let Some(micros) = tally.last_commit_micros.and_then(|micros| u64::try_from(micros).ok()) else { return };
         let committed = SystemTime::UNIX_EPOCH + Duration::from_micros(micros);
         if let Ok(taken) = SystemTime::now().duration_since(committed) {
