@@ -57,6 +57,8 @@ mod lost_slot;
 mod message;
 #[path = "walhook/mismatch.rs"]
 mod mismatch;
+#[path = "walhook/oracle.rs"]
+mod oracle;
 #[path = "walhook/order.rs"]
 mod order;
 #[path = "walhook/outage.rs"]
