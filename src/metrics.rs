@@ -117,7 +117,7 @@ table! {
     SOURCE_LAG_SECONDS = Gauge "walhook_source_lag_seconds" ["seconds"] SOURCE,
         "Seconds since the commit of the last transaction read, while the server's WAL has more; 0 when all is read.";
     SOURCE_CHANGES = Counter "walhook_source_changes_total" ["changes"] &["source", "action"],
-        "Row changes read, by action (insert, update, delete, read).";
+        "Changes read, by action (insert, update, delete, read, truncate, message); messages are those that a sink takes.";
     SOURCE_TRANSACTIONS = Counter "walhook_source_transactions_total" ["transactions"] SOURCE,
         "Transactions read to their commit.";
     SOURCE_RECEIVED_BYTES = Counter "walhook_source_received_bytes_total" ["bytes"] SOURCE,
@@ -127,9 +127,11 @@ table! {
     SOURCE_CATALOGUE_LOOKUPS = Counter "walhook_source_catalogue_lookups_total" ["lookups"] SOURCE,
         "Questions to the catalogue for the keys and types of a table.";
     SOURCE_TRUNCATES = Counter "walhook_source_ignored_truncates_total" ["truncates"] SOURCE,
-        "Tables named by TRUNCATE; no message is made of them.";
+        "Tables named by TRUNCATE that no sink takes as such; no message is made of them.";
     SOURCE_TEXT_FALLBACK = Counter "walhook_source_text_fallback_values_total" ["values"] SOURCE,
         "Values passed on as Postgres's text because their type has no mapping to JSON.";
+    SOURCE_OVERSIZED = Counter "walhook_source_oversized_changes_total" ["changes"] SOURCE,
+        "Changes larger than limits.max_message: their large values are left out, and for each sink that takes them they are dead letters.";
     SOURCE_RECONNECTS = Counter "walhook_source_reconnects_total" ["reconnects"] &["source", "reason"],
         "Sessions that ended or could not begin and were tried again, by reason (connect, refused, slot_busy, slot_lost, server_closed, connection_lost, timeout, protocol, store).";
     SOURCE_HELD_SECONDS = Counter "walhook_source_held_seconds_total" ["seconds"] SOURCE,
@@ -186,7 +188,7 @@ table! {
     SINK_KEPT_DEAD = Gauge "walhook_sink_kept_dead_letters" ["letters"] SINK,
         "Dead letters that the store keeps.";
     SINK_DEAD = Counter "walhook_sink_dead_letters_total" ["letters"] &["source", "sink", "reason"],
-        "Deliveries that were given up, by reason (max_attempts, max_age).";
+        "Deliveries that were given up, by reason (max_attempts, max_age, too_large).";
     SINK_SPLITS = Counter "walhook_sink_splits_total" ["splits"] SINK,
         "Deliveries that were split in two to find the message that the endpoint refuses.";
     SINK_BREAKER_OPEN = Gauge "walhook_sink_breaker_open" [""] SINK,

@@ -31,6 +31,8 @@ mod request;
 mod breaker;
 #[path = "walhook/commands.rs"]
 mod commands;
+#[path = "walhook/corpus.rs"]
+mod corpus;
 #[path = "walhook/crash.rs"]
 mod crash;
 #[path = "walhook/database.rs"]
@@ -59,6 +61,8 @@ mod mismatch;
 mod order;
 #[path = "walhook/outage.rs"]
 mod outage;
+#[path = "walhook/outbox.rs"]
+mod outbox;
 #[path = "walhook/poison.rs"]
 mod poison;
 #[path = "walhook/pressure.rs"]
@@ -67,3 +71,5 @@ mod pressure;
 mod quota;
 #[path = "walhook/tidy.rs"]
 mod tidy;
+#[path = "walhook/truncate.rs"]
+mod truncate;

@@ -12,6 +12,7 @@ use super::checked::{
 };
 use super::entry::{Entry, Reading, Table};
 use super::fault::nearest;
+use super::quantity::show_size;
 use super::redact::Show;
 use super::sink;
 use crate::source::address::PgAddress;
@@ -297,10 +298,28 @@ pub(super) fn near_name(name: &str, names: &[String]) -> Option<String> {
 
 fn limits(mut table: Table<'_>) -> Option<LimitsConfig> {
     let memory_limit = table.take("memory_limit").size(32 << 20..=u64::MAX);
+    let message_bytes_max = memory_limit.and_then(|limit| max_message(&table.take("max_message"), limit));
     let shutdown_grace = table.take("shutdown_grace").duration(Duration::ZERO..=15 * MINUTE);
     table.finish();
-    let memory_limit = usize::try_from(memory_limit?).ok()?;
-    Some(LimitsConfig { memory_limit, message_bytes_max: memory_limit / 8, shutdown_grace: shutdown_grace? })
+    Some(LimitsConfig {
+        memory_limit: usize::try_from(memory_limit?).ok()?,
+        message_bytes_max: usize::try_from(message_bytes_max?).ok()?,
+        shutdown_grace: shutdown_grace?,
+    })
+}
+
+/// Two large changes and their bodies have to fit beside each other.
+fn max_message(entry: &Entry<'_>, memory_limit: u64) -> Option<u64> {
+    if !entry.is_given() {
+        return Some(memory_limit / 8);
+    }
+    let bytes = entry.size(1 << 20..=u64::MAX)?;
+    if bytes > memory_limit / 4 {
+        let most = show_size(memory_limit / 4 >> 20 << 20);
+        entry.fault_with("must be at most a quarter of limits.memory_limit; raise that too", Some(format!("{most:?}")));
+        return None;
+    }
+    Some(bytes)
 }
 
 fn log(mut table: Table<'_>) -> Option<LogConfig> {

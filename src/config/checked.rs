@@ -120,9 +120,14 @@ pub struct Actions {
 pub struct PrefixPattern(pub String);
 
 impl PrefixPattern {
+    /// What walhook's own prefixes begin with.
+    pub const OWN: &str = "walhook:";
+    /// The longest pattern, in bytes.
+    pub(super) const BYTES_MAX: usize = 255;
+
     /// Whether it names `prefix`. Prefixes that begin with `walhook:` are walhook's own and are named by none.
     pub fn matches(&self, prefix: &str) -> bool {
-        !prefix.starts_with("walhook:") && star_matches(&self.0, prefix)
+        !prefix.starts_with(Self::OWN) && star_matches(&self.0, prefix)
     }
 }
 
@@ -256,7 +261,7 @@ pub struct SinkConfig {
     pub tables: Vec<TablePattern>,
     /// Logical messages that it takes.
     pub messages: Vec<PrefixPattern>,
-    /// At least one.
+    /// Of its tables; at least one.
     pub actions: Actions,
     /// Form of a message.
     pub message: MessageForm,

@@ -114,6 +114,8 @@ pub struct SourceMetrics {
     pub ignored_truncates: Counter,
     /// Values passed on as text.
     pub text_fallback_values: Counter,
+    /// Changes out of which values were left because they are too large.
+    pub oversized_changes: Counter,
     /// Time for which reading was held.
     pub held: SecondsTotal,
     /// Gaps: slots that were lost and made anew.
@@ -144,6 +146,7 @@ impl SourceMetrics {
             catalogue_lookups: count(&super::SOURCE_CATALOGUE_LOOKUPS),
             ignored_truncates: count(&super::SOURCE_TRUNCATES),
             text_fallback_values: count(&super::SOURCE_TEXT_FALLBACK),
+            oversized_changes: count(&super::SOURCE_OVERSIZED),
             held: SecondsTotal::new(count(&super::SOURCE_HELD_SECONDS)),
             gaps: count(&super::SOURCE_GAPS),
             gap_bytes: count(&super::SOURCE_GAP_BYTES),
@@ -195,6 +198,7 @@ pub struct SinkMetrics {
     pub split: Counter,
     dead_of_attempts: Counter,
     dead_of_age: Counter,
+    dead_of_size: Counter,
     attempts_acknowledged: Counter,
     attempts_failed: ByStatusClass,
     failures: Vec<(&'static str, Counter)>,
@@ -230,6 +234,7 @@ impl SinkMetrics {
             split: count(&super::SINK_SPLITS),
             dead_of_attempts: dead(DeadReason::MaxAttempts),
             dead_of_age: dead(DeadReason::MaxAge),
+            dead_of_size: dead(DeadReason::TooLarge),
             attempts_acknowledged: attempts("acknowledged", "2xx"),
             attempts_failed: ByStatusClass {
                 success: attempts("failed", "2xx"),
@@ -263,6 +268,7 @@ impl SinkMetrics {
         let counter = match reason {
             DeadReason::MaxAttempts => &self.dead_of_attempts,
             DeadReason::MaxAge => &self.dead_of_age,
+            DeadReason::TooLarge => &self.dead_of_size,
         };
         counter.increment(1);
     }

@@ -24,6 +24,7 @@ use crate::memory::Memory;
 mod error;
 mod gulp;
 mod login;
+mod reduce;
 mod settings;
 mod socket;
 #[cfg(test)]
@@ -31,7 +32,7 @@ mod tests;
 mod tls;
 
 pub use error::{ConnectError, ServerError, StreamError};
-pub use gulp::{Frame, Gulp};
+pub use gulp::{Frame, Gulp, read_frames};
 pub use socket::{Socket, open};
 
 use login::Session;

@@ -110,11 +110,18 @@ impl Source {
         let now = gulp.received_at();
         for frame in gulp {
             match frame {
-                Frame::XLogData { payload, start, .. } => {
+                Frame::XLogData { payload, start, oversize, .. } => {
                     if start > Lsn::ZERO {
                         self.last_read = start;
                     }
-                    if let Some(relation) = self.intake.take(pgoutput::decode(payload)?, now)? {
+                    let relation = match oversize {
+                        None => self.intake.take(pgoutput::decode(payload)?, now)?,
+                        Some(bytes) => {
+                            self.metrics.oversized_changes.increment(1);
+                            self.intake.take_reduced(pgoutput::decode_reduced(payload)?, bytes, now)?
+                        }
+                    };
+                    if let Some(relation) = relation {
                         self.look_up(stream, relation).await?;
                     }
                 }
@@ -159,7 +166,9 @@ impl Source {
         metrics.updates.increment(tally.updates);
         metrics.deletes.increment(tally.deletes);
         metrics.transactions.increment(tally.transactions);
-        metrics.ignored_truncates.increment(tally.truncates);
+        metrics.truncates.increment(tally.truncates);
+        metrics.ignored_truncates.increment(tally.ignored_truncates);
+        metrics.messages.increment(tally.messages);
         let Some(micros) = tally.last_commit_micros.and_then(|micros| u64::try_from(micros).ok()) else { return };
         let committed = SystemTime::UNIX_EPOCH + Duration::from_micros(micros);
         if let Ok(taken) = SystemTime::now().duration_since(committed) {

@@ -6,8 +6,8 @@ use tokio::task::JoinSet;
 
 use super::*;
 use crate::config::{
-    Actions, BodyForm, GroupBy, MessageForm, Numbers, OnSlotLost, RetryConfig, SuccessRule, TablePattern,
-    UnchangedToast,
+    Actions, BodyForm, GroupBy, MessageForm, Numbers, OnSlotLost, PrefixPattern, RetryConfig, SuccessRule,
+    TablePattern, UnchangedToast,
 };
 use crate::demo::cluster::{Cluster, ClusterOptions};
 use crate::source::address::PgAddress;
