@@ -61,6 +61,10 @@ mod mismatch;
 mod order;
 #[path = "walhook/outage.rs"]
 mod outage;
+#[path = "walhook/pgbench.rs"]
+mod pgbench;
+#[path = "walhook/pitfalls/mod.rs"]
+mod pitfalls;
 #[path = "walhook/outbox.rs"]
 mod outbox;
 #[path = "walhook/poison.rs"]

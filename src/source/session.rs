@@ -24,8 +24,8 @@ use crate::view::{SourceState, Trouble, WalProgress};
 
 /// How often progress is looked at and, when it moved, confirmed.
 const STATUS_EVERY: Duration = Duration::from_millis(100);
-/// A status goes out at least so often, which is well within any sensible `wal_sender_timeout`.
-const STATUS_AT_LEAST_EVERY: Duration = Duration::from_secs(1);
+/// A status goes out at least so often, which is well within any sensible `wal_sender_timeout`, one second among them.
+const STATUS_AT_LEAST_EVERY: Duration = Duration::from_millis(400);
 /// After so long without a byte the server is asked for a sign of life.
 const SILENCE_ASK: Duration = Duration::from_secs(15);
 /// After so long the connection is given up.
