@@ -244,7 +244,15 @@ impl<'a> Drawer<'a> {
         let annotations = (self.byte() & 1 == 1).then(|| Arc::from("{\"by\":[1,2]}"));
         let commit_micros = i64::from_le_bytes(std::array::from_fn(|_| self.byte()));
         let transaction = Arc::new(Transaction { commit_lsn: Lsn(u64::MAX), commit_micros, xid: 7 });
-        Some(Change { transaction, index: u64::MAX, table, row, annotations, received_at: Instant::now() })
+        Some(Change {
+            transaction,
+            index: u64::MAX,
+            table,
+            row,
+            annotations,
+            oversize: None,
+            received_at: Instant::now(),
+        })
     }
 
     /// A row as it goes over the wire and comes out of the decoder.
@@ -261,7 +269,7 @@ impl<'a> Drawer<'a> {
         for value in &values {
             match value {
                 Datum::Null => frame.push(b'n'),
-                Datum::Unchanged => frame.push(b'u'),
+                Datum::Unchanged | Datum::TooLarge(_) => frame.push(b'u'),
                 Datum::Text(text) => {
                     frame.push(b't');
                     frame.extend(u32::try_from(text.len()).ok()?.to_be_bytes());

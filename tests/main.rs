@@ -43,12 +43,16 @@ mod durable;
 mod elsewhere;
 #[path = "walhook/endpoints.rs"]
 mod endpoints;
+#[path = "walhook/failover.rs"]
+mod failover;
 #[path = "walhook/failpoints.rs"]
 mod failpoints;
 #[path = "walhook/grouping.rs"]
 mod grouping;
 #[path = "walhook/isolation.rs"]
 mod isolation;
+#[path = "walhook/lost_slot.rs"]
+mod lost_slot;
 #[path = "walhook/message.rs"]
 mod message;
 #[path = "walhook/mismatch.rs"]
