@@ -242,13 +242,28 @@ fn of_sink(sink: &SinkConfig, survey: &Survey) -> Finding {
     let tables = survey.plan.publish.iter().map(|(table, _)| table).filter(|table| sink.takes_table(&table.name));
     let names: Vec<String> = tables.map(|table| table.name.to_string()).collect();
     let actions = taken(sink);
-    let words = [(actions.insert, "insert"), (actions.update, "update"), (actions.delete, "delete")];
+    let words = [
+        (actions.insert, "insert"),
+        (actions.update, "update"),
+        (actions.delete, "delete"),
+        (actions.truncate, "truncate"),
+    ];
     let words: Vec<&str> = words.into_iter().filter(|(on, _)| *on).map(|(_, word)| word).collect();
+    let prefixes: Vec<&str> = sink.messages.iter().map(|pattern| pattern.0.as_str()).collect();
+    let heard = format!("logical messages of {}", prefixes.join(", "));
+    if sink.tables.is_empty() {
+        return Finding::ok(subject, format!("gets {heard}"));
+    }
+    if names.is_empty() && !prefixes.is_empty() {
+        let what = format!("gets {heard} only: none of its tables can be published");
+        return Finding::warn(subject, what, "see its tables above");
+    }
     if names.is_empty() {
         return Finding::warn(subject, "gets nothing: none of its tables can be published", "see its tables above");
     }
     let more = names.len().saturating_sub(NAMED_MAX);
     let shown: Vec<String> = names.into_iter().take(NAMED_MAX).collect();
     let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
-    Finding::ok(subject, format!("gets {} of {}{rest}", words.join(", "), shown.join(", ")))
+    let also = if prefixes.is_empty() { String::new() } else { format!(", and {heard}") };
+    Finding::ok(subject, format!("gets {} of {}{rest}{also}", words.join(", "), shown.join(", ")))
 }
