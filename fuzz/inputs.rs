@@ -24,7 +24,7 @@ use walhook::source::connection::{Frame, read_frames};
 use walhook::source::pgoutput::{Message, decode};
 
 /// The payload of an XLogData frame: decoded, and every value of its rows looked at.
-pub fn decoder(input: &[u8]) {
+pub(crate) fn decoder(input: &[u8]) {
     let Ok(message) = decode(Bytes::copy_from_slice(input)) else { return };
     match message {
         Message::Insert { new, .. } => walk(&new, input),
@@ -59,7 +59,7 @@ fn walk(tuple: &Tuple, input: &[u8]) {
 }
 
 /// A stream as a server might write it: the first byte says how it is cut into reads, the rest are its bytes.
-pub fn frames(input: &[u8]) {
+pub(crate) fn frames(input: &[u8]) {
     let Some((&size, stream)) = input.split_first() else { return };
     let memory = Memory::new(64 << 20);
     let pieces = stream.chunks(usize::from(size) + 1).map(<[u8]>::to_vec).collect();
@@ -107,7 +107,7 @@ impl AsyncRead for Pieces {
 }
 
 /// A value of any kind: one well-formed JSON value comes out, no longer than was said.
-pub fn value(input: &[u8]) {
+pub(crate) fn value(input: &[u8]) {
     let mut drawer = Drawer { rest: input };
     let numbers = drawer.numbers();
     let kind = drawer.kind(5);
@@ -121,7 +121,7 @@ pub fn value(input: &[u8]) {
 }
 
 /// A change of any table, its rows taken through the decoder: one well-formed message comes out, no longer than was said.
-pub fn message(input: &[u8]) {
+pub(crate) fn message(input: &[u8]) {
     let mut drawer = Drawer { rest: input };
     let (form, numbers) =
         (if drawer.byte() & 1 == 0 { MessageForm::Change } else { MessageForm::Row }, drawer.numbers());
@@ -244,7 +244,15 @@ impl<'a> Drawer<'a> {
         let annotations = (self.byte() & 1 == 1).then(|| Arc::from("{\"by\":[1,2]}"));
         let commit_micros = i64::from_le_bytes(std::array::from_fn(|_| self.byte()));
         let transaction = Arc::new(Transaction { commit_lsn: Lsn(u64::MAX), commit_micros, xid: 7 });
-        Some(Change { transaction, index: u64::MAX, table, row, annotations, received_at: Instant::now() })
+        Some(Change {
+            transaction,
+            index: u64::MAX,
+            table,
+            row,
+            annotations,
+            oversize: None,
+            received_at: Instant::now(),
+        })
     }
 
     /// A row as it goes over the wire and comes out of the decoder.
@@ -261,7 +269,7 @@ impl<'a> Drawer<'a> {
         for value in &values {
             match value {
                 Datum::Null => frame.push(b'n'),
-                Datum::Unchanged => frame.push(b'u'),
+                Datum::Unchanged | Datum::TooLarge(_) => frame.push(b'u'),
                 Datum::Text(text) => {
                     frame.push(b't');
                     frame.extend(u32::try_from(text.len()).ok()?.to_be_bytes());

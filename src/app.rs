@@ -154,7 +154,7 @@ fn start(config: Config, mut opened: Opened, views: &SharedViews) -> Result<(Run
             continue;
         }
         // A share for each, so that one source's dead sinks do not hold another.
-        let memory = Memory::new(limits.memory_limit / shares);
+        let memory = Memory::with_message_bound(limits.memory_limit / shares, limits.message_bytes_max);
         let start = Start { config: source, state: &state, sinks: &own, memory: &memory, views, absent };
         running.start_source(start, &mut opened)?;
         memories.push(memory);

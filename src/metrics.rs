@@ -130,10 +130,22 @@ table! {
         "Tables named by TRUNCATE that no sink takes as such; no message is made of them.";
     SOURCE_TEXT_FALLBACK = Counter "walhook_source_text_fallback_values_total" ["values"] SOURCE,
         "Values passed on as Postgres's text because their type has no mapping to JSON.";
+    SOURCE_OVERSIZED = Counter "walhook_source_oversized_changes_total" ["changes"] SOURCE,
+        "Changes larger than limits.max_message: their large values are left out, and for each sink that takes them they are dead letters.";
     SOURCE_RECONNECTS = Counter "walhook_source_reconnects_total" ["reconnects"] &["source", "reason"],
-        "Sessions that ended or could not begin and were tried again, by reason (connect, refused, slot_busy, server_closed, connection_lost, timeout, protocol, store).";
+        "Sessions that ended or could not begin and were tried again, by reason (connect, refused, slot_busy, slot_lost, server_closed, connection_lost, timeout, protocol, store).";
     SOURCE_HELD_SECONDS = Counter "walhook_source_held_seconds_total" ["seconds"] SOURCE,
         "Whole seconds for which the source was held.";
+    SOURCE_GAPS = Counter "walhook_source_gaps_total" ["gaps"] SOURCE,
+        "Gaps since the start: slots that were lost and made anew, with changes that were never read.";
+    SOURCE_GAP_BYTES = Counter "walhook_source_gap_bytes_total" ["bytes"] SOURCE,
+        "Bytes of WAL between the two ends of these gaps, of all databases of the server.";
+    SOURCE_SLOT_RETAINED = Gauge "walhook_source_slot_retained_bytes" ["bytes"] SOURCE,
+        "Bytes of WAL that the server keeps for the slot, as last asked.";
+    SOURCE_SLOT_SAFE = Gauge "walhook_source_slot_safe_bytes" ["bytes"] SOURCE,
+        "Bytes of WAL that may be written before the slot is in danger of being given up; -1 where max_slot_wal_keep_size sets no bound.";
+    SOURCE_CATALOG_AGE = Gauge "walhook_source_slot_catalog_age_transactions" ["transactions"] SOURCE,
+        "Transactions since the oldest one whose deleted catalogue rows the server keeps for the slot; it grows while the slot does not move.";
     SOURCE_COMMIT_TO_RECEIVED = Histogram "walhook_source_commit_to_received_seconds" ["seconds"] SOURCE,
         "From a transaction's commit to its first byte read, by the two machines' clocks; one sample a transaction.";
 
@@ -176,7 +188,7 @@ table! {
     SINK_KEPT_DEAD = Gauge "walhook_sink_kept_dead_letters" ["letters"] SINK,
         "Dead letters that the store keeps.";
     SINK_DEAD = Counter "walhook_sink_dead_letters_total" ["letters"] &["source", "sink", "reason"],
-        "Deliveries that were given up, by reason (max_attempts, max_age).";
+        "Deliveries that were given up, by reason (max_attempts, max_age, too_large).";
     SINK_SPLITS = Counter "walhook_sink_splits_total" ["splits"] SINK,
         "Deliveries that were split in two to find the message that the endpoint refuses.";
     SINK_BREAKER_OPEN = Gauge "walhook_sink_breaker_open" [""] SINK,

@@ -43,12 +43,16 @@ mod durable;
 mod elsewhere;
 #[path = "walhook/endpoints.rs"]
 mod endpoints;
+#[path = "walhook/failover.rs"]
+mod failover;
 #[path = "walhook/failpoints.rs"]
 mod failpoints;
 #[path = "walhook/grouping.rs"]
 mod grouping;
 #[path = "walhook/isolation.rs"]
 mod isolation;
+#[path = "walhook/lost_slot.rs"]
+mod lost_slot;
 #[path = "walhook/message.rs"]
 mod message;
 #[path = "walhook/mismatch.rs"]
@@ -57,6 +61,10 @@ mod mismatch;
 mod order;
 #[path = "walhook/outage.rs"]
 mod outage;
+#[path = "walhook/pgbench.rs"]
+mod pgbench;
+#[path = "walhook/pitfalls/mod.rs"]
+mod pitfalls;
 #[path = "walhook/outbox.rs"]
 mod outbox;
 #[path = "walhook/poison.rs"]

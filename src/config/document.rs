@@ -40,6 +40,7 @@ const SHOWN_KEYS: &[&str] = &[
     "max_bytes",
     "listen",
     "memory_limit",
+    "max_message",
     "shutdown_grace",
     "format",
     "level",

@@ -89,11 +89,18 @@ pub(crate) struct RawSource {
     create: bool,
     /// How often a heartbeat is written to the WAL, so that the slot moves on in a quiet database: 1s to 24h; "0s" turns it off.
     heartbeat: DurationText,
+    /// Make the slot one that standbys keep a copy of, so that a promoted one can be read on, and make an existing one such: Postgres 17 and later. false leaves it as it is.
+    failover: bool,
+    /// When the server has given the slot up, or somebody has dropped it: "stop" waits for a person, "recreate" makes it anew and marks the gap, three times an hour at most; it needs create.
+    #[schemars(extend("enum" = ["stop", "recreate"]))]
+    on_slot_lost: &'static str,
 }
 
 impl Default for RawSource {
     fn default() -> Self {
-        Self { url: None, slot: None, publication: None, create: true, heartbeat: DurationText("10s") }
+        let (create, heartbeat) = (true, DurationText("10s"));
+        let (failover, on_slot_lost) = (false, "stop");
+        Self { url: None, slot: None, publication: None, create, heartbeat, failover, on_slot_lost }
     }
 }
 
@@ -157,8 +164,8 @@ pub(crate) struct RawSink {
     /// How int8 and numeric are written: "json" as JSON numbers with every digit, "string" as strings for receivers that would lose digits.
     #[schemars(extend("enum" = ["json", "string"]))]
     numbers: &'static str,
-    /// What becomes of a large value that Postgres did not send because it is unchanged: "omit" leaves it out and names it in metadata.unchanged. This version knows nothing else.
-    #[schemars(extend("enum" = ["omit"]))]
+    /// What becomes of a large value that Postgres did not send because it is unchanged: "omit" leaves it out and names it in metadata.unchanged, "fetch" reads it from the table by primary key and names it in metadata.fetched.
+    #[schemars(extend("enum" = ["omit", "fetch"]))]
     unchanged_toast: &'static str,
     /// Whether rows that already exist are sent first: "none". This version knows nothing else.
     #[schemars(extend("enum" = ["none"]))]
@@ -327,13 +334,17 @@ impl Default for RawToken {
 pub(crate) struct RawLimits {
     /// Bytes of changes held in memory, at least 32MiB; the sources that have sinks get equal shares.
     memory_limit: SizeText,
+    /// Bytes of one change, as the server sends its values, up to which it is taken in whole: at least 1MiB, at most a quarter of memory_limit; left out, an eighth of memory_limit. A larger one becomes a dead letter without its large values.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "SizeText")]
+    max_message: Option<SizeText>,
     /// How long a stop waits for requests in flight, 0s to 15m.
     shutdown_grace: DurationText,
 }
 
 impl Default for RawLimits {
     fn default() -> Self {
-        Self { memory_limit: SizeText("256MiB"), shutdown_grace: DurationText("30s") }
+        Self { memory_limit: SizeText("256MiB"), max_message: None, shutdown_grace: DurationText("30s") }
     }
 }
 

@@ -36,6 +36,8 @@ pub(super) fn check(name: String, entry: &Entry<'_>, names: &Names) -> Option<Si
     let signing_secrets = signing_secrets(&table.take("signing_secrets").showing(Show::Nothing));
     let paused = table.take("paused").boolean();
     let retry = table.take("retry").table().and_then(retry);
+    let unchanged_toast =
+        table.take("unchanged_toast").choice(&[("omit", UnchangedToast::Omit), ("fetch", UnchangedToast::Fetch)]);
     not_built(&mut table);
     table.finish();
     let (shape, pace) = (shape?, pace?);
@@ -60,7 +62,7 @@ pub(super) fn check(name: String, entry: &Entry<'_>, names: &Names) -> Option<Si
         headers: headers?,
         signing_secrets: signing_secrets?,
         numbers: shape.numbers,
-        unchanged_toast: UnchangedToast::Omit,
+        unchanged_toast: unchanged_toast?,
         paused: paused?,
         retry: retry?,
     })
@@ -68,11 +70,9 @@ pub(super) fn check(name: String, entry: &Entry<'_>, names: &Names) -> Option<Si
 
 /// Refuses what the contract promises for later and would change what is delivered.
 fn not_built(table: &mut Table<'_>) {
-    for (key, only, later) in [("backfill", "none", "initial"), ("unchanged_toast", "omit", "fetch")] {
-        let entry = table.take(key);
-        if entry.choice(&[(only, false), (later, true)]) == Some(true) {
-            entry.fault("is not supported by this version");
-        }
+    let backfill = table.take("backfill");
+    if backfill.choice(&[("none", false), ("initial", true)]) == Some(true) {
+        backfill.fault("is not supported by this version");
     }
 }
 

@@ -66,7 +66,7 @@ fn what_is_left_out_has_its_default() {
     assert_eq!((&sink.group_by, &sink.success), (&GroupBy::PrimaryKey, &SuccessRule::Any2xx));
     assert_eq!(config.state.path, Path::new("/etc/walhook/walhook-state"));
     assert_eq!((config.state.hold, config.state.max_bytes), (Hold::Store, 10 << 30));
-    assert_eq!(config.limits.memory_limit, 256 << 20);
+    assert_eq!((config.limits.memory_limit, config.limits.message_bytes_max), (256 << 20, 32 << 20));
     assert_eq!(config.admin.listen.to_string(), "127.0.0.1:8377");
 }
 

@@ -19,6 +19,8 @@ pub enum ReconnectReason {
     Refused,
     /// Another session reads the slot.
     SlotBusy,
+    /// The slot is lost.
+    SlotLost,
     /// The server ended the session: restart, failover, `pg_terminate_backend`.
     ServerClosed,
     /// The connection broke.
@@ -32,10 +34,11 @@ pub enum ReconnectReason {
 }
 
 impl ReconnectReason {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Connect,
         Self::Refused,
         Self::SlotBusy,
+        Self::SlotLost,
         Self::ServerClosed,
         Self::ConnectionLost,
         Self::Timeout,
@@ -49,6 +52,7 @@ impl ReconnectReason {
             Self::Connect => "connect",
             Self::Refused => "refused",
             Self::SlotBusy => "slot_busy",
+            Self::SlotLost => "slot_lost",
             Self::ServerClosed => "server_closed",
             Self::ConnectionLost => "connection_lost",
             Self::Timeout => "timeout",
@@ -110,8 +114,14 @@ pub struct SourceMetrics {
     pub ignored_truncates: Counter,
     /// Values passed on as text.
     pub text_fallback_values: Counter,
+    /// Changes out of which values were left because they are too large.
+    pub oversized_changes: Counter,
     /// Time for which reading was held.
     pub held: SecondsTotal,
+    /// Gaps: slots that were lost and made anew.
+    pub gaps: Counter,
+    /// Bytes of WAL in these.
+    pub gap_bytes: Counter,
     /// Seconds from commit to first byte, once a transaction.
     pub commit_to_received: Histogram,
     reconnects: Vec<(ReconnectReason, Counter)>,
@@ -136,7 +146,10 @@ impl SourceMetrics {
             catalogue_lookups: count(&super::SOURCE_CATALOGUE_LOOKUPS),
             ignored_truncates: count(&super::SOURCE_TRUNCATES),
             text_fallback_values: count(&super::SOURCE_TEXT_FALLBACK),
+            oversized_changes: count(&super::SOURCE_OVERSIZED),
             held: SecondsTotal::new(count(&super::SOURCE_HELD_SECONDS)),
+            gaps: count(&super::SOURCE_GAPS),
+            gap_bytes: count(&super::SOURCE_GAP_BYTES),
             commit_to_received: histogram(&super::SOURCE_COMMIT_TO_RECEIVED, &[source]),
             reconnects: ReconnectReason::ALL.map(|reason| (reason, reconnects(reason))).into(),
         }
@@ -185,6 +198,7 @@ pub struct SinkMetrics {
     pub split: Counter,
     dead_of_attempts: Counter,
     dead_of_age: Counter,
+    dead_of_size: Counter,
     attempts_acknowledged: Counter,
     attempts_failed: ByStatusClass,
     failures: Vec<(&'static str, Counter)>,
@@ -220,6 +234,7 @@ impl SinkMetrics {
             split: count(&super::SINK_SPLITS),
             dead_of_attempts: dead(DeadReason::MaxAttempts),
             dead_of_age: dead(DeadReason::MaxAge),
+            dead_of_size: dead(DeadReason::TooLarge),
             attempts_acknowledged: attempts("acknowledged", "2xx"),
             attempts_failed: ByStatusClass {
                 success: attempts("failed", "2xx"),
@@ -253,6 +268,7 @@ impl SinkMetrics {
         let counter = match reason {
             DeadReason::MaxAttempts => &self.dead_of_attempts,
             DeadReason::MaxAge => &self.dead_of_age,
+            DeadReason::TooLarge => &self.dead_of_size,
         };
         counter.increment(1);
     }

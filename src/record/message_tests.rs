@@ -38,6 +38,7 @@ fn change(identity: ReplicaIdentity, row: Row) -> Change {
         table: table(identity),
         row,
         annotations: None,
+        oversize: None,
         received_at: Instant::now(),
     }
 }

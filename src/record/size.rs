@@ -46,7 +46,7 @@ fn tuple_bytes(tuple: &Tuple, columns: &[Column]) -> usize {
 
 fn value_bytes(value: Datum<'_>, kind: &Kind) -> usize {
     match value {
-        Datum::Null | Datum::Unchanged => 0,
+        Datum::Null | Datum::Unchanged | Datum::TooLarge(_) => 0,
         Datum::Text(text) => text_bytes(text, kind),
     }
 }

@@ -88,7 +88,7 @@ struct Open {
 
 impl Open {
     /// The transaction's next change.
-    fn change(&mut self, table: Arc<Table>, row: Row, now: Instant) -> Change {
+    fn change(&mut self, table: Arc<Table>, row: Row, oversize: Option<usize>, now: Instant) -> Change {
         self.index += 1;
         Change {
             transaction: Arc::clone(&self.transaction),
@@ -96,6 +96,7 @@ impl Open {
             table,
             row,
             annotations: self.annotations.clone(),
+            oversize,
             received_at: now,
         }
     }
@@ -127,6 +128,8 @@ pub struct Intake {
     prefixes: Prefixes,
     unheard: Unheard,
     scratch: Vec<u8>,
+    /// See [`Change::oversize`].
+    oversize: Option<usize>,
 }
 
 impl Intake {
@@ -146,6 +149,7 @@ impl Intake {
             prefixes: Prefixes::default(),
             unheard: Unheard::default(),
             scratch: Vec::new(),
+            oversize: None,
         }
     }
 
@@ -215,6 +219,22 @@ impl Intake {
         Ok(None)
     }
 
+    /// Takes in a message of `bytes` as it was sent, out of which values were left because it is too large.
+    ///
+    /// # Errors
+    /// As [`Self::take`].
+    pub fn take_reduced(
+        &mut self,
+        message: Message,
+        bytes: usize,
+        now: Instant,
+    ) -> Result<Option<Relation>, IntakeError> {
+        self.oversize = Some(bytes);
+        let taken = self.take(message, now);
+        self.oversize = None;
+        taken
+    }
+
     /// The server has nothing up to `server_end` that was not sent. Inside a transaction that says nothing new.
     pub fn keepalive(&mut self, server_end: Lsn) {
         if self.open.is_none() {
@@ -257,7 +277,7 @@ impl Intake {
     fn row(&mut self, relation: u32, row: Row, now: Instant) -> Result<Fed, IntakeError> {
         let known = self.tables.get(&relation).ok_or(IntakeError::UnknownRelation(relation))?;
         let open = self.open.as_mut().ok_or(IntakeError::NoTransaction)?;
-        let change = open.change(Arc::clone(&known.table), row, now);
+        let change = open.change(Arc::clone(&known.table), row, self.oversize, now);
         if self.fed.is_some_and(|fed| change.position() <= fed) {
             return Ok(Fed::Before);
         }
@@ -294,7 +314,7 @@ impl Intake {
             return Ok(());
         }
         let known = self.prefixes.of(prefix, &self.sinks);
-        let change = open.change(Arc::clone(&known.table), Row::Message { content }, now);
+        let change = open.change(Arc::clone(&known.table), Row::Message { content }, self.oversize, now);
         self.tally.messages += u64::from(!known.routes.is_empty());
         if self.fed.is_none_or(|fed| change.position() > fed) {
             self.fed = Some(change.position());
@@ -308,7 +328,7 @@ impl Intake {
         if prefix == ANNOTATE_NO_MORE {
             open.annotations = None;
         } else if prefix == ANNOTATE {
-            open.annotations = Some(annotation(content));
+            open.annotations = Some(annotation(content, self.oversize));
         }
     }
 }
@@ -319,6 +339,9 @@ fn feed(routes: &[Route], change: Change, batches: &mut [Vec<Feed>], scratch: &m
     let mut takers = routes.iter().filter(|route| route.takes(action)).peekable();
     if takers.peek().is_none() {
         return Fed::Ignored;
+    }
+    if let Some(bytes) = change.oversize {
+        say_oversize(&change, bytes);
     }
     while let Some(route) = takers.next() {
         let (groups, scope) = (route.groups(&change, scratch), route.scope);
@@ -333,10 +356,25 @@ fn feed(routes: &[Route], change: Change, batches: &mut [Vec<Feed>], scratch: &m
     Fed::Taken
 }
 
+/// A change that cannot be delivered is said to be one, each time: it takes long enough to be read.
+fn say_oversize(change: &Change, bytes: usize) {
+    let (table, action) = (&change.table.name, change.action().as_str());
+    let Position { commit_lsn, index } = change.position();
+    tracing::warn!(
+        %table,
+        action,
+        %commit_lsn,
+        index,
+        bytes,
+        "a change is larger than limits.max_message: its large values are left out, and it becomes a dead letter"
+    );
+}
+
 /// The content if it is JSON, else a JSON string of it; of one that is too large, a string that says so.
-fn annotation(content: &[u8]) -> Arc<str> {
-    if content.len() > ANNOTATION_BYTES_MAX {
-        let said = format!("annotation of {} bytes left out: {ANNOTATION_BYTES_MAX} are allowed", content.len());
+fn annotation(content: &[u8], oversize: Option<usize>) -> Arc<str> {
+    let bytes = oversize.unwrap_or(content.len());
+    if bytes > ANNOTATION_BYTES_MAX {
+        let said = format!("annotation of {bytes} bytes left out: {ANNOTATION_BYTES_MAX} are allowed");
         tracing::warn!("{said}");
         return serde_json::Value::String(said).to_string().into();
     }

@@ -209,7 +209,9 @@ fn group(seed: u64, columns: &[usize], row: &Tuple, old: Option<&Tuple>, scratch
             Some(Datum::Text(text)) => append(scratch, text),
             // No value is as long as this.
             Some(Datum::Null) => scratch.extend_from_slice(&u64::MAX.to_le_bytes()),
-            Some(Datum::Unchanged) | None => scratch.extend_from_slice(&(u64::MAX - 1).to_le_bytes()),
+            Some(Datum::Unchanged | Datum::TooLarge(_)) | None => {
+                scratch.extend_from_slice(&(u64::MAX - 1).to_le_bytes())
+            }
         }
     }
     GroupId(xxh3_64_with_seed(scratch, seed))
@@ -271,7 +273,7 @@ fn shortened(text: String) -> String {
 fn text(value: Option<Datum<'_>>) -> Option<String> {
     match value? {
         Datum::Text(text) => Some(String::from_utf8_lossy(text).into_owned()),
-        Datum::Null | Datum::Unchanged => None,
+        Datum::Null | Datum::Unchanged | Datum::TooLarge(_) => None,
     }
 }
 

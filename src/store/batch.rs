@@ -12,7 +12,7 @@ use bytes::Bytes;
 use crate::change::{Lsn, Position};
 use crate::deliver::frozen::DeliveryId;
 use crate::record::message::MessageId;
-use crate::schedule::{GroupId, Groups};
+use crate::schedule::{Barrier, GroupId, Groups, ScopeId, Ties};
 
 /// Names a sink in the store, for as long as the store keeps it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -30,12 +30,23 @@ pub struct MessageFacts {
     pub position: Position,
     /// Its groups.
     pub groups: Groups,
+    /// Its table's: [`ScopeId::of_event`] of `event`, or unknown for what an earlier version put into a lane.
+    pub scope: ScopeId,
+    /// What it is to the others of its table.
+    pub barrier: Barrier,
     /// Commit time, microseconds since 1970-01-01 UTC.
     pub commit_micros: i64,
     /// `schema.table.action`.
     pub event: Arc<str>,
     /// Its group's name for people.
     pub group: Option<Arc<str>>,
+}
+
+impl MessageFacts {
+    /// What ties it to others.
+    pub fn ties(&self) -> Ties {
+        Ties { groups: self.groups, scope: self.scope, barrier: self.barrier }
+    }
 }
 
 /// A message that waits in the store.
@@ -122,6 +133,8 @@ pub enum DeadReason {
     MaxAttempts,
     /// `retry.max_age`.
     MaxAge,
+    /// `limits.max_message`: nothing was sent.
+    TooLarge,
 }
 
 impl DeadReason {
@@ -130,6 +143,7 @@ impl DeadReason {
         match self {
             Self::MaxAttempts => "max_attempts",
             Self::MaxAge => "max_age",
+            Self::TooLarge => "too_large",
         }
     }
 }

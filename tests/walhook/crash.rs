@@ -47,7 +47,12 @@ impl Load {
         })
     }
 
-    fn run(postgres: &Arc<Postgres>, pace: Duration, statements: impl Fn(i64) -> Vec<String> + Send + 'static) -> Self {
+    /// The statements of round after round, each until it succeeds, with `pace` between them; reconnects when the server goes away.
+    pub(crate) fn run(
+        postgres: &Arc<Postgres>,
+        pace: Duration,
+        statements: impl Fn(i64) -> Vec<String> + Send + 'static,
+    ) -> Self {
         let (stop, rounds) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicI64::new(0)));
         let task = tokio::spawn({
             let (postgres, stop, rounds) = (Arc::clone(postgres), Arc::clone(&stop), Arc::clone(&rounds));

@@ -7,7 +7,12 @@ use crate::postgres::Postgres;
 use crate::receiver::{Receiver, Reply, Request};
 
 /// A database with `setup`, a daemon with the sink's lines, and what arrives until `count` messages are there.
-async fn captured(setup: &str, sink: &str, changes: &[&str], count: u64) -> (Postgres, Vec<Value>, Vec<Request>) {
+pub(crate) async fn captured(
+    setup: &str,
+    sink: &str,
+    changes: &[&str],
+    count: u64,
+) -> (Postgres, Vec<Value>, Vec<Request>) {
     let postgres = Postgres::with(&[("track_commit_timestamp", "on")]);
     postgres.sql(setup).await;
     let receiver = Receiver::start().await;

@@ -8,7 +8,7 @@ use crate::postgres::{Postgres, state, until, until_within};
 use crate::receiver::{Keep, Receiver, Reply, row_of};
 
 /// Peak resident memory that the contract allows in a huge transaction, KiB.
-const PEAK_KIB: u64 = 150 * 1024;
+pub(crate) const PEAK_KIB: u64 = 150 * 1024;
 
 /// Full sizes by WALHOOK_TEST_FULL=1.
 pub(crate) fn full() -> bool {

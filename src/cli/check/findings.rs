@@ -80,6 +80,7 @@ pub(crate) fn of_survey(
 ) -> Vec<Finding> {
     let subject = format!("source.{}", source.name);
     let mut all = of_server(&subject, survey);
+    all.extend(of_failover(&subject, source, survey));
     all.extend(of_limits(&subject, survey, limits));
     all.extend(of_publication(source, survey));
     all.push(of_slot(source, survey));
@@ -115,6 +116,23 @@ fn of_server(subject: &str, survey: &Survey) -> Vec<Finding> {
     }
     all.extend(obstacles);
     all
+}
+
+/// Whether standbys can keep a copy of the slot, where they are to.
+fn of_failover(subject: &str, source: &SourceConfig, survey: &Survey) -> Option<Finding> {
+    if !source.failover {
+        return None;
+    }
+    Some(match (survey.server.keeps_copies(), &survey.slot) {
+        (Err(error), _) => {
+            let Trouble { what, advice } = error.into_trouble();
+            Finding::fail(subject, what, advice)
+        }
+        (Ok(()), Some(slot)) if !slot.is_failover && source.create => {
+            Finding::ok(subject, "failover: the slot is altered at the next start, so that standbys keep a copy of it")
+        }
+        (Ok(()), _) => Finding::ok(subject, "failover: standbys with sync_replication_slots keep a copy of the slot"),
+    })
 }
 
 fn of_limits(subject: &str, survey: &Survey, limits: &ServerLimits) -> Vec<Finding> {

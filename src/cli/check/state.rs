@@ -121,7 +121,9 @@ fn finding(found: &Found<'_>, agreement: &Agreement) -> Option<Finding> {
             let what = format!("a gap is accepted: the next start goes on from the position of {slot}");
             Some(Finding::warn(subject, what, "compare the receivers' data with the tables after it"))
         }
-        Agreement::Refused(Trouble { what, advice }) => Some(Finding::fail(subject, what, advice)),
+        Agreement::Refused(Trouble { what, advice }) | Agreement::Lost(Trouble { what, advice }) => {
+            Some(Finding::fail(subject, what, advice))
+        }
     }
 }
 

@@ -66,7 +66,7 @@ fn each_bad_key_of_a_sink_is_named() {
         ("retry.on_exhausted = \"drop\"", "retry.on_exhausted"),
         ("retry.split_after = 0", "retry.split_after"),
         ("backfill = \"initial\"", "backfill"),
-        ("unchanged_toast = \"fetch\"", "unchanged_toast"),
+        ("unchanged_toast = \"fetched\"", "unchanged_toast"),
         ("messages = true", "messages"),
         ("messages = \"outbox.*\"", "messages"),
         ("messages = [\"\"]", "messages[0]"),
@@ -174,6 +174,9 @@ fn each_bad_key_of_the_rest_is_named() {
         ("[admin]\ntokens = [{ token = \"t\", role = \"admin\" }]", "admin.tokens[0].role"),
         ("[admin]\ntokens = [{ token = \"t\", sinks = [\"order\"] }]", "admin.tokens[0].sinks[0]"),
         ("[limits]\nmemory_limit = \"31MiB\"", "limits.memory_limit"),
+        ("[limits]\nmax_message = \"1023KiB\"", "limits.max_message"),
+        ("[limits]\nmax_message = \"65MiB\"", "limits.max_message"),
+        ("[limits]\nmemory_limit = \"32MiB\"\nmax_message = \"9MiB\"", "limits.max_message"),
         ("[limits]\nshutdown_grace = \"16m\"", "limits.shutdown_grace"),
         ("[log]\nlevel = \"inof\"", "log.level"),
         ("[log]\nlevel = \"walhook=loud\"", "log.level"),
@@ -195,14 +198,15 @@ fn each_bad_key_of_a_source_is_named() {
         ("publication = \"\"", "source.app.publication"),
         ("heartbeat = \"999ms\"", "source.app.heartbeat"),
         ("create = 1", "source.app.create"),
-        ("failover = true", "source.app.failover"),
-        ("on_slot_lost = \"recreate\"", "source.app.on_slot_lost"),
+        ("failover = 1", "source.app.failover"),
+        ("on_slot_lost = \"resume\"", "source.app.on_slot_lost"),
+        ("create = false\non_slot_lost = \"recreate\"", "source.app.on_slot_lost"),
         ("creates = true", "source.app.creates"),
     ] {
         let text = MINIMAL.replace("[sink.orders]", &format!("{lines}\n[sink.orders]"));
         assert_eq!(keys(parse_with(&text, &[])), [key], "{lines}");
     }
-    let text = MINIMAL.replace("[sink.orders]", "heartbeat = \"0s\"\nfailover = false\n[sink.orders]");
+    let text = MINIMAL.replace("[sink.orders]", "heartbeat = \"0s\"\nfailover = true\n[sink.orders]");
     assert_eq!(parse_with(&text, &[]).unwrap().sources[0].heartbeat, None);
     let long = MINIMAL.replace("source.app", &format!("source.{}", "a".repeat(60)));
     let name = "a".repeat(60);

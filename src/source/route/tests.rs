@@ -52,6 +52,7 @@ fn change(table: &Table, row: Row) -> Change {
         table: Arc::new(table.clone()),
         row,
         annotations: None,
+        oversize: None,
         received_at: Instant::now(),
     }
 }

@@ -1,12 +1,20 @@
 //! What kind of server this is, as whom we speak to it, and whether it can do what walhook needs.
 
+use std::time::Duration;
+
 use tokio_postgres::Client;
 
-use super::error::{PrepareError, bounded};
+use super::error::{Passing, PrepareError, bounded};
 use super::names::quoted;
+use crate::view::Trouble;
 
 /// The oldest server walhook reads from, as `server_version_num`.
 pub(crate) const VERSION_MIN: u32 = 140_000;
+
+/// The oldest server whose standbys keep copies of slots.
+const FAILOVER_MIN: u32 = 170_000;
+/// An `idle_replication_slot_timeout` below this is shorter than many an outage or planned stop.
+const IDLE_TIMEOUT_MIN: Duration = Duration::from_secs(3600);
 
 /// Facts of one server and session.
 #[derive(Debug, Clone)]
@@ -27,6 +35,8 @@ pub(crate) struct ServerFacts {
     pub(crate) may_create: bool,
     /// `rds_replication` exists: what the role must be granted on Amazon RDS.
     pub(crate) is_rds: bool,
+    /// `idle_replication_slot_timeout` (18); zero: never.
+    pub(crate) idle_timeout: Duration,
     /// `output_plugin_libraries`, where the server has it (minor releases of August 2026 on).
     pub(crate) output_plugins: Option<String>,
 }
@@ -41,7 +51,8 @@ select current_setting('server_version_num')::int4,
          or exists (select from pg_roles r where r.rolname = 'rds_replication' and pg_has_role(r.oid, 'MEMBER')),
        has_database_privilege(current_database(), 'CREATE'),
        exists (select from pg_roles where rolname = 'rds_replication'),
-       current_setting('output_plugin_libraries', true)";
+       current_setting('output_plugin_libraries', true),
+       extract(epoch from coalesce(current_setting('idle_replication_slot_timeout', true), '0')::interval)::int8";
 
 /// Reads the facts.
 pub(crate) async fn read(client: &Client) -> Result<ServerFacts, PrepareError> {
@@ -57,6 +68,7 @@ pub(crate) async fn read(client: &Client) -> Result<ServerFacts, PrepareError> {
         may_create: row.get(6),
         is_rds: row.get(7),
         output_plugins: row.get(8),
+        idle_timeout: Duration::from_secs(u64::try_from(row.get::<_, i64>(9)).unwrap_or_default()),
     })
 }
 
@@ -141,6 +153,35 @@ impl ServerFacts {
         }
         let (what, advice): (Vec<_>, Vec<_>) = obstacles.into_iter().unzip();
         Err(PrepareError::lasting(what.join("; "), advice.join("\n")))
+    }
+
+    /// Whether a slot may be one for a failover here.
+    pub(crate) fn keeps_copies(&self) -> Result<(), PrepareError> {
+        if self.version < FAILOVER_MIN {
+            let what =
+                format!("failover = true needs Postgres 17 or later; the server is Postgres {}", self.version_text());
+            let advice = "upgrade the server, or set failover = false: then a promoted standby has no copy of the slot";
+            return Err(PrepareError::lasting(what, advice));
+        }
+        match self.in_recovery {
+            true => {
+                Err(Passing::Standby("with failover = true the slot is read on the primary: waiting for one").into())
+            }
+            false => Ok(()),
+        }
+    }
+
+    /// The server soon gives up a slot that nobody reads.
+    pub(super) fn impatience(&self) -> Option<Trouble> {
+        let timeout = self.idle_timeout;
+        (timeout > Duration::ZERO && timeout < IDLE_TIMEOUT_MIN).then(|| Trouble {
+            what: format!(
+                "idle_replication_slot_timeout is {} s: a longer stop of walhook, or a longer loss of the connection, loses \
+                 the slot",
+                timeout.as_secs()
+            ),
+            advice: "set it to 0, or above the longest outage you plan for; then SELECT pg_reload_conf();".to_owned(),
+        })
     }
 
     /// SQL that lets the role use slots.
