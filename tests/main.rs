@@ -45,6 +45,8 @@ mod endpoints;
 mod failpoints;
 #[path = "walhook/grouping.rs"]
 mod grouping;
+#[path = "walhook/huge.rs"]
+mod huge;
 #[path = "walhook/isolation.rs"]
 mod isolation;
 #[path = "walhook/message.rs"]
