@@ -49,6 +49,8 @@ mod failover;
 mod failpoints;
 #[path = "walhook/grouping.rs"]
 mod grouping;
+#[path = "walhook/huge.rs"]
+mod huge;
 #[path = "walhook/isolation.rs"]
 mod isolation;
 #[path = "walhook/lost_slot.rs"]
