@@ -45,12 +45,18 @@ mod elsewhere;
 mod encodings;
 #[path = "walhook/endpoints.rs"]
 mod endpoints;
+#[path = "walhook/failover.rs"]
+mod failover;
 #[path = "walhook/failpoints.rs"]
 mod failpoints;
 #[path = "walhook/grouping.rs"]
 mod grouping;
+#[path = "walhook/huge.rs"]
+mod huge;
 #[path = "walhook/isolation.rs"]
 mod isolation;
+#[path = "walhook/lost_slot.rs"]
+mod lost_slot;
 #[path = "walhook/message.rs"]
 mod message;
 #[path = "walhook/mismatch.rs"]
@@ -63,6 +69,10 @@ mod order;
 mod outage;
 #[path = "walhook/outbox.rs"]
 mod outbox;
+#[path = "walhook/pgbench.rs"]
+mod pgbench;
+#[path = "walhook/pitfalls/mod.rs"]
+mod pitfalls;
 #[path = "walhook/poison.rs"]
 mod poison;
 #[path = "walhook/pressure.rs"]

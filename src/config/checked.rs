@@ -46,6 +46,19 @@ pub struct SourceConfig {
     pub create: bool,
     /// How often `pg_logical_emit_message` is called; `None` = off.
     pub heartbeat: Option<Duration>,
+    /// The slot is one that standbys keep a copy of (17 and later); false leaves it as it is.
+    pub failover: bool,
+    /// What becomes of a slot that the server has given up, or that is gone.
+    pub on_slot_lost: OnSlotLost,
+}
+
+/// `on_slot_lost`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnSlotLost {
+    /// The source stops, until a person accepts the gap.
+    Stop,
+    /// It is made anew, and the gap is marked.
+    Recreate,
 }
 
 /// A part of `tables`: `schema.table`, either of which may be `*`, or hold `*` (`billing.*`, `public.order_*`).

@@ -89,11 +89,18 @@ pub(crate) struct RawSource {
     create: bool,
     /// How often a heartbeat is written to the WAL, so that the slot moves on in a quiet database: 1s to 24h; "0s" turns it off.
     heartbeat: DurationText,
+    /// Make the slot one that standbys keep a copy of, so that a promoted one can be read on, and make an existing one such: Postgres 17 and later. false leaves it as it is.
+    failover: bool,
+    /// When the server has given the slot up, or somebody has dropped it: "stop" waits for a person, "recreate" makes it anew and marks the gap, three times an hour at most; it needs create.
+    #[schemars(extend("enum" = ["stop", "recreate"]))]
+    on_slot_lost: &'static str,
 }
 
 impl Default for RawSource {
     fn default() -> Self {
-        Self { url: None, slot: None, publication: None, create: true, heartbeat: DurationText("10s") }
+        let (create, heartbeat) = (true, DurationText("10s"));
+        let (failover, on_slot_lost) = (false, "stop");
+        Self { url: None, slot: None, publication: None, create, heartbeat, failover, on_slot_lost }
     }
 }
 

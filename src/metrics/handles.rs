@@ -8,6 +8,7 @@ use metrics::{Counter, Gauge, Histogram, Label};
 
 use super::{Metric, MetricKind};
 use crate::change::Action;
+use crate::source::fetch::Missing;
 use crate::store::DeadReason;
 
 /// Why a session with the database ended or could not begin.
@@ -19,6 +20,8 @@ pub enum ReconnectReason {
     Refused,
     /// Another session reads the slot.
     SlotBusy,
+    /// The slot is lost.
+    SlotLost,
     /// The server ended the session: restart, failover, `pg_terminate_backend`.
     ServerClosed,
     /// The connection broke.
@@ -32,10 +35,11 @@ pub enum ReconnectReason {
 }
 
 impl ReconnectReason {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Connect,
         Self::Refused,
         Self::SlotBusy,
+        Self::SlotLost,
         Self::ServerClosed,
         Self::ConnectionLost,
         Self::Timeout,
@@ -49,6 +53,7 @@ impl ReconnectReason {
             Self::Connect => "connect",
             Self::Refused => "refused",
             Self::SlotBusy => "slot_busy",
+            Self::SlotLost => "slot_lost",
             Self::ServerClosed => "server_closed",
             Self::ConnectionLost => "connection_lost",
             Self::Timeout => "timeout",
@@ -114,6 +119,10 @@ pub struct SourceMetrics {
     pub oversized_changes: Counter,
     /// Time for which reading was held.
     pub held: SecondsTotal,
+    /// Gaps: slots that were lost and made anew.
+    pub gaps: Counter,
+    /// Bytes of WAL in these.
+    pub gap_bytes: Counter,
     /// Seconds from commit to first byte, once a transaction.
     pub commit_to_received: Histogram,
     reconnects: Vec<(ReconnectReason, Counter)>,
@@ -140,6 +149,8 @@ impl SourceMetrics {
             text_fallback_values: count(&super::SOURCE_TEXT_FALLBACK),
             oversized_changes: count(&super::SOURCE_OVERSIZED),
             held: SecondsTotal::new(count(&super::SOURCE_HELD_SECONDS)),
+            gaps: count(&super::SOURCE_GAPS),
+            gap_bytes: count(&super::SOURCE_GAP_BYTES),
             commit_to_received: histogram(&super::SOURCE_COMMIT_TO_RECEIVED, &[source]),
             reconnects: ReconnectReason::ALL.map(|reason| (reason, reconnects(reason))).into(),
         }
@@ -192,6 +203,32 @@ pub struct SinkMetrics {
     attempts_acknowledged: Counter,
     attempts_failed: ByStatusClass,
     failures: Vec<(&'static str, Counter)>,
+}
+
+/// What a sink counts that fetches values which were left out.
+#[derive(Clone)]
+pub struct FetchMetrics {
+    /// Messages that lack nothing any more.
+    pub filled: Counter,
+    /// Messages for which some values had no room.
+    pub too_large: Counter,
+    missing: [(Missing, Counter); 7],
+}
+
+impl FetchMetrics {
+    /// The handles of a sink of that source.
+    pub fn new(source: &str, sink: &str) -> Self {
+        let count = |result| counter(&super::SINK_FETCHES, &[source, sink, result]);
+        let missing = Missing::ALL.map(|missing| (missing, count(missing.as_str())));
+        Self { filled: count("filled"), too_large: count("too_large"), missing }
+    }
+
+    /// Counts a message that still lacks what it lacked.
+    pub fn missing(&self, why: Missing) {
+        if let Some((_, counter)) = self.missing.iter().find(|(known, _)| *known == why) {
+            counter.increment(1);
+        }
+    }
 }
 
 #[derive(Clone)]

@@ -197,6 +197,15 @@ impl Replication {
         self.session.inlet.received_at()
     }
 
+    /// Makes standbys keep a copy of the slot (17 and later), which nobody may read meanwhile.
+    ///
+    /// # Errors
+    /// When the server refuses or the connection breaks.
+    pub async fn keep_copies(&mut self, slot: &str) -> Result<(), StreamError> {
+        let slot = slot.replace('"', "\"\"");
+        self.session.query(&format!("ALTER_REPLICATION_SLOT \"{slot}\" (FAILOVER true)")).await.map(drop)
+    }
+
     /// Starts the stream of `publication` from `slot`, after what is confirmed or `start`, whichever is later.
     ///
     /// # Errors

@@ -198,14 +198,15 @@ fn each_bad_key_of_a_source_is_named() {
         ("publication = \"\"", "source.app.publication"),
         ("heartbeat = \"999ms\"", "source.app.heartbeat"),
         ("create = 1", "source.app.create"),
-        ("failover = true", "source.app.failover"),
-        ("on_slot_lost = \"recreate\"", "source.app.on_slot_lost"),
+        ("failover = 1", "source.app.failover"),
+        ("on_slot_lost = \"resume\"", "source.app.on_slot_lost"),
+        ("create = false\non_slot_lost = \"recreate\"", "source.app.on_slot_lost"),
         ("creates = true", "source.app.creates"),
     ] {
         let text = MINIMAL.replace("[sink.orders]", &format!("{lines}\n[sink.orders]"));
         assert_eq!(keys(parse_with(&text, &[])), [key], "{lines}");
     }
-    let text = MINIMAL.replace("[sink.orders]", "heartbeat = \"0s\"\nfailover = false\n[sink.orders]");
+    let text = MINIMAL.replace("[sink.orders]", "heartbeat = \"0s\"\nfailover = true\n[sink.orders]");
     assert_eq!(parse_with(&text, &[]).unwrap().sources[0].heartbeat, None);
     let long = MINIMAL.replace("source.app", &format!("source.{}", "a".repeat(60)));
     let name = "a".repeat(60);
