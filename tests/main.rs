@@ -83,3 +83,5 @@ mod quota;
 mod tidy;
 #[path = "walhook/truncate.rs"]
 mod truncate;
+#[path = "walhook/values.rs"]
+mod values;
