@@ -61,12 +61,12 @@ mod mismatch;
 mod order;
 #[path = "walhook/outage.rs"]
 mod outage;
+#[path = "walhook/outbox.rs"]
+mod outbox;
 #[path = "walhook/pgbench.rs"]
 mod pgbench;
 #[path = "walhook/pitfalls/mod.rs"]
 mod pitfalls;
-#[path = "walhook/outbox.rs"]
-mod outbox;
 #[path = "walhook/poison.rs"]
 mod poison;
 #[path = "walhook/pressure.rs"]
