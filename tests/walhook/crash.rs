@@ -219,7 +219,7 @@ async fn a_failed_message_keeps_its_keys_over_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_restart_in_the_middle_of_a_huge_transaction_goes_on_where_it_was() {
+async fn pitfall_52_a_restart_in_the_middle_of_a_huge_transaction_goes_on_where_it_was() {
     let rows: usize = if full() { 1_000_000 } else { 40_000 };
     let postgres = Postgres::start();
     counters(&postgres).await;

@@ -100,7 +100,7 @@ async fn distinct_unacknowledged_messages_never_pass_max_ack_pending() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_huge_transaction_is_delivered_in_flat_memory() {
+async fn pitfall_52_a_huge_transaction_is_delivered_in_flat_memory() {
     let rows: u64 = if full() { 1_000_000 } else { 200_000 };
     let postgres = Postgres::start();
     postgres.sql("CREATE TABLE big (id int PRIMARY KEY, body text)").await;

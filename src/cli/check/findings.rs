@@ -265,10 +265,20 @@ fn of_sink(sink: &SinkConfig, survey: &Survey) -> Finding {
     let subject = format!("sink.{}", sink.name);
     let tables = survey.plan.publish.iter().map(|(table, _)| table).filter(|table| sink.takes_table(&table.name));
     let names: Vec<String> = tables.map(|table| table.name.to_string()).collect();
+    let prefixes: Vec<&str> = sink.messages.iter().map(|pattern| pattern.0.as_str()).collect();
+    let heard = format!("logical messages of {}", prefixes.join(", "));
+    if sink.tables.is_empty() {
+        return Finding::ok(subject, format!("gets {heard}"));
+    }
+    if names.is_empty() && !prefixes.is_empty() {
+        let what = format!("gets {heard} only: none of its tables can be published");
+        return Finding::warn(subject, what, "see its tables above");
+    }
     if names.is_empty() {
         return Finding::warn(subject, "gets nothing: none of its tables can be published", "see its tables above");
     }
-    Finding::ok(subject, format!("gets {} of {}", tables::actions(sink), listed(&names)))
+    let also = if prefixes.is_empty() { String::new() } else { format!(", and {heard}") };
+    Finding::ok(subject, format!("gets {} of {}{also}", tables::actions(sink), listed(&names)))
 }
 
 /// The first of these, and how many more there are.

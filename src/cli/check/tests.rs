@@ -44,6 +44,21 @@ async fn a_healthy_database_has_no_failures_and_nothing_is_changed() {
 }
 
 #[tokio::test]
+async fn it_says_what_sinks_of_truncates_and_messages_get() {
+    let stage = Stage::new(&[], TABLES).await;
+    let sink = |name: &str, lines: &str| format!("[sink.{name}]\nurl = \"http://127.0.0.1:1/\"\n{lines}\n");
+    let toml = sink("outbox", "messages = [\"outbox.*\", \"audit\"]")
+        + &sink("both", "messages = [\"*\"]\ntables = [\"public.orders\"]\nactions = [\"insert\", \"truncate\"]")
+        + &sink("none", "messages = [\"*\"]\ntables = [\"none.*\"]");
+    let findings = looked(&stage, &toml).await;
+    assert_eq!(exit_code(&findings), 0, "{}", as_text(&findings));
+    assert_eq!(of(&findings, Level::Ok, "sink.outbox"), ["gets logical messages of outbox.*, audit"]);
+    let both = "gets insert, truncate of public.orders, and logical messages of *";
+    assert_eq!(of(&findings, Level::Ok, "sink.both"), [both]);
+    assert!(of(&findings, Level::Warn, "sink.none")[0].starts_with("gets logical messages of * only"));
+}
+
+#[tokio::test]
 async fn faults_of_the_configuration_end_with_78_and_of_the_database_with_69() {
     let stage = Stage::new(&[("wal_level", "replica"), ("max_replication_slots", "0")], TABLES).await;
     let sink = "[sink.a]\nurl = \"http://127.0.0.1:1/\"\n";

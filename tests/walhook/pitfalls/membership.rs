@@ -83,33 +83,6 @@ async fn pitfall_24_a_table_taken_out_of_the_publication_is_put_back_and_its_gap
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pitfall_27_logical_messages_of_others_pass_without_a_trace() {
-    let postgres = Postgres::start();
-    counters(&postgres).await;
-    let receiver = Receiver::start().await;
-    let daemon = Daemon::start(&Config::one_sink(&postgres, &receiver.url(), "group_by = \"table\"")).await;
-    let transaction = "BEGIN;
-        SELECT pg_logical_emit_message(false, 'other', 'out of order');
-        INSERT INTO counters VALUES (1, 0);
-        SELECT pg_logical_emit_message(true, 'other', '\\x00ff80'::bytea);
-        SELECT pg_logical_emit_message(true, '', '');
-        SELECT pg_logical_emit_message(true, 'walhook:something.else', '{');
-        SELECT pg_logical_emit_message(false, 'walhook:transaction_annotations.set', '{\"not\": \"transactional\"}');
-        SELECT pg_logical_emit_message(true, 'other', repeat('x', 3000000));
-        INSERT INTO counters VALUES (2, 0);
-        COMMIT";
-    postgres.sql(transaction).await;
-    postgres.sql("BEGIN; SELECT pg_logical_emit_message(true, 'other', 'rolled back'); ROLLBACK").await;
-    postgres.sql("INSERT INTO counters VALUES (3, 0)").await;
-    receiver.wait_acknowledged(3).await;
-    let messages = receiver.messages();
-    let ids: Vec<_> = messages.iter().map(|message| message["record"]["id"].as_i64()).collect();
-    assert_eq!(ids, [Some(1), Some(2), Some(3)]);
-    assert!(messages.iter().all(|message| message["metadata"]["transaction_annotations"].is_null()), "{messages:?}");
-    assert!(daemon.sigterm().await.success());
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn pitfall_28_changes_that_came_from_another_server_are_sent_like_others() {
     let postgres = Postgres::start();
     let client = counters(&postgres).await;

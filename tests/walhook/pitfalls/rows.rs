@@ -100,26 +100,3 @@ async fn pitfall_07_a_row_filter_and_a_column_list_pass_what_they_say() {
     assert_eq!(json!(seen), expected);
     assert!(messages.iter().all(|message| !message.to_string().contains("secret")), "{messages:?}");
 }
-
-#[tokio::test(flavor = "multi_thread")]
-async fn pitfall_09_a_truncate_in_a_publication_of_ones_own_wedges_nothing() {
-    let postgres = Postgres::start();
-    let setup =
-        "CREATE TABLE a (id int PRIMARY KEY, n bigint); CREATE TABLE b (id int PRIMARY KEY REFERENCES a, n bigint);
-        CREATE TABLE c (id serial PRIMARY KEY, n bigint)";
-    postgres.sql(setup).await;
-    let receiver = Receiver::start().await;
-    let daemon = managed(&postgres, &receiver, "FOR TABLE a, b, c", "").await;
-    let transaction = "BEGIN; INSERT INTO a VALUES (1, 1), (2, 1); INSERT INTO b VALUES (1, 1);
-        TRUNCATE a, c RESTART IDENTITY CASCADE; INSERT INTO a VALUES (3, 1); INSERT INTO c (n) VALUES (1); COMMIT";
-    postgres.sql(transaction).await;
-    // One that never had a change, so that its relation is first described for the truncation.
-    postgres.sql("TRUNCATE ONLY c").await;
-    postgres.sql("INSERT INTO c (n) VALUES (2)").await;
-    receiver
-        .wait("the last row", |receiver| receiver.messages().iter().any(|message| message["record"]["n"] == 2))
-        .await;
-    receiver.wait_acknowledged(6).await;
-    receiver.ledger(|ledger| ledger.assert_clean());
-    assert!(daemon.sigterm().await.success());
-}
