@@ -29,6 +29,8 @@ mod request;
 
 #[path = "walhook/breaker.rs"]
 mod breaker;
+#[path = "walhook/check.rs"]
+mod check;
 #[path = "walhook/commands.rs"]
 mod commands;
 #[path = "walhook/corpus.rs"]
