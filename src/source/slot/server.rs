@@ -202,3 +202,66 @@ impl ServerFacts {
         format!("{}.{}", self.version / 10_000, self.version % 10_000)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts(version: u32, wal_level: &str) -> ServerFacts {
+        ServerFacts {
+            version,
+            wal_level: wal_level.to_owned(),
+            in_recovery: false,
+            database: "app".to_owned(),
+            role: "walhook".to_owned(),
+            may_replicate: true,
+            may_create: true,
+            is_rds: false,
+            output_plugins: None,
+            idle_timeout: Duration::ZERO,
+        }
+    }
+
+    fn obstacles(facts: &ServerFacts) -> String {
+        facts.obstacles().iter().map(|(what, advice)| format!("{what}: {advice}\n")).collect()
+    }
+
+    #[test]
+    fn pitfall_44_a_list_of_output_plugins_without_ours_is_an_obstacle() {
+        for (allowed, is_good) in [
+            (None, true),
+            (Some("pgoutput, test_decoding"), true),
+            (Some("pgoutput"), true),
+            (Some("wal2json,test_decoding"), false),
+            (Some("pgoutput2"), false),
+            (Some(""), false),
+        ] {
+            let facts = ServerFacts { output_plugins: allowed.map(str::to_owned), ..facts(180_006, "logical") };
+            assert_eq!(obstacles(&facts).is_empty(), is_good, "{allowed:?}");
+            assert_eq!(obstacles(&facts).contains("SET output_plugin_libraries = 'pgoutput'"), !is_good);
+        }
+    }
+
+    #[test]
+    fn pitfall_45_a_server_that_raises_its_wal_level_itself_is_usable_at_replica() {
+        for (version, wal_level, is_good) in [
+            (180_004, "logical", true),
+            (180_004, "replica", false),
+            (190_000, "replica", true),
+            (190_000, "logical", true),
+            (190_000, "minimal", false),
+        ] {
+            let facts = facts(version, wal_level);
+            assert_eq!(facts.usable().is_ok(), is_good, "{version} {wal_level}");
+            assert_eq!(obstacles(&facts).contains("cloudsql.logical_decoding"), !is_good);
+        }
+    }
+
+    #[test]
+    fn pitfall_46_a_managed_service_has_a_grant_of_its_own() {
+        let bare = ServerFacts { may_replicate: false, role: "Wal\"hook".to_owned(), ..facts(170_000, "logical") };
+        assert!(obstacles(&bare).contains("ALTER ROLE \"Wal\"\"hook\" REPLICATION;"));
+        let on_rds = ServerFacts { is_rds: true, ..bare };
+        assert!(obstacles(&on_rds).contains("GRANT rds_replication TO \"Wal\"\"hook\";"));
+    }
+}

@@ -119,7 +119,7 @@ async fn no_free_slot_says_which_setting() {
 }
 
 #[tokio::test]
-async fn making_a_slot_waits_for_old_transactions_and_leaves_nothing_when_given_up() {
+async fn pitfall_37_making_a_slot_waits_for_old_transactions_and_leaves_nothing_when_given_up() {
     let mut stage = Stage::new(&[], ORDERS).await;
     let url = stage.cluster.url("postgres");
     let old = stage.session(&url).await;
@@ -163,7 +163,7 @@ async fn two_at_once_agree() {
 }
 
 #[tokio::test]
-async fn whom_the_making_of_a_slot_waits_for_is_reported_until_it_is_over() {
+async fn pitfall_37_whom_the_making_of_a_slot_waits_for_is_reported_until_it_is_over() {
     let mut stage = Stage::new(&[], ORDERS).await;
     let url = format!("{}?application_name=nightly", stage.cluster.url("postgres"));
     let old = stage.session(&url).await;
