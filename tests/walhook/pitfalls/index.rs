@@ -58,17 +58,3 @@ fn every_pitfall_has_a_row_and_every_test_that_a_row_names_exists() {
         assert!(is_held || has_reason, "{number} has neither a test of its number nor the reason why there is none");
     }
 }
-
-#[test]
-fn every_test_that_carries_a_number_is_named_in_its_row() {
-    let rows = rows();
-    let stray: Vec<String> = functions()
-        .into_iter()
-        .filter(|name| {
-            let number = name.strip_prefix("pitfall_").and_then(|rest| rest.split('_').next()?.parse::<u32>().ok());
-            let is_named = |number| rows.iter().any(|(of, held)| *of == number && held.contains(&format!("`{name}`")));
-            number.is_some_and(|number| !is_named(number))
-        })
-        .collect();
-    assert!(stray.is_empty(), "docs/POSTGRES.md does not name {stray:#?}");
-}
