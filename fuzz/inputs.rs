@@ -21,7 +21,7 @@ use walhook::record::{
     ArrayKind, CompositeKind, Field, Kind, Rendering, RenderingSettings, TypeFacts, append_value, value_bytes_max,
 };
 use walhook::source::connection::{Frame, read_frames};
-use walhook::source::pgoutput::{Message, decode};
+use walhook::source::pgoutput::{Message, decode, decode_reduced};
 
 /// The payload of an XLogData frame: decoded, and every value of its rows looked at.
 pub(crate) fn decoder(input: &[u8]) {
@@ -58,18 +58,21 @@ fn walk(tuple: &Tuple, input: &[u8]) {
     assert!(bytes <= input.len());
 }
 
-/// A stream as a server might write it: the first byte says how it is cut into reads, the rest are its bytes.
+/// A stream as a server might write it: the first byte says how it is cut into reads and from which size on a change is
+/// reduced, the rest are its bytes.
 pub(crate) fn frames(input: &[u8]) {
     let Some((&size, stream)) = input.split_first() else { return };
-    let memory = Memory::new(64 << 20);
+    let bound = if size & 1 == 0 { usize::MAX } else { 8 * usize::from(size) };
+    let memory = Memory::with_message_bound(64 << 20, bound);
     let pieces = stream.chunks(usize::from(size) + 1).map(<[u8]>::to_vec).collect();
     let mut payloads = Vec::new();
     read_to_its_end(Pieces { pieces, pause: false }, &memory, 4 * (stream.len() + 4), |frame| {
-        if let Frame::XLogData { payload, .. } = frame {
-            drop(decode(payload.clone()));
+        if let Frame::XLogData { payload, oversize, .. } = frame {
+            drop(if oversize.is_some() { decode_reduced(payload.clone()) } else { decode(payload.clone()) });
             payloads.push(payload);
         }
     });
+    // A value that is left out takes five bytes where it took six or more, an empty logical message no more than it did.
     assert!(payloads.iter().map(Bytes::len).sum::<usize>() <= stream.len());
     // Payloads share the buffers they came in, which are at most half empty, and each has been held for a reason.
     assert!(memory.held() <= 4 * stream.len() + (1 << 20), "{} bytes held for {}", memory.held(), stream.len());
@@ -261,6 +264,7 @@ impl<'a> Drawer<'a> {
             .map(|_| match self.byte() % 8 {
                 0 => Datum::Null,
                 1 => Datum::Unchanged,
+                2 => Datum::TooLarge(u32::from(self.byte()) << 20),
                 _ => Datum::Text(self.bytes()),
             })
             .collect();
@@ -269,7 +273,11 @@ impl<'a> Drawer<'a> {
         for value in &values {
             match value {
                 Datum::Null => frame.push(b'n'),
-                Datum::Unchanged | Datum::TooLarge(_) => frame.push(b'u'),
+                Datum::Unchanged => frame.push(b'u'),
+                Datum::TooLarge(length) => {
+                    frame.push(b'x');
+                    frame.extend(length.to_be_bytes());
+                }
                 Datum::Text(text) => {
                     frame.push(b't');
                     frame.extend(u32::try_from(text.len()).ok()?.to_be_bytes());
@@ -277,7 +285,7 @@ impl<'a> Drawer<'a> {
                 }
             }
         }
-        let Ok(Message::Insert { new, .. }) = decode(frame.into()) else { panic!("a row of a known form") };
+        let Ok(Message::Insert { new, .. }) = decode_reduced(frame.into()) else { panic!("a row of a known form") };
         assert!(new.values().eq(values.iter().copied()));
         Some(new)
     }

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 mod handles;
 mod publish;
 
-pub use handles::{CATEGORIES, ReconnectReason, SecondsTotal, SinkMetrics, SourceMetrics, StoreMetrics};
+pub use handles::{CATEGORIES, FetchMetrics, ReconnectReason, SecondsTotal, SinkMetrics, SourceMetrics, StoreMetrics};
 pub use publish::publish;
 
 /// How often recorded histogram samples are folded into their buckets; until then each takes 16 bytes.
@@ -191,6 +191,8 @@ table! {
         "Deliveries that were given up, by reason (max_attempts, max_age, too_large).";
     SINK_SPLITS = Counter "walhook_sink_splits_total" ["splits"] SINK,
         "Deliveries that were split in two to find the message that the endpoint refuses.";
+    SINK_FETCHES = Counter "walhook_sink_toast_fetches_total" ["fetches"] &["source", "sink", "result"],
+        "Messages whose left-out values were asked for (unchanged_toast = \"fetch\"), by result: filled, or why some are still left out (row_gone, table_gone, no_key, denied, too_large, timeout, unavailable, failed).";
     SINK_BREAKER_OPEN = Gauge "walhook_sink_breaker_open" [""] SINK,
         "1 while the endpoint as a whole fails and only probes are sent, one at a time, else 0.";
     SINK_RECEIVED_TO_ATTEMPT = Histogram "walhook_sink_received_to_first_attempt_seconds" ["seconds"] SINK,
@@ -289,6 +291,7 @@ mod tests {
             sink.attempt_duration.record(0.25);
             sink.dead_lettered(DeadReason::MaxAge);
             StoreMetrics::new().commit.record(0.002);
+            FetchMetrics::new("app", "orders").filled.increment(1);
             let views = Views::default();
             views.sources.insert("app".into(), SourceView::new(SourceState::Streaming, SystemTime::now()));
             views.sinks.insert("orders".into(), SinkView { source: "app".into(), ..SinkView::default() });

@@ -49,6 +49,8 @@ mod failover;
 mod failpoints;
 #[path = "walhook/grouping.rs"]
 mod grouping;
+#[path = "walhook/huge.rs"]
+mod huge;
 #[path = "walhook/isolation.rs"]
 mod isolation;
 #[path = "walhook/lost_slot.rs"]
@@ -57,6 +59,8 @@ mod lost_slot;
 mod message;
 #[path = "walhook/mismatch.rs"]
 mod mismatch;
+#[path = "walhook/oracle.rs"]
+mod oracle;
 #[path = "walhook/order.rs"]
 mod order;
 #[path = "walhook/outage.rs"]

@@ -8,6 +8,7 @@ use metrics::{Counter, Gauge, Histogram, Label};
 
 use super::{Metric, MetricKind};
 use crate::change::Action;
+use crate::source::fetch::Missing;
 use crate::store::DeadReason;
 
 /// Why a session with the database ended or could not begin.
@@ -202,6 +203,32 @@ pub struct SinkMetrics {
     attempts_acknowledged: Counter,
     attempts_failed: ByStatusClass,
     failures: Vec<(&'static str, Counter)>,
+}
+
+/// What a sink counts that fetches values which were left out.
+#[derive(Clone)]
+pub struct FetchMetrics {
+    /// Messages that lack nothing any more.
+    pub filled: Counter,
+    /// Messages for which some values had no room.
+    pub too_large: Counter,
+    missing: [(Missing, Counter); 7],
+}
+
+impl FetchMetrics {
+    /// The handles of a sink of that source.
+    pub fn new(source: &str, sink: &str) -> Self {
+        let count = |result| counter(&super::SINK_FETCHES, &[source, sink, result]);
+        let missing = Missing::ALL.map(|missing| (missing, count(missing.as_str())));
+        Self { filled: count("filled"), too_large: count("too_large"), missing }
+    }
+
+    /// Counts a message that still lacks what it lacked.
+    pub fn missing(&self, why: Missing) {
+        if let Some((_, counter)) = self.missing.iter().find(|(known, _)| *known == why) {
+            counter.increment(1);
+        }
+    }
 }
 
 #[derive(Clone)]

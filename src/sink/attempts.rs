@@ -65,16 +65,24 @@ impl Task {
         delivery.tries.first_attempt_micros.get_or_insert_with(|| micros_of(SystemTime::now()));
         let (content, members) = (delivery.content.clone(), Arc::clone(&delivery.members));
         let (endpoint, memory) = (self.sink.endpoint.clone(), self.sink.memory.clone());
-        let config = Arc::clone(&self.sink.config);
+        let (config, fetching) = (Arc::clone(&self.sink.config), self.sink.fetching.clone());
         let place = (self.ledger.store().clone(), self.ledger.key());
         self.attempts.spawn(async move {
             let started_at = SystemTime::now();
             let work = AssertUnwindSafe(async {
                 let frozen = match content {
                     Content::Frozen(frozen) => frozen,
-                    Content::Messages(messages, early) => {
-                        early.get_or_init(|| freeze(&config, &rendering, &memory, &messages)).clone()
-                    }
+                    Content::Messages(messages, early) => match early.get() {
+                        Some(frozen) => frozen.clone(),
+                        None => {
+                            let frozen = freeze(&config, &rendering, &memory, &messages);
+                            let frozen = match &fetching {
+                                Some(fetching) => fetching.fill(&config, &memory, frozen).await,
+                                None => frozen,
+                            };
+                            early.get_or_init(|| frozen).clone()
+                        }
+                    },
                     Content::Stored(id) => match fetch(&place, id, &members, &memory).await {
                         Ok(frozen) => frozen,
                         Err(why) => return (None, Attempt::unbuildable(started_at, &why)),

@@ -58,8 +58,9 @@ async fn pitfall_09_truncate_of_several_tables_is_a_message_of_each_that_the_sin
 async fn pitfall_09_truncate_that_no_sink_lists_is_counted_and_logged_and_wedges_nothing() {
     let postgres = Postgres::start();
     let setup = "CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE u (id int PRIMARY KEY);
-        CREATE PUBLICATION walhook_app FOR ALL TABLES; SELECT pg_create_logical_replication_slot('walhook_app', 'pgoutput')";
+        CREATE PUBLICATION walhook_app FOR ALL TABLES";
     postgres.sql(setup).await;
+    postgres.sql("SELECT pg_create_logical_replication_slot('walhook_app', 'pgoutput')").await;
     let receiver = Receiver::start().await;
     let text = Config::source(&postgres) + "create = false\n" + &Config::sink("orders", &receiver.url(), "");
     let daemon = Daemon::start(&Config::new(&text)).await;
@@ -94,10 +95,10 @@ async fn pitfall_09_truncate_is_published_only_while_a_sink_lists_it() {
         config.rewrite(text);
         let daemon = Daemon::start(&config).await;
         assert_eq!(postgres.value("SELECT pubtruncate FROM pg_publication").await, published);
-        postgres.sql("TRUNCATE t").await;
-        postgres.sql("INSERT INTO t VALUES (1)").await;
         let inserts = || seen(&receiver).iter().filter(|line| line.starts_with("insert")).count();
         let before = inserts();
+        postgres.sql("TRUNCATE t").await;
+        postgres.sql("INSERT INTO t VALUES (1)").await;
         receiver.wait("the insert", |_| inserts() > before).await;
         assert!(daemon.sigterm().await.success());
     }

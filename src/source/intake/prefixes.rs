@@ -46,7 +46,9 @@ fn shown(prefix: &str) -> String {
     if prefix.len() <= SHOWN_BYTES_MAX {
         return prefix.to_owned();
     }
-    let end = prefix.floor_char_boundary(SHOWN_BYTES_MAX - '…'.len_utf8());
+    let room = SHOWN_BYTES_MAX - '…'.len_utf8();
+    let ends = prefix.char_indices().map(|(at, letter)| at + letter.len_utf8());
+    let end = ends.take_while(|end| *end <= room).last().unwrap_or_default();
     format!("{}…", prefix.get(..end).unwrap_or_default())
 }
 

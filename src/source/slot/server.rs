@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio_postgres::Client;
 
 use super::error::{Passing, PrepareError, bounded};
-use super::names::quoted;
+use super::names::{literal, quoted};
 use crate::view::Trouble;
 
 /// The oldest server walhook reads from, as `server_version_num`.
@@ -81,17 +81,22 @@ pub(crate) struct ServerLimits {
     pub(crate) senders_used: i64,
     /// `max_slot_wal_keep_size` as shown; `-1` = no bound.
     pub(crate) keep_size: String,
-    /// `idle_replication_slot_timeout` as shown (18); `0` = never.
-    pub(crate) idle_timeout: String,
+    /// `idle_replication_slot_timeout` as shown, where the server has it (18); `0` = never.
+    pub(crate) idle_timeout: Option<String>,
     /// `wal_sender_timeout` as shown; `0` = never.
     pub(crate) sender_timeout: String,
+    /// `wal_level` as configured, whatever is in effect.
+    pub(crate) wal_level: String,
+    /// `synchronized_standby_slots` (17); empty: a walsender waits for no standby.
+    pub(crate) synchronized_standbys: String,
 }
 
 const LIMITS: &str = "
 select current_setting('max_replication_slots')::int8, (select count(*) from pg_replication_slots),
        current_setting('max_wal_senders')::int8, (select count(*) from pg_stat_replication),
        current_setting('max_slot_wal_keep_size'),
-       coalesce(current_setting('idle_replication_slot_timeout', true), '0'), current_setting('wal_sender_timeout')";
+       current_setting('idle_replication_slot_timeout', true), current_setting('wal_sender_timeout'),
+       current_setting('wal_level'), coalesce(current_setting('synchronized_standby_slots', true), '')";
 
 /// Reads the limits.
 pub(crate) async fn limits(client: &Client) -> Result<ServerLimits, PrepareError> {
@@ -104,6 +109,8 @@ pub(crate) async fn limits(client: &Client) -> Result<ServerLimits, PrepareError
         keep_size: row.get(4),
         idle_timeout: row.get(5),
         sender_timeout: row.get(6),
+        wal_level: row.get(7),
+        synchronized_standbys: row.get(8),
     })
 }
 
@@ -137,10 +144,11 @@ impl ServerFacts {
             && !allowed.split(',').any(|name| name.trim() == "pgoutput")
         {
             let what = format!("output_plugin_libraries ({allowed}) does not allow pgoutput");
-            obstacles.push((
-                what,
-                "ALTER SYSTEM SET output_plugin_libraries = 'pgoutput'; SELECT pg_reload_conf();".to_owned(),
-            ));
+            let list =
+                ["pgoutput", allowed.trim()].iter().filter(|it| !it.is_empty()).copied().collect::<Vec<_>>().join(", ");
+            let mend =
+                format!("ALTER SYSTEM SET output_plugin_libraries = {}; SELECT pg_reload_conf();", literal(&list));
+            obstacles.push((what, mend));
         }
         obstacles
     }
@@ -172,7 +180,7 @@ impl ServerFacts {
     }
 
     /// The server soon gives up a slot that nobody reads.
-    pub(super) fn impatience(&self) -> Option<Trouble> {
+    pub(crate) fn impatience(&self) -> Option<Trouble> {
         let timeout = self.idle_timeout;
         (timeout > Duration::ZERO && timeout < IDLE_TIMEOUT_MIN).then(|| Trouble {
             what: format!(
@@ -207,61 +215,56 @@ impl ServerFacts {
 mod tests {
     use super::*;
 
-    fn facts(version: u32, wal_level: &str) -> ServerFacts {
+    fn facts() -> ServerFacts {
         ServerFacts {
-            version,
-            wal_level: wal_level.to_owned(),
+            version: 170_011,
+            wal_level: "logical".to_owned(),
             in_recovery: false,
             database: "app".to_owned(),
             role: "walhook".to_owned(),
             may_replicate: true,
             may_create: true,
             is_rds: false,
-            output_plugins: None,
             idle_timeout: Duration::ZERO,
+            output_plugins: None,
         }
-    }
-
-    fn obstacles(facts: &ServerFacts) -> String {
-        facts.obstacles().iter().map(|(what, advice)| format!("{what}: {advice}\n")).collect()
     }
 
     #[test]
     fn pitfall_44_a_list_of_output_plugins_without_ours_is_an_obstacle() {
-        for (allowed, is_good) in [
-            (None, true),
-            (Some("pgoutput, test_decoding"), true),
-            (Some("pgoutput"), true),
-            (Some("wal2json,test_decoding"), false),
-            (Some("pgoutput2"), false),
-            (Some(""), false),
-        ] {
-            let facts = ServerFacts { output_plugins: allowed.map(str::to_owned), ..facts(180_006, "logical") };
-            assert_eq!(obstacles(&facts).is_empty(), is_good, "{allowed:?}");
-            assert_eq!(obstacles(&facts).contains("SET output_plugin_libraries = 'pgoutput'"), !is_good);
-        }
+        let listed = |list: &str| ServerFacts { output_plugins: Some(list.to_owned()), ..facts() }.obstacles();
+        assert!(facts().obstacles().is_empty());
+        assert!(listed("pgoutput, test_decoding").is_empty());
+        let obstacles = listed("wal2json, test_decoding");
+        let [(what, mend)] = obstacles.as_slice() else { panic!("{obstacles:?}") };
+        assert_eq!(what, "output_plugin_libraries (wal2json, test_decoding) does not allow pgoutput");
+        assert!(
+            mend.starts_with("ALTER SYSTEM SET output_plugin_libraries = 'pgoutput, wal2json, test_decoding';"),
+            "{mend}"
+        );
     }
 
     #[test]
-    fn pitfall_45_a_server_that_raises_its_wal_level_itself_is_usable_at_replica() {
-        for (version, wal_level, is_good) in [
-            (180_004, "logical", true),
-            (180_004, "replica", false),
-            (190_000, "replica", true),
-            (190_000, "logical", true),
-            (190_000, "minimal", false),
-        ] {
-            let facts = facts(version, wal_level);
-            assert_eq!(facts.usable().is_ok(), is_good, "{version} {wal_level}");
-            assert_eq!(obstacles(&facts).contains("cloudsql.logical_decoding"), !is_good);
-        }
+    fn pitfall_45_a_server_that_raises_its_wal_level_by_itself_is_let_do_so() {
+        let level = |version, wal_level: &str| {
+            ServerFacts { version, wal_level: wal_level.to_owned(), ..facts() }.obstacles().len()
+        };
+        assert_eq!((level(180_000, "replica"), level(190_000, "replica"), level(190_000, "minimal")), (1, 0, 1));
     }
 
     #[test]
-    fn pitfall_46_a_managed_service_has_a_grant_of_its_own() {
-        let bare = ServerFacts { may_replicate: false, role: "Wal\"hook".to_owned(), ..facts(170_000, "logical") };
-        assert!(obstacles(&bare).contains("ALTER ROLE \"Wal\"\"hook\" REPLICATION;"));
-        let on_rds = ServerFacts { is_rds: true, ..bare };
-        assert!(obstacles(&on_rds).contains("GRANT rds_replication TO \"Wal\"\"hook\";"));
+    fn pitfall_35_a_timeout_shorter_than_an_hour_is_warned_of() {
+        let impatience = |secs| ServerFacts { idle_timeout: Duration::from_secs(secs), ..facts() }.impatience();
+        assert_eq!((impatience(0), impatience(3600)), (None, None));
+        assert!(impatience(3599).unwrap().what.contains("idle_replication_slot_timeout is 3599 s"));
+    }
+
+    #[test]
+    fn pitfall_39_a_copy_of_the_slot_needs_17_and_a_primary() {
+        assert!(facts().keeps_copies().is_ok());
+        let older = ServerFacts { version: 160_014, ..facts() }.keeps_copies().unwrap_err();
+        assert_eq!(older.to_string(), "failover = true needs Postgres 17 or later; the server is Postgres 16.14");
+        let standby = ServerFacts { in_recovery: true, ..facts() }.keeps_copies().unwrap_err();
+        assert!(matches!(standby, PrepareError::Passing(Passing::Standby(_))), "{standby}");
     }
 }

@@ -17,7 +17,7 @@ pub struct SlotFacts {
     pub restart: Option<Lsn>,
     /// `reserved`, `extended`, `unreserved`, `lost`.
     pub wal_status: Option<String>,
-    /// Why the server gave the slot up (17 and later; from 16 on `conflict` on a standby).
+    /// Why the server gave the slot up (17 and later; 16 says only `conflict`, on a standby).
     pub invalidation: Option<String>,
     /// Who reads it.
     pub active_pid: Option<i32>,
@@ -50,7 +50,7 @@ with here as (
               else pg_current_wal_lsn() end as lsn)
 select s.confirmed_flush_lsn::text, s.restart_lsn::text, s.wal_status::text,
        coalesce(to_jsonb(s) ->> 'invalidation_reason',
-                case when (to_jsonb(s) ->> 'conflicting')::bool then 'conflict' end),
+                case when (to_jsonb(s) ->> 'conflicting')::bool and pg_is_in_recovery() then 'conflict' end),
        s.active_pid, nullif(a.application_name, ''),
        greatest(pg_wal_lsn_diff(here.lsn, s.restart_lsn), 0)::int8, s.safe_wal_size::int8, here.lsn::text,
        coalesce(s.plugin::text, ''), coalesce(s.database::text, ''), s.temporary,
@@ -132,7 +132,10 @@ impl SlotFacts {
         let meaning = match why {
             "wal_removed" => ": it held more WAL than max_slot_wal_keep_size",
             "idle_timeout" => ": nobody read it for idle_replication_slot_timeout",
-            "rows_removed" | "conflict" => ": the primary removed catalogue rows that it needs",
+            "conflict" => {
+                ": the primary removed catalogue rows or WAL that it needs, or its wal_level is below logical"
+            }
+            "rows_removed" => ": the primary removed catalogue rows that it needs",
             "wal_level_insufficient" => ": the primary's wal_level is below logical",
             _ => "",
         };

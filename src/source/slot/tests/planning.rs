@@ -68,13 +68,13 @@ async fn truncate_is_published_when_a_sink_takes_it_and_needs_no_identity() {
 async fn sinks_without_tables_have_an_empty_publication_and_a_slot() {
     let stage = Stage::new(&[], ORDERS).await;
     let outbox = SinkConfig { messages: vec![PrefixPattern("outbox.*".to_owned())], ..sink("s", &[]) };
-    let prepared = stage.prepare(&[outbox.clone()]).await.unwrap();
+    let prepared = stage.prepare(std::slice::from_ref(&outbox)).await.unwrap();
     assert!(prepared.created && prepared.tables.is_empty() && prepared.troubles.is_empty(), "{prepared:?}");
     assert_eq!(stage.published().await, [""; 0]);
     let nothing = "select count(*) from pg_publication where not (pubinsert or pubupdate or pubdelete or pubtruncate)";
     assert_eq!(stage.count(nothing).await, 1);
     assert_eq!(stage.count("select count(*) from pg_replication_slots").await, 1);
-    assert!(!stage.prepare(&[outbox.clone()]).await.unwrap().created);
+    assert!(!stage.prepare(std::slice::from_ref(&outbox)).await.unwrap().created);
 
     // Its actions are of tables that it does not have.
     let mut inserts = sink("t", &["public.orders"]);
