@@ -65,3 +65,5 @@ mod pressure;
 mod quota;
 #[path = "walhook/tidy.rs"]
 mod tidy;
+#[path = "walhook/toast.rs"]
+mod toast;

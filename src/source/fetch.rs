@@ -243,12 +243,15 @@ impl Worker {
             }
         }
         let mut open: Vec<Open> = requests.into_iter().map(Open::new).collect();
-        for (kin, places) in kin {
-            let rows: Vec<&Wanted> = places.iter().filter_map(|(at, row)| open.get(*at)?.rows.get(*row)).collect();
-            let found = self.ask(&kin, &rows).await;
-            for ((at, row), found) in places.into_iter().zip(found) {
-                if let Some(open) = open.get_mut(at) {
-                    open.set(row, found);
+        for (kin, mut places) in kin {
+            while !places.is_empty() {
+                let rows: Vec<&Wanted> = places.iter().filter_map(|(at, row)| open.get(*at)?.rows.get(*row)).collect();
+                let found = self.ask(&kin, &rows).await;
+                let rest = places.split_off(complete(&places, &found));
+                for ((at, row), found) in std::mem::replace(&mut places, rest).into_iter().zip(found) {
+                    if let Some(open) = open.get_mut(at) {
+                        open.set(row, found);
+                    }
                 }
             }
         }
@@ -428,6 +431,16 @@ impl Worker {
     }
 }
 
+/// How many of these answers count, at least those of the first request. One that got no room because of others before it is
+/// asked again, with all of its rows.
+fn complete(places: &[Place], found: &[Result<Found, Missing>]) -> usize {
+    let first = places.first().map(|(request, _)| *request);
+    let lacks = |found: &Result<Found, Missing>| found.as_ref().is_ok_and(|values| values.iter().any(Option::is_none));
+    let again = places.iter().zip(found).find(|((request, _), found)| Some(*request) != first && lacks(found));
+    let again = again.map(|((request, _), _)| *request);
+    places.iter().position(|(request, _)| Some(*request) == again).unwrap_or(places.len())
+}
+
 /// A request that is not answered whole.
 struct Open {
     rows: Vec<Wanted>,
@@ -476,5 +489,46 @@ fn missing_of(error: &tokio_postgres::Error) -> Missing {
         Some(code) if *code == SqlState::LOCK_NOT_AVAILABLE || *code == SqlState::QUERY_CANCELED => Missing::Timeout,
         Some(_) => Missing::Failed,
         None => Missing::Unavailable,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_found_no_room_beside_others_is_asked_again() {
+        let (whole, lacks) = (|| Ok(vec![Some(Bytes::new())]), || Ok(vec![None]));
+        let places = [(0, 0), (0, 1), (2, 0), (2, 1), (3, 0)];
+        let all = |found: [Result<Found, Missing>; 5]| complete(&places, &found);
+        assert_eq!(all([whole(), whole(), whole(), whole(), whole()]), 5);
+        assert_eq!(all([lacks(), lacks(), whole(), Err(Missing::Row), whole()]), 5, "the first had all the room");
+        assert_eq!(all([whole(), whole(), whole(), lacks(), lacks()]), 2);
+        assert_eq!(all([whole(), lacks(), whole(), whole(), lacks()]), 4);
+        assert_eq!(complete(&[], &[]), 0);
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_a_worker_that_is_gone_or_has_too_much_to_do() {
+        let row = Wanted {
+            table: TableName { schema: "public".into(), table: "t".into() },
+            record: Bytes::from_static(b"{}"),
+            columns: vec!["c".into()],
+        };
+        let address = PgAddress::parse("postgres://nobody@127.0.0.1:1/none").unwrap();
+        let (worker, fetcher) = Worker::new("app", address.clone(), &Memory::new(1 << 20));
+        drop(worker);
+        let found = fetcher.fetch(vec![row.clone(), row.clone()], Numbers::Json).await;
+        assert_eq!(found, [Err(Missing::Unavailable), Err(Missing::Unavailable)]);
+
+        let (mut worker, fetcher) = Worker::new("app", address, &Memory::new(1 << 20));
+        for _ in 0..QUEUE_MAX {
+            let request = Request { rows: vec![row.clone()], numbers: Numbers::Json, answer: oneshot::channel().0 };
+            fetcher.requests.try_send(request).unwrap();
+        }
+        let found = fetcher.fetch(vec![row], Numbers::Json).await;
+        assert_eq!(found, [Err(Missing::Unavailable)]);
+        let first = worker.requests.recv().await.unwrap();
+        assert!(worker.gather(first).is_empty(), "nobody waits for these any more");
     }
 }
