@@ -4,7 +4,9 @@ use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use walhook::change::{Lsn, Position};
-use walhook::schedule::{Command, GroupId, Groups, Limits, Message, OnExhausted, Outcome, RetryRule, Rules, Scheduler};
+use walhook::schedule::{
+    Barrier, Command, GroupId, Groups, Limits, Message, OnExhausted, Outcome, RetryRule, Rules, Scheduler, ScopeId,
+};
 
 fn rules(batch_size: usize) -> Rules {
     Rules {
@@ -46,7 +48,9 @@ impl Life {
         // Groups are hashes: spread over all 64 bits.
         let group = Groups::One(GroupId((number + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15)));
         let position = Position { commit_lsn: Lsn(self.next + 1), index: 1 };
-        self.scheduler.push(self.now, Message { groups: group, bytes: 500, position, payload: self.next });
+        let (scope, barrier) = (ScopeId(1), Barrier::None);
+        let message = Message { groups: group, scope, barrier, bytes: 500, position, payload: self.next };
+        self.scheduler.push(self.now, message);
         self.scheduler.mark(Lsn(self.next));
         self.next += 1;
     }

@@ -21,7 +21,7 @@ use tokio::runtime::Runtime;
 use walhook::change::{Change, Column, Datum, Lsn, ReplicaIdentity, Row, Table, TableName, Transaction, Tuple};
 use walhook::config::{Hold, MessageForm, Numbers, StateConfig};
 use walhook::record::{Kind, Rendering, RenderingSettings};
-use walhook::schedule::{GroupId, Groups};
+use walhook::schedule::{Barrier, GroupId, Groups, ScopeId};
 use walhook::store::{Batch, Home, KeptMessage, LaneWant, MessageFacts, Op, SinkKey, Store};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
@@ -290,6 +290,8 @@ fn rendered(count: u64) -> anyhow::Result<Vec<KeptMessage>> {
             id: rendering.message_id(change.position()),
             position: change.position(),
             groups: Groups::One(GroupId(xxh3_64(&row.to_le_bytes()))),
+            scope: ScopeId::of_event(items.event(change.action())),
+            barrier: Barrier::None,
             commit_micros: change.transaction.commit_micros,
             event: Arc::clone(items.event(change.action())),
             group: Some(row.to_string().into()),

@@ -184,7 +184,8 @@ impl Table {
     pub fn of_messages(prefix: &str) -> Self {
         let name = TableName { schema: String::new(), table: prefix.to_owned() };
         let keys = TableKeys::of_messages(prefix);
-        let events = ACTIONS.map(|action| format!("{prefix}.{}", action.as_str()).into());
+        let event: Arc<str> = format!("{prefix}.{}", Action::Message.as_str()).into();
+        let events = ACTIONS.map(|_| Arc::clone(&event));
         let (columns, primary_key) = (Vec::new(), Vec::new());
         Self { oid: 0, name, identity: ReplicaIdentity::Nothing, columns, primary_key, keys, events }
     }

@@ -53,7 +53,7 @@ pub use self::breaker::BreakerState;
 use self::deliveries::Delivery;
 pub use self::exchange::{
     Barrier, Command, Counts, DeliveryKey, Failure, GroupId, Groups, Message, OnExhausted, Outcome, Progress, Restored,
-    Rules, ScopeId, StoreRoom, Verdict, Want, WriteId,
+    Rules, ScopeId, StoreRoom, Ties, Verdict, Want, WriteId,
 };
 use self::keeping::Write;
 use self::overflow::Overflow;
@@ -197,9 +197,7 @@ impl<P> Scheduler<P> {
     }
 
     fn admit(&mut self, now: Instant, token: Token, message: Message<P>) -> bool {
-        let Message { groups, bytes, position, payload } = message;
-        let backing = Backing::Wal(token);
-        let (index, ready) = self.backlog.push(now, Waiting { groups, bytes, position, backing, payload });
+        let (index, ready) = self.backlog.push(now, Waiting::new(message, Backing::Wal(token)));
         self.watermark.moved(token, Place::Waiting(index));
         ready
     }

@@ -31,6 +31,8 @@ mod request;
 mod breaker;
 #[path = "walhook/commands.rs"]
 mod commands;
+#[path = "walhook/corpus.rs"]
+mod corpus;
 #[path = "walhook/crash.rs"]
 mod crash;
 #[path = "walhook/database.rs"]
@@ -41,6 +43,8 @@ mod durable;
 mod elsewhere;
 #[path = "walhook/endpoints.rs"]
 mod endpoints;
+#[path = "walhook/failover.rs"]
+mod failover;
 #[path = "walhook/failpoints.rs"]
 mod failpoints;
 #[path = "walhook/grouping.rs"]
@@ -49,14 +53,24 @@ mod grouping;
 mod huge;
 #[path = "walhook/isolation.rs"]
 mod isolation;
+#[path = "walhook/lost_slot.rs"]
+mod lost_slot;
 #[path = "walhook/message.rs"]
 mod message;
 #[path = "walhook/mismatch.rs"]
 mod mismatch;
+#[path = "walhook/oracle.rs"]
+mod oracle;
 #[path = "walhook/order.rs"]
 mod order;
 #[path = "walhook/outage.rs"]
 mod outage;
+#[path = "walhook/outbox.rs"]
+mod outbox;
+#[path = "walhook/pgbench.rs"]
+mod pgbench;
+#[path = "walhook/pitfalls/mod.rs"]
+mod pitfalls;
 #[path = "walhook/poison.rs"]
 mod poison;
 #[path = "walhook/pressure.rs"]
@@ -67,3 +81,5 @@ mod quota;
 mod tidy;
 #[path = "walhook/toast.rs"]
 mod toast;
+#[path = "walhook/truncate.rs"]
+mod truncate;

@@ -8,7 +8,7 @@ use tracing_subscriber::EnvFilter;
 use url::Url;
 
 use super::checked::{
-    AdminConfig, AdminToken, Config, Hold, LimitsConfig, LogConfig, LogFormat, SourceConfig, StateConfig,
+    AdminConfig, AdminToken, Config, Hold, LimitsConfig, LogConfig, LogFormat, OnSlotLost, SourceConfig, StateConfig,
 };
 use super::entry::{Entry, Reading, Table};
 use super::fault::nearest;
@@ -123,11 +123,13 @@ fn source(name: String, url: Option<PgAddress>, slot: Option<String>, mut table:
     let publication = publication(&mut table, &name);
     let create = table.take("create").boolean();
     let heartbeat = heartbeat(&table.take("heartbeat"));
-    let failover = table.take_silently("failover");
-    if failover.boolean() == Some(true) {
-        failover.fault("is not supported by this version");
+    let failover = table.take("failover").boolean();
+    let losses = [("stop", OnSlotLost::Stop), ("recreate", OnSlotLost::Recreate)];
+    let lost = table.take("on_slot_lost");
+    let on_slot_lost = lost.choice(&losses);
+    if create == Some(false) && on_slot_lost == Some(OnSlotLost::Recreate) {
+        lost.fault("cannot be \"recreate\" with create = false, which makes no slot");
     }
-    table.refuse("on_slot_lost");
     table.finish();
     Some(SourceConfig {
         name,
@@ -136,6 +138,8 @@ fn source(name: String, url: Option<PgAddress>, slot: Option<String>, mut table:
         publication: publication?,
         create: create?,
         heartbeat: heartbeat?,
+        failover: failover?,
+        on_slot_lost: on_slot_lost?,
     })
 }
 

@@ -19,6 +19,7 @@ const SHOWN_KEYS: &[&str] = &[
     "create",
     "heartbeat",
     "tables",
+    "messages",
     "actions",
     "message",
     "body",

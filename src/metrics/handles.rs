@@ -20,6 +20,8 @@ pub enum ReconnectReason {
     Refused,
     /// Another session reads the slot.
     SlotBusy,
+    /// The slot is lost.
+    SlotLost,
     /// The server ended the session: restart, failover, `pg_terminate_backend`.
     ServerClosed,
     /// The connection broke.
@@ -33,10 +35,11 @@ pub enum ReconnectReason {
 }
 
 impl ReconnectReason {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Connect,
         Self::Refused,
         Self::SlotBusy,
+        Self::SlotLost,
         Self::ServerClosed,
         Self::ConnectionLost,
         Self::Timeout,
@@ -50,6 +53,7 @@ impl ReconnectReason {
             Self::Connect => "connect",
             Self::Refused => "refused",
             Self::SlotBusy => "slot_busy",
+            Self::SlotLost => "slot_lost",
             Self::ServerClosed => "server_closed",
             Self::ConnectionLost => "connection_lost",
             Self::Timeout => "timeout",
@@ -115,6 +119,10 @@ pub struct SourceMetrics {
     pub oversized_changes: Counter,
     /// Time for which reading was held.
     pub held: SecondsTotal,
+    /// Gaps: slots that were lost and made anew.
+    pub gaps: Counter,
+    /// Bytes of WAL in these.
+    pub gap_bytes: Counter,
     /// Seconds from commit to first byte, once a transaction.
     pub commit_to_received: Histogram,
     reconnects: Vec<(ReconnectReason, Counter)>,
@@ -141,6 +149,8 @@ impl SourceMetrics {
             text_fallback_values: count(&super::SOURCE_TEXT_FALLBACK),
             oversized_changes: count(&super::SOURCE_OVERSIZED),
             held: SecondsTotal::new(count(&super::SOURCE_HELD_SECONDS)),
+            gaps: count(&super::SOURCE_GAPS),
+            gap_bytes: count(&super::SOURCE_GAP_BYTES),
             commit_to_received: histogram(&super::SOURCE_COMMIT_TO_RECEIVED, &[source]),
             reconnects: ReconnectReason::ALL.map(|reason| (reason, reconnects(reason))).into(),
         }

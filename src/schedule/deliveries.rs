@@ -8,7 +8,7 @@ use super::breaker::{Heard, Started};
 use super::watermark::{Place, Token};
 use super::{
     Command, DeliveryKey, Exhausted, Failure, GroupId, Groups, OnExhausted, Outcome, Restored, Scheduler, StoreRoom,
-    Verdict, retry, split,
+    Ties, Verdict, retry, split,
 };
 
 /// Whether the store has a delivery.
@@ -33,9 +33,17 @@ pub(super) enum Rest {
     Person,
 }
 
+/// A message in a delivery.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Member {
+    /// If only the WAL has it.
+    pub(super) token: Option<Token>,
+    pub(super) ties: Ties,
+}
+
 #[derive(Debug)]
 pub(super) struct Delivery {
-    pub(super) members: Vec<(Option<Token>, Groups)>,
+    pub(super) members: Vec<Member>,
     attempts: u32,
     failures: u32,
     refusals: u32,
@@ -54,7 +62,7 @@ pub(super) struct Delivery {
 }
 
 impl Delivery {
-    pub(super) fn new(key: DeliveryKey, members: Vec<(Option<Token>, Groups)>) -> Self {
+    pub(super) fn new(key: DeliveryKey, members: Vec<Member>) -> Self {
         Self {
             members,
             attempts: 0,
@@ -79,7 +87,7 @@ impl Delivery {
     }
 
     fn groups(&self) -> BTreeSet<GroupId> {
-        self.members.iter().flat_map(|(_, groups)| groups.iter()).collect()
+        self.members.iter().flat_map(|member| member.ties.groups.iter()).collect()
     }
 }
 
@@ -106,10 +114,10 @@ impl<P> Scheduler<P> {
         }
     }
 
-    /// The groups of a delivery's messages, in their order.
-    pub fn members(&self, key: DeliveryKey) -> impl Iterator<Item = Groups> {
+    /// What ties a delivery's messages to others, in their order.
+    pub fn members(&self, key: DeliveryKey) -> impl Iterator<Item = Ties> {
         let members = self.deliveries.get(&key).map(|delivery| delivery.members.as_slice()).unwrap_or_default();
-        members.iter().map(|(_, groups)| *groups)
+        members.iter().map(|member| member.ties)
     }
 
     /// An attempt of the delivery starts.
@@ -214,10 +222,8 @@ impl<P> Scheduler<P> {
         let Some(delivery) = self.deliveries.remove(&key) else { return };
         self.ack_pending -= delivery.members.len();
         self.forget(&delivery);
-        for (token, _) in &delivery.members {
-            if let Some(token) = token {
-                self.watermark.resolve(*token);
-            }
+        for token in delivery.members.iter().filter_map(|member| member.token) {
+            self.watermark.resolve(token);
         }
         self.let_go(now, key, &delivery);
     }
@@ -244,8 +250,8 @@ impl<P> Scheduler<P> {
             }
             self.order_family(now, root);
         } else {
-            for (_, groups) in &delivery.members {
-                self.backlog.release(now, root, *groups);
+            for member in &delivery.members {
+                self.backlog.release(now, root, member.ties.groups);
             }
         }
     }
@@ -268,7 +274,7 @@ impl<P> Scheduler<P> {
 
     fn split(&mut self, now: Instant, key: DeliveryKey) -> Option<Verdict> {
         let whole = self.deliveries.get(&key)?;
-        let groups: Vec<Groups> = whole.members.iter().map(|(_, groups)| *groups).collect();
+        let groups: Vec<Groups> = whole.members.iter().map(|member| member.ties.groups).collect();
         let Some((first, second)) = split::halves(&groups) else { return self.retry_later(now, key) };
         let whole = self.deliveries.remove(&key)?;
         self.forget(&whole);
@@ -292,10 +298,8 @@ impl<P> Scheduler<P> {
         let key = DeliveryKey(self.next_key);
         self.next_key += 1;
         let members: Vec<_> = indexes.iter().filter_map(|&index| whole.members.get(index).copied()).collect();
-        for (token, _) in &members {
-            if let Some(token) = token {
-                self.watermark.moved(*token, Place::In(key));
-            }
+        for token in members.iter().filter_map(|member| member.token) {
+            self.watermark.moved(token, Place::In(key));
         }
         let mut part = Delivery { is_part: true, has_failed: true, ..Delivery::new(whole.root, members) };
         part.rest = Rest::Elder;
@@ -356,7 +360,7 @@ impl<P> Scheduler<P> {
     fn restore_one(&mut self, one: Restored, roots: &mut BTreeMap<DeliveryKey, Vec<DeliveryKey>>) -> DeliveryKey {
         let key = DeliveryKey(self.next_key);
         self.next_key += 1;
-        let members = one.members.into_iter().map(|groups| (None, groups)).collect();
+        let members = one.members.into_iter().map(|ties| Member { token: None, ties }).collect();
         let mut delivery = Delivery::new(key, members);
         let groups = delivery.groups();
         let mut elders: Vec<DeliveryKey> = groups.iter().filter_map(|id| self.backlog.holder(*id)).collect();

@@ -75,6 +75,17 @@ pub enum Barrier {
     Scopes(ScopeId),
 }
 
+/// What ties a message to others: what it waits for, and what waits for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ties {
+    /// Its groups.
+    pub groups: Groups,
+    /// Its table's.
+    pub scope: ScopeId,
+    /// What it is to the others of its table.
+    pub barrier: Barrier,
+}
+
 /// A sink's rules, as the scheduler needs them.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {
@@ -109,12 +120,23 @@ pub struct Rules {
 pub struct Message<P> {
     /// Its groups.
     pub groups: Groups,
+    /// Its table's.
+    pub scope: ScopeId,
+    /// What it is to the others of its table.
+    pub barrier: Barrier,
     /// Bytes it adds to a body.
     pub bytes: usize,
     /// Where it stands in the order of commits.
     pub position: Position,
     /// What the deliverer needs.
     pub payload: P,
+}
+
+impl<P> Message<P> {
+    /// What ties it to others.
+    pub fn ties(&self) -> Ties {
+        Ties { groups: self.groups, scope: self.scope, barrier: self.barrier }
+    }
 }
 
 /// Names a delivery within one life of a scheduler.
@@ -253,7 +275,7 @@ pub enum StoreRoom {
 #[derive(Clone, Debug)]
 pub struct Restored {
     /// Of its messages, in order.
-    pub members: Vec<Groups>,
+    pub members: Vec<Ties>,
     /// The first message's position: deliveries with a group in common go in this order.
     pub position: Position,
     /// Attempts that count.

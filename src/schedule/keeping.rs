@@ -46,8 +46,8 @@ impl<P> Scheduler<P> {
             let Some(delivery) = self.deliveries.get_mut(&key) else { continue };
             delivery.kept = Kept::Yes;
             self.parked += 1;
-            for (token, _) in &mut delivery.members {
-                if let Some(token) = token.take() {
+            for member in &mut delivery.members {
+                if let Some(token) = member.token.take() {
                     self.watermark.resolve(token);
                 }
             }
@@ -60,7 +60,7 @@ impl<P> Scheduler<P> {
         for key in write.deliveries {
             let Some(delivery) = self.deliveries.get_mut(&key) else { continue };
             delivery.kept = Kept::No;
-            for token in delivery.members.iter().filter_map(|(token, _)| *token) {
+            for token in delivery.members.iter().filter_map(|member| member.token) {
                 self.watermark.moved(token, Place::In(key));
             }
         }
@@ -70,7 +70,7 @@ impl<P> Scheduler<P> {
         for key in deliveries {
             let Some(delivery) = self.deliveries.get_mut(key) else { continue };
             delivery.kept = Kept::Writing;
-            for token in delivery.members.iter().filter_map(|(token, _)| *token) {
+            for token in delivery.members.iter().filter_map(|member| member.token) {
                 self.watermark.moved(token, Place::Leaving);
             }
         }
@@ -247,10 +247,9 @@ impl<P> Scheduler<P> {
     fn spill_command(&mut self, leaving: Vec<(Option<Token>, Waiting<P>)>) -> Command<P> {
         let (mut write, mut messages) = (Write::default(), Vec::with_capacity(leaving.len()));
         for (token, message) in leaving {
-            let Waiting { groups, bytes, position, backing: _, payload } = message;
             write.tokens.extend(token);
-            write.lanes.extend(groups.iter());
-            messages.push(Message { groups, bytes, position, payload });
+            write.lanes.extend(message.groups.iter());
+            messages.push(message.into_message());
         }
         let write = self.begin(write);
         Command::Spill { write, messages }
@@ -345,12 +344,11 @@ impl<P> Scheduler<P> {
     /// how many the store should have had and has not.
     pub fn overflow_read(&mut self, now: Instant, messages: Vec<Message<P>>) -> usize {
         let missing = self.overflow.read(Some(messages.len()));
-        for Message { groups, bytes, position, payload } in messages {
-            self.admit_again(now, Some(position));
-            let token = self.loaded.arrive(now, position, Place::Buffered);
-            self.loaded_bytes += bytes;
-            let backing = Backing::Page(token);
-            let (index, _) = self.backlog.push(now, Waiting { groups, bytes, position, backing, payload });
+        for message in messages {
+            self.admit_again(now, Some(message.position));
+            let token = self.loaded.arrive(now, message.position, Place::Buffered);
+            self.loaded_bytes += message.bytes;
+            let (index, _) = self.backlog.push(now, Waiting::new(message, Backing::Page(token)));
             self.loaded.moved(token, Place::Waiting(index));
         }
         if !self.overflow.has_stored() {

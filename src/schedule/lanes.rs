@@ -210,12 +210,12 @@ impl<P> Backlog<P> {
 
     /// A message comes back: behind the others of its groups in memory, before what the store has.
     fn push_back(&mut self, now: Instant, message: Message<P>) {
-        let Message { groups, bytes, position, payload } = message;
-        if groups == Groups::One(own_lane(position)) {
-            self.push(now, Waiting { groups: Groups::None, bytes, position, backing: Backing::Lane, payload });
+        let waiting = Waiting::new(message, Backing::Lane);
+        let (groups, bytes) = (waiting.groups, waiting.bytes);
+        if groups == Groups::One(own_lane(waiting.position)) {
+            self.push(now, Waiting { groups: Groups::None, ..waiting });
             return;
         }
-        let waiting = Waiting { groups, bytes, position, backing: Backing::Lane, payload };
         let index = self.enter(waiting);
         for id in groups.iter() {
             self.append(now, id, index, bytes);

@@ -5,7 +5,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 use hashbrown::HashMap;
 
 use super::watermark::Token;
-use super::{DeliveryKey, GroupId, Groups};
+use super::{Barrier, DeliveryKey, GroupId, Groups, Message, ScopeId, Ties};
 use crate::change::Position;
 
 pub(super) const NONE: u32 = u32::MAX;
@@ -25,10 +25,29 @@ pub(super) enum Backing {
 #[derive(Debug)]
 pub(super) struct Waiting<P> {
     pub(super) groups: Groups,
+    pub(super) scope: ScopeId,
+    pub(super) barrier: Barrier,
     pub(super) bytes: usize,
     pub(super) position: Position,
     pub(super) backing: Backing,
     pub(super) payload: P,
+}
+
+impl<P> Waiting<P> {
+    pub(super) fn new(message: Message<P>, backing: Backing) -> Self {
+        let Message { groups, scope, barrier, bytes, position, payload } = message;
+        Self { groups, scope, barrier, bytes, position, backing, payload }
+    }
+
+    pub(super) fn into_message(self) -> Message<P> {
+        let Self { groups, scope, barrier, bytes, position, backing: _, payload } = self;
+        Message { groups, scope, barrier, bytes, position, payload }
+    }
+
+    /// What ties it to others.
+    pub(super) fn ties(&self) -> Ties {
+        Ties { groups: self.groups, scope: self.scope, barrier: self.barrier }
+    }
 }
 
 #[derive(Debug)]

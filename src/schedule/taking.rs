@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::backlog::Backlog;
-use super::deliveries::Delivery;
+use super::deliveries::{Delivery, Member};
 use super::queue::{Backing, NONE, ReadyItem, State, Waiting, place};
 use super::watermark::{Place, Token};
 use super::{Command, DeliveryKey, GroupId, Groups, Scheduler};
@@ -49,7 +49,8 @@ impl<P> Scheduler<P> {
         self.retry_had_last_turn = false;
         let (mut members, mut messages) = (Vec::with_capacity(taken.len()), Vec::with_capacity(taken.len()));
         for message in taken {
-            members.push((self.leave_backlog((message.backing, message.bytes), Place::In(key)), message.groups));
+            let token = self.leave_backlog((message.backing, message.bytes), Place::In(key));
+            members.push(Member { token, ties: message.ties() });
             messages.push(message.payload);
         }
         self.deliveries.insert(key, Delivery::new(key, members));

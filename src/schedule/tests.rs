@@ -39,9 +39,15 @@ struct Play {
     writes: VecDeque<WriteId>,
 }
 
+const SCOPE: ScopeId = ScopeId(1);
+
 /// A message whose payload is its position.
 fn message(groups: Groups, payload: u64) -> Message<u64> {
-    Message { groups, bytes: 10, position: at(payload), payload }
+    Message { groups, scope: SCOPE, barrier: Barrier::None, bytes: 10, position: at(payload), payload }
+}
+
+fn ties(groups: Groups) -> Ties {
+    Ties { groups, scope: SCOPE, barrier: Barrier::None }
 }
 
 fn payloads(messages: Vec<Message<u64>>) -> Vec<u64> {

@@ -10,7 +10,7 @@ use crate::change::{Change, Lsn};
 use crate::config::SinkConfig;
 use crate::record::{Rendering, RenderingSettings};
 use crate::schedule::resume::Admission;
-use crate::schedule::{Groups, Message};
+use crate::schedule::{Barrier, Message, Ties};
 
 /// As many bytes as no delivery of several messages has.
 pub(super) fn alone(config: &SinkConfig) -> usize {
@@ -26,9 +26,9 @@ impl Task {
             match item {
                 Feed::Database { system_id } => self.rendering = Some(self.rendering(system_id)),
                 Feed::Table { .. } => {}
-                Feed::Change { change, groups, scope: _, barrier: _ } => {
+                Feed::Change { change, groups, scope, barrier: _ } => {
                     messages += 1;
-                    self.admit(now, change, groups);
+                    self.admit(now, change, Ties { groups, scope, barrier: Barrier::None });
                 }
                 Feed::Mark(lsn) => {
                     self.scheduler.mark(lsn);
@@ -42,7 +42,7 @@ impl Task {
         self.sink.metrics.received_messages.increment(messages);
     }
 
-    fn admit(&mut self, now: Instant, change: Change, groups: Groups) {
+    fn admit(&mut self, now: Instant, change: Change, ties: Ties) {
         let position = change.position();
         let admission = self.resume.as_mut().map_or(Admission::New, |resume| resume.admit(position));
         if admission == Admission::Skip {
@@ -51,7 +51,8 @@ impl Task {
         let bytes = self.body_bytes(&change);
         self.largest_bytes = self.largest_bytes.max(change.len_bytes());
         let change = if self.is_tight() { detached(change, &self.sink.memory) } else { change };
-        let message = Message { groups, bytes, position, payload: Payload::Change(change) };
+        let Ties { groups, scope, barrier } = ties;
+        let message = Message { groups, scope, barrier, bytes, position, payload: Payload::Change(change) };
         if let Some(resume) = &self.resume {
             self.scheduler.set_replaying(resume.is_replaying());
         }

@@ -223,8 +223,8 @@ impl Task {
             let config = &self.sink.config;
             let members = self.scheduler.members(key).zip(messages.iter()).zip(&frozen.members);
             let members: Vec<Member> = members
-                .map(|((groups, payload), member)| Member {
-                    facts: payload.facts(groups, config, rendering),
+                .map(|((ties, payload), member)| Member {
+                    facts: payload.facts(ties, config, rendering),
                     bytes: member.bytes.clone(),
                 })
                 .collect();

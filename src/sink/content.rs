@@ -10,7 +10,7 @@ use crate::config::SinkConfig;
 use crate::deliver::frozen::{DeliveryId, Frozen};
 use crate::memory::Memory;
 use crate::record::Rendering;
-use crate::schedule::Groups;
+use crate::schedule::Ties;
 use crate::source::route::group_text;
 use crate::store::{Home, KeptDelivery, KeptMessage, Member, MessageFacts, Tries};
 
@@ -43,18 +43,20 @@ impl Payload {
         }
     }
 
-    /// What is known of it beside its JSON; `groups` are those that the scheduler has it under.
-    pub(super) fn facts(&self, groups: Groups, config: &SinkConfig, rendering: &Rendering) -> MessageFacts {
+    /// What is known of it beside its JSON; `ties` are those that the scheduler has it under.
+    pub(super) fn facts(&self, ties: Ties, config: &SinkConfig, rendering: &Rendering) -> MessageFacts {
         match self {
             Self::Change(change) => MessageFacts {
                 id: rendering.message_id(change.position()),
                 position: change.position(),
-                groups,
+                groups: ties.groups,
+                scope: ties.scope,
+                barrier: ties.barrier,
                 commit_micros: change.transaction.commit_micros,
                 event: Arc::clone(change.table.event(change.action())),
                 group: group_text(change, config).map(Into::into),
             },
-            Self::Kept(kept) => MessageFacts { groups, ..kept.message.facts.clone() },
+            Self::Kept(kept) => MessageFacts { groups: ties.groups, ..kept.message.facts.clone() },
         }
     }
 
@@ -207,7 +209,7 @@ pub(super) fn freeze(config: &SinkConfig, rendering: &Rendering, memory: &Memory
 }
 
 /// Messages as the store keeps them: those that are changes are rendered, into one buffer.
-pub(super) fn keep(config: &SinkConfig, rendering: &Rendering, messages: &[(Groups, Payload)]) -> Vec<KeptMessage> {
+pub(super) fn keep(config: &SinkConfig, rendering: &Rendering, messages: &[(Ties, Payload)]) -> Vec<KeptMessage> {
     let mut buffer = Vec::with_capacity(messages.iter().map(|(_, payload)| payload.len_bytes()).sum());
     let mut ends = Vec::with_capacity(messages.len());
     for (_, payload) in messages {
@@ -218,13 +220,13 @@ pub(super) fn keep(config: &SinkConfig, rendering: &Rendering, messages: &[(Grou
     }
     let rendered = Bytes::from(buffer);
     let mut start = 0;
-    let kept = messages.iter().zip(ends).map(|((groups, payload), end)| {
+    let kept = messages.iter().zip(ends).map(|((ties, payload), end)| {
         let json = match payload {
             Payload::Change(_) => rendered.slice(start..end),
             Payload::Kept(kept) => kept.message.json.clone(),
         };
         start = end;
-        KeptMessage { facts: payload.facts(*groups, config, rendering), json }
+        KeptMessage { facts: payload.facts(*ties, config, rendering), json }
     });
     kept.collect()
 }

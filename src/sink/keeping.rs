@@ -12,7 +12,7 @@ use super::arrivals::alone;
 use super::content::{Delivery, Payload, ReadBack, keep};
 use crate::deliver::frozen::{DeliveryId, Frozen};
 use crate::deliver::omitted;
-use crate::schedule::{DeliveryKey, GroupId, Groups, Message, Want, WriteId};
+use crate::schedule::{DeliveryKey, GroupId, Message, Ties, Want, WriteId};
 use crate::source::chain;
 use crate::store::{Home, KeptMessage, LaneRead, LaneWant, Op, Page, StoreError};
 
@@ -60,10 +60,10 @@ impl Task {
     /// Waiting messages go into the lanes of their groups. Those that came back from a lane are still there.
     pub(super) fn spill(&mut self, write: WriteId, messages: Vec<Message<Payload>>) {
         let Some(rendering) = self.rendering.clone() else { return };
-        let messages: Vec<(Groups, Payload)> = messages
+        let messages: Vec<(Ties, Payload)> = messages
             .into_iter()
             .filter(|message| !matches!(message.payload.home(), Some(Home::Lane(_))))
-            .map(|message| (message.groups, message.payload))
+            .map(|message| (message.ties(), message.payload))
             .collect();
         let leaves: Vec<Home> = messages.iter().filter_map(|(_, payload)| payload.home()).collect();
         let kept = keep(&self.sink.config, &rendering, &messages);
@@ -80,8 +80,8 @@ impl Task {
     /// The newest messages become a page of the overflow.
     pub(super) fn overflow(&mut self, write: WriteId, messages: Vec<Message<Payload>>) {
         let Some(rendering) = self.rendering.clone() else { return };
-        let messages: Vec<(Groups, Payload)> =
-            messages.into_iter().map(|message| (message.groups, message.payload)).collect();
+        let messages: Vec<(Ties, Payload)> =
+            messages.into_iter().map(|message| (message.ties(), message.payload)).collect();
         let kept = keep(&self.sink.config, &rendering, &messages);
         let (bytes, page) = (bytes_of(&kept), self.pages.0);
         self.pages.0 += 1;
@@ -167,11 +167,11 @@ impl Task {
     fn message_of(&self, message: KeptMessage, home: Home, read_at: Instant) -> Message<Payload> {
         let KeptMessage { facts, json } = message;
         let json = self.sink.memory.hold(json.to_vec());
-        let (groups, position) = (facts.groups, facts.position);
+        let (Ties { groups, scope, barrier }, position) = (facts.ties(), facts.position);
         let is_too_large = omitted::too_large(&json).is_some();
         let bytes = if is_too_large { alone(&self.sink.config) } else { json.len() + 1 };
         let kept = ReadBack { message: KeptMessage { facts, json }, home, read_at };
-        Message { groups, bytes, position, payload: Payload::Kept(Arc::new(kept)) }
+        Message { groups, scope, barrier, bytes, position, payload: Payload::Kept(Arc::new(kept)) }
     }
 }
 

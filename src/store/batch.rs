@@ -12,7 +12,7 @@ use bytes::Bytes;
 use crate::change::{Lsn, Position};
 use crate::deliver::frozen::DeliveryId;
 use crate::record::message::MessageId;
-use crate::schedule::{GroupId, Groups};
+use crate::schedule::{Barrier, GroupId, Groups, ScopeId, Ties};
 
 /// Names a sink in the store, for as long as the store keeps it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -30,12 +30,23 @@ pub struct MessageFacts {
     pub position: Position,
     /// Its groups.
     pub groups: Groups,
+    /// Its table's: [`ScopeId::of_event`] of `event`, or unknown for what an earlier version put into a lane.
+    pub scope: ScopeId,
+    /// What it is to the others of its table.
+    pub barrier: Barrier,
     /// Commit time, microseconds since 1970-01-01 UTC.
     pub commit_micros: i64,
     /// `schema.table.action`.
     pub event: Arc<str>,
     /// Its group's name for people.
     pub group: Option<Arc<str>>,
+}
+
+impl MessageFacts {
+    /// What ties it to others.
+    pub fn ties(&self) -> Ties {
+        Ties { groups: self.groups, scope: self.scope, barrier: self.barrier }
+    }
 }
 
 /// A message that waits in the store.

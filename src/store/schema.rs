@@ -21,7 +21,8 @@ pub(super) struct Schema {
 }
 
 /// `state.db`.
-pub(super) const STATE: Schema = Schema { application: 0x7761_6C68, steps: &[STATE_1, STATE_2, STATE_3, STATE_4] };
+pub(super) const STATE: Schema =
+    Schema { application: 0x7761_6C68, steps: &[STATE_1, STATE_2, STATE_3, STATE_4, STATE_5] };
 
 /// `log.db`.
 pub(super) const LOG: Schema = Schema { application: 0x7761_6C6C, steps: &[LOG_1] };
@@ -130,6 +131,18 @@ const STATE_3: &str = "
 /// NULL: kept before rules were.
 const STATE_4: &str = "
     ALTER TABLE sink ADD COLUMN grouping TEXT;
+";
+
+/// Changes that were never read, because the slot was lost.
+const STATE_5: &str = "
+    CREATE TABLE source_gap (
+        source TEXT NOT NULL,
+        from_lsn INTEGER,                 -- NULL: not known
+        to_lsn INTEGER NOT NULL,
+        at INTEGER NOT NULL,
+        why TEXT NOT NULL,
+        PRIMARY KEY (source, to_lsn)
+    ) STRICT, WITHOUT ROWID;
 ";
 
 const LOG_1: &str = "

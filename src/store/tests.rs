@@ -18,7 +18,7 @@ use super::*;
 use crate::change::{Lsn, Position};
 use crate::config::Hold;
 use crate::record::message::MessageId;
-use crate::schedule::{GroupId, Groups};
+use crate::schedule::{Barrier, GroupId, Groups, ScopeId};
 
 /// A directory and what a store in it is made of.
 pub(super) struct Rig {
@@ -71,6 +71,8 @@ pub(super) fn facts(position: Position, groups: Groups) -> MessageFacts {
         id: MessageId(u128::from(position.commit_lsn.0) << 64 | u128::from(position.index)),
         position,
         groups,
+        scope: ScopeId::of_event("public.orders.insert"),
+        barrier: Barrier::None,
         commit_micros: 1_700_000_000_000_000 + position.commit_lsn.0.cast_signed(),
         event: "public.orders.insert".into(),
         group: Some(format!("{position:?}").into()),

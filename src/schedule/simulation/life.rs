@@ -240,7 +240,8 @@ impl Life {
         }
         let bytes = item.bytes;
         self.note(|life| format!("feed {index} {admission:?} {:?}", life.model.items[index]));
-        let message = Message { groups, bytes, position, payload: Load { item: index, home: None } };
+        let (scope, barrier) = (ScopeId(1), Barrier::None);
+        let message = Message { groups, scope, barrier, bytes, position, payload: Load { item: index, home: None } };
         match admission {
             Admission::Again => self.scheduler.push_again(self.now, message),
             Admission::New | Admission::Skip => self.scheduler.push(self.now, message),
@@ -282,7 +283,7 @@ impl Life {
     fn restore(&mut self) {
         let parked: Vec<_> = self.durable.deliveries.iter().map(|(id, parked)| (*id, parked.clone())).collect();
         let restored = parked.iter().map(|(_, parked)| Restored {
-            members: parked.members.iter().map(|item| self.model.items[*item].groups).collect(),
+            members: parked.members.iter().map(|item| self.model.items[*item].ties()).collect(),
             position: self.model.items[parked.members[0]].position,
             attempts: parked.attempts,
             failures: parked.failures,

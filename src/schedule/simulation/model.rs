@@ -25,6 +25,12 @@ pub(super) struct Item {
     pub(super) arrived: Option<Instant>,
 }
 
+impl Item {
+    pub(super) fn ties(&self) -> Ties {
+        Ties { groups: self.groups, scope: ScopeId(1), barrier: Barrier::None }
+    }
+}
+
 /// See the module.
 #[derive(Default)]
 pub(super) struct Model {

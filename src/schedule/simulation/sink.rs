@@ -317,7 +317,14 @@ impl Life {
 
     fn load(&self, item: usize, groups: Groups, home: Home) -> Message<Load> {
         let Item { bytes, position, .. } = self.model.items[item];
-        Message { groups, bytes, position, payload: Load { item, home: Some(home) } }
+        Message {
+            groups,
+            scope: ScopeId(1),
+            barrier: Barrier::None,
+            bytes,
+            position,
+            payload: Load { item, home: Some(home) },
+        }
     }
 
     fn go_on_reading_lanes(&mut self) -> Check {

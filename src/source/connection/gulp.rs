@@ -138,6 +138,22 @@ fn header(bytes: &[u8]) -> Option<(u8, usize)> {
     Some((tag, length.saturating_add(1)))
 }
 
+/// Reads a stream to its end or to its first fault, which is returned; every frame goes to `see`. For tests of hostile
+/// bytes, which want no session around the reading.
+pub async fn read_frames<S: AsyncRead + Unpin>(
+    mut socket: S,
+    memory: &Memory,
+    mut see: impl FnMut(Frame),
+) -> StreamError {
+    let mut inlet = Inlet::new();
+    loop {
+        match inlet.gulp(&mut socket, memory).await {
+            Ok(gulp) => gulp.for_each(&mut see),
+            Err(error) => return error,
+        }
+    }
+}
+
 /// The reading half: bytes that came and are not handed out yet.
 #[derive(Debug)]
 pub(super) struct Inlet {

@@ -8,11 +8,18 @@ use bytes::Bytes;
 use super::{Corrupt, Reader, put_bytes, put_varint, put_zigzag};
 use crate::change::{Lsn, Position};
 use crate::record::message::MessageId;
-use crate::schedule::{GroupId, Groups};
+use crate::schedule::{Barrier, GroupId, Groups, ScopeId};
 use crate::store::batch::{KeptMessage, Member, MessageFacts};
 
 /// The least that the facts of a message take: an id, two numbers of a byte, a kind, a time, two lengths.
 const FACTS_BYTES_MIN: usize = 22;
+
+/// In the byte of [`put_ties`]: how many groups.
+const GROUPS: u8 = 0x0F;
+/// A barrier of its scope.
+const BARRIER: u8 = 0x10;
+/// A barrier of two scopes, of which the other is named.
+const BARRIER_OF_TWO: u8 = 0x20;
 
 /// Texts that come again and again are read once. At most so many are remembered.
 const WORDS_MAX: usize = 32;
@@ -160,18 +167,7 @@ fn put_facts(out: &mut Vec<u8>, facts: &MessageFacts) {
     out.extend_from_slice(&facts.id.0.to_be_bytes());
     put_varint(out, facts.position.commit_lsn.0);
     put_varint(out, facts.position.index);
-    match facts.groups {
-        Groups::None => out.push(0),
-        Groups::One(group) => {
-            out.push(1);
-            out.extend_from_slice(&group.0.to_le_bytes());
-        }
-        Groups::Two(old, new) => {
-            out.push(2);
-            out.extend_from_slice(&old.0.to_le_bytes());
-            out.extend_from_slice(&new.0.to_le_bytes());
-        }
-    }
+    put_ties(out, facts.groups, facts.barrier);
     put_zigzag(out, facts.commit_micros);
     put_bytes(out, facts.event.as_bytes());
     match &facts.group {
@@ -183,15 +179,46 @@ fn put_facts(out: &mut Vec<u8>, facts: &MessageFacts) {
     }
 }
 
+/// One byte says how many groups and what kind of barrier; their hashes follow.
+fn put_ties(out: &mut Vec<u8>, groups: Groups, barrier: Barrier) {
+    let count = match groups {
+        Groups::None => 0,
+        Groups::One(_) => 1,
+        Groups::Two(..) => 2,
+    };
+    let (kind, old) = match barrier {
+        Barrier::None => (0, None),
+        Barrier::Scope => (BARRIER, None),
+        Barrier::Scopes(old) => (BARRIER_OF_TWO, Some(old)),
+    };
+    out.push(kind | count);
+    let groups = groups.iter().map(|group| group.0);
+    groups.chain(old.map(|old| old.0)).for_each(|hash| out.extend_from_slice(&hash.to_le_bytes()));
+}
+
+/// See [`put_ties`].
+fn ties(reader: &mut Reader<'_>) -> Result<(Groups, Barrier), Corrupt> {
+    let kind = reader.u8()?;
+    let mut hash = || reader.array().map(u64::from_le_bytes);
+    let groups = match kind & GROUPS {
+        0 => Groups::None,
+        1 => Groups::One(GroupId(hash()?)),
+        2 => Groups::Two(GroupId(hash()?), GroupId(hash()?)),
+        _ => return Err(Corrupt::Kind),
+    };
+    let barrier = match kind & !GROUPS {
+        0 => Barrier::None,
+        BARRIER => Barrier::Scope,
+        BARRIER_OF_TWO => Barrier::Scopes(ScopeId(hash()?)),
+        _ => return Err(Corrupt::Kind),
+    };
+    Ok((groups, barrier))
+}
+
 fn facts(reader: &mut Reader<'_>, words: &mut Words) -> Result<MessageFacts, Corrupt> {
     let id = MessageId(u128::from_be_bytes(reader.array()?));
     let position = Position { commit_lsn: Lsn(reader.varint()?), index: reader.varint()? };
-    let groups = match reader.u8()? {
-        0 => Groups::None,
-        1 => Groups::One(group(reader)?),
-        2 => Groups::Two(group(reader)?, group(reader)?),
-        _ => return Err(Corrupt::Kind),
-    };
+    let (groups, barrier) = ties(reader)?;
     let commit_micros = reader.zigzag()?;
     let event = words.share(reader.text()?);
     let group = match reader.u8()? {
@@ -199,9 +226,6 @@ fn facts(reader: &mut Reader<'_>, words: &mut Words) -> Result<MessageFacts, Cor
         1 => Some(reader.text()?.into()),
         _ => return Err(Corrupt::Kind),
     };
-    Ok(MessageFacts { id, position, groups, commit_micros, event, group })
-}
-
-fn group(reader: &mut Reader<'_>) -> Result<GroupId, Corrupt> {
-    reader.array().map(u64::from_le_bytes).map(GroupId)
+    let scope = ScopeId::of_event(&event);
+    Ok(MessageFacts { id, position, groups, scope, barrier, commit_micros, event, group })
 }

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::change::{Lsn, Position};
 use crate::record::message::MessageId;
-use crate::schedule::{GroupId, Groups};
+use crate::schedule::{Barrier, GroupId, Groups, ScopeId};
 use crate::store::batch::{KeptMessage, Member, MessageFacts};
 
 fn positions() -> impl Strategy<Value = Position> {
@@ -26,13 +26,18 @@ fn groups() -> impl Strategy<Value = Groups> {
     ]
 }
 
+fn barriers() -> impl Strategy<Value = Barrier> {
+    let of_two = any::<u64>().prop_map(|old| Barrier::Scopes(ScopeId(old)));
+    prop_oneof![Just(Barrier::None), Just(Barrier::Scope), of_two]
+}
+
 prop_compose! {
     fn facts()(
-        id in any::<u128>(), position in positions(), groups in groups(), commit_micros in any::<i64>(),
+        id in any::<u128>(), position in positions(), groups in groups(), barrier in barriers(), commit_micros in any::<i64>(),
         event in "[a-c]{0,3}\\.é?", group in proptest::option::of(".{0,9}"),
     ) -> MessageFacts {
         let event: Arc<str> = event.into();
-        MessageFacts { id: MessageId(id), position, groups, commit_micros, event, group: group.map(Arc::from) }
+        MessageFacts { id: MessageId(id), position, groups, scope: ScopeId::of_event(&event), barrier, commit_micros, event, group: group.map(Arc::from) }
     }
 }
 
