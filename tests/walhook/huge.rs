@@ -294,3 +294,19 @@ async fn an_annotation_that_is_too_large_says_so_in_its_place() {
     assert!(said.contains("bytes left out"), "{said}");
     assert!(daemon.peak_kib() <= PEAK_KIB, "{} KiB", daemon.peak_kib());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_logical_message_that_is_too_large_is_a_dead_letter() {
+    let case = begin(TABLE, "", "messages = [\"outbox.*\"]").await;
+    for content in ["repeat('a', 20000000)", "'{\"n\": 1}'"] {
+        case.postgres.sql(&format!("SELECT pg_logical_emit_message(true, 'outbox.orders', {content}) IS NULL")).await;
+    }
+    case.wait_dead(1.0, Duration::from_secs(60)).await;
+    let messages = case.receiver.wait_messages(1).await;
+    assert_eq!(messages[0]["record"], json!({"n": 1}));
+    let letters = case.dead_letters().await;
+    let message = &letters[0].1["data"][0];
+    assert_eq!((&message["record"], &message["metadata"]["prefix"]), (&Value::Null, &json!("outbox.orders")));
+    assert!(message["metadata"]["too_large"]["record"].as_u64() > Some(20_000_000), "{message}");
+    case.assert_small();
+}
