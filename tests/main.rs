@@ -29,6 +29,8 @@ mod request;
 
 #[path = "walhook/breaker.rs"]
 mod breaker;
+#[path = "walhook/check.rs"]
+mod check;
 #[path = "walhook/commands.rs"]
 mod commands;
 #[path = "walhook/corpus.rs"]
@@ -41,6 +43,8 @@ mod database;
 mod durable;
 #[path = "walhook/elsewhere.rs"]
 mod elsewhere;
+#[path = "walhook/encodings.rs"]
+mod encodings;
 #[path = "walhook/endpoints.rs"]
 mod endpoints;
 #[path = "walhook/failover.rs"]
