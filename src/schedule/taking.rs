@@ -3,10 +3,11 @@
 use std::time::Instant;
 
 use super::backlog::Backlog;
+use super::barriers::Whereabouts;
 use super::deliveries::{Delivery, Member};
 use super::queue::{Backing, NONE, ReadyItem, State, Waiting, place};
 use super::watermark::{Place, Token};
-use super::{Command, DeliveryKey, GroupId, Groups, Scheduler};
+use super::{Barrier, Command, DeliveryKey, GroupId, Groups, Scheduler};
 
 /// Bounds of one delivery.
 #[derive(Clone, Copy, Debug)]
@@ -50,7 +51,11 @@ impl<P> Scheduler<P> {
         let (mut members, mut messages) = (Vec::with_capacity(taken.len()), Vec::with_capacity(taken.len()));
         for message in taken {
             let token = self.leave_backlog((message.backing, message.bytes), Place::In(key));
-            members.push(Member { token, ties: message.ties() });
+            let ties = message.ties();
+            if ties.barrier != Barrier::None {
+                self.backlog.barriers.moved(&ties, message.position, Whereabouts::Held(key));
+            }
+            members.push(Member { token, ties });
             messages.push(message.payload);
         }
         self.deliveries.insert(key, Delivery::new(key, members));
@@ -118,6 +123,13 @@ impl<P> Backlog<P> {
         if group.state != State::Ready {
             return true;
         }
+        let head = group.queue.head;
+        let is_idle = self.barriers.is_idle();
+        if !is_idle && self.falls_asleep(id, head) {
+            self.leave_ready(id, State::Blocked);
+            return true;
+        }
+        let Some(group) = self.groups.get_mut(&id) else { return true };
         let queue = &mut group.queue;
         let first = self.slots.get(place(queue.head)).and_then(|slot| slot.message.as_ref());
         if first.is_some_and(|message| !taken.fits(message.bytes)) {
@@ -130,8 +142,11 @@ impl<P> Backlog<P> {
         // Messages of this group alone, which is nearly all there is, need no other look-up.
         while taken.has_room()
             && let Some(slot) = self.slots.get_mut(place(queue.head))
-            && let Some(message) =
-                slot.message.take_if(|message| matches!(message.groups, Groups::One(_)) && taken.fits(message.bytes))
+            && let Some(message) = slot.message.take_if(|message| {
+                matches!(message.groups, Groups::One(_))
+                    && taken.fits(message.bytes)
+                    && (is_idle || self.barriers.lets_go(&message.ties(), message.position))
+            })
         {
             self.free.push(queue.head);
             queue.pop(slot.next[0], message.bytes);
@@ -150,7 +165,9 @@ impl<P> Backlog<P> {
             && let Some(message) = self.message(head)
         {
             let groups = message.groups;
-            if !taken.has_room() || !taken.fits(message.bytes) || !self.partner_agrees(id, groups, head, delivery) {
+            let may_go = self.barriers.lets_go(&message.ties(), message.position);
+            let fits = taken.has_room() && taken.fits(message.bytes);
+            if !may_go || !fits || !self.partner_agrees(id, groups, head, delivery) {
                 break;
             }
             for member in groups.iter() {

@@ -62,7 +62,7 @@ fn restored(kept: &KeptDelivery, now: Instant, wait_max: Duration) -> Restored {
     let due = tries.next_attempt_micros.map_or(now, |micros| instant_of(micros, now)).min(now + wait_max);
     let first = kept.members.first().map(|member| member.facts.position);
     Restored {
-        members: kept.members.iter().map(|member| member.facts.ties()).collect(),
+        members: kept.members.iter().map(|member| member.facts.tied()).collect(),
         position: first.unwrap_or(Position { commit_lsn: Lsn::ZERO, index: 0 }),
         attempts: tries.attempts,
         failures: tries.failures,

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use crate::change::{Lsn, Position};
 use crate::deliver::frozen::DeliveryId;
 use crate::record::message::MessageId;
-use crate::schedule::{Barrier, GroupId, Groups, ScopeId, Ties};
+use crate::schedule::{Barrier, GroupId, Groups, ScopeId, Tied, Ties};
 
 /// Names a sink in the store, for as long as the store keeps it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -46,6 +46,11 @@ impl MessageFacts {
     /// What ties it to others.
     pub fn ties(&self) -> Ties {
         Ties { groups: self.groups, scope: self.scope, barrier: self.barrier }
+    }
+
+    /// The same with where it stands.
+    pub fn tied(&self) -> Tied {
+        Tied { position: self.position, ties: self.ties() }
     }
 }
 

@@ -283,7 +283,7 @@ impl Life {
     fn restore(&mut self) {
         let parked: Vec<_> = self.durable.deliveries.iter().map(|(id, parked)| (*id, parked.clone())).collect();
         let restored = parked.iter().map(|(_, parked)| Restored {
-            members: parked.members.iter().map(|item| self.model.items[*item].ties()).collect(),
+            members: parked.members.iter().map(|item| self.model.items[*item].tied()).collect(),
             position: self.model.items[parked.members[0]].position,
             attempts: parked.attempts,
             failures: parked.failures,

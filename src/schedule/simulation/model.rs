@@ -26,8 +26,9 @@ pub(super) struct Item {
 }
 
 impl Item {
-    pub(super) fn ties(&self) -> Ties {
-        Ties { groups: self.groups, scope: ScopeId(1), barrier: Barrier::None }
+    pub(super) fn tied(&self) -> Tied {
+        let ties = Ties { groups: self.groups, scope: ScopeId(1), barrier: Barrier::None };
+        Tied { position: self.position, ties }
     }
 }
 
