@@ -59,6 +59,7 @@ pub use self::exchange::{
     Rules, ScopeId, StoreRoom, StoredScope, Tied, Ties, Verdict, Want, WriteId,
 };
 use self::keeping::Write;
+pub use self::lanes::own_lane;
 use self::overflow::Overflow;
 use self::queue::{Backing, Waiting};
 pub use self::retry::{Exhausted, Limits, RetryRule};

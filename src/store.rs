@@ -32,6 +32,7 @@ mod grouping;
 mod health;
 mod holdings;
 mod inbox;
+mod lanes;
 mod ledger;
 mod loading;
 pub mod log;
@@ -43,6 +44,7 @@ mod readers;
 mod reading;
 mod schema;
 mod sweep;
+mod tables;
 #[cfg(test)]
 mod tests;
 mod writer;

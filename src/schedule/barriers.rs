@@ -196,7 +196,7 @@ impl Barriers {
         } else if ties.scope == ScopeId::UNKNOWN {
             self.unknown = self.unknown.saturating_sub(1);
             if self.unknown == 0 {
-                self.wake_first();
+                self.wake_first(|_| true);
             }
         } else if ties.is_counted()
             && let Some(scope) = self.scopes.get_mut(&ties.scope)
@@ -230,9 +230,11 @@ impl Barriers {
         }
     }
 
-    fn wake_first(&mut self) {
+    /// The barriers before which nothing of their tables is left are looked at again.
+    fn wake_first(&mut self, is_one: impl Fn(Position) -> bool) {
         if !self.is_idle() {
-            let firsts = self.scopes.values_mut().filter_map(|scope| scope.pending.front_mut());
+            let scopes = self.scopes.values_mut().filter(|scope| scope.first == 0);
+            let firsts = scopes.filter_map(|scope| scope.pending.front_mut()).filter(|first| is_one(first.position));
             firsts.for_each(|first| self.woken.append(&mut first.own));
         }
     }
@@ -284,9 +286,9 @@ impl Barriers {
 
     /// The overflow has come back to here, or to its end.
     pub(super) fn come_back_to(&mut self, position: Option<Position>) {
-        if self.come_back_to.is_some() {
-            self.come_back_to = position.max(self.come_back_to).filter(|_| position.is_some());
-            self.wake_first();
+        if let Some(before) = self.come_back_to {
+            self.come_back_to = position.map(|to| to.max(before));
+            self.wake_first(|first| first > before && position.is_none_or(|to| first <= to));
         }
     }
 }

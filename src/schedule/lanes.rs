@@ -97,7 +97,7 @@ fn before(position: Position) -> Position {
 }
 
 /// The lane of a message without a group: its own.
-pub(super) fn own_lane(position: Position) -> GroupId {
+pub fn own_lane(position: Position) -> GroupId {
     let mut bytes = [0; 16];
     let parts = [position.commit_lsn.0, position.index].map(u64::to_le_bytes);
     bytes.iter_mut().zip(parts.iter().flatten()).for_each(|(place, byte)| *place = *byte);

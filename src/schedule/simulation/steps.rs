@@ -192,7 +192,11 @@ impl Life {
         }
         let is_writing = self.sent.is_some() || !self.collecting.ops.is_empty();
         if counts.ready == 0 && self.lane_read.is_none() && !is_writing {
-            let mut waiting = self.durable.lanes.keys().filter(|index| is_free(**index) && !self.is_loaded(**index));
+            let mut waiting = self
+                .durable
+                .lanes
+                .keys()
+                .filter(|index| is_free(**index) && !self.is_loaded(**index) && !self.waits_for_pages(**index));
             let left = waiting.next();
             require(left.is_none(), &format!("what can be read back is read back: {left:?}"))?;
         }
@@ -201,6 +205,11 @@ impl Life {
 
     fn is_taken(&self, index: usize) -> bool {
         self.flights.values().any(|flight| flight.has(index))
+    }
+
+    /// A barrier in a lane of a life before waits until what was before it has come back.
+    fn waits_for_pages(&self, index: usize) -> bool {
+        self.model.items[index].barrier != Barrier::None && self.scheduler.overflow.has_stored()
     }
 
     /// The scheduler has a message of the store in memory.

@@ -77,7 +77,7 @@ fn a_file_of_a_later_version_is_refused() {
     assert!(error.is_lasting());
     assert_eq!(
         error.to_string(),
-        format!("{} has version 9, and this walhook knows versions up to 4: use a newer one", path.display())
+        format!("{} has version 9, and this walhook knows versions up to 5: use a newer one", path.display())
     );
 }
 
@@ -90,7 +90,9 @@ fn a_file_of_an_earlier_version_is_brought_to_this_one_with_what_it_holds() {
     store.close();
     let db = Connection::open(rig.config.path.join("state.db")).unwrap();
     db.execute_batch(
-        "ALTER TABLE source DROP COLUMN timeline; ALTER TABLE source DROP COLUMN confirmed; ALTER TABLE sink DROP COLUMN grouping; PRAGMA user_version = 1",
+        "ALTER TABLE source DROP COLUMN timeline; ALTER TABLE source DROP COLUMN confirmed; ALTER TABLE sink DROP COLUMN grouping;
+         DROP INDEX lane_unknown; DROP INDEX lane_barrier; DROP TABLE grouped; ALTER TABLE lane DROP COLUMN scope;
+         ALTER TABLE lane DROP COLUMN barrier; ALTER TABLE lane_group DROP COLUMN scope; PRAGMA user_version = 1",
     )
     .unwrap();
     drop(db);
