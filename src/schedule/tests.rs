@@ -1,5 +1,6 @@
 //! Plays: at this time this happens, exactly these commands follow.
 
+mod barriers;
 mod given_up;
 mod overflow;
 mod restart;

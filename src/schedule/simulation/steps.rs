@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use super::life::{Flight, Life};
+use super::store::Load;
 use super::*;
 
 const MS: Duration = Duration::from_millis(1);
@@ -184,7 +185,9 @@ impl Life {
             return Ok(());
         }
         let has_room = counts.ack_pending < self.rules.max_ack_pending && !(self.cramped && in_flight > 0);
-        let is_free = |index: usize| self.model.before(index).next().is_none() && !self.is_taken(index);
+        let is_free = |index: usize| {
+            self.model.before(index).next().is_none() && !self.is_taken(index) && !self.waits_for_more(index)
+        };
         if has_room && counts.waiting > 0 && !self.scheduler.is_overflowing() {
             let stored = self.stored();
             let mut waiting = self.known().filter(|index| !stored.contains(index) && is_free(*index));
@@ -192,11 +195,7 @@ impl Life {
         }
         let is_writing = self.sent.is_some() || !self.collecting.ops.is_empty();
         if counts.ready == 0 && self.lane_read.is_none() && !is_writing {
-            let mut waiting = self
-                .durable
-                .lanes
-                .keys()
-                .filter(|index| is_free(**index) && !self.is_loaded(**index) && !self.waits_for_pages(**index));
+            let mut waiting = self.durable.lanes.keys().filter(|index| is_free(**index) && !self.is_loaded(**index));
             let left = waiting.next();
             require(left.is_none(), &format!("what can be read back is read back: {left:?}"))?;
         }
@@ -207,9 +206,13 @@ impl Life {
         self.flights.values().any(|flight| flight.has(index))
     }
 
-    /// A barrier in a lane of a life before waits until what was before it has come back.
-    fn waits_for_pages(&self, index: usize) -> bool {
-        self.model.items[index].barrier != Barrier::None && self.scheduler.overflow.has_stored()
+    /// A barrier waits for more than it has to: until what was before it in a life before has come back, and for younger messages
+    /// that were in a delivery then.
+    fn waits_for_more(&self, index: usize) -> bool {
+        let item = &self.model.items[index];
+        let is_of_table = |load: &Load| self.model.items[load.item].scope == item.scope;
+        let is_held = self.flights.values().any(|flight| flight.members.iter().any(is_of_table));
+        item.barrier != Barrier::None && (self.scheduler.overflow.has_stored() || is_held)
     }
 
     /// The scheduler has a message of the store in memory.
