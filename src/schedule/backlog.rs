@@ -49,10 +49,12 @@ pub(super) struct Backlog<P> {
 
 impl<P> Backlog<P> {
     /// A message alone in its group.
-    pub(super) const MESSAGE_BYTES: usize =
-        size_of::<Slot<P>>() + size_of::<(GroupId, Group)>() + size_of::<(ReadyItem, Instant)>() + size_of::<u64>();
+    pub(super) const MESSAGE_BYTES: usize = size_of::<Slot<P>>()
+        + size_of::<(GroupId, Group)>()
+        + size_of::<(ReadyItem, Instant)>()
+        + 2 * size_of::<GroupId>();
     /// A group that has a lane.
-    pub(super) const LANE_BYTES: usize = size_of::<(GroupId, Lane)>() + size_of::<GroupId>();
+    pub(super) const LANE_BYTES: usize = size_of::<(GroupId, Lane)>() + 2 * size_of::<GroupId>();
 
     pub(super) fn new() -> Self {
         Self {

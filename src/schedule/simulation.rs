@@ -172,7 +172,7 @@ fn planted_bugs_are_caught() {
         (Fault::ForgetParkedTable, "barrier"),
         (Fault::ForgetStoredBarrier, "barrier"),
         (Fault::ForgetPageBarrier, "barrier"),
-        (Fault::CountTwice, "complete"),
+        (Fault::CountTwice, "stands still"),
         (Fault::ForgetHeldUp, "churn"),
     ];
     for (fault, rule) in faults {

@@ -119,17 +119,19 @@ impl<P> Backlog<P> {
     /// Takes from the front of a group while there is room. False: nothing was taken for want of room, and the group is
     /// still ready.
     fn take_group(&mut self, id: GroupId, delivery: DeliveryKey, taken: &mut Taken<P>) -> bool {
-        let Some(group) = self.groups.get_mut(&id) else { return true };
-        if group.state != State::Ready {
-            return true;
-        }
-        let head = group.queue.head;
         let is_idle = self.barriers.is_idle();
-        if !is_idle && self.falls_asleep(id, head) {
+        if !is_idle
+            && let Some(head) =
+                self.groups.get(&id).filter(|group| group.state == State::Ready).map(|group| group.queue.head)
+            && self.falls_asleep(id, head)
+        {
             self.leave_ready(id, State::Blocked);
             return true;
         }
         let Some(group) = self.groups.get_mut(&id) else { return true };
+        if group.state != State::Ready {
+            return true;
+        }
         let queue = &mut group.queue;
         let first = self.slots.get(place(queue.head)).and_then(|slot| slot.message.as_ref());
         if first.is_some_and(|message| !taken.fits(message.bytes)) {
