@@ -30,6 +30,7 @@ fn change(columns: &[(&str, Kind, &str)], row: impl Fn(Tuple) -> Row) -> Change 
         table: Arc::new(Table::new(1, name, ReplicaIdentity::Full, columns_of_table, vec![0])),
         row: row(Tuple::from_values(&texts)),
         annotations: None,
+        oversize: None,
         received_at: Instant::now(),
     }
 }

@@ -28,6 +28,7 @@ mod receiver;
 mod trickle;
 
 use std::io::Write as _;
+use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
 use clap::{Parser, Subcommand, ValueEnum};
@@ -53,6 +54,9 @@ struct Args {
     /// A tenth of the rows, one run, a short trickle: to see that it works.
     #[arg(long)]
     quick: bool,
+    /// Another build of walhook that drains in turns with this one, such as that of the version before.
+    #[arg(long, value_name = "PROGRAM")]
+    against: Option<PathBuf>,
     /// What cargo passes.
     #[arg(long, hide = true, global = true)]
     bench: bool,
@@ -113,7 +117,7 @@ async fn run(args: &Args) -> anyhow::Result<()> {
         (Part::Single, Drain { title: "Single messages", load: Load::Rows, rows: rows / 5, batch_size: 1, runs }),
     ];
     for (_, drain) in drains.iter().filter(|(part, _)| has(*part)) {
-        say(&drain.run(&ground).await.with_context(|| format!("{} failed", drain.title))?)?;
+        say(&drain.run(&ground, args.against.as_deref()).await.with_context(|| format!("{} failed", drain.title))?)?;
     }
     if has(Part::Trickle) {
         let trickle = if args.quick { trickle::Trickle::quick() } else { trickle::Trickle::new(runs) };

@@ -345,6 +345,7 @@ fn insert(items: &Arc<Table>, row: u64) -> anyhow::Result<Change> {
         table: Arc::clone(items),
         row: Row::Insert { new: Tuple::from_values(&values) },
         annotations: None,
+        oversize: None,
         received_at: Instant::now(),
     })
 }

@@ -20,12 +20,14 @@ use tracing::{info, warn};
 
 use self::opening::Opened;
 use crate::admin::{self, AdminError, AdminState, AdminThread};
-use crate::config::{Config, SinkConfig, SourceConfig, StateConfig};
+use crate::config::{Config, SinkConfig, SourceConfig, StateConfig, UnchangedToast};
 use crate::deliver::endpoint::{Endpoint, EndpointError};
 use crate::memory::Memory;
 use crate::metrics::{self, MetricsError, SinkMetrics, SourceMetrics};
 use crate::sink::feed::Progress;
+use crate::sink::fetch::Fetching;
 use crate::sink::{FEED_BATCHES_MAX, Sink, Stopping};
+use crate::source::fetch::{Fetcher, Worker};
 use crate::source::{Consumer, Source, SourceError, SourceParts, Stop};
 use crate::store::{Store, StoreError};
 use crate::view::{SharedViews, Trouble, Views};
@@ -75,6 +77,8 @@ pub struct Orders {
 struct Running {
     sources: JoinSet<Result<(), SourceError>>,
     sinks: JoinSet<()>,
+    /// Read values for the sinks, as long as there are any.
+    fetchers: JoinSet<()>,
     source_stop: Stop,
     sink_stop: CancellationToken,
     grace: Duration,
@@ -137,6 +141,7 @@ fn start(config: Config, mut opened: Opened, views: &SharedViews) -> Result<(Run
     let mut running = Running {
         sources: JoinSet::new(),
         sinks: JoinSet::new(),
+        fetchers: JoinSet::new(),
         source_stop: Stop::default(),
         sink_stop: CancellationToken::new(),
         grace: limits.shutdown_grace,
@@ -154,7 +159,7 @@ fn start(config: Config, mut opened: Opened, views: &SharedViews) -> Result<(Run
             continue;
         }
         // A share for each, so that one source's dead sinks do not hold another.
-        let memory = Memory::new(limits.memory_limit / shares);
+        let memory = Memory::with_message_bound(limits.memory_limit / shares, limits.message_bytes_max);
         let start = Start { config: source, state: &state, sinks: &own, memory: &memory, views, absent };
         running.start_source(start, &mut opened)?;
         memories.push(memory);
@@ -179,6 +184,7 @@ impl Running {
     fn start_source(&mut self, start: Start<'_>, opened: &mut Opened) -> Result<(), AppError> {
         let Start { config, state, sinks, memory, views, absent } = start;
         let (appetite, metrics) = (Arc::new(Notify::new()), SourceMetrics::new(&config.name));
+        let fetcher = self.start_fetcher(config, sinks, memory);
         let mut consumers = Vec::new();
         for sink in sinks {
             let (feed, fed) = mpsc::channel(FEED_BATCHES_MAX);
@@ -196,6 +202,10 @@ impl Running {
                 views: Arc::clone(views),
                 feed: fed,
                 progress: Arc::clone(&progress),
+                fetching: fetcher
+                    .clone()
+                    .filter(|_| sink.unchanged_toast == UnchangedToast::Fetch)
+                    .map(|fetcher| Fetching::new(sink, fetcher)),
                 store: opened.store.clone(),
                 key,
                 loaded,
@@ -221,6 +231,16 @@ impl Running {
         });
         self.sources.spawn(source.run(self.source_stop.clone()));
         Ok(())
+    }
+
+    /// What reads values for the sinks of a source that want it.
+    fn start_fetcher(&mut self, source: &SourceConfig, sinks: &[&SinkConfig], memory: &Memory) -> Option<Fetcher> {
+        if !sinks.iter().any(|sink| sink.unchanged_toast == UnchangedToast::Fetch) {
+            return None;
+        }
+        let (worker, fetcher) = Worker::new(&source.name, source.url.clone(), memory);
+        self.fetchers.spawn(worker.run());
+        Some(fetcher)
     }
 
     /// See the module for the order. The error is the first that a source ended with.

@@ -184,7 +184,8 @@ impl Table {
     pub fn of_messages(prefix: &str) -> Self {
         let name = TableName { schema: String::new(), table: prefix.to_owned() };
         let keys = TableKeys::of_messages(prefix);
-        let events = ACTIONS.map(|action| format!("{prefix}.{}", action.as_str()).into());
+        let event: Arc<str> = format!("{prefix}.{}", Action::Message.as_str()).into();
+        let events = ACTIONS.map(|_| Arc::clone(&event));
         let (columns, primary_key) = (Vec::new(), Vec::new());
         Self { oid: 0, name, identity: ReplicaIdentity::Nothing, columns, primary_key, keys, events }
     }
@@ -215,7 +216,8 @@ pub struct Transaction {
 }
 
 /// The values of one row, as validated pgoutput TupleData bytes (2 bytes count, then per column a kind byte and, for
-/// text, 4 bytes length and the text). Made by `source::pgoutput` only.
+/// text, 4 bytes length and the text; for a value that was too large to be taken in, its length alone). Made by
+/// `source::pgoutput` only.
 #[derive(Clone, Debug)]
 pub struct Tuple(pub(crate) Bytes);
 
@@ -226,9 +228,14 @@ pub enum Datum<'a> {
     Null,
     /// An unchanged TOASTed value that was not sent.
     Unchanged,
+    /// A value that was not taken in because the change is larger than `limits.max_message`: bytes of its text.
+    TooLarge(u32),
     /// The value's text.
     Text(&'a [u8]),
 }
+
+/// The kind byte of [`Datum::TooLarge`], followed by 4 bytes length. It is walhook's own: never taken from the wire.
+pub(crate) const TOO_LARGE: u8 = b'x';
 
 impl Tuple {
     /// A tuple of these values: rows that do not come from the stream, such as a backfill's.
@@ -242,6 +249,10 @@ impl Tuple {
             match value {
                 Datum::Null => bytes.push(b'n'),
                 Datum::Unchanged => bytes.push(b'u'),
+                Datum::TooLarge(length) => {
+                    bytes.push(TOO_LARGE);
+                    bytes.extend_from_slice(&length.to_be_bytes());
+                }
                 Datum::Text(text) => {
                     let length = u32::try_from(text.len()).expect("a Postgres value has at most 1 GiB");
                     bytes.push(b't');
@@ -290,6 +301,11 @@ impl<'a> Iterator for Values<'a> {
         match kind {
             b'n' => Some(Datum::Null),
             b'u' => Some(Datum::Unchanged),
+            TOO_LARGE => {
+                let (length, rest) = self.rest.split_first_chunk::<4>()?;
+                self.rest = rest;
+                Some(Datum::TooLarge(u32::from_be_bytes(*length)))
+            }
             _ => {
                 let (length, rest) = self.rest.split_first_chunk::<4>()?;
                 let length = usize::try_from(u32::from_be_bytes(*length)).ok()?;
@@ -366,6 +382,9 @@ pub struct Change {
     pub row: Row,
     /// JSON of `walhook:transaction_annotations.set`, validated.
     pub annotations: Option<Arc<str>>,
+    /// Bytes of the change as Postgres sent it, if that is more than `limits.max_message`: values are left out of it, and the
+    /// content of a logical message, so that it cannot be delivered.
+    pub oversize: Option<usize>,
     /// When walhook read it.
     pub received_at: Instant,
 }

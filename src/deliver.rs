@@ -9,6 +9,7 @@ pub mod category;
 pub mod endpoint;
 mod failure;
 pub mod frozen;
+pub mod omitted;
 mod retry_after;
 pub mod sign;
 

@@ -135,7 +135,8 @@ fn configuration(
     let state = toml::Value::String(state.replace('$', "$$"));
     let text = format!(
         "[source.shop]\nurl = \"{url}\"\n\n\
-         [sink.orders]\nurl = \"http://{orders}\"\npath = \"/orders\"\ntables = [\"public.customers\", \"public.orders\"]\n\n\
+         [sink.orders]\nurl = \"http://{orders}\"\npath = \"/orders\"\ntables = [\"public.customers\", \"public.orders\"]\n\
+         messages = [\"shop.*\"]\n\n\
          [sink.stock]\nurl = \"http://{stock}\"\npath = \"/stock\"\ntables = [\"public.products\"]\n\
          [sink.stock.retry]\ninitial = \"1s\"\nmax = \"5s\"\n\n\
          [state]\npath = {state}\n\n\
@@ -151,7 +152,7 @@ fn introduction(cluster: &Cluster, args: &DemoArgs, receivers: &[Endpoint; 2]) -
         _ => format!("http://{}/metrics, readiness at /readyz", args.admin),
     };
     format!(
-        "\n  database   {}\n  sink orders  public.customers and public.orders to http://{}/orders, which answers 200\n  \
+        "\n  database   {}\n  sink orders  public.customers, public.orders and the shop's own messages to http://{}/orders, which answers 200\n  \
          sink stock   public.products to http://{}/stock, which refuses three in ten with 503\n  \
          metrics    {}\n\n  \
          Change rows yourself: psql '{}'\n  Ctrl-C ends it. Each line below is a message as a receiver got it.\n\n",

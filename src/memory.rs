@@ -22,6 +22,7 @@ struct Inner {
     /// From here on reading waits.
     full: usize,
     limit: usize,
+    message_bytes_max: usize,
     freed: Notify,
     relieved: Notify,
 }
@@ -30,10 +31,21 @@ struct Inner {
 const SHARED_BYTES: usize = 64;
 
 impl Memory {
-    /// A gauge for `limit` bytes.
+    /// A gauge for `limit` bytes, under which one message may have any size.
     pub fn new(limit: usize) -> Self {
+        Self::with_message_bound(limit, usize::MAX)
+    }
+
+    /// A gauge for `limit` bytes; of a change that has more than `message_bytes_max` on the wire not all is taken in.
+    pub fn with_message_bound(limit: usize, message_bytes_max: usize) -> Self {
         let (held, full) = (AtomicUsize::new(0), limit - limit / 8);
-        Self { inner: Arc::new(Inner { held, full, limit, freed: Notify::new(), relieved: Notify::new() }) }
+        let (freed, relieved) = (Notify::new(), Notify::new());
+        Self { inner: Arc::new(Inner { held, full, limit, message_bytes_max, freed, relieved }) }
+    }
+
+    /// Bytes of one change, as the server sends it, beyond which not all of it is taken in.
+    pub fn message_bytes_max(&self) -> usize {
+        self.inner.message_bytes_max
     }
 
     /// Bytes held.

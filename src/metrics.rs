@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 mod handles;
 mod publish;
 
-pub use handles::{CATEGORIES, ReconnectReason, SecondsTotal, SinkMetrics, SourceMetrics, StoreMetrics};
+pub use handles::{CATEGORIES, FetchMetrics, ReconnectReason, SecondsTotal, SinkMetrics, SourceMetrics, StoreMetrics};
 pub use publish::publish;
 
 /// How often recorded histogram samples are folded into their buckets; until then each takes 16 bytes.
@@ -117,7 +117,7 @@ table! {
     SOURCE_LAG_SECONDS = Gauge "walhook_source_lag_seconds" ["seconds"] SOURCE,
         "Seconds since the commit of the last transaction read, while the server's WAL has more; 0 when all is read.";
     SOURCE_CHANGES = Counter "walhook_source_changes_total" ["changes"] &["source", "action"],
-        "Row changes read, by action (insert, update, delete, read).";
+        "Changes read, by action (insert, update, delete, read, truncate, message); messages are those that a sink takes.";
     SOURCE_TRANSACTIONS = Counter "walhook_source_transactions_total" ["transactions"] SOURCE,
         "Transactions read to their commit.";
     SOURCE_RECEIVED_BYTES = Counter "walhook_source_received_bytes_total" ["bytes"] SOURCE,
@@ -127,13 +127,25 @@ table! {
     SOURCE_CATALOGUE_LOOKUPS = Counter "walhook_source_catalogue_lookups_total" ["lookups"] SOURCE,
         "Questions to the catalogue for the keys and types of a table.";
     SOURCE_TRUNCATES = Counter "walhook_source_ignored_truncates_total" ["truncates"] SOURCE,
-        "Tables named by TRUNCATE; no message is made of them.";
+        "Tables named by TRUNCATE that no sink takes as such; no message is made of them.";
     SOURCE_TEXT_FALLBACK = Counter "walhook_source_text_fallback_values_total" ["values"] SOURCE,
         "Values passed on as Postgres's text because their type has no mapping to JSON.";
+    SOURCE_OVERSIZED = Counter "walhook_source_oversized_changes_total" ["changes"] SOURCE,
+        "Changes larger than limits.max_message: their large values are left out, and for each sink that takes them they are dead letters.";
     SOURCE_RECONNECTS = Counter "walhook_source_reconnects_total" ["reconnects"] &["source", "reason"],
-        "Sessions that ended or could not begin and were tried again, by reason (connect, refused, slot_busy, server_closed, connection_lost, timeout, protocol, store).";
+        "Sessions that ended or could not begin and were tried again, by reason (connect, refused, slot_busy, slot_lost, server_closed, connection_lost, timeout, protocol, store).";
     SOURCE_HELD_SECONDS = Counter "walhook_source_held_seconds_total" ["seconds"] SOURCE,
         "Whole seconds for which the source was held.";
+    SOURCE_GAPS = Counter "walhook_source_gaps_total" ["gaps"] SOURCE,
+        "Gaps since the start: slots that were lost and made anew, with changes that were never read.";
+    SOURCE_GAP_BYTES = Counter "walhook_source_gap_bytes_total" ["bytes"] SOURCE,
+        "Bytes of WAL between the two ends of these gaps, of all databases of the server.";
+    SOURCE_SLOT_RETAINED = Gauge "walhook_source_slot_retained_bytes" ["bytes"] SOURCE,
+        "Bytes of WAL that the server keeps for the slot, as last asked.";
+    SOURCE_SLOT_SAFE = Gauge "walhook_source_slot_safe_bytes" ["bytes"] SOURCE,
+        "Bytes of WAL that may be written before the slot is in danger of being given up; -1 where max_slot_wal_keep_size sets no bound.";
+    SOURCE_CATALOG_AGE = Gauge "walhook_source_slot_catalog_age_transactions" ["transactions"] SOURCE,
+        "Transactions since the oldest one whose deleted catalogue rows the server keeps for the slot; it grows while the slot does not move.";
     SOURCE_COMMIT_TO_RECEIVED = Histogram "walhook_source_commit_to_received_seconds" ["seconds"] SOURCE,
         "From a transaction's commit to its first byte read, by the two machines' clocks; one sample a transaction.";
 
@@ -178,9 +190,11 @@ table! {
     SINK_KEPT_DEAD = Gauge "walhook_sink_kept_dead_letters" ["letters"] SINK,
         "Dead letters that the store keeps.";
     SINK_DEAD = Counter "walhook_sink_dead_letters_total" ["letters"] &["source", "sink", "reason"],
-        "Deliveries that were given up, by reason (max_attempts, max_age).";
+        "Deliveries that were given up, by reason (max_attempts, max_age, too_large).";
     SINK_SPLITS = Counter "walhook_sink_splits_total" ["splits"] SINK,
         "Deliveries that were split in two to find the message that the endpoint refuses.";
+    SINK_FETCHES = Counter "walhook_sink_toast_fetches_total" ["fetches"] &["source", "sink", "result"],
+        "Messages whose left-out values were asked for (unchanged_toast = \"fetch\"), by result: filled, or why some are still left out (row_gone, table_gone, no_key, denied, too_large, timeout, unavailable, failed).";
     SINK_BREAKER_OPEN = Gauge "walhook_sink_breaker_open" [""] SINK,
         "1 while the endpoint as a whole fails and only probes are sent, one at a time, else 0.";
     SINK_RECEIVED_TO_ATTEMPT = Histogram "walhook_sink_received_to_first_attempt_seconds" ["seconds"] SINK,
@@ -279,6 +293,7 @@ mod tests {
             sink.attempt_duration.record(0.25);
             sink.dead_lettered(DeadReason::MaxAge);
             StoreMetrics::new().commit.record(0.002);
+            FetchMetrics::new("app", "orders").filled.increment(1);
             let views = Views::default();
             views.sources.insert("app".into(), SourceView::new(SourceState::Streaming, SystemTime::now()));
             views.sinks.insert("orders".into(), SinkView { source: "app".into(), ..SinkView::default() });

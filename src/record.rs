@@ -23,4 +23,5 @@ mod value;
 pub use keys::TableKeys;
 pub use kind::{ArrayKind, CompositeKind, Field, Kind, TypeFacts};
 pub use message::{MessageId, Rendering, RenderingSettings};
+pub use size::value_bytes_max;
 pub use value::append_value;

@@ -15,6 +15,7 @@ mod arrivals;
 mod attempts;
 mod content;
 pub mod feed;
+pub mod fetch;
 mod history;
 mod keeping;
 mod leaving;
@@ -36,6 +37,7 @@ use tokio_util::sync::CancellationToken;
 use self::attempts::Ended;
 use self::content::{Content, Delivery, Payload};
 use self::feed::{Feed, Progress};
+use self::fetch::Fetching;
 use self::keeping::Read;
 use self::ledger::{Ledger, Lost};
 use self::report::Report;
@@ -87,6 +89,8 @@ pub struct Sink {
     pub feed: mpsc::Receiver<Vec<Feed>>,
     /// To the source.
     pub progress: Arc<Progress>,
+    /// Reads values that were left out, if the sink wants that.
+    pub fetching: Option<Fetching>,
     /// What must outlive the process.
     pub store: Store,
     /// Its name there.
@@ -116,6 +120,7 @@ struct Parts {
     text_fallback_values: metrics::Counter,
     views: SharedViews,
     progress: Arc<Progress>,
+    fetching: Option<Fetching>,
     keeps: bool,
 }
 
@@ -167,6 +172,7 @@ impl Task {
             text_fallback_values: sink.text_fallback_values,
             views: sink.views,
             progress: sink.progress,
+            fetching: sink.fetching,
             keeps: hold == Hold::Store,
         };
         let mut task = Self {

@@ -12,6 +12,8 @@
 pub mod address;
 pub(crate) mod agreement;
 pub mod connection;
+pub mod fetch;
+mod gap;
 mod hold;
 mod housekeeping;
 pub mod intake;
@@ -40,6 +42,7 @@ use self::overdue::Overdue;
 use self::problem::Problem;
 pub use self::problem::SourceError;
 pub(crate) use self::problem::chain;
+use self::slot::LostSlot;
 use crate::change::Lsn;
 use crate::config::{SinkConfig, SourceConfig};
 use crate::memory::Memory;
@@ -118,6 +121,14 @@ pub struct Source {
     resolved_before: Option<Lsn>,
     /// From where changes are lost, if a person has accepted that.
     lost_from: Option<Lsn>,
+    /// The last session was with a standby.
+    on_standby: bool,
+    /// The slot that is lost and is to be replaced, once that is decided.
+    lost: Option<LostSlot>,
+    /// Where the slot began that replaced a lost one in this life; what the sinks resolve below is not its concern.
+    past_gap: Lsn,
+    /// Until the sinks are so far the store holds a gap accepted.
+    accepted_until: Option<Lsn>,
     /// The sinks were told which database it is.
     has_begun: bool,
     /// The farthest LSN that was confirmed to the slot.
@@ -153,6 +164,10 @@ impl Source {
             bound_timeline: None,
             resolved_before: None,
             lost_from: None,
+            on_standby: false,
+            lost: None,
+            past_gap: Lsn::ZERO,
+            accepted_until: None,
             has_begun: false,
             confirmed: Lsn::ZERO,
             last_read: Lsn::ZERO,
@@ -174,6 +189,14 @@ impl Source {
                 info!(source, error = %chain(&problem), "session ended during the stop; what was not confirmed comes again");
                 return Ok(());
             }
+            let reason = problem.reason();
+            let problem = match self.replace_lost(problem).await {
+                Ok(()) => {
+                    self.metrics.reconnected(reason);
+                    continue;
+                }
+                Err(problem) => problem,
+            };
             if let Some(fatal) = problem.fatal_at_start(&self.config.name).filter(|_| !self.has_streamed) {
                 return Err(fatal);
             }
@@ -207,7 +230,7 @@ impl Source {
                 warn!(source, pid, slot = %self.config.slot, retry_in_secs, "slot is read by another session: {text}");
                 self.enter(SourceState::SlotBusy { pid: *pid, retry_at });
             }
-            Problem::Lasting { .. } | Problem::Config(_) => {
+            Problem::Lasting { .. } | Problem::Lost(_) | Problem::Config(_) => {
                 let advice = problem.advice();
                 error!(source, error = %text, advice, retry_in_secs, "source stands still until a person acts");
                 self.enter(SourceState::Stopped { error: text, advice });

@@ -28,6 +28,7 @@ mod bindings;
 mod encoding;
 mod error;
 mod files;
+mod gaps;
 mod grouping;
 mod health;
 mod holdings;
@@ -63,6 +64,7 @@ pub use self::bindings::{AbsentSink, NewBinding};
 pub use self::encoding::Corrupt;
 pub use self::error::StoreError;
 use self::files::Paths;
+pub use self::gaps::Gap;
 pub use self::health::Health;
 use self::health::HealthCell;
 pub use self::holdings::Holdings;
@@ -143,6 +145,33 @@ impl Store {
     pub fn bind(&self, binding: &NewBinding) -> Result<(), StoreError> {
         let binding = binding.clone();
         self.call(move |db| bindings::bind(db, &binding))
+    }
+
+    /// Notes that what lies between the store's progress and the slot of a source may be missing, as
+    /// [`mend::accept_gap`] does; a [`Store::bind`] with a position takes it back. Durable when it returns. Blocks.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn accept_gap(&self, source: &str) -> Result<(), StoreError> {
+        let source = source.to_owned();
+        self.call(move |db| gaps::accept(db, &source))
+    }
+
+    /// Notes changes that were never read. Durable when it returns; only the newest hundred of a source are kept. Blocks.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn note_gap(&self, source: &str, gap: &Gap) -> Result<(), StoreError> {
+        let (source, gap) = (source.to_owned(), gap.clone());
+        self.call(move |db| gaps::note(db, &source, &gap))
+    }
+
+    /// The gaps of a source, the newest first. Blocks.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn gaps(&self, source: &str) -> Result<Vec<Gap>, StoreError> {
+        self.shared.readers.read_here(|db| gaps::read(db, source))
     }
 
     /// Tells which sinks of a source the config has: these are active, all others of the source are absent. A sink that was

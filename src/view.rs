@@ -86,6 +86,10 @@ pub struct SourceView {
     pub uncaptured: Vec<Trouble>,
     /// Sinks that left the config while the store holds something for them.
     pub absent: Vec<Trouble>,
+    /// Changes that were lost with a slot in this life, newest last.
+    pub gaps: Vec<Trouble>,
+    /// Its slot, as the server has it.
+    pub slot: SlotView,
     /// How far it has come. Written at every change of state and at least once a second.
     pub progress: WalProgress,
 }
@@ -93,8 +97,9 @@ pub struct SourceView {
 impl SourceView {
     /// A source in `state` since `now`, without troubles or progress.
     pub fn new(state: SourceState, now: SystemTime) -> Self {
-        let [troubles, uncaptured, absent] = [const { Vec::new() }; 3];
-        Self { state, since: now, troubles, uncaptured, absent, progress: WalProgress::default() }
+        let [troubles, uncaptured, absent, gaps] = [const { Vec::new() }; 4];
+        let (slot, progress) = (SlotView::default(), WalProgress::default());
+        Self { state, since: now, troubles, uncaptured, absent, gaps, slot, progress }
     }
 
     /// Enters `state`; `since` stays while the kind of state does (a second failed try is still the same outage).
@@ -104,6 +109,17 @@ impl SourceView {
         }
         self.state = state;
     }
+}
+
+/// A slot as the server last showed it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SlotView {
+    /// Bytes of WAL that the server keeps for it.
+    pub retained_bytes: u64,
+    /// Bytes of WAL that may be written before it is in danger; `None`: no bound.
+    pub safe_bytes: Option<u64>,
+    /// Transactions since the oldest one whose deleted catalogue rows are kept for it.
+    pub catalog_age: u32,
 }
 
 /// How far a source has come in the write-ahead log.

@@ -31,8 +31,12 @@ mod request;
 mod barriers;
 #[path = "walhook/breaker.rs"]
 mod breaker;
+#[path = "walhook/check.rs"]
+mod check;
 #[path = "walhook/commands.rs"]
 mod commands;
+#[path = "walhook/corpus.rs"]
+mod corpus;
 #[path = "walhook/crash.rs"]
 mod crash;
 #[path = "walhook/database.rs"]
@@ -41,22 +45,38 @@ mod database;
 mod durable;
 #[path = "walhook/elsewhere.rs"]
 mod elsewhere;
+#[path = "walhook/encodings.rs"]
+mod encodings;
 #[path = "walhook/endpoints.rs"]
 mod endpoints;
+#[path = "walhook/failover.rs"]
+mod failover;
 #[path = "walhook/failpoints.rs"]
 mod failpoints;
 #[path = "walhook/grouping.rs"]
 mod grouping;
+#[path = "walhook/huge.rs"]
+mod huge;
 #[path = "walhook/isolation.rs"]
 mod isolation;
+#[path = "walhook/lost_slot.rs"]
+mod lost_slot;
 #[path = "walhook/message.rs"]
 mod message;
 #[path = "walhook/mismatch.rs"]
 mod mismatch;
+#[path = "walhook/oracle.rs"]
+mod oracle;
 #[path = "walhook/order.rs"]
 mod order;
 #[path = "walhook/outage.rs"]
 mod outage;
+#[path = "walhook/outbox.rs"]
+mod outbox;
+#[path = "walhook/pgbench.rs"]
+mod pgbench;
+#[path = "walhook/pitfalls/mod.rs"]
+mod pitfalls;
 #[path = "walhook/poison.rs"]
 mod poison;
 #[path = "walhook/pressure.rs"]
@@ -65,3 +85,5 @@ mod pressure;
 mod quota;
 #[path = "walhook/tidy.rs"]
 mod tidy;
+#[path = "walhook/truncate.rs"]
+mod truncate;

@@ -1,7 +1,7 @@
 //! The two programs: `pg_recvlogical`, and walhook with its receiver.
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -31,6 +31,8 @@ pub(crate) fn reader(ground: &Ground, slot: &str, end: Option<&str>, output: Std
 /// What walhook is to do.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Task<'a> {
+    /// Another build of walhook.
+    pub(crate) program: Option<&'a Path>,
     pub(crate) slot: &'a str,
     pub(crate) table: &'a str,
     pub(crate) batch_size: u32,
@@ -60,7 +62,7 @@ impl Delivering {
         let (config, log) = (directory.path().join("walhook.toml"), directory.path().join("log"));
         std::fs::write(&config, config_text(ground, task, port))?;
         let (out, err) = (File::create(&log)?, File::options().append(true).open(&log)?);
-        let mut command = Command::new(env!("CARGO_BIN_EXE_walhook"));
+        let mut command = Command::new(task.program.unwrap_or(Path::new(env!("CARGO_BIN_EXE_walhook"))));
         command.arg("run").arg("--config").arg(&config).current_dir(directory.path());
         command.stdin(Stdio::null()).stdout(out).stderr(err);
         let started = SystemTime::now().duration_since(UNIX_EPOCH)?;

@@ -1,5 +1,6 @@
 //! How fast a backlog is drained, and what it costs.
 
+use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -33,10 +34,10 @@ struct Run {
 }
 
 impl Drain {
-    /// Writes the load, then lets both drain it in turns.
-    pub(crate) async fn run(&self, ground: &Ground) -> anyhow::Result<String> {
+    /// Writes the load, then lets all drain it in turns.
+    pub(crate) async fn run(&self, ground: &Ground, against: Option<&Path>) -> anyhow::Result<String> {
         let end = ground.load(self.load, self.rows).await?;
-        let (mut reader, mut walhook) = (Vec::new(), Vec::new());
+        let (mut reader, mut walhook, mut other) = (Vec::new(), Vec::new(), Vec::new());
         for number in 1..=self.runs {
             let slot = format!("reader_{number}");
             ground.copy_slot(&slot).await?;
@@ -44,11 +45,17 @@ impl Drain {
             ground.drop_slot(&slot).await?;
             let slot = format!("walhook_{number}");
             ground.copy_slot(&slot).await?;
-            walhook.push(self.walhook(ground, &slot).await?);
+            walhook.push(self.walhook(ground, &slot, None).await?);
             ground.drop_slot(&slot).await?;
+            if against.is_some() {
+                let slot = format!("other_{number}");
+                ground.copy_slot(&slot).await?;
+                other.push(self.walhook(ground, &slot, against).await?);
+                ground.drop_slot(&slot).await?;
+            }
         }
         ground.drop_base().await?;
-        Ok(self.report(&reader, &walhook))
+        Ok(self.report(&reader, &walhook, &other))
     }
 
     async fn reader(&self, ground: &Ground, slot: &str, end: &str) -> anyhow::Result<Run> {
@@ -68,9 +75,9 @@ impl Drain {
         Ok(run)
     }
 
-    async fn walhook(&self, ground: &Ground, slot: &str) -> anyhow::Result<Run> {
+    async fn walhook(&self, ground: &Ground, slot: &str, program: Option<&Path>) -> anyhow::Result<Run> {
         let (table, batch_size, messages) = (self.load.table(), self.batch_size, self.rows);
-        let task = Task { slot, table, batch_size, messages, latency: false, away: None };
+        let task = Task { program, slot, table, batch_size, messages, latency: false, away: None };
         let deadline = Deadline::for_messages(self.rows);
         let mut delivering = Delivering::start(ground, task).await?;
         let mut run = Run::default();
@@ -91,7 +98,7 @@ impl Drain {
         Ok(run)
     }
 
-    fn report(&self, reader: &[Run], walhook: &[Run]) -> String {
+    fn report(&self, reader: &[Run], walhook: &[Run], other: &[Run]) -> String {
         let rows = f64::from(self.rows);
         let of = |runs: &[Run], figure: fn(&Run) -> f64| median(runs.iter().map(figure).collect());
         let base = of(reader, |run| run.seconds);
@@ -107,12 +114,15 @@ impl Drain {
         };
         let seconds = |runs: &[Run]| of(runs, |run| run.seconds);
         let heads = ["", "seconds", "messages/s", "ratio", "CPU µs/msg", "walsender", "receiver", "peak MiB"];
-        let rows = [
+        let mut rows = vec![
             heads.map(str::to_owned).to_vec(),
             line("pg_recvlogical", reader, seconds(reader)),
             line("walhook", walhook, seconds(walhook)),
             line("walhook, first to last request", walhook, of(walhook, |run| run.delivering_seconds)),
         ];
+        if !other.is_empty() {
+            rows.push(line("walhook, the other build", other, seconds(other)));
+        }
         format!("{}\n{}\n{}\n", self.heading(), table(&rows), self.remarks(reader, walhook))
     }
 

@@ -63,7 +63,7 @@ impl Outage {
 
     async fn once(&self, ground: &Ground, slot: &str) -> anyhow::Result<Run> {
         let (table, messages, away) = (Load::Customers.table(), self.rows, Some(self.away));
-        let task = Task { slot, table, batch_size: 100, messages, latency: false, away };
+        let task = Task { program: None, slot, table, batch_size: 100, messages, latency: false, away };
         let mut delivering = Delivering::start(ground, task).await?;
         await_walsender(ground, slot, Deadline::for_messages(self.rows)).await?;
         let mut run = self.fill(ground, slot, &delivering).await?;

@@ -112,7 +112,15 @@ impl Trickle {
 
     async fn walhook(&self, ground: &Ground, slot: &str) -> anyhow::Result<(Latencies, Idle)> {
         let deadline = Deadline::for_messages(self.messages());
-        let task = Task { slot, table: TABLE, batch_size: 1, messages: self.messages(), latency: true, away: None };
+        let task = Task {
+            program: None,
+            slot,
+            table: TABLE,
+            batch_size: 1,
+            messages: self.messages(),
+            latency: true,
+            away: None,
+        };
         let mut delivering = Delivering::start(ground, task).await?;
         await_walsender(ground, slot, deadline).await?;
         let load = Writer::start(ground, self.messages());

@@ -36,7 +36,7 @@ pub struct Readiness {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
-    /// Changes of the scope stand still.
+    /// Changes of the scope stand still, or were lost.
     Error,
     /// They flow, or stand still on purpose, but someone should look.
     Warning,
@@ -212,6 +212,9 @@ fn source_troubles(name: &str, view: &SourceView, now: SystemTime) -> Vec<Troubl
     let mut troubles = Vec::new();
     if let Some((what, advice)) = standstill(view, now) {
         troubles.push(report(Severity::Error, what, advice));
+    }
+    for Trouble { what, advice } in &view.gaps {
+        troubles.push(report(Severity::Error, what.clone(), advice.clone()));
     }
     for trouble in view.troubles.iter().chain(&view.absent) {
         troubles.push(report(Severity::Warning, trouble.what.clone(), trouble.advice.clone()));

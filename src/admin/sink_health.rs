@@ -216,6 +216,9 @@ fn advice(category: &str) -> &'static str {
         "status_server_error" => "the endpoint fails: look into its log",
         "unexpected_success_status" => "the status is not in the sink's success: add it there if it means acknowledged",
         "aborted_by_receiver" => "the endpoint asked not to be sent this delivery again",
+        "too_large" => {
+            "a change is larger than limits.max_message and cannot become a dead letter before the store has room"
+        }
         "unbuildable" => "walhook could not build the request: the log says why, and it is a fault of walhook",
         "shutdown" => "the attempt was cut off by a stop and will be repeated",
         _ => "the log has the details",

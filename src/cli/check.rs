@@ -1,16 +1,19 @@
 //! `walhook check`: the configuration, the databases and the endpoints, looked at without changing anything.
 //!
-//! Findings are made by [`findings`] (pure), [`state`] (the store) and [`endpoint`] (a connection without a request); this
+//! Findings are made by [`findings`] and [`tables`] (pure), [`state`] (the store) and [`endpoint`] (a connection without a request); this
 //! file asks, prints and decides the exit code.
 
+mod columns;
 mod endpoint;
 mod findings;
 mod state;
+mod tables;
 #[cfg(test)]
 mod tests;
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tokio::task::JoinSet;
 
@@ -19,6 +22,9 @@ pub(crate) use self::findings::{Finding, Level};
 use crate::config::{self, Config, SinkConfig, SourceConfig};
 use crate::source::connection;
 use crate::source::slot::{self, server};
+
+/// Longest wait for a server's answer to what is only worth a word.
+const LIMIT: Duration = Duration::from_secs(10);
 
 /// Arguments of `walhook check`.
 #[derive(clap::Args, Clone, Debug)]
@@ -86,7 +92,9 @@ async fn look_at_source(config: &Config, source: &SourceConfig) -> Vec<Finding> 
     };
     match asked.await {
         Ok((survey, limits)) => {
-            let mut all = findings::of_survey(source, &sinks, &survey, &limits);
+            let oids: Vec<u32> = survey.plan.publish.iter().map(|(table, _)| table.oid).collect();
+            let columns = columns::read(&client, &oids).await;
+            let mut all = findings::of_survey(source, &sinks, &survey, &limits, &columns);
             all.extend(state::look_at_binding(&client, &config.state, source, &survey).await);
             all
         }
@@ -115,10 +123,14 @@ fn as_json(findings: &[Finding]) -> String {
 fn as_text(findings: &[Finding]) -> String {
     let width = findings.iter().map(|it| it.subject.chars().count()).max().unwrap_or(0).min(40);
     let mut text = String::new();
+    let mut before = None;
     for finding in findings {
+        // What is said of one thing stands together.
+        let subject = if before == Some(&finding.subject) { "" } else { &finding.subject };
+        before = Some(&finding.subject);
         let indent = format!("\n{:6}{:width$}  ", "", "");
         let what = finding.what.replace('\n', &indent);
-        text += &format!("{:6}{:width$}  {what}\n", finding.level.word(), finding.subject);
+        text += &format!("{:6}{subject:width$}  {what}\n", finding.level.word());
         for line in finding.mend.iter().flat_map(|mend| mend.lines()) {
             text += &format!("{:6}{:width$}  -> {line}\n", "", "");
         }

@@ -8,10 +8,11 @@ use tracing_subscriber::EnvFilter;
 use url::Url;
 
 use super::checked::{
-    AdminConfig, AdminToken, Config, Hold, LimitsConfig, LogConfig, LogFormat, SourceConfig, StateConfig,
+    AdminConfig, AdminToken, Config, Hold, LimitsConfig, LogConfig, LogFormat, OnSlotLost, SourceConfig, StateConfig,
 };
 use super::entry::{Entry, Reading, Table};
 use super::fault::nearest;
+use super::quantity::show_size;
 use super::redact::Show;
 use super::sink;
 use crate::source::address::PgAddress;
@@ -122,11 +123,13 @@ fn source(name: String, url: Option<PgAddress>, slot: Option<String>, mut table:
     let publication = publication(&mut table, &name);
     let create = table.take("create").boolean();
     let heartbeat = heartbeat(&table.take("heartbeat"));
-    let failover = table.take_silently("failover");
-    if failover.boolean() == Some(true) {
-        failover.fault("is not supported by this version");
+    let failover = table.take("failover").boolean();
+    let losses = [("stop", OnSlotLost::Stop), ("recreate", OnSlotLost::Recreate)];
+    let lost = table.take("on_slot_lost");
+    let on_slot_lost = lost.choice(&losses);
+    if create == Some(false) && on_slot_lost == Some(OnSlotLost::Recreate) {
+        lost.fault("cannot be \"recreate\" with create = false, which makes no slot");
     }
-    table.refuse("on_slot_lost");
     table.finish();
     Some(SourceConfig {
         name,
@@ -135,6 +138,8 @@ fn source(name: String, url: Option<PgAddress>, slot: Option<String>, mut table:
         publication: publication?,
         create: create?,
         heartbeat: heartbeat?,
+        failover: failover?,
+        on_slot_lost: on_slot_lost?,
     })
 }
 
@@ -293,10 +298,28 @@ pub(super) fn near_name(name: &str, names: &[String]) -> Option<String> {
 
 fn limits(mut table: Table<'_>) -> Option<LimitsConfig> {
     let memory_limit = table.take("memory_limit").size(32 << 20..=u64::MAX);
+    let message_bytes_max = memory_limit.and_then(|limit| max_message(&table.take("max_message"), limit));
     let shutdown_grace = table.take("shutdown_grace").duration(Duration::ZERO..=15 * MINUTE);
     table.finish();
-    let memory_limit = usize::try_from(memory_limit?).ok()?;
-    Some(LimitsConfig { memory_limit, message_bytes_max: memory_limit / 8, shutdown_grace: shutdown_grace? })
+    Some(LimitsConfig {
+        memory_limit: usize::try_from(memory_limit?).ok()?,
+        message_bytes_max: usize::try_from(message_bytes_max?).ok()?,
+        shutdown_grace: shutdown_grace?,
+    })
+}
+
+/// Two large changes and their bodies have to fit beside each other.
+fn max_message(entry: &Entry<'_>, memory_limit: u64) -> Option<u64> {
+    if !entry.is_given() {
+        return Some(memory_limit / 8);
+    }
+    let bytes = entry.size(1 << 20..=u64::MAX)?;
+    if bytes > memory_limit / 4 {
+        let most = show_size(memory_limit / 4 >> 20 << 20);
+        entry.fault_with("must be at most a quarter of limits.memory_limit; raise that too", Some(format!("{most:?}")));
+        return None;
+    }
+    Some(bytes)
 }
 
 fn log(mut table: Table<'_>) -> Option<LogConfig> {

@@ -46,6 +46,19 @@ pub struct SourceConfig {
     pub create: bool,
     /// How often `pg_logical_emit_message` is called; `None` = off.
     pub heartbeat: Option<Duration>,
+    /// The slot is one that standbys keep a copy of (17 and later); false leaves it as it is.
+    pub failover: bool,
+    /// What becomes of a slot that the server has given up, or that is gone.
+    pub on_slot_lost: OnSlotLost,
+}
+
+/// `on_slot_lost`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnSlotLost {
+    /// The source stops, until a person accepts the gap.
+    Stop,
+    /// It is made anew, and the gap is marked.
+    Recreate,
 }
 
 /// A part of `tables`: `schema.table`, either of which may be `*`, or hold `*` (`billing.*`, `public.order_*`).
@@ -107,9 +120,14 @@ pub struct Actions {
 pub struct PrefixPattern(pub String);
 
 impl PrefixPattern {
+    /// What walhook's own prefixes begin with.
+    pub const OWN: &str = "walhook:";
+    /// The longest pattern, in bytes.
+    pub(super) const BYTES_MAX: usize = 255;
+
     /// Whether it names `prefix`. Prefixes that begin with `walhook:` are walhook's own and are named by none.
     pub fn matches(&self, prefix: &str) -> bool {
-        !prefix.starts_with("walhook:") && star_matches(&self.0, prefix)
+        !prefix.starts_with(Self::OWN) && star_matches(&self.0, prefix)
     }
 }
 
@@ -243,7 +261,7 @@ pub struct SinkConfig {
     pub tables: Vec<TablePattern>,
     /// Logical messages that it takes.
     pub messages: Vec<PrefixPattern>,
-    /// At least one.
+    /// Of its tables; at least one.
     pub actions: Actions,
     /// Form of a message.
     pub message: MessageForm,

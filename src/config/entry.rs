@@ -71,14 +71,6 @@ impl<'r> Table<'r> {
         self.take_silently(name)
     }
 
-    /// Refuses `name`, which belongs to the contract but is not built.
-    pub(super) fn refuse(&mut self, name: &'static str) {
-        let entry = self.take_silently(name);
-        if entry.is_given() {
-            entry.fault("is not supported by this version");
-        }
-    }
-
     /// All values with their names, in the order of the file.
     pub(super) fn take_all(&mut self) -> Vec<(String, Entry<'r>)> {
         let reading = self.reading;

@@ -89,18 +89,25 @@ pub(crate) struct RawSource {
     create: bool,
     /// How often a heartbeat is written to the WAL, so that the slot moves on in a quiet database: 1s to 24h; "0s" turns it off.
     heartbeat: DurationText,
+    /// Make the slot one that standbys keep a copy of, so that a promoted one can be read on, and make an existing one such: Postgres 17 and later. false leaves it as it is.
+    failover: bool,
+    /// When the server has given the slot up, or somebody has dropped it: "stop" waits for a person, "recreate" makes it anew and marks the gap, three times an hour at most; it needs create.
+    #[schemars(extend("enum" = ["stop", "recreate"]))]
+    on_slot_lost: &'static str,
 }
 
 impl Default for RawSource {
     fn default() -> Self {
-        Self { url: None, slot: None, publication: None, create: true, heartbeat: DurationText("10s") }
+        let (create, heartbeat) = (true, DurationText("10s"));
+        let (failover, on_slot_lost) = (false, "stop");
+        Self { url: None, slot: None, publication: None, create, heartbeat, failover, on_slot_lost }
     }
 }
 
 /// An endpoint and the rules by which it gets its messages.
 #[derive(Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-#[schemars(extend("required" = ["url", "tables"]))]
+#[schemars(extend("required" = ["url"], "anyOf" = [{"required": ["tables"]}, {"required": ["messages"]}]))]
 pub(crate) struct RawSink {
     /// Name of its source; may be left out when there is only one.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -114,14 +121,17 @@ pub(crate) struct RawSink {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String")]
     path: Option<String>,
-    /// Tables whose changes are sent, each schema.table as the catalogue has it; * stands for any run of characters, and names with dots or spaces are put in double quotes. At least one.
+    /// Tables whose changes are sent, each schema.table as the catalogue has it; * stands for any run of characters, and names with dots or spaces are put in double quotes. At least one; may be left out where there are messages.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Vec<String>", length(min = 1))]
     tables: Option<Vec<String>>,
-    /// Kinds of change that are sent: insert, update, delete. At least one, each once.
-    #[schemars(length(min = 1), extend("uniqueItems" = true, "items" = {"enum": ["insert", "update", "delete"]}))]
+    /// Prefixes of the logical messages that are sent, those which pg_logical_emit_message(true, prefix, content) wrote, each once; * stands for any run of characters, and prefixes that begin with walhook: are walhook's own.
+    #[schemars(extend("uniqueItems" = true, "items" = {"type": "string", "minLength": 1, "maxLength": 255, "not": {"pattern": "^walhook:"}}))]
+    messages: Vec<String>,
+    /// Kinds of change of the tables that are sent: insert, update, delete, truncate. At least one, each once.
+    #[schemars(length(min = 1), extend("uniqueItems" = true, "items" = {"enum": ["insert", "update", "delete", "truncate"]}))]
     actions: Vec<&'static str>,
-    /// Form of a message: "change" has record, changes, action and metadata; "row" has the record and a short metadata, and leaves out deletes.
+    /// Form of a message: "change" has record, changes, action and metadata; "row" has the record and a short metadata, and leaves out deletes and truncates.
     #[schemars(extend("enum" = ["change", "row"]))]
     message: &'static str,
     /// Form of a body: "batch" is {"data": [message, …]}, "array" is [message, …], "single" is the bare message and needs batch_size = 1.
@@ -144,7 +154,7 @@ pub(crate) struct RawSink {
     max_in_flight: u32,
     /// Statuses that acknowledge: "2xx", one such as "200", or a list such as ["200", "202"], each from 200 to 299.
     success: TextOrList,
-    /// What is delivered in order: "primary_key" (each row), a list of columns (rows with equal values), "table" (the whole table), or "none".
+    /// What is delivered in order: "primary_key" (each row), a list of columns (rows with equal values), "table" (the whole table), or "none". Logical messages are in order by their group, whichever of the first three it is.
     group_by: TextOrList,
     /// The sink's own headers, name and value. Those that walhook or HTTP itself sets are refused.
     headers: BTreeMap<String, String>,
@@ -154,8 +164,8 @@ pub(crate) struct RawSink {
     /// How int8 and numeric are written: "json" as JSON numbers with every digit, "string" as strings for receivers that would lose digits.
     #[schemars(extend("enum" = ["json", "string"]))]
     numbers: &'static str,
-    /// What becomes of a large value that Postgres did not send because it is unchanged: "omit" leaves it out and names it in metadata.unchanged. This version knows nothing else.
-    #[schemars(extend("enum" = ["omit"]))]
+    /// What becomes of a large value that Postgres did not send because it is unchanged: "omit" leaves it out and names it in metadata.unchanged, "fetch" reads it from the table by primary key and names it in metadata.fetched.
+    #[schemars(extend("enum" = ["omit", "fetch"]))]
     unchanged_toast: &'static str,
     /// Whether rows that already exist are sent first: "none". This version knows nothing else.
     #[schemars(extend("enum" = ["none"]))]
@@ -175,6 +185,7 @@ impl Default for RawSink {
             url: None,
             path: None,
             tables: None,
+            messages: Vec::new(),
             actions: vec!["insert", "update", "delete"],
             message: "change",
             body: "batch",
@@ -323,13 +334,17 @@ impl Default for RawToken {
 pub(crate) struct RawLimits {
     /// Bytes of changes held in memory, at least 32MiB; the sources that have sinks get equal shares.
     memory_limit: SizeText,
+    /// Bytes of one change, as the server sends its values, up to which it is taken in whole: at least 1MiB, at most a quarter of memory_limit; left out, an eighth of memory_limit. A larger one becomes a dead letter without its large values.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "SizeText")]
+    max_message: Option<SizeText>,
     /// How long a stop waits for requests in flight, 0s to 15m.
     shutdown_grace: DurationText,
 }
 
 impl Default for RawLimits {
     fn default() -> Self {
-        Self { memory_limit: SizeText("256MiB"), shutdown_grace: DurationText("30s") }
+        Self { memory_limit: SizeText("256MiB"), max_message: None, shutdown_grace: DurationText("30s") }
     }
 }
 

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::check::{DAY, MINUTE, Names, near_name, not_named};
 use super::checked::{
-    Actions, BodyForm, GroupBy, MessageForm, Numbers, OnExhausted, RetryConfig, SinkConfig, SuccessRule, TablePattern,
-    UnchangedToast,
+    Actions, BodyForm, GroupBy, MessageForm, Numbers, OnExhausted, PrefixPattern, RetryConfig, SinkConfig, SuccessRule,
+    TablePattern, UnchangedToast,
 };
 use super::endpoint;
 use super::entry::{Entry, Table};
@@ -26,8 +26,9 @@ pub(super) fn check(name: String, entry: &Entry<'_>, names: &Names) -> Option<Si
     let (url, path) = (table.take("url").required().showing(Show::Host), table.take("path").showing(Show::Nothing));
     let endpoint = endpoint::endpoint(&url, &path);
     let headers = endpoint::headers(&table.take("headers").showing(Show::Nothing));
-    let tables = tables::patterns(&table.take("tables").required());
-    let shape = shape(&mut table);
+    let messages = messages(&table.take("messages"));
+    let tables = tables(&table.take("tables"), messages.as_deref());
+    let shape = shape(&mut table, tables.as_deref());
     let pace = pace(&mut table);
     let success = success(&table.take("success"));
     let group_by = group_by(&table.take("group_by"));
@@ -35,6 +36,8 @@ pub(super) fn check(name: String, entry: &Entry<'_>, names: &Names) -> Option<Si
     let signing_secrets = signing_secrets(&table.take("signing_secrets").showing(Show::Nothing));
     let paused = table.take("paused").boolean();
     let retry = table.take("retry").table().and_then(retry);
+    let unchanged_toast =
+        table.take("unchanged_toast").choice(&[("omit", UnchangedToast::Omit), ("fetch", UnchangedToast::Fetch)]);
     not_built(&mut table);
     table.finish();
     let (shape, pace) = (shape?, pace?);
@@ -43,7 +46,7 @@ pub(super) fn check(name: String, entry: &Entry<'_>, names: &Names) -> Option<Si
         source: source?,
         endpoint: endpoint?,
         tables: tables?,
-        messages: Vec::new(),
+        messages: messages?,
         actions: shape.actions,
         message: shape.message,
         body: shape.body,
@@ -59,7 +62,7 @@ pub(super) fn check(name: String, entry: &Entry<'_>, names: &Names) -> Option<Si
         headers: headers?,
         signing_secrets: signing_secrets?,
         numbers: shape.numbers,
-        unchanged_toast: UnchangedToast::Omit,
+        unchanged_toast: unchanged_toast?,
         paused: paused?,
         retry: retry?,
     })
@@ -67,13 +70,49 @@ pub(super) fn check(name: String, entry: &Entry<'_>, names: &Names) -> Option<Si
 
 /// Refuses what the contract promises for later and would change what is delivered.
 fn not_built(table: &mut Table<'_>) {
-    for (key, only, later) in [("backfill", "none", "initial"), ("unchanged_toast", "omit", "fetch")] {
-        let entry = table.take(key);
-        if entry.choice(&[(only, false), (later, true)]) == Some(true) {
-            entry.fault("is not supported by this version");
+    let backfill = table.take("backfill");
+    if backfill.choice(&[("none", false), ("initial", true)]) == Some(true) {
+        backfill.fault("is not supported by this version");
+    }
+}
+
+/// `tables`, which only a sink of logical messages may do without.
+fn tables(entry: &Entry<'_>, messages: Option<&[PrefixPattern]>) -> Option<Vec<TablePattern>> {
+    if entry.is_given() {
+        return tables::patterns(entry);
+    }
+    if messages.is_some_and(<[_]>::is_empty) {
+        entry.fault("is missing: a sink needs tables, or messages, or both");
+        return None;
+    }
+    Some(Vec::new())
+}
+
+/// `messages`: prefixes, each once; none by default.
+fn messages(entry: &Entry<'_>) -> Option<Vec<PrefixPattern>> {
+    let mut patterns: Vec<PrefixPattern> = Vec::new();
+    let mut good = true;
+    for item in &entry.list()? {
+        match item.text().and_then(|text| prefix(text, item)) {
+            Some(pattern) if patterns.contains(&pattern) => item.fault("stands twice"),
+            Some(pattern) => patterns.push(pattern),
+            None => good = false,
         }
     }
-    table.refuse("messages");
+    good.then_some(patterns)
+}
+
+fn prefix(text: String, item: &Entry<'_>) -> Option<PrefixPattern> {
+    if text.is_empty() {
+        item.fault_with("is empty; * alone is every prefix", Some("\"*\"".to_owned()));
+    } else if text.starts_with(PrefixPattern::OWN) {
+        item.fault("is one of walhook's own prefixes, by which it is told things and which it delivers to nobody");
+    } else if text.len() > PrefixPattern::BYTES_MAX {
+        item.fault(format!("is longer than {} bytes", PrefixPattern::BYTES_MAX));
+    } else {
+        return Some(PrefixPattern(text));
+    }
+    None
 }
 
 fn source(entry: &Entry<'_>, names: &Names) -> Option<String> {
@@ -104,12 +143,15 @@ struct Shape {
     numbers: Numbers,
 }
 
-fn shape(table: &mut Table<'_>) -> Option<Shape> {
+fn shape(table: &mut Table<'_>, tables: Option<&[TablePattern]>) -> Option<Shape> {
     let actions_entry = table.take("actions");
     let actions = actions(&actions_entry);
     let message = table.take("message").choice(&[("change", MessageForm::Change), ("row", MessageForm::Row)]);
-    if let (Some(Actions { insert: false, update: false, .. }), Some(MessageForm::Row)) = (actions, message) {
-        actions_entry.fault("leaves nothing to send: message = \"row\" has no deletes");
+    let has_tables = tables.is_none_or(|tables| !tables.is_empty());
+    if let (Some(Actions { insert: false, update: false, .. }), Some(MessageForm::Row), true) =
+        (actions, message, has_tables)
+    {
+        actions_entry.fault("leaves nothing to send: message = \"row\" has neither deletes nor truncates");
     }
     let bodies = [("batch", BodyForm::Batch), ("array", BodyForm::Array), ("single", BodyForm::Single)];
     let body = table.take("body").choice(&bodies);
@@ -126,7 +168,7 @@ fn shape(table: &mut Table<'_>) -> Option<Shape> {
 fn actions(entry: &Entry<'_>) -> Option<Actions> {
     let items = entry.list()?;
     if items.is_empty() {
-        entry.fault("is empty; at least one of insert, update, delete is needed");
+        entry.fault("is empty; at least one of insert, update, delete, truncate is needed");
         return None;
     }
     let mut actions = Actions { insert: false, update: false, delete: false, truncate: false };
@@ -140,8 +182,10 @@ fn actions(entry: &Entry<'_>) -> Option<Actions> {
             "insert" => &mut actions.insert,
             "update" => &mut actions.update,
             "delete" => &mut actions.delete,
+            "truncate" => &mut actions.truncate,
             other => {
-                refuse_action(item, other);
+                let near = nearest(other, ["insert", "update", "delete", "truncate"]).map(|name| format!("{name:?}"));
+                item.fault_with("must be insert, update, delete or truncate", near);
                 good = false;
                 continue;
             }
@@ -151,15 +195,6 @@ fn actions(entry: &Entry<'_>) -> Option<Actions> {
         }
     }
     good.then_some(actions)
-}
-
-fn refuse_action(item: &Entry<'_>, action: &str) {
-    if action == "truncate" {
-        item.fault("is not supported by this version");
-    } else {
-        let near = nearest(action, ["insert", "update", "delete"]).map(|name| format!("{name:?}"));
-        item.fault_with("must be insert, update or delete", near);
-    }
 }
 
 /// How much at a time, and how long.

@@ -66,8 +66,44 @@ fn what_is_left_out_has_its_default() {
     assert_eq!((&sink.group_by, &sink.success), (&GroupBy::PrimaryKey, &SuccessRule::Any2xx));
     assert_eq!(config.state.path, Path::new("/etc/walhook/walhook-state"));
     assert_eq!((config.state.hold, config.state.max_bytes), (Hold::Store, 10 << 30));
-    assert_eq!(config.limits.memory_limit, 256 << 20);
+    assert_eq!((config.limits.memory_limit, config.limits.message_bytes_max), (256 << 20, 32 << 20));
     assert_eq!(config.admin.listen.to_string(), "127.0.0.1:8377");
+}
+
+#[test]
+fn a_sink_may_take_messages_without_tables_and_truncates_alone() {
+    let without = MINIMAL.replace("tables = [\"public.orders\"]", "messages = [\"outbox.*\", \"*\"]");
+    let sink = parse_with(&without, &[]).unwrap().sinks.remove(0);
+    assert!(sink.tables.is_empty());
+    assert_eq!(sink.messages, ["outbox.*", "*"].map(|text| PrefixPattern(text.to_owned())));
+    // Actions are those of tables.
+    assert!(parse_with(&format!("{without}actions = [\"delete\"]\nmessage = \"row\"\n"), &[]).is_ok());
+    let truncates = parse_with(&sink_with("actions = [\"truncate\"]"), &[]).unwrap().sinks.remove(0);
+    assert_eq!(truncates.actions, Actions { insert: false, update: false, delete: false, truncate: true });
+    assert!(parse_with(&sink_with("actions = [\"insert\", \"truncate\"]\nmessage = \"row\""), &[]).is_ok());
+    let default = parse_with(MINIMAL, &[]).unwrap().sinks.remove(0);
+    assert!(!default.actions.truncate && default.messages.is_empty());
+    let overridden = parse_with(MINIMAL, &[("WALHOOK_SINK__ORDERS__MESSAGES", "a.*,b")]).unwrap().sinks.remove(0);
+    assert_eq!(overridden.messages.len(), 2);
+}
+
+#[test]
+fn a_prefix_fits_its_pattern_and_walhooks_own_fit_none() {
+    for (pattern, prefix, fits) in [
+        ("outbox", "outbox", true),
+        ("outbox", "outbox.a", false),
+        ("outbox.*", "outbox.a.b", true),
+        ("outbox.*", "outbox", false),
+        ("*", "", true),
+        ("*", "walhook:transaction_annotations.set", false),
+        ("wal*", "walhook", true),
+        ("wal*", "walhook:x", false),
+        ("*.created", "orders.created", true),
+        ("a*b*c", "a-bb-c", true),
+        ("a*b*c", "a-c", false),
+    ] {
+        assert_eq!(PrefixPattern(pattern.to_owned()).matches(prefix), fits, "{pattern} {prefix}");
+    }
 }
 
 #[test]

@@ -28,7 +28,16 @@ pub struct Attempt {
 impl Attempt {
     /// An attempt that could not be made, for a reason of ours.
     pub fn unbuildable(started_at: SystemTime, message: &str) -> Self {
-        let verdict = Verdict::failed(Category::Unbuildable, message);
+        Self::not_made(started_at, Category::Unbuildable, message)
+    }
+
+    /// An attempt that is not made, because the message is too large.
+    pub fn too_large(started_at: SystemTime, message: &str) -> Self {
+        Self::not_made(started_at, Category::TooLarge, message)
+    }
+
+    fn not_made(started_at: SystemTime, category: Category, message: &str) -> Self {
+        let verdict = Verdict::failed(category, message);
         let (duration, response) = (Duration::ZERO, Kept::default());
         Self { verdict, status: None, started_at, duration, response, retry_after: None }
     }

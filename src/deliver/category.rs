@@ -41,13 +41,15 @@ pub enum Category {
     AbortedByReceiver,
     /// No request could be made of the delivery.
     Unbuildable,
+    /// The change is larger than `limits.max_message`: no request is made of it.
+    TooLarge,
     /// walhook stopped while the request was under way.
     Shutdown,
 }
 
 impl Category {
     /// All of them, in the order of the documentation.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::DnsError,
         Self::BlockedAddress,
         Self::ConnectRefused,
@@ -67,6 +69,7 @@ impl Category {
         Self::UnexpectedSuccessStatus,
         Self::AbortedByReceiver,
         Self::Unbuildable,
+        Self::TooLarge,
         Self::Shutdown,
     ];
 
@@ -92,6 +95,7 @@ impl Category {
             Self::UnexpectedSuccessStatus => "unexpected_success_status",
             Self::AbortedByReceiver => "aborted_by_receiver",
             Self::Unbuildable => "unbuildable",
+            Self::TooLarge => "too_large",
             Self::Shutdown => "shutdown",
         }
     }
@@ -118,13 +122,14 @@ impl Category {
             | Self::UnexpectedSuccessStatus
             | Self::AbortedByReceiver
             | Self::Unbuildable
+            | Self::TooLarge
             | Self::Shutdown => false,
         }
     }
 
     /// Whether the fault is on walhook's side: it never counts against the endpoint.
     pub fn is_ours(self) -> bool {
-        matches!(self, Self::ProxyError | Self::Unbuildable | Self::Shutdown)
+        matches!(self, Self::ProxyError | Self::Unbuildable | Self::TooLarge | Self::Shutdown)
     }
 }
 

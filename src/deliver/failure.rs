@@ -62,6 +62,7 @@ pub(super) fn describe(error: &reqwest::Error, category: Category, peer: &str) -
         | Category::StatusServerError
         | Category::UnexpectedSuccessStatus
         | Category::AbortedByReceiver
+        | Category::TooLarge
         | Category::Shutdown => innermost(error),
     }
 }

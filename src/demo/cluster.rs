@@ -85,18 +85,21 @@ impl Cluster {
         let dir = make_directory(run_as)?;
         let mut cluster = Self { dir, bin, port: 0, run_as };
         cluster.initdb(options)?;
-        for attempt in 1.. {
-            cluster.port = free_port().map_err(|source| cluster.directory_error(source))?;
-            cluster.configure(options)?;
-            match cluster.resume() {
-                Err(ClusterError::Failed { output, .. }) if attempt < 5 && output.contains("in use") => {}
-                done => {
-                    done?;
-                    break;
-                }
+        cluster.launch(options)?;
+        Ok(cluster)
+    }
+
+    /// Starts it on a port that is free.
+    fn launch(&mut self, options: &ClusterOptions) -> Result<(), ClusterError> {
+        let mut attempts = 1..;
+        loop {
+            self.port = free_port().map_err(|source| self.directory_error(source))?;
+            self.configure(options)?;
+            match self.resume() {
+                Err(ClusterError::Failed { output, .. }) if attempts.next() < Some(5) && output.contains("in use") => {}
+                done => return done,
             }
         }
-        Ok(cluster)
     }
 
     /// `postgres://postgres@127.0.0.1:PORT/DATABASE`
@@ -122,6 +125,37 @@ impl Cluster {
     /// Directory of the server's programs.
     pub fn bin(&self) -> &Path {
         &self.bin
+    }
+
+    /// Makes a physical standby of this cluster and starts it. It reads through the physical slot `standby`, which must be
+    /// there; the cluster is stopped meanwhile, so that its files can be copied. `settings` come after those of any standby.
+    ///
+    /// # Errors
+    /// When the files cannot be copied or one of the two does not start; what was printed is in the error.
+    pub fn standby(&self, settings: &[(&str, &str)]) -> Result<Self, ClusterError> {
+        self.stop("fast")?;
+        let mut standby =
+            Self { dir: make_directory(self.run_as)?, bin: self.bin.clone(), port: 0, run_as: self.run_as };
+        self.copy(&self.data(), &standby.data())?;
+        self.resume()?;
+        // Slots are the server's own, and not part of a base backup either.
+        for slot in std::fs::read_dir(standby.data().join("pg_replslot")).into_iter().flatten().flatten() {
+            std::fs::remove_dir_all(slot.path()).map_err(|source| standby.directory_error(source))?;
+        }
+        let signal = standby.data().join("standby.signal");
+        std::fs::write(&signal, "").map_err(|source| standby.directory_error(source))?;
+        standby.give(&signal)?;
+        let primary = format!("host=127.0.0.1 port={} user=postgres dbname=postgres", self.port);
+        let own = [
+            ("primary_conninfo", primary.as_str()),
+            ("primary_slot_name", "standby"),
+            ("hot_standby_feedback", "on"),
+            ("wal_receiver_status_interval", "1s"),
+            ("wal_retrieve_retry_interval", "100ms"),
+        ];
+        let settings = own.iter().chain(settings).map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        standby.launch(&ClusterOptions { settings: settings.collect(), ..ClusterOptions::default() })?;
+        Ok(standby)
     }
 
     /// Starts a stopped cluster and waits until it takes connections.

@@ -26,7 +26,9 @@ const TRADE: [&str; 7] = [
     "insert into orders (customer_id, product_id, quantity, tags) \
      select max(id), 1 + (random() * 2)::int, 1 + (random() * 4)::int, '{web,new}' from customers",
     "update products set stock = stock - 1 where id in (select product_id from orders order by id desc limit 1)",
-    "update orders set status = 'paid' where status = 'new'",
+    "begin; update orders set status = 'paid' where status = 'new'; \
+     select pg_logical_emit_message(true, 'shop.paid', json_build_object('group', id, 'quantity', quantity)::text) \
+       from orders where status = 'paid'; commit",
     "update products set price = price + 0.01 where id in (select product_id from orders order by id desc limit 1)",
     "update orders set status = 'shipped', tags = '{web}' where status = 'paid'",
     "delete from orders where id < (select max(id) - 4 from orders)",

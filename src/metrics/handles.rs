@@ -8,6 +8,7 @@ use metrics::{Counter, Gauge, Histogram, Label};
 
 use super::{Metric, MetricKind};
 use crate::change::Action;
+use crate::source::fetch::Missing;
 use crate::store::DeadReason;
 
 /// Why a session with the database ended or could not begin.
@@ -19,6 +20,8 @@ pub enum ReconnectReason {
     Refused,
     /// Another session reads the slot.
     SlotBusy,
+    /// The slot is lost.
+    SlotLost,
     /// The server ended the session: restart, failover, `pg_terminate_backend`.
     ServerClosed,
     /// The connection broke.
@@ -32,10 +35,11 @@ pub enum ReconnectReason {
 }
 
 impl ReconnectReason {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Connect,
         Self::Refused,
         Self::SlotBusy,
+        Self::SlotLost,
         Self::ServerClosed,
         Self::ConnectionLost,
         Self::Timeout,
@@ -49,6 +53,7 @@ impl ReconnectReason {
             Self::Connect => "connect",
             Self::Refused => "refused",
             Self::SlotBusy => "slot_busy",
+            Self::SlotLost => "slot_lost",
             Self::ServerClosed => "server_closed",
             Self::ConnectionLost => "connection_lost",
             Self::Timeout => "timeout",
@@ -110,8 +115,14 @@ pub struct SourceMetrics {
     pub ignored_truncates: Counter,
     /// Values passed on as text.
     pub text_fallback_values: Counter,
+    /// Changes out of which values were left because they are too large.
+    pub oversized_changes: Counter,
     /// Time for which reading was held.
     pub held: SecondsTotal,
+    /// Gaps: slots that were lost and made anew.
+    pub gaps: Counter,
+    /// Bytes of WAL in these.
+    pub gap_bytes: Counter,
     /// Seconds from commit to first byte, once a transaction.
     pub commit_to_received: Histogram,
     reconnects: Vec<(ReconnectReason, Counter)>,
@@ -136,7 +147,10 @@ impl SourceMetrics {
             catalogue_lookups: count(&super::SOURCE_CATALOGUE_LOOKUPS),
             ignored_truncates: count(&super::SOURCE_TRUNCATES),
             text_fallback_values: count(&super::SOURCE_TEXT_FALLBACK),
+            oversized_changes: count(&super::SOURCE_OVERSIZED),
             held: SecondsTotal::new(count(&super::SOURCE_HELD_SECONDS)),
+            gaps: count(&super::SOURCE_GAPS),
+            gap_bytes: count(&super::SOURCE_GAP_BYTES),
             commit_to_received: histogram(&super::SOURCE_COMMIT_TO_RECEIVED, &[source]),
             reconnects: ReconnectReason::ALL.map(|reason| (reason, reconnects(reason))).into(),
         }
@@ -185,9 +199,36 @@ pub struct SinkMetrics {
     pub split: Counter,
     dead_of_attempts: Counter,
     dead_of_age: Counter,
+    dead_of_size: Counter,
     attempts_acknowledged: Counter,
     attempts_failed: ByStatusClass,
     failures: Vec<(&'static str, Counter)>,
+}
+
+/// What a sink counts that fetches values which were left out.
+#[derive(Clone)]
+pub struct FetchMetrics {
+    /// Messages that lack nothing any more.
+    pub filled: Counter,
+    /// Messages for which some values had no room.
+    pub too_large: Counter,
+    missing: [(Missing, Counter); 7],
+}
+
+impl FetchMetrics {
+    /// The handles of a sink of that source.
+    pub fn new(source: &str, sink: &str) -> Self {
+        let count = |result| counter(&super::SINK_FETCHES, &[source, sink, result]);
+        let missing = Missing::ALL.map(|missing| (missing, count(missing.as_str())));
+        Self { filled: count("filled"), too_large: count("too_large"), missing }
+    }
+
+    /// Counts a message that still lacks what it lacked.
+    pub fn missing(&self, why: Missing) {
+        if let Some((_, counter)) = self.missing.iter().find(|(known, _)| *known == why) {
+            counter.increment(1);
+        }
+    }
 }
 
 #[derive(Clone)]
@@ -220,6 +261,7 @@ impl SinkMetrics {
             split: count(&super::SINK_SPLITS),
             dead_of_attempts: dead(DeadReason::MaxAttempts),
             dead_of_age: dead(DeadReason::MaxAge),
+            dead_of_size: dead(DeadReason::TooLarge),
             attempts_acknowledged: attempts("acknowledged", "2xx"),
             attempts_failed: ByStatusClass {
                 success: attempts("failed", "2xx"),
@@ -253,6 +295,7 @@ impl SinkMetrics {
         let counter = match reason {
             DeadReason::MaxAttempts => &self.dead_of_attempts,
             DeadReason::MaxAge => &self.dead_of_age,
+            DeadReason::TooLarge => &self.dead_of_size,
         };
         counter.increment(1);
     }

@@ -43,6 +43,10 @@ fn publish_source(name: &str, view: &SourceView, now: SystemTime) {
     set(&super::SOURCE_CONFIRMED_LSN, number(progress.confirmed.0));
     set(&super::SOURCE_SERVER_LSN, number(progress.server.0));
     set(&super::SOURCE_LAG_BYTES, number(progress.server.bytes_since(progress.confirmed)));
+    let slot = &view.slot;
+    set(&super::SOURCE_SLOT_RETAINED, number(slot.retained_bytes));
+    set(&super::SOURCE_SLOT_SAFE, slot.safe_bytes.map_or(-1.0, number));
+    set(&super::SOURCE_CATALOG_AGE, f64::from(slot.catalog_age));
     let behind = progress.server > progress.received;
     set(&super::SOURCE_LAG_SECONDS, age(progress.last_commit_at.filter(|_| behind), now));
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::builtin;
 use super::keys::json_key;
+use super::size::BYTES_A_VALUE;
 
 /// How a column's text becomes JSON. Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,7 +60,19 @@ impl ArrayKind {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CompositeKind {
     /// Its attributes in order, dropped ones left out.
-    pub fields: Vec<Field>,
+    pub(super) fields: Vec<Field>,
+    /// Bytes of all member names that one value may spell out, nested ones included. Known from the start, because types
+    /// that share others have more ways through them than one could walk.
+    pub(super) name_bytes: usize,
+}
+
+impl CompositeKind {
+    /// Ready to be put into [`Kind::Composite`].
+    pub fn new(fields: Vec<Field>) -> Arc<Self> {
+        let bytes = |field: &Field| field.kind.member_name_bytes().saturating_add(field.key.len() + BYTES_A_VALUE);
+        let name_bytes = fields.iter().map(bytes).fold(0, usize::saturating_add);
+        Arc::new(Self { fields, name_bytes })
+    }
 }
 
 /// One attribute of a [`CompositeKind`].
@@ -68,7 +81,7 @@ pub struct Field {
     /// `"name":`, escaped.
     pub(super) key: Box<[u8]>,
     /// Its kind.
-    pub kind: Kind,
+    pub(super) kind: Kind,
 }
 
 impl Field {
@@ -143,7 +156,7 @@ impl Resolver<'_> {
             b'd' => self.kind(facts.base, depth),
             b'c' => {
                 let field = |(name, oid): &(String, u32)| Field::new(name, self.kind(*oid, depth));
-                Kind::Composite(Arc::new(CompositeKind { fields: facts.attributes.iter().map(field).collect() }))
+                Kind::Composite(CompositeKind::new(facts.attributes.iter().map(field).collect()))
             }
             b'b' if facts.elem != 0 => Kind::Array(ArrayKind::new(self.kind(facts.elem, depth), facts.delimiter)),
             b'b' if facts.name == "hstore" => Kind::Hstore,
@@ -154,6 +167,7 @@ impl Resolver<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::size::value_bytes_max;
     use super::*;
 
     fn facts(oid: u32, typtype: u8) -> TypeFacts {
@@ -177,7 +191,7 @@ mod tests {
         assert_eq!(Kind::resolve(20_000, &facts), Kind::BigInt);
         assert_eq!(Kind::resolve(20_001, &facts), array);
         let fields = vec![Field::new("a", array), Field::new("b", Kind::Text)];
-        assert_eq!(Kind::resolve(20_002, &facts), Kind::Composite(Arc::new(CompositeKind { fields })));
+        assert_eq!(Kind::resolve(20_002, &facts), Kind::Composite(CompositeKind::new(fields)));
         assert_eq!(Kind::resolve(20_003, &facts), Kind::Text);
         assert_eq!(Kind::resolve(20_004, &facts), Kind::Text);
     }
@@ -193,6 +207,8 @@ mod tests {
         assert_eq!(Kind::resolve(20_000, &chain), Kind::Text);
         let pair = |oid| vec![("a".to_owned(), oid), ("b".to_owned(), oid)];
         let shared = table((20_000..20_030).map(|oid| TypeFacts { attributes: pair(oid + 1), ..facts(oid, b'c') }));
-        assert!(matches!(Kind::resolve(20_000, &shared), Kind::Composite(_)));
+        let kind = Kind::resolve(20_000, &shared);
+        assert!(matches!(kind, Kind::Composite(_)));
+        assert!(value_bytes_max(&kind, b"(,)") > 1 << 30, "two names on each of 30 levels, and at once");
     }
 }

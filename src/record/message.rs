@@ -141,6 +141,8 @@ impl Rendering {
                 out.extend_from_slice(b",\"consumer\":");
                 out.extend_from_slice(&self.consumer);
                 append_key(id, out);
+                append_unchanged(change, out);
+                append_too_large(change, out);
                 out.push(b'}');
             }
         }
@@ -155,6 +157,7 @@ impl Rendering {
                 self.append_object(record, out);
             }
             Row::Truncate => out.extend_from_slice(b"null"),
+            Row::Message { .. } if change.oversize.is_some() => out.extend_from_slice(b"null"),
             Row::Message { content } => self.count(append_value(out, &Kind::Json, content, self.numbers)),
         }
     }
@@ -192,7 +195,7 @@ impl Rendering {
                 Datum::Text(text) => {
                     self.count(append_value(out, &column.kind, text, self.numbers));
                 }
-                Datum::Null | Datum::Unchanged => out.extend_from_slice(b"null"),
+                Datum::Null | Datum::Unchanged | Datum::TooLarge(_) => out.extend_from_slice(b"null"),
             }
         }
         if mark == b'{' {
@@ -218,6 +221,7 @@ impl Rendering {
         out.extend_from_slice(b",\"transaction_annotations\":");
         out.extend_from_slice(change.annotations.as_deref().unwrap_or("null").as_bytes());
         append_unchanged(change, out);
+        append_too_large(change, out);
         out.push(b'}');
     }
 }
@@ -241,17 +245,39 @@ fn append_unchanged(change: &Change, out: &mut Vec<u8>) {
     }
 }
 
+/// Names what was left out of a change that is too large, with the bytes of its text. It ends a message that is not to be
+/// sent, however many values that are.
+fn append_too_large(change: &Change, out: &mut Vec<u8>) {
+    let Some(bytes) = change.oversize else { return };
+    let mut number = itoa::Buffer::new();
+    out.extend_from_slice(b",\"too_large\":{");
+    let mut mark: &[u8] = b"";
+    for (key, bytes) in cells(change).filter_map(|cell| Some((cell.key, cell.too_large?))) {
+        out.extend_from_slice(mark);
+        mark = b",";
+        out.extend_from_slice(key);
+        out.extend_from_slice(number.format(bytes).as_bytes());
+    }
+    if matches!(change.row, Row::Message { .. }) {
+        out.extend_from_slice(b"\"record\":");
+        out.extend_from_slice(number.format(bytes).as_bytes());
+    }
+    out.push(b'}');
+}
+
 /// One column of a change.
 struct Cell<'a> {
     /// `"name":`
     key: &'a [u8],
     column: &'a Column,
-    /// Its value before, where Postgres sent it; never [`Datum::Unchanged`].
+    /// Its value before, where Postgres sent it; never [`Datum::Unchanged`] or [`Datum::TooLarge`].
     before: Option<Datum<'a>>,
     /// Its value after, likewise.
     after: Option<Datum<'a>>,
     /// Left out of the row's own image as unchanged TOAST.
     unchanged: bool,
+    /// Bytes of its text where that is too large; then neither image counts.
+    too_large: Option<u32>,
 }
 
 /// The columns of a change in the table's order.
@@ -264,12 +290,16 @@ fn cells(change: &Change) -> impl Iterator<Item = Cell<'_>> {
     table.keys.columns.iter().zip(&table.columns).map(move |(key, column)| {
         let (before, after) = (advance(&mut old), advance(&mut new));
         let image = if deleted { before } else { after };
+        let before = before.filter(|_| !only_key || column.in_identity);
+        let too_large = too_large(after).or(too_large(before));
+        let value = |datum| known(datum).filter(|_| too_large.is_none());
         Cell {
             key,
             column,
-            before: known(before).filter(|_| !only_key || column.in_identity),
-            after: known(after),
-            unchanged: image == Some(Datum::Unchanged),
+            before: value(before),
+            after: value(after),
+            unchanged: image == Some(Datum::Unchanged) && too_large.is_none(),
+            too_large,
         }
     })
 }
@@ -279,7 +309,17 @@ fn advance<'a>(values: &mut Option<Values<'a>>) -> Option<Datum<'a>> {
 }
 
 fn known(datum: Option<Datum<'_>>) -> Option<Datum<'_>> {
-    datum.filter(|datum| *datum != Datum::Unchanged)
+    datum.filter(|datum| match datum {
+        Datum::Null | Datum::Text(_) => true,
+        Datum::Unchanged | Datum::TooLarge(_) => false,
+    })
+}
+
+fn too_large(datum: Option<Datum<'_>>) -> Option<u32> {
+    match datum? {
+        Datum::TooLarge(bytes) => Some(bytes),
+        Datum::Null | Datum::Unchanged | Datum::Text(_) => None,
+    }
 }
 
 #[cfg(test)]

@@ -38,6 +38,7 @@ fn change(identity: ReplicaIdentity, row: Row) -> Change {
         table: table(identity),
         row,
         annotations: None,
+        oversize: None,
         received_at: Instant::now(),
     }
 }
@@ -89,6 +90,74 @@ fn the_whole_message_in_both_forms() {
          \"table_name\":\"orders\",\"consumer\":{\"id\":\"a43cb11b-c916-53db-a1d9-2a07a8e3e939\",\"name\":\"orders\"},\
          \"idempotency_key\":\"bd9fd0e46c646014157e7ef5a1229ab4\"}}"
     );
+}
+
+/// A logical message with this prefix and content.
+fn logical(prefix: &str, content: &[u8]) -> Change {
+    let content = bytes::Bytes::copy_from_slice(content);
+    Change { table: Arc::new(Table::of_messages(prefix)), ..change(DEFAULT, Row::Message { content }) }
+}
+
+#[test]
+fn a_logical_message_in_both_forms() {
+    let mut change = logical("outbox.\"x\"", b"{ \"a\": 1.50,\n \"a\":12345678901234567890}");
+    change.annotations = Some(Arc::from("7"));
+    let consumer = "{\"id\":\"a43cb11b-c916-53db-a1d9-2a07a8e3e939\",\"name\":\"orders\"}";
+    assert_eq!(
+        rendered(MessageForm::Change, &change),
+        format!(
+            "{{\"record\":{{ \"a\": 1.50,\n \"a\":12345678901234567890}},\"changes\":null,\"action\":\"message\",\"metadata\":\
+             {{\"table_schema\":null,\"table_name\":null,\"prefix\":\"outbox.\\\"x\\\"\",\
+             \"commit_timestamp\":\"2024-03-20T15:30:00.123456Z\",\"commit_lsn\":123456789,\"commit_idx\":1,\
+             \"idempotency_key\":\"bd9fd0e46c646014157e7ef5a1229ab4\",\"consumer\":{consumer},\"database\":{{\"name\":\"app\"}},\
+             \"transaction_annotations\":7}}}}"
+        )
+    );
+    assert_eq!(
+        rendered(MessageForm::Row, &change),
+        format!(
+            "{{\"record\":{{ \"a\": 1.50,\n \"a\":12345678901234567890}},\"metadata\":{{\"table_schema\":null,\"table_name\":null,\
+             \"prefix\":\"outbox.\\\"x\\\"\",\"consumer\":{consumer},\
+             \"idempotency_key\":\"bd9fd0e46c646014157e7ef5a1229ab4\"}}}}"
+        )
+    );
+    assert_eq!(&**change.table.event(change.action()), "outbox.\"x\".message");
+}
+
+#[test]
+fn content_that_is_no_json_is_a_string_of_its_text_and_counted() {
+    for (content, record, fallbacks) in [
+        (&b"hello \"you\""[..], "\"hello \\\"you\\\"\"", 1),
+        (b"", "\"\"", 1),
+        (b"\xFFx", "\"\u{FFFD}x\"", 1),
+        (b"[\"\xFF\"]", "[\"\u{FFFD}\"]", 0),
+        (b"null", "null", 0),
+    ] {
+        let (rendering, mut out) = (rendering(MessageForm::Row), Vec::new());
+        rendering.append(&logical("p", content), &mut out);
+        let text = String::from_utf8(out).unwrap();
+        assert!(text.starts_with(&format!("{{\"record\":{record},\"metadata\":")), "{text}");
+        assert_eq!(rendering.fallbacks(), fallbacks, "{record}");
+    }
+}
+
+#[test]
+fn pitfall_09_a_truncate_has_no_record_and_all_metadata() {
+    assert_eq!(short(DEFAULT, Row::Truncate), "{\"record\":null,\"changes\":null,\"action\":\"truncate\"}");
+    let change = change(DEFAULT, Row::Truncate);
+    assert!(rendered(MessageForm::Change, &change).contains("\"table_name\":\"orders\",\"commit_timestamp\""));
+    assert_eq!(&**change.table.event(change.action()), "public.orders.truncate");
+}
+
+#[test]
+fn a_bare_row_names_what_was_left_out_too() {
+    let row = |values| {
+        let text = rendered(MessageForm::Row, &change(DEFAULT, Row::Insert { new: tuple(values) }));
+        text.split_once("\"idempotency_key\":").unwrap().1.to_owned()
+    };
+    let left_out = row([Some("1"), Some(LEFT_OUT), Some(LEFT_OUT)]);
+    assert!(left_out.ends_with(",\"unchanged\":[\"status\",\"big \\\"doc\\\"\"]}}"), "{left_out}");
+    assert!(!row([Some("1"), None, Some("{}")]).contains("unchanged"));
 }
 
 #[test]
@@ -171,13 +240,17 @@ fn a_message_is_never_larger_than_it_was_thought_to_be() {
     let long = "\u{1}\"".repeat(300);
     let big = format!("{{\"a\":\"{}\"}}", "x".repeat(2000));
     let old = || OldRow::Full(tuple([Some("1"), Some(&long), Some(&big)]));
-    for row in [
+    for change in [
         Row::Insert { new: tuple([Some("1"), None, None]) },
         Row::Insert { new: tuple([Some("1"), Some(&long), Some(&big)]) },
         Row::Update { old: Some(old()), new: tuple([Some("2"), Some("x"), Some(LEFT_OUT)]) },
         Row::Delete { old: old() },
-    ] {
-        let change = change(FULL, row);
+        Row::Truncate,
+    ]
+    .map(|row| change(FULL, row))
+    .into_iter()
+    .chain([&b"\x01\x02\xFF"[..], b"", big.as_bytes()].map(|content| logical("p\u{1}", &content.repeat(500))))
+    {
         for form in [MessageForm::Change, MessageForm::Row] {
             let message = rendered(form, &change);
             for enough in [0, usize::MAX] {

@@ -208,8 +208,6 @@ fn unquote(text: &[u8], doubled: bool) -> Option<(Cow<'_, [u8]>, &[u8])> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::super::kind::Field;
     use super::super::value::append_value;
     use super::*;
@@ -236,14 +234,14 @@ mod tests {
     #[test]
     fn row_types_nest_and_an_empty_field_is_null() {
         let fields = vec![Field::new("a", Kind::Int), Field::new("b\"", Kind::Text)];
-        let pair = Kind::Composite(Arc::new(CompositeKind { fields }));
+        let pair = Kind::Composite(CompositeKind::new(fields));
         check(&pair, r#"(1,"a ""b"" \\")"#, r#"{"a":1,"b\"":"a \"b\" \\"}"#);
         check(&pair, r#"(,"")"#, r#"{"a":null,"b\"":""}"#);
         check(&pair, "(1)", r#""(1)""#);
         check(&pair, "(1,2,3)", r#""(1,2,3)""#);
         let pairs = Kind::Array(ArrayKind::new(pair, b','));
         check(&pairs, r#"{"(1,\"x \"\"y\"\"\")",NULL}"#, r#"[{"a":1,"b\"":"x \"y\""},null]"#);
-        check(&Kind::Composite(Arc::new(CompositeKind { fields: Vec::new() })), "()", "{}");
+        check(&Kind::Composite(CompositeKind::new(Vec::new())), "()", "{}");
     }
 
     #[test]

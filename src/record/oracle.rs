@@ -1,7 +1,5 @@
 //! What we make of a value's text beside what the server's own `to_jsonb` makes of the value.
 
-use std::collections::BTreeMap;
-
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage, SimpleQueryRow};
 
 use super::append_value;
@@ -10,6 +8,11 @@ use crate::config::Numbers;
 use crate::demo::cluster::{Cluster, ClusterOptions};
 use crate::source::pgoutput::{Relation, RelationColumn};
 use crate::source::relation::Catalogue;
+
+#[path = "../../tests/walhook/oracle/json.rs"]
+mod json;
+
+use json::Json;
 
 /// Types with odd values of each, as SQL expressions. Every type is tried alone and in an array of one and two dimensions.
 const ODD: &[(&str, &[&str])] = &[
@@ -249,89 +252,4 @@ async fn table(client: &Client, name: &str) -> Table {
         columns: columns.collect(),
     };
     Catalogue::new().table(client, &relation).await.unwrap()
-}
-
-/// A JSON value that keeps every digit of its numbers.
-#[derive(Debug, PartialEq)]
-enum Json {
-    Null,
-    Bool(bool),
-    Number(String),
-    String(String),
-    Array(Vec<Json>),
-    Object(BTreeMap<String, Json>),
-}
-
-impl Json {
-    fn read(text: &str) -> Self {
-        let mut rest = text;
-        let value = Self::next(&mut rest);
-        assert_eq!(rest.trim(), "", "{text}");
-        value
-    }
-
-    fn next(rest: &mut &str) -> Self {
-        *rest = rest.trim_start();
-        for (word, value) in [("null", Self::Null), ("true", Self::Bool(true)), ("false", Self::Bool(false))] {
-            if let Some(after) = rest.strip_prefix(word) {
-                *rest = after;
-                return value;
-            }
-        }
-        match rest.as_bytes()[0] {
-            b'"' => Self::String(Self::string(rest)),
-            b'[' => Self::Array(Self::items(rest, ']', Self::next)),
-            b'{' => Self::Object(
-                Self::items(rest, '}', |rest| {
-                    let key = Self::string(rest);
-                    *rest = rest.trim_start().strip_prefix(':').unwrap();
-                    (key, Self::next(rest))
-                })
-                .into_iter()
-                .collect(),
-            ),
-            _ => {
-                let end = rest.find(|c: char| !"+-.eE0123456789".contains(c)).unwrap_or(rest.len());
-                let (number, after) = rest.split_at(end);
-                *rest = after;
-                Self::Number(written_out(number))
-            }
-        }
-    }
-
-    fn items<T>(rest: &mut &str, close: char, item: impl Fn(&mut &str) -> T) -> Vec<T> {
-        let mut items = Vec::new();
-        *rest = rest.split_at(1).1.trim_start();
-        while !rest.starts_with(close) {
-            items.push(item(rest));
-            *rest = rest.trim_start();
-            *rest = rest.strip_prefix(',').unwrap_or(rest).trim_start();
-        }
-        *rest = rest.split_at(1).1;
-        items
-    }
-
-    fn string(rest: &mut &str) -> String {
-        let mut strings = serde_json::Deserializer::from_str(rest).into_iter::<String>();
-        let string = strings.next().unwrap().unwrap();
-        *rest = rest.split_at(strings.byte_offset()).1;
-        string
-    }
-}
-
-/// A number without exponent, as the numeric type reads it.
-fn written_out(number: &str) -> String {
-    let Some((digits, exponent)) = number.split_once(['e', 'E']) else { return number.to_owned() };
-    let (sign, digits) = digits.strip_prefix('-').map_or(("", digits), |digits| ("-", digits));
-    let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
-    let point = i64::try_from(whole.len()).unwrap() + exponent.parse::<i64>().unwrap();
-    let mut all = format!("{whole}{fraction}");
-    if point <= 0 {
-        all = "0".repeat(usize::try_from(1 - point).unwrap()) + &all;
-    }
-    let point = usize::try_from(point.max(1)).unwrap();
-    all += &"0".repeat(point.saturating_sub(all.len()));
-    let (whole, fraction) = all.split_at(point);
-    let point = if fraction.is_empty() { "" } else { "." };
-    format!("{sign}{whole}{point}{fraction}")
 }

@@ -4,8 +4,8 @@
 //! through for what makes JSON longer than text: characters to escape, and the member names of row types.
 
 use super::Rendering;
-use super::kind::{Field, Kind};
-use crate::change::{Change, Column, Datum, Tuple};
+use super::kind::Kind;
+use crate::change::{Change, Column, Datum, Row, Tuple};
 
 /// Brackets, names of members, numbers, ids and times of a message, with something to spare.
 const FRAME_BYTES: usize = 448;
@@ -23,7 +23,11 @@ impl Rendering {
         let annotations = change.annotations.as_ref().map_or(0, |text| text.len());
         // The old image fills unchanged values of the record as well as `changes`; names may stand in `unchanged` too.
         let names = keys.saturating_mul(3) + table.keys.metadata.len() + self.fixed_bytes();
-        let fixed = FRAME_BYTES + names + annotations;
+        let content = match &change.row {
+            Row::Message { content } => value_bytes_max(&Kind::Json, content),
+            Row::Insert { .. } | Row::Update { .. } | Row::Delete { .. } | Row::Read { .. } | Row::Truncate => 0,
+        };
+        let fixed = FRAME_BYTES + names + annotations + content;
         let images = || change.new_tuple().into_iter().chain(change.old_row().map(|old| old.tuple()));
         let values: usize = images().map(Tuple::len_bytes).sum();
         let loose = fixed.saturating_add(values.saturating_mul(2 * BYTES_A_BYTE));
@@ -40,19 +44,28 @@ fn tuple_bytes(tuple: &Tuple, columns: &[Column]) -> usize {
     values.fold(0, |sum: usize, (value, column)| sum.saturating_add(value_bytes(value, &column.kind)))
 }
 
-pub(super) fn value_bytes(value: Datum<'_>, kind: &Kind) -> usize {
+fn value_bytes(value: Datum<'_>, kind: &Kind) -> usize {
     match value {
-        Datum::Null | Datum::Unchanged => 0,
-        Datum::Text(text) => match kind {
-            Kind::Bool | Kind::Int | Kind::BigInt | Kind::Float | Kind::Numeric | Kind::Json => escaped_bytes(text),
-            Kind::Timestamp | Kind::TimestampTz | Kind::Text => escaped_bytes(text),
-            // Elements gain quotes, letters become words, and text is escaped at most once more than it was.
-            Kind::IntVector | Kind::OidVector | Kind::Array(_) | Kind::Hstore | Kind::Composite(_) => {
-                let opened = text.iter().filter(|byte| **byte == b'(').count();
-                let names = kind.member_name_bytes().saturating_mul(opened);
-                text.len().saturating_mul(BYTES_A_BYTE).saturating_add(names)
-            }
-        },
+        Datum::Null | Datum::Unchanged | Datum::TooLarge(_) => 0,
+        Datum::Text(text) => text_bytes(text, kind),
+    }
+}
+
+/// Bytes that the JSON of `text`, a value of `kind`, takes at most.
+pub fn value_bytes_max(kind: &Kind, text: &[u8]) -> usize {
+    text_bytes(text, kind).saturating_add(BYTES_A_VALUE)
+}
+
+fn text_bytes(text: &[u8], kind: &Kind) -> usize {
+    match kind {
+        Kind::Bool | Kind::Int | Kind::BigInt | Kind::Float | Kind::Numeric | Kind::Json => escaped_bytes(text),
+        Kind::Timestamp | Kind::TimestampTz | Kind::Text => escaped_bytes(text),
+        // Elements gain quotes, letters become words, and text is escaped at most once more than it was.
+        Kind::IntVector | Kind::OidVector | Kind::Array(_) | Kind::Hstore | Kind::Composite(_) => {
+            let opened = text.iter().filter(|byte| **byte == b'(').count();
+            let names = kind.member_name_bytes().saturating_mul(opened);
+            text.len().saturating_mul(BYTES_A_BYTE).saturating_add(names)
+        }
     }
 }
 
@@ -69,12 +82,9 @@ fn escaped_bytes(text: &[u8]) -> usize {
 
 impl Kind {
     /// Bytes of all member names that one value of a row type may spell out, nested ones included; 0 for other kinds.
-    fn member_name_bytes(&self) -> usize {
+    pub(super) fn member_name_bytes(&self) -> usize {
         match self {
-            Self::Composite(composite) => {
-                let bytes = |field: &Field| field.key.len() + BYTES_A_VALUE + field.kind.member_name_bytes();
-                composite.fields.iter().map(bytes).sum()
-            }
+            Self::Composite(composite) => composite.name_bytes,
             Self::Array(array) => array.element.member_name_bytes(),
             Self::Text | Self::Bool | Self::Int | Self::BigInt | Self::Float | Self::Numeric | Self::Json => 0,
             Self::Timestamp | Self::TimestampTz | Self::IntVector | Self::OidVector | Self::Hstore => 0,

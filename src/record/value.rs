@@ -146,7 +146,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::kind::{ArrayKind, CompositeKind, Field};
-    use super::super::size::{BYTES_A_VALUE, value_bytes};
+    use super::super::size::value_bytes_max;
     use super::*;
 
     fn rendered(kind: &Kind, text: &str) -> (String, u64) {
@@ -218,7 +218,7 @@ mod tests {
                     .prop_map(|(element, delimiter)| Array(ArrayKind::new(element, delimiter))),
                 proptest::collection::vec(inner, 0..4).prop_map(|kinds| {
                     let fields = kinds.into_iter().map(|kind| Field::new("k\"", kind)).collect();
-                    Composite(std::sync::Arc::new(CompositeKind { fields }))
+                    Composite(CompositeKind::new(fields))
                 }),
             ]
         })
@@ -240,7 +240,7 @@ mod tests {
             append_value(&mut out, &kind, &text, numbers);
             prop_assert!(std::str::from_utf8(&out).is_ok());
             prop_assert!(serde_json::from_slice::<IgnoredAny>(&out).is_ok(), "{}", String::from_utf8_lossy(&out));
-            let bound = value_bytes(crate::change::Datum::Text(&text), &kind) + BYTES_A_VALUE;
+            let bound = value_bytes_max(&kind, &text);
             prop_assert!(out.len() <= bound, "{} bytes, thought to be {bound} at most", out.len());
         }
     }

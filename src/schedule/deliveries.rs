@@ -157,14 +157,17 @@ impl<P> Scheduler<P> {
         if let Some(asked) = failure.retry_after {
             self.held_until = self.held_until.max(Some(now + asked.min(self.rules.retry.max)));
         }
+        // Without room for a dead letter it is not given up.
+        let can_die = delivery.is_in_store() || self.room != StoreRoom::Shut;
+        if failure.too_large && can_die {
+            return self.exhaust(now, key, Exhausted::TooLarge);
+        }
         if !failure.ours {
             let first = delivery.first_attempt;
             let enough = if delivery.is_part { 1 } else { self.rules.split_after };
             if failure.refused && delivery.refusals >= enough && delivery.members.len() > 1 {
                 return self.split(now, key);
             }
-            // Without room for a dead letter it is not given up.
-            let can_die = delivery.is_in_store() || self.room != StoreRoom::Shut;
             if let Some(why) = retry::exhausted(self.rules.limits, delivery.attempts, first, now).filter(|_| can_die) {
                 return self.exhaust(now, key, why);
             }

@@ -227,6 +227,8 @@ pub struct Failure {
     pub trouble: bool,
     /// It may come from one message of the delivery (400, 413, 422): splitting may help.
     pub refused: bool,
+    /// Its message is too large to be sent, which no further attempt will change: it is given up.
+    pub too_large: bool,
     /// The endpoint asked everyone to wait so long (`Retry-After` of a 429 or 503).
     pub retry_after: Option<Duration>,
 }

@@ -34,6 +34,8 @@ pub enum Exhausted {
     Attempts,
     /// [`Limits::max_age`].
     Age,
+    /// Its message is too large to be sent.
+    TooLarge,
 }
 
 impl Limits {

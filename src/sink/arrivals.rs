@@ -8,9 +8,15 @@ use super::content::{Payload, detached};
 use super::feed::Feed;
 use super::tables::Arrival;
 use crate::change::{Change, Lsn};
+use crate::config::SinkConfig;
 use crate::record::{Rendering, RenderingSettings};
 use crate::schedule::resume::Admission;
 use crate::schedule::{Barrier, Groups, Message, Ties};
+
+/// As many bytes as no delivery of several messages has.
+pub(super) fn alone(config: &SinkConfig) -> usize {
+    config.batch_bytes.saturating_add(1)
+}
 
 impl Task {
     pub(super) fn take_in(&mut self, fed: Vec<Feed>) {
@@ -99,6 +105,9 @@ impl Task {
     /// Bytes the change adds to a body at most; it matters only where several share one.
     fn body_bytes(&self, change: &Change) -> usize {
         let config = &self.sink.config;
+        if change.oversize.is_some() {
+            return alone(config);
+        }
         match &self.rendering {
             Some(rendering) if config.batch_size > 1 => {
                 rendering.body_bytes_max(change, config.batch_bytes / config.batch_size)

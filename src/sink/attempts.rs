@@ -13,6 +13,7 @@ use super::{Task, report};
 use crate::deliver::attempt::{Attempt, Verdict};
 use crate::deliver::category::{Category, is_splittable_status};
 use crate::deliver::frozen::{self, DeliveryId, Frozen};
+use crate::deliver::omitted;
 use crate::failpoint;
 use crate::memory::Memory;
 use crate::schedule::{self, DeliveryKey, Exhausted, Failure, Outcome, WriteId};
@@ -64,22 +65,33 @@ impl Task {
         delivery.tries.first_attempt_micros.get_or_insert_with(|| micros_of(SystemTime::now()));
         let (content, members) = (delivery.content.clone(), Arc::clone(&delivery.members));
         let (endpoint, memory) = (self.sink.endpoint.clone(), self.sink.memory.clone());
-        let config = Arc::clone(&self.sink.config);
+        let (config, fetching) = (Arc::clone(&self.sink.config), self.sink.fetching.clone());
         let place = (self.ledger.store().clone(), self.ledger.key());
         self.attempts.spawn(async move {
             let started_at = SystemTime::now();
             let work = AssertUnwindSafe(async {
                 let frozen = match content {
                     Content::Frozen(frozen) => frozen,
-                    Content::Messages(messages, early) => {
-                        early.get_or_init(|| freeze(&config, &rendering, &memory, &messages)).clone()
-                    }
+                    Content::Messages(messages, early) => match early.get() {
+                        Some(frozen) => frozen.clone(),
+                        None => {
+                            let frozen = freeze(&config, &rendering, &memory, &messages);
+                            let frozen = match &fetching {
+                                Some(fetching) => fetching.fill(&config, &memory, frozen).await,
+                                None => frozen,
+                            };
+                            early.get_or_init(|| frozen).clone()
+                        }
+                    },
                     Content::Stored(id) => match fetch(&place, id, &members, &memory).await {
                         Ok(frozen) => frozen,
                         Err(why) => return (None, Attempt::unbuildable(started_at, &why)),
                     },
                 };
-                let attempt = endpoint.attempt(&frozen, number).await;
+                let attempt = match unsendable(&frozen) {
+                    Some(why) => Attempt::too_large(started_at, &why),
+                    None => endpoint.attempt(&frozen, number).await,
+                };
                 (Some(frozen), attempt)
             });
             // A panic is a failure of ours: the delivery stays, and comes again.
@@ -102,14 +114,26 @@ impl Task {
         };
         let Ended { key, number, frozen, attempt } = ended;
         failpoint::hit("sink.after_answer");
+        let verdict = attempt.verdict.clone();
+        if let Verdict::Failed { category: Category::TooLarge, message } = verdict {
+            return self.not_sent(key, frozen, Failed { number, attempt, category: Category::TooLarge, message });
+        }
         self.sink.metrics.attempted(attempt.verdict.is_acknowledged(), attempt.status);
         self.sink.metrics.attempt_duration.record(attempt.duration);
-        match attempt.verdict.clone() {
+        match verdict {
             Verdict::Acknowledged => self.acknowledged(key, number, frozen, &attempt),
             Verdict::Failed { category, message } => {
                 self.failed(key, frozen, Failed { number, attempt, category, message });
             }
         }
+    }
+
+    /// A delivery of which no request is made, as no request would help: it is given up, or as long as the store has no
+    /// room for it, looked at again later.
+    fn not_sent(&mut self, key: DeliveryKey, frozen: Option<Frozen>, failed: Failed) {
+        let failure = Failure { ours: true, too_large: true, ..Failure::default() };
+        let Some(verdict) = self.judged(key, frozen.as_ref(), &failed, failure) else { return };
+        self.settle_failed(key, frozen, verdict);
     }
 
     fn acknowledged(&mut self, key: DeliveryKey, number: u32, frozen: Option<Frozen>, attempt: &Attempt) {
@@ -142,18 +166,11 @@ impl Task {
             ours: category.is_ours(),
             trouble: category.is_endpoint_trouble(),
             refused: failed.attempt.status.is_some_and(is_splittable_status) && !category.is_ours(),
+            too_large: false,
             retry_after: failed.attempt.retry_after,
         };
         self.sink.metrics.failed(category.as_str());
-        self.describe(key, frozen.as_ref());
-        let has_room = self.deliveries.get(&key).is_some_and(|delivery| {
-            let body = frozen.as_ref().or(delivery.content.frozen());
-            delivery.stored.is_some() || body.is_none_or(|frozen| self.ledger.takes(frozen.body.len()))
-        });
-        // What becomes of it depends on whether the store can have it.
-        self.scheduler.set_room(if has_room { self.room() } else { schedule::StoreRoom::Shut });
-        let Some(verdict) = self.scheduler.outcome(Instant::now(), key, Outcome::Failed(failure)) else { return };
-        self.note_failure(key, &failed, &verdict);
+        let Some(verdict) = self.judged(key, frozen.as_ref(), &failed, failure) else { return };
         let Some(delivery) = self.deliveries.get(&key) else { return };
         let id = frozen.as_ref().map(|frozen| frozen.id).or(delivery.stored);
         self.log_failed(delivery, id, (failed.number, &failed.attempt), (category, &failed.message));
@@ -166,6 +183,30 @@ impl Task {
             id,
         };
         self.report.failed(&told, &delivery.facts);
+        self.settle_failed(key, frozen, verdict);
+    }
+
+    /// What the scheduler makes of a failure.
+    fn judged(
+        &mut self,
+        key: DeliveryKey,
+        frozen: Option<&Frozen>,
+        failed: &Failed,
+        failure: Failure,
+    ) -> Option<schedule::Verdict> {
+        self.describe(key, frozen);
+        let has_room = self.deliveries.get(&key).is_some_and(|delivery| {
+            let body = frozen.or(delivery.content.frozen());
+            delivery.stored.is_some() || body.is_none_or(|frozen| self.ledger.takes(frozen.body.len()))
+        });
+        // What becomes of it depends on whether the store can have it.
+        self.scheduler.set_room(if has_room { self.room() } else { schedule::StoreRoom::Shut });
+        let verdict = self.scheduler.outcome(Instant::now(), key, Outcome::Failed(failure))?;
+        self.note_failure(key, failed, &verdict);
+        Some(verdict)
+    }
+
+    fn settle_failed(&mut self, key: DeliveryKey, frozen: Option<Frozen>, verdict: schedule::Verdict) {
         match verdict {
             schedule::Verdict::Done => {}
             schedule::Verdict::Retry(_) | schedule::Verdict::Blocked(_) => self.tried(key),
@@ -233,6 +274,7 @@ impl Task {
         let reason = match why {
             Exhausted::Attempts => DeadReason::MaxAttempts,
             Exhausted::Age => DeadReason::MaxAge,
+            Exhausted::TooLarge => DeadReason::TooLarge,
         };
         let id = match (delivery.stored, frozen.as_ref().or(delivery.content.frozen()).cloned()) {
             (Some(id), _) => id,
@@ -309,6 +351,13 @@ impl Task {
         };
         (delivery, frozen)
     }
+}
+
+/// Why a delivery cannot be sent at all: a message of it lacks what was too large to be taken in. Such a message is alone.
+fn unsendable(frozen: &Frozen) -> Option<String> {
+    let left_out = frozen.members.iter().find_map(|member| omitted::too_large(frozen.message(member)))?;
+    let columns: Vec<String> = left_out.iter().map(|(column, bytes)| format!("{column} of {bytes} bytes")).collect();
+    Some(format!("the change is larger than limits.max_message: {} left out", columns.join(", ")))
 }
 
 /// A body that only the store has.

@@ -8,8 +8,10 @@ use std::time::Instant;
 use tracing::error;
 
 use super::Task;
+use super::arrivals::alone;
 use super::content::{Delivery, Payload, ReadBack, keep};
 use crate::deliver::frozen::{DeliveryId, Frozen};
+use crate::deliver::omitted;
 use crate::schedule::{DeliveryKey, GroupId, Message, Ties, Want, WriteId};
 use crate::source::chain;
 use crate::store::{Home, KeptMessage, LaneRead, LaneWant, Op, Page, StoreError};
@@ -165,7 +167,9 @@ impl Task {
     fn message_of(&self, message: KeptMessage, home: Home, read_at: Instant) -> Message<Payload> {
         let KeptMessage { facts, json } = message;
         let json = self.sink.memory.hold(json.to_vec());
-        let (Ties { groups, scope, barrier }, bytes, position) = (facts.ties(), json.len() + 1, facts.position);
+        let (Ties { groups, scope, barrier }, position) = (facts.ties(), facts.position);
+        let is_too_large = omitted::too_large(&json).is_some();
+        let bytes = if is_too_large { alone(&self.sink.config) } else { json.len() + 1 };
         let kept = ReadBack { message: KeptMessage { facts, json }, home, read_at };
         Message { groups, scope, barrier, bytes, position, payload: Payload::Kept(Arc::new(kept)) }
     }

@@ -52,6 +52,8 @@ pub(crate) enum Agreement {
     GoesOn,
     /// Changes are lost, and a person has accepted it: it goes on from the slot's position.
     GapAccepted,
+    /// The slot is not there, and changes are lost with it; nothing may be read before that is accepted.
+    Lost(Trouble),
     /// Nothing may be read before a person has acted.
     Refused(Trouble),
 }
@@ -76,7 +78,7 @@ pub(crate) fn compare(bound: Option<&SourceBinding>, found: &Found<'_>) -> Agree
     match found.confirmed {
         Some(slot) if slot <= known => Agreement::GoesOn,
         Some(slot) => Agreement::Refused(gap(found.source, found.slot, known, Some(slot))),
-        None => Agreement::Refused(gap(found.source, found.slot, known, None)),
+        None => Agreement::Lost(gap(found.source, found.slot, known, None)),
     }
 }
 
@@ -215,7 +217,7 @@ mod tests {
 
     fn refused(bound: &SourceBinding, found: &Found<'_>) -> Trouble {
         match compare(Some(bound), found) {
-            Agreement::Refused(trouble) => trouble,
+            Agreement::Refused(trouble) | Agreement::Lost(trouble) => trouble,
             other @ (Agreement::Begins { .. } | Agreement::GoesOn | Agreement::GapAccepted) => {
                 panic!("should be refused: {other:?}")
             }

@@ -24,6 +24,7 @@ use crate::memory::Memory;
 mod error;
 mod gulp;
 mod login;
+mod reduce;
 mod settings;
 mod socket;
 #[cfg(test)]
@@ -31,7 +32,7 @@ mod tests;
 mod tls;
 
 pub use error::{ConnectError, ServerError, StreamError};
-pub use gulp::{Frame, Gulp};
+pub use gulp::{Frame, Gulp, read_frames};
 pub use socket::{Socket, open};
 
 use login::Session;
@@ -194,6 +195,15 @@ impl Replication {
     /// When the last byte came from the server.
     pub fn received_at(&self) -> Instant {
         self.session.inlet.received_at()
+    }
+
+    /// Makes standbys keep a copy of the slot (17 and later), which nobody may read meanwhile.
+    ///
+    /// # Errors
+    /// When the server refuses or the connection breaks.
+    pub async fn keep_copies(&mut self, slot: &str) -> Result<(), StreamError> {
+        let slot = slot.replace('"', "\"\"");
+        self.session.query(&format!("ALTER_REPLICATION_SLOT \"{slot}\" (FAILOVER true)")).await.map(drop)
     }
 
     /// Starts the stream of `publication` from `slot`, after what is confirmed or `start`, whichever is later.

@@ -78,6 +78,7 @@ impl Housekeeping {
                 found.slot = facts.warning(&self.source.slot);
                 if let Some(mut view) = self.views.sources.get_mut(&self.source.name) {
                     view.progress.server = view.progress.server.max(facts.server_lsn);
+                    view.slot = facts.view();
                 }
             }
             // The stream notices a lost slot by itself.

@@ -1,15 +1,24 @@
 //! From decoded messages to what each sink is fed: transactions, positions, routing. No IO.
 //!
-//! Every row change gets its [`Position`]; a table's changes go to the sinks that take them; a commit or a keepalive becomes a
-//! mark for every sink. The intake outlives connections: after a reconnect the server sends again what is not
+//! Every change gets its [`Position`]: a row, each table of a TRUNCATE, a logical message in a transaction. Its place does
+//! not depend on what sinks take, so that a changed configuration changes no idempotency key; only walhook's own messages
+//! have none. A table's changes go to the sinks that take them; a commit or a keepalive becomes a mark for every sink.
+//! Logical messages outside of transactions come before their commit order is known, and go to nobody. The intake outlives connections: after a reconnect the server sends again what is not
 //! confirmed, and everything up to the last position that was fed is skipped.
+
+mod prefixes;
+mod unheard;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use bytes::Bytes;
+
+use self::prefixes::Prefixes;
+use self::unheard::Unheard;
 use crate::change::{Change, Lsn, Position, Row, Table, Transaction};
-use crate::config::SinkConfig;
+use crate::config::{PrefixPattern, SinkConfig};
 use crate::sink::feed::Feed;
 use crate::source::pgoutput::{Message, Relation};
 use crate::source::route::{Route, routes};
@@ -54,8 +63,12 @@ pub struct Tally {
     pub deletes: u64,
     /// Committed transactions.
     pub transactions: u64,
-    /// TRUNCATEs, which go to no sink.
+    /// Tables named by TRUNCATEs.
     pub truncates: u64,
+    /// Those of them that no sink takes.
+    pub ignored_truncates: u64,
+    /// Logical messages that a sink takes.
+    pub messages: u64,
     /// Commit time of the last transaction, microseconds since 1970-01-01 UTC.
     pub last_commit_micros: Option<i64>,
 }
@@ -73,6 +86,33 @@ struct Open {
     annotations: Option<Arc<str>>,
 }
 
+impl Open {
+    /// The transaction's next change.
+    fn change(&mut self, table: Arc<Table>, row: Row, oversize: Option<usize>, now: Instant) -> Change {
+        self.index += 1;
+        Change {
+            transaction: Arc::clone(&self.transaction),
+            index: self.index,
+            table,
+            row,
+            annotations: self.annotations.clone(),
+            oversize,
+            received_at: now,
+        }
+    }
+}
+
+/// What became of a change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fed {
+    /// It is on its way to at least one sink.
+    Taken,
+    /// No sink takes it.
+    Ignored,
+    /// It came before.
+    Before,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Intake {
@@ -83,15 +123,34 @@ pub struct Intake {
     received: Lsn,
     batches: Vec<Vec<Feed>>,
     tally: Tally,
+    /// Whether a sink takes logical messages.
+    hears: bool,
+    prefixes: Prefixes,
+    unheard: Unheard,
     scratch: Vec<u8>,
+    /// See [`Change::oversize`].
+    oversize: Option<usize>,
 }
 
 impl Intake {
     /// An intake for these sinks, in this order.
     pub fn new(sinks: Vec<SinkConfig>) -> Self {
         let batches = sinks.iter().map(|_| Vec::new()).collect();
-        let (tables, scratch) = (HashMap::new(), Vec::new());
-        Self { sinks, tables, open: None, fed: None, received: Lsn::ZERO, batches, tally: Tally::default(), scratch }
+        let hears = sinks.iter().any(|sink| !sink.messages.is_empty());
+        Self {
+            sinks,
+            tables: HashMap::new(),
+            open: None,
+            fed: None,
+            received: Lsn::ZERO,
+            batches,
+            tally: Tally::default(),
+            hears,
+            prefixes: Prefixes::default(),
+            unheard: Unheard::default(),
+            scratch: Vec::new(),
+            oversize: None,
+        }
     }
 
     /// A new connection starts at `confirmed`: relations will be described anew, and an open transaction starts over.
@@ -151,13 +210,29 @@ impl Intake {
                 self.tally.deletes += 1;
                 self.row(relation, Row::Delete { old }, now)?;
             }
-            Message::Truncate { relations, .. } => self.truncate(&relations),
-            Message::Logical { transactional: true, prefix, content, .. } => self.annotate(&prefix, &content),
+            Message::Truncate { relations, .. } => self.truncate(&relations, now)?,
+            Message::Logical { transactional: true, prefix, content, .. } => self.logical(&prefix, content, now)?,
             Message::Logical { transactional: false, .. } => {}
             Message::Relation(relation) => return Ok(Some(relation)),
             Message::Type(_) | Message::Origin { .. } => {}
         }
         Ok(None)
+    }
+
+    /// Takes in a message of `bytes` as it was sent, out of which values were left because it is too large.
+    ///
+    /// # Errors
+    /// As [`Self::take`].
+    pub fn take_reduced(
+        &mut self,
+        message: Message,
+        bytes: usize,
+        now: Instant,
+    ) -> Result<Option<Relation>, IntakeError> {
+        self.oversize = Some(bytes);
+        let taken = self.take(message, now);
+        self.oversize = None;
+        taken
     }
 
     /// The server has nothing up to `server_end` that was not sent. Inside a transaction that says nothing new.
@@ -199,48 +274,53 @@ impl Intake {
         }
     }
 
-    fn row(&mut self, relation: u32, row: Row, now: Instant) -> Result<(), IntakeError> {
+    fn row(&mut self, relation: u32, row: Row, now: Instant) -> Result<Fed, IntakeError> {
         let known = self.tables.get(&relation).ok_or(IntakeError::UnknownRelation(relation))?;
         let open = self.open.as_mut().ok_or(IntakeError::NoTransaction)?;
-        open.index += 1;
-        let change = Change {
-            transaction: Arc::clone(&open.transaction),
-            index: open.index,
-            table: Arc::clone(&known.table),
-            row,
-            annotations: open.annotations.clone(),
-            received_at: now,
-        };
-        let position = change.position();
-        if self.fed.is_some_and(|fed| position <= fed) {
-            return Ok(());
+        let change = open.change(Arc::clone(&known.table), row, self.oversize, now);
+        if self.fed.is_some_and(|fed| change.position() <= fed) {
+            return Ok(Fed::Before);
         }
         check_shape(&change)?;
-        let mut takers = known.routes.iter().filter(|route| route.takes(change.action())).peekable();
-        while let Some(route) = takers.next() {
-            let (groups, scope) = (route.groups(&change, &mut self.scratch), route.scope);
-            let barrier = route.is_barrier(&change);
-            let Some(batch) = self.batches.get_mut(route.sink) else { continue };
-            if takers.peek().is_none() {
-                batch.push(Feed::Change { change, groups, scope, barrier });
-                break;
+        self.fed = Some(change.position());
+        Ok(feed(&known.routes, change, &mut self.batches, &mut self.scratch))
+    }
+
+    /// Each table is a change of its own, in the server's order, which is that of the statement and what it cascades to.
+    fn truncate(&mut self, relations: &[u32], now: Instant) -> Result<(), IntakeError> {
+        let mut unheard = Vec::new();
+        for relation in relations {
+            self.tally.truncates += 1;
+            if self.row(*relation, Row::Truncate, now)? == Fed::Ignored {
+                self.tally.ignored_truncates += 1;
+                unheard.extend(self.tables.get(relation).map(|known| known.table.name.to_string()));
             }
-            batch.push(Feed::Change { change: change.clone(), groups, scope, barrier });
         }
-        self.fed = Some(position);
+        if let Some((tables, unlogged)) = self.unheard.line(&unheard, now) {
+            tracing::info!(tables, unlogged, "tables were truncated and no sink takes that");
+        }
         Ok(())
     }
 
-    fn truncate(&mut self, relations: &[u32]) {
-        self.tally.truncates += 1;
-        if let Some(open) = &mut self.open {
-            open.index += u64::try_from(relations.len()).unwrap_or_default();
+    /// A logical message of a transaction.
+    fn logical(&mut self, prefix: &[u8], content: Bytes, now: Instant) -> Result<(), IntakeError> {
+        if prefix.starts_with(PrefixPattern::OWN.as_bytes()) {
+            self.annotate(prefix, &content);
+            return Ok(());
         }
-        for relation in relations {
-            if let Some(known) = self.tables.get(relation) {
-                tracing::info!(table = %known.table.name, "table was truncated: no sink is told");
-            }
+        let open = self.open.as_mut().ok_or(IntakeError::NoTransaction)?;
+        if !self.hears {
+            open.index += 1;
+            return Ok(());
         }
+        let known = self.prefixes.of(prefix, &self.sinks);
+        let change = open.change(Arc::clone(&known.table), Row::Message { content }, self.oversize, now);
+        self.tally.messages += u64::from(!known.routes.is_empty());
+        if self.fed.is_none_or(|fed| change.position() > fed) {
+            self.fed = Some(change.position());
+            feed(&known.routes, change, &mut self.batches, &mut self.scratch);
+        }
+        Ok(())
     }
 
     fn annotate(&mut self, prefix: &[u8], content: &[u8]) {
@@ -248,15 +328,53 @@ impl Intake {
         if prefix == ANNOTATE_NO_MORE {
             open.annotations = None;
         } else if prefix == ANNOTATE {
-            open.annotations = Some(annotation(content));
+            open.annotations = Some(annotation(content, self.oversize));
         }
     }
 }
 
+/// Puts the change into the batches of the sinks that take it.
+fn feed(routes: &[Route], change: Change, batches: &mut [Vec<Feed>], scratch: &mut Vec<u8>) -> Fed {
+    let action = change.action();
+    let mut takers = routes.iter().filter(|route| route.takes(action)).peekable();
+    if takers.peek().is_none() {
+        return Fed::Ignored;
+    }
+    if let Some(bytes) = change.oversize {
+        say_oversize(&change, bytes);
+    }
+    while let Some(route) = takers.next() {
+        let (groups, scope) = (route.groups(&change, scratch), route.scope);
+        let barrier = route.is_barrier(&change);
+        let Some(batch) = batches.get_mut(route.sink) else { continue };
+        if takers.peek().is_none() {
+            batch.push(Feed::Change { change, groups, scope, barrier });
+            break;
+        }
+        batch.push(Feed::Change { change: change.clone(), groups, scope, barrier });
+    }
+    Fed::Taken
+}
+
+/// A change that cannot be delivered is said to be one, each time: it takes long enough to be read.
+fn say_oversize(change: &Change, bytes: usize) {
+    let (table, action) = (&change.table.name, change.action().as_str());
+    let Position { commit_lsn, index } = change.position();
+    tracing::warn!(
+        %table,
+        action,
+        %commit_lsn,
+        index,
+        bytes,
+        "a change is larger than limits.max_message: its large values are left out, and it becomes a dead letter"
+    );
+}
+
 /// The content if it is JSON, else a JSON string of it; of one that is too large, a string that says so.
-fn annotation(content: &[u8]) -> Arc<str> {
-    if content.len() > ANNOTATION_BYTES_MAX {
-        let said = format!("annotation of {} bytes left out: {ANNOTATION_BYTES_MAX} are allowed", content.len());
+fn annotation(content: &[u8], oversize: Option<usize>) -> Arc<str> {
+    let bytes = oversize.unwrap_or(content.len());
+    if bytes > ANNOTATION_BYTES_MAX {
+        let said = format!("annotation of {bytes} bytes left out: {ANNOTATION_BYTES_MAX} are allowed");
         tracing::warn!("{said}");
         return serde_json::Value::String(said).to_string().into();
     }

@@ -16,7 +16,7 @@ use super::housekeeping::Housekeeping;
 use super::problem::Problem;
 use super::relation::Catalogue;
 use super::session::Stream;
-use super::slot::{self, Prepared};
+use super::slot::{self, LostSlot, PrepareError, Prepared};
 use crate::change::Lsn;
 use crate::metrics::ReconnectReason;
 use crate::sink::feed::Feed;
@@ -38,10 +38,17 @@ impl Source {
             self.agree(&housekeeper).await?
         };
         let prepared = self.prepare(&housekeeper).await?;
+        self.mark_gap(&agreement, &prepared).await?;
         self.settle(&agreement, &prepared).await?;
         if prepared.created {
             // That may have taken hours, in which an idle connection may be forgotten on the way.
             replication = self.connect().await?;
+        }
+        self.on_standby = prepared.in_recovery;
+        if prepared.wants_copies {
+            let altered = timeout(START_LIMIT, replication.keep_copies(&self.config.slot)).await;
+            altered.map_err(|_| Problem::slow("the slot was not altered for a failover within 30 s"))??;
+            info!(source = %self.config.name, slot = %self.config.slot, "standbys keep a copy of the slot from here on");
         }
         let client = self.connect_sql(&mut tasks).await?;
         let started = timeout(START_LIMIT, self.start(&mut replication, prepared.confirmed)).await;
@@ -74,7 +81,10 @@ impl Source {
 
     /// A connection, once store and slot agree.
     async fn agree(&mut self, client: &Client) -> Result<(Replication, Agreement), Problem> {
-        let slot = slot::look(client, &self.config, self.intake.sinks()).await?;
+        let (slot, lost) = match slot::look(client, &self.config, self.intake.sinks()).await {
+            Err(PrepareError::Lost(lost)) => (None, Some(lost)),
+            slot => (slot?, None),
+        };
         let mut replication = self.connect().await?;
         let name = self.config.name.clone();
         let bound = self.ask_store(move |store| store.source(&name)).await?;
@@ -94,11 +104,23 @@ impl Source {
             confirmed: slot.and_then(|slot| slot.confirmed),
         };
         let agreement = agreement::compare(bound.as_ref(), &found);
+        let progress = bound.as_ref().and_then(agreement::progress);
         match &agreement {
             Agreement::Refused(Trouble { what, advice }) => return Err(Problem::lasting(what, advice)),
-            Agreement::GoesOn => self.resolved_before = bound.as_ref().and_then(agreement::progress),
-            Agreement::GapAccepted => self.lost_from = bound.as_ref().and_then(agreement::progress),
-            Agreement::Begins { .. } => {}
+            Agreement::Lost(trouble) => {
+                let dropped = || LostSlot::dropped(progress, trouble.clone());
+                return Err(Problem::Lost(lost.unwrap_or_else(|| Box::new(dropped()))));
+            }
+            Agreement::Begins { .. } | Agreement::GoesOn => {
+                if let Some(lost) = lost.filter(|_| self.lost.is_none()) {
+                    return Err(Problem::Lost(lost));
+                }
+                self.resolved_before = progress;
+            }
+            Agreement::GapAccepted => {
+                self.lost_from = progress;
+                self.lost = self.lost.take().or(lost.map(|lost| *lost));
+            }
         }
         let system_id = identity.system_id;
         if agreement == Agreement::GoesOn {
@@ -141,7 +163,7 @@ impl Source {
     async fn settle(&mut self, agreement: &Agreement, prepared: &Prepared) -> Result<(), Problem> {
         let (source, slot, at) = (&self.config.name, &self.config.slot, prepared.confirmed);
         let from = match agreement {
-            Agreement::GoesOn | Agreement::Refused(_) => {
+            Agreement::GoesOn | Agreement::Lost(_) | Agreement::Refused(_) => {
                 if let Some(known) = self.resolved_before.filter(|known| *known < at && !self.has_streamed) {
                     return Err(agreement::gap(source, slot, known, Some(at)).into());
                 }
@@ -160,11 +182,7 @@ impl Source {
                 Some(at)
             }
             Agreement::Begins { slot_existed: false } => Some(at),
-            Agreement::GapAccepted => {
-                let lost_from = self.lost_from.map(|lsn| lsn.to_string());
-                warn!(source, slot, lost_from, from = %at, "a gap was accepted: changes between these positions are not delivered");
-                Some(at.max(self.lost_from.unwrap_or(at)))
-            }
+            Agreement::GapAccepted => Some(at.max(self.lost_from.unwrap_or(at))),
         };
         let Some(identity) = &self.known else { return Ok(()) };
         let binding = NewBinding {
@@ -184,7 +202,7 @@ impl Source {
     }
 
     /// Asks the store, which may have to wait for the disk.
-    async fn ask_store<T: Send + 'static>(
+    pub(super) async fn ask_store<T: Send + 'static>(
         &self,
         question: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, Problem> {
@@ -218,17 +236,25 @@ impl Source {
         Ok(replication)
     }
 
-    /// Slot and publication. Once a session of this run has streamed no slot is made any more: one that is missing then
-    /// has lost changes.
+    /// Slot and publication. Once a session of this run has streamed no slot is made any more but in the place of one that
+    /// is lost: one that is missing then has lost changes.
     async fn prepare(&self, client: &Client) -> Result<Prepared, Problem> {
         let (config, sinks) = (&self.config, self.intake.sinks());
+        // The making of a slot may wait for hours; whom for, people should see.
+        let show = |waits: Option<Trouble>| {
+            if let Some(mut view) = self.views.sources.get_mut(&config.name) {
+                view.troubles = waits.into_iter().collect();
+            }
+        };
+        // A standby that is to be promoted, or that the address leads to for a moment: what it has of slots says nothing.
+        if self.has_streamed && !self.on_standby && slot::is_standby(client).await? {
+            let why = slot::Passing::Standby("changes were read from the primary: waiting for it, or for a promotion");
+            return Err(PrepareError::from(why).into());
+        }
+        if self.lost.is_some() {
+            return Ok(slot::prepare_anew(client, config, sinks, self.has_streamed, &show).await?);
+        }
         if !self.has_streamed {
-            // The making of a slot may wait for hours; whom for, people should see.
-            let show = |waits: Option<Trouble>| {
-                if let Some(mut view) = self.views.sources.get_mut(&config.name) {
-                    view.troubles = waits.into_iter().collect();
-                }
-            };
             return Ok(slot::prepare(client, config, sinks, &show).await?);
         }
         let prepared = slot::prepare_again(client, config, sinks).await?;
@@ -265,8 +291,12 @@ impl Source {
     async fn start(&mut self, replication: &mut Replication, confirmed: Lsn) -> Result<(), Problem> {
         let from = confirmed.max(self.confirmed).max(self.resolved_before.unwrap_or(Lsn::ZERO));
         if let Err(error) = replication.start(&self.config.slot, &self.config.publication, from).await {
-            let busy = error.sqlstate() == Some("55006");
-            return Err(if busy { Problem::Busy { pid: None, application: None } } else { error.into() });
+            return Err(match error.sqlstate() {
+                Some("55006") => Problem::Busy { pid: None, application: None },
+                // The slot has vanished a moment ago; the next session finds that out.
+                Some("42704") => Problem::Stream(error),
+                Some(_) | None => error.into(),
+            });
         }
         self.confirmed = from;
         self.intake.reconnected(from);

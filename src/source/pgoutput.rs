@@ -178,10 +178,22 @@ impl DecodeError {
 /// # Errors
 /// When it is not exactly one message of protocol version 1 with text values.
 pub fn decode(frame: Bytes) -> Result<Message, DecodeError> {
+    decode_as(frame, false)
+}
+
+/// The same of a message that was reduced while it was read: values that are too large are left out.
+///
+/// # Errors
+/// As [`decode`].
+pub fn decode_reduced(frame: Bytes) -> Result<Message, DecodeError> {
+    decode_as(frame, true)
+}
+
+fn decode_as(frame: Bytes, reduced: bool) -> Result<Message, DecodeError> {
     match frame.first() {
-        Some(b'I') => insert(frame),
-        Some(b'U') => update(frame),
-        Some(b'D') => delete(frame),
+        Some(b'I') => insert(frame, reduced),
+        Some(b'U') => update(frame, reduced),
+        Some(b'D') => delete(frame, reduced),
         Some(b'B') => whole(&frame, "Begin", begin),
         Some(b'C') => whole(&frame, "Commit", commit),
         Some(b'O') => whole(&frame, "Origin", origin),
@@ -304,9 +316,9 @@ fn logical(frame: &Bytes, fields: &mut Fields<'_>) -> Result<Message, DecodeErro
     Ok(Message::Logical { transactional, lsn, prefix, content })
 }
 
-fn insert(mut frame: Bytes) -> Result<Message, DecodeError> {
+fn insert(mut frame: Bytes, reduced: bool) -> Result<Message, DecodeError> {
     let (relation, new) = {
-        let mut row = tuple::RowReader::new("Insert", &frame)?;
+        let mut row = tuple::RowReader::new("Insert", &frame, reduced)?;
         row.expect_new()?;
         (row.relation(), row.last_tuple()?)
     };
@@ -314,9 +326,9 @@ fn insert(mut frame: Bytes) -> Result<Message, DecodeError> {
     Ok(Message::Insert { relation, new: Tuple(frame) })
 }
 
-fn update(mut frame: Bytes) -> Result<Message, DecodeError> {
+fn update(mut frame: Bytes, reduced: bool) -> Result<Message, DecodeError> {
     let (relation, old, new) = {
-        let mut row = tuple::RowReader::new("Update", &frame)?;
+        let mut row = tuple::RowReader::new("Update", &frame, reduced)?;
         let old = row.old_or_new()?;
         (row.relation(), old, row.last_tuple()?)
     };
@@ -325,9 +337,9 @@ fn update(mut frame: Bytes) -> Result<Message, DecodeError> {
     Ok(Message::Update { relation, old, new: Tuple(frame) })
 }
 
-fn delete(mut frame: Bytes) -> Result<Message, DecodeError> {
+fn delete(mut frame: Bytes, reduced: bool) -> Result<Message, DecodeError> {
     let (relation, image, old) = {
-        let mut row = tuple::RowReader::new("Delete", &frame)?;
+        let mut row = tuple::RowReader::new("Delete", &frame, reduced)?;
         (row.relation(), row.expect_old()?, row.last_tuple()?)
     };
     frame.advance(old.start);

@@ -6,7 +6,7 @@ use super::connection::{ConnectError, StreamError};
 use super::intake::IntakeError;
 use super::pgoutput::DecodeError;
 use super::relation::CatalogueError;
-use super::slot::{PlanFault, PrepareError};
+use super::slot::{LostSlot, PlanFault, PrepareError};
 use crate::metrics::ReconnectReason;
 use crate::store::StoreError;
 use crate::view::Trouble;
@@ -55,6 +55,8 @@ pub(super) enum Problem {
     Busy { pid: Option<i32>, application: Option<String> },
     #[error("the configuration does not fit the database")]
     Config(Vec<PlanFault>),
+    #[error("{}", .0.trouble.what)]
+    Lost(Box<LostSlot>),
     #[error("{what}")]
     Lasting { what: String, advice: String },
 }
@@ -85,6 +87,10 @@ impl Problem {
             Self::Lasting { what, advice } => {
                 Some(SourceError::Prerequisite { what: what.clone(), advice: advice.clone() })
             }
+            Self::Lost(lost) => {
+                let Trouble { what, advice } = lost.trouble.clone();
+                Some(SourceError::Prerequisite { what, advice })
+            }
             Self::Connect(error) if error.needs_a_person() => {
                 Some(SourceError::Prerequisite { what: chain(self), advice: self.advice() })
             }
@@ -104,6 +110,7 @@ impl Problem {
     pub(super) fn advice(&self) -> String {
         match self {
             Self::Lasting { advice, .. } => advice.clone(),
+            Self::Lost(lost) => lost.trouble.advice.clone(),
             Self::Config(faults) => faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"),
             Self::Connect(_) => {
                 "check the source's url, the role and pg_hba.conf; `walhook check` tries them".to_owned()
@@ -128,6 +135,7 @@ impl Problem {
             Self::Stream(StreamError::NotFinished) => ReconnectReason::Timeout,
             Self::Store(_) => ReconnectReason::Store,
             Self::Prepare(_) | Self::Config(_) | Self::Lasting { .. } => ReconnectReason::Refused,
+            Self::Lost(_) => ReconnectReason::SlotLost,
             Self::Broken { reason, .. } => *reason,
             Self::Busy { .. } => ReconnectReason::SlotBusy,
         }
@@ -145,6 +153,7 @@ impl From<PrepareError> for Problem {
         match error {
             PrepareError::Config(faults) => Self::Config(faults),
             PrepareError::Lasting { what, advice } => Self::Lasting { what, advice },
+            PrepareError::Lost(lost) => Self::Lost(lost),
             PrepareError::Busy { pid, application_name } => Self::Busy { pid, application: application_name },
             PrepareError::Passing(passing) => Self::Prepare(Box::new(passing)),
         }

@@ -1,15 +1,25 @@
 //! Which sinks a table's changes go to, and in which groups.
 //!
 //! A [`Route`] is made once for a table and a sink when the table's Relation message comes; routing a row is then a loop
-//! over the table's routes and a hash of the group's columns.
+//! over the table's routes and a hash of the group's columns. What stands in a table's place for the logical messages of
+//! a prefix has routes likewise; their group is in their content.
+
+mod member;
 
 use std::sync::Arc;
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
+use self::member::group_member;
 use crate::change::{Action, Change, Datum, OldRow, Row, Table, Tuple};
 use crate::config::{Actions, GroupBy, MessageForm, SinkConfig};
 use crate::schedule::{GroupId, Groups, ScopeId};
+
+/// The seed of the groups that logical messages name themselves. No table's seed, but by a chance of one in 2^64.
+const MESSAGES_SEED: u64 = 0x6D73_675F_6772_6F75;
+
+/// Characters that are shown of a group which a logical message names.
+const GROUP_CHARS_MAX: usize = 256;
 
 /// How one sink takes one table's changes.
 #[derive(Clone, Debug)]
@@ -34,6 +44,8 @@ enum Grouping {
     Table(GroupId),
     /// These columns' values, under the table's own seed.
     Columns { seed: u64, columns: Vec<usize> },
+    /// Logical messages: by the group that each names, or else all of their prefix.
+    Messages(GroupId),
 }
 
 impl Grouping {
@@ -41,6 +53,7 @@ impl Grouping {
         match self {
             Self::None => "none".to_owned(),
             Self::Table(_) => "table".to_owned(),
+            Self::Messages(_) => "messages".to_owned(),
             Self::Columns { columns, .. } => {
                 let names = columns.iter().filter_map(|column| table.columns.get(*column));
                 format!("{:?}", names.map(|column| column.name.as_str()).collect::<Vec<_>>())
@@ -63,11 +76,28 @@ pub fn routes(table: &Table, sinks: &[SinkConfig]) -> Vec<Route> {
         .collect()
 }
 
-/// A sink of bare rows takes no deletes: they have no row.
+/// The routes of a prefix's logical messages, one for each sink that takes them; `table` is [`Table::of_messages`].
+pub fn message_routes(table: &Table, prefix: &str, sinks: &[SinkConfig]) -> Vec<Route> {
+    let takers = sinks.iter().enumerate().filter(|(_, sink)| sink.takes_prefix(prefix));
+    let scope = ScopeId::of_event(table.event(Action::Message));
+    let whole = GroupId(table_hash(table));
+    takers
+        .map(|(index, sink)| {
+            let grouping = match sink.group_by {
+                GroupBy::None => Grouping::None,
+                GroupBy::PrimaryKey | GroupBy::Columns(_) | GroupBy::Table => Grouping::Messages(whole),
+            };
+            let rule = grouping.text(table).into();
+            Route { sink: index, scope, rule, whole, actions: actions(sink), grouping }
+        })
+        .collect()
+}
+
+/// A sink of bare rows takes neither deletes nor truncates: they have no row.
 fn actions(sink: &SinkConfig) -> Actions {
     match sink.message {
         MessageForm::Change => sink.actions,
-        MessageForm::Row => Actions { delete: false, ..sink.actions },
+        MessageForm::Row => Actions { delete: false, truncate: false, ..sink.actions },
     }
 }
 
@@ -121,8 +151,7 @@ impl Route {
             Action::Update => self.actions.update,
             Action::Delete => self.actions.delete,
             Action::Truncate => self.actions.truncate,
-            Action::Read => true,
-            Action::Message => false,
+            Action::Read | Action::Message => true,
         }
     }
 
@@ -136,6 +165,7 @@ impl Route {
         match &self.grouping {
             Grouping::None => Groups::None,
             Grouping::Table(group) => Groups::One(*group),
+            Grouping::Messages(of_prefix) => Groups::One(message_group(change).unwrap_or(*of_prefix)),
             Grouping::Columns { seed, columns } => match &change.row {
                 Row::Truncate | Row::Message { .. } => Groups::One(self.whole),
                 Row::Insert { new } | Row::Read { new } => Groups::One(group(*seed, columns, new, None, scratch)),
@@ -179,18 +209,31 @@ fn group(seed: u64, columns: &[usize], row: &Tuple, old: Option<&Tuple>, scratch
             Some(Datum::Text(text)) => append(scratch, text),
             // No value is as long as this.
             Some(Datum::Null) => scratch.extend_from_slice(&u64::MAX.to_le_bytes()),
-            Some(Datum::Unchanged) | None => scratch.extend_from_slice(&(u64::MAX - 1).to_le_bytes()),
+            Some(Datum::Unchanged | Datum::TooLarge(_)) | None => {
+                scratch.extend_from_slice(&(u64::MAX - 1).to_le_bytes())
+            }
         }
     }
     GroupId(xxh3_64_with_seed(scratch, seed))
 }
 
-/// A group's name for people: the column's text, or for several a JSON array of the texts; for a table its name; `None`
-/// without a group. Taken from the new row, or the old one of a delete.
+/// The group that a logical message names, the same whatever its prefix.
+fn message_group(change: &Change) -> Option<GroupId> {
+    let Row::Message { content } = &change.row else { return None };
+    let member = group_member(content)?;
+    Some(GroupId(xxh3_64_with_seed(member.as_bytes(), MESSAGES_SEED)))
+}
+
+/// A group's name for people: the column's text, or for several a JSON array of the texts; for a table its name; for a
+/// logical message the group that it names, at most 256 characters of it, or its prefix; `None` without a group. Taken from the new row, or the old
+/// one of a delete.
 pub fn group_text(change: &Change, sink: &SinkConfig) -> Option<String> {
+    if let Row::Message { content } = &change.row {
+        return message_text(content, &change.table, sink);
+    }
     let columns = match grouping(&change.table, sink) {
         Grouping::None => return None,
-        Grouping::Table(_) => return Some(change.table.name.to_string()),
+        Grouping::Table(_) | Grouping::Messages(_) => return Some(change.table.name.to_string()),
         Grouping::Columns { columns, .. } => columns,
     };
     if matches!(change.row, Row::Truncate) {
@@ -211,10 +254,26 @@ pub fn group_text(change: &Change, sink: &SinkConfig) -> Option<String> {
     }
 }
 
+fn message_text(content: &[u8], table: &Table, sink: &SinkConfig) -> Option<String> {
+    match sink.group_by {
+        GroupBy::None => None,
+        GroupBy::PrimaryKey | GroupBy::Columns(_) | GroupBy::Table => {
+            Some(group_member(content).map_or_else(|| table.name.table.clone(), shortened))
+        }
+    }
+}
+
+fn shortened(text: String) -> String {
+    match text.char_indices().nth(GROUP_CHARS_MAX) {
+        None => text,
+        Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
+    }
+}
+
 fn text(value: Option<Datum<'_>>) -> Option<String> {
     match value? {
         Datum::Text(text) => Some(String::from_utf8_lossy(text).into_owned()),
-        Datum::Null | Datum::Unchanged => None,
+        Datum::Null | Datum::Unchanged | Datum::TooLarge(_) => None,
     }
 }
 

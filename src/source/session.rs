@@ -24,8 +24,8 @@ use crate::view::{SourceState, Trouble, WalProgress};
 
 /// How often progress is looked at and, when it moved, confirmed.
 const STATUS_EVERY: Duration = Duration::from_millis(100);
-/// A status goes out at least so often, which is well within any sensible `wal_sender_timeout`.
-const STATUS_AT_LEAST_EVERY: Duration = Duration::from_secs(1);
+/// A status goes out at least so often, which is well within any sensible `wal_sender_timeout`, one second among them.
+const STATUS_AT_LEAST_EVERY: Duration = Duration::from_millis(400);
 /// After so long without a byte the server is asked for a sign of life.
 const SILENCE_ASK: Duration = Duration::from_secs(15);
 /// After so long the connection is given up.
@@ -110,11 +110,18 @@ impl Source {
         let now = gulp.received_at();
         for frame in gulp {
             match frame {
-                Frame::XLogData { payload, start, .. } => {
+                Frame::XLogData { payload, start, oversize, .. } => {
                     if start > Lsn::ZERO {
                         self.last_read = start;
                     }
-                    if let Some(relation) = self.intake.take(pgoutput::decode(payload)?, now)? {
+                    let relation = match oversize {
+                        None => self.intake.take(pgoutput::decode(payload)?, now)?,
+                        Some(bytes) => {
+                            self.metrics.oversized_changes.increment(1);
+                            self.intake.take_reduced(pgoutput::decode_reduced(payload)?, bytes, now)?
+                        }
+                    };
+                    if let Some(relation) = relation {
                         self.look_up(stream, relation).await?;
                     }
                 }
@@ -159,7 +166,9 @@ impl Source {
         metrics.updates.increment(tally.updates);
         metrics.deletes.increment(tally.deletes);
         metrics.transactions.increment(tally.transactions);
-        metrics.ignored_truncates.increment(tally.truncates);
+        metrics.truncates.increment(tally.truncates);
+        metrics.ignored_truncates.increment(tally.ignored_truncates);
+        metrics.messages.increment(tally.messages);
         let Some(micros) = tally.last_commit_micros.and_then(|micros| u64::try_from(micros).ok()) else { return };
         let committed = SystemTime::UNIX_EPOCH + Duration::from_micros(micros);
         if let Ok(taken) = SystemTime::now().duration_since(committed) {
@@ -183,6 +192,7 @@ impl Source {
         if heard.elapsed() > SILENCE_MAX {
             return Err(Problem::silent());
         }
+        self.leave_gap_behind().await;
         let ask = heard.elapsed() > SILENCE_ASK && stream.last_asked.elapsed() > SILENCE_ASK;
         let moved = self.resolved().is_some_and(|resolved| resolved > stream.flushed);
         if ask || moved || stream.last_status.elapsed() >= STATUS_AT_LEAST_EVERY {
@@ -234,7 +244,7 @@ impl Source {
 
     /// What has been received, and what all sinks have resolved.
     fn positions(&self, stream: &Stream) -> (Lsn, Lsn) {
-        let flushed = self.resolved().unwrap_or(stream.flushed);
+        let flushed = self.at_least_past_gap(self.resolved().unwrap_or(stream.flushed));
         assert!(flushed >= stream.flushed, "what is confirmed went back from {} to {flushed}", stream.flushed);
         // Nothing that is resolved lies beyond what was received.
         (self.intake.received().max(flushed), flushed)

@@ -5,7 +5,7 @@
 //! the slot after it, because a publication younger than the slot can never be read. [`maintain`] adds tables that are
 //! made later, and takes none away: only [`prepare`] does. [`inspect`] says how far the slot is and whether the server still has it.
 //!
-//! Nothing here reads the stream, and nothing drops a slot that was ever complete. A caller that has progress of its own
+//! Nothing here reads the stream, and nothing drops a slot that can still be read. A caller that has progress of its own
 //! asks [`look`] before [`prepare`], because `prepare` makes a slot that is missing.
 
 mod creation;
@@ -24,7 +24,7 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use tracing::{info, warn};
 
-pub use self::error::{Passing, PlanFault, PrepareError};
+pub use self::error::{LostSlot, Passing, PlanFault, PrepareError};
 pub use self::state::{SlotFacts, inspect};
 pub use self::survey::{ColumnFacts, IdentityFacts, RelationKind, TableFacts};
 
@@ -32,7 +32,8 @@ use self::error::bounded;
 use self::plan::Plan;
 use self::publication::{PublicationState, Steps};
 use self::server::ServerFacts;
-use self::state::{create_sql, drop_sql};
+pub(crate) use self::state::create_sql;
+use self::state::drop_sql;
 use self::verdict::{busy, publication_gone};
 use crate::change::{Lsn, TableName};
 use crate::config::{SinkConfig, SourceConfig};
@@ -61,6 +62,10 @@ pub struct Prepared {
     pub uncaptured: Vec<Trouble>,
     /// The slot was made just now.
     pub created: bool,
+    /// The server is a standby.
+    pub in_recovery: bool,
+    /// Standbys are to keep a copy of the slot, and do not: `ALTER_REPLICATION_SLOT` makes them.
+    pub wants_copies: bool,
 }
 
 /// What [`maintain`] did and found.
@@ -112,7 +117,7 @@ pub async fn look(
 ) -> Result<Option<SlotFacts>, PrepareError> {
     limit_statements(client).await?;
     let survey = survey(client, source, sinks).await?;
-    survey.fit(source, Turn::First)?;
+    survey.fit(source, Turn::First { replaces: false })?;
     Ok(survey.slot)
 }
 
@@ -129,14 +134,41 @@ pub async fn prepare(
     sinks: &[SinkConfig],
     report: Report<'_>,
 ) -> Result<Prepared, PrepareError> {
-    let (survey, _) = publish_all(client, source, sinks, Turn::First).await?;
+    prepare_in(Turn::First { replaces: false }, client, source, sinks, report).await
+}
+
+/// As [`prepare`], in the place of a slot that is lost: what the server has given up is dropped, and a new slot is made.
+/// With `has_streamed` the rest is as in [`prepare_again`].
+///
+/// # Errors
+/// As there.
+pub async fn prepare_anew(
+    client: &Client,
+    source: &SourceConfig,
+    sinks: &[SinkConfig],
+    has_streamed: bool,
+    report: Report<'_>,
+) -> Result<Prepared, PrepareError> {
+    let turn = if has_streamed { Turn::Anew } else { Turn::First { replaces: true } };
+    prepare_in(turn, client, source, sinks, report).await
+}
+
+async fn prepare_in(
+    turn: Turn,
+    client: &Client,
+    source: &SourceConfig,
+    sinks: &[SinkConfig],
+    report: Report<'_>,
+) -> Result<Prepared, PrepareError> {
+    let (survey, unpublished) = publish_all(client, source, sinks, turn).await?;
     let mut created = false;
-    if survey.slot.as_ref().is_none_or(SlotFacts::is_half_made) {
+    if survey.slot.as_ref().is_none_or(|slot| slot.is_half_made() || slot.is_lost()) {
         let made = make_slot(client, source, &survey, report).await;
         created = made.map_err(|error| survey.with_grants(error, source))?;
     }
-    let troubles = survey.troubles(source);
-    ready(client, source, &survey, Prepared { troubles, created, ..Prepared::default() }).await
+    let troubles = survey.troubles(source).into_iter().chain(unpublished).collect();
+    let uncaptured = if turn == Turn::Anew { survey.uncaptured() } else { Vec::new() };
+    ready(client, source, &survey, Prepared { troubles, uncaptured, created, ..Prepared::default() }).await
 }
 
 /// The same for a source that has streamed from the slot before: a slot that is missing now has lost changes and is not
@@ -166,10 +198,25 @@ pub async fn limit_statements(client: &Client) -> Result<(), PrepareError> {
     bounded("limit the time of statements", client.batch_execute(limits)).await
 }
 
+/// When a source is made ready.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Turn {
-    First,
+    /// Before its first stream; a slot that is lost may be replaced.
+    First { replaces: bool },
+    /// After it has streamed.
     Again,
+    /// The same, with another slot in the place of the lost one.
+    Anew,
+}
+
+impl Turn {
+    fn is_first(self) -> bool {
+        matches!(self, Self::First { .. })
+    }
+
+    fn replaces(self) -> bool {
+        matches!(self, Self::First { replaces: true } | Self::Anew)
+    }
 }
 
 /// Completes what is `prepared` with the slot as it is at the end.
@@ -186,7 +233,17 @@ async fn ready(
         return Err(busy(&slot));
     };
     let server_version = survey.server.version;
-    Ok(Prepared { confirmed, restart, server_version, tables: survey.published(), ..prepared })
+    let in_recovery = survey.server.in_recovery;
+    let wants_copies = source.failover && source.create && !slot.is_failover;
+    Ok(Prepared {
+        confirmed,
+        restart,
+        server_version,
+        tables: survey.published(),
+        in_recovery,
+        wants_copies,
+        ..prepared
+    })
 }
 
 /// Surveys and publishes, again where another session was quicker. A source that streamed before streams on with what is
@@ -205,7 +262,7 @@ async fn publish_all(
         match publish(client, source, &survey, turn).await {
             Ok(()) => return Ok((survey, None)),
             Err(error) if is_race(&error) && races < RACES_MAX => races += 1,
-            Err(error) if turn == Turn::First => return Err(survey.with_grants(error, source)),
+            Err(error) if turn.is_first() => return Err(survey.with_grants(error, source)),
             Err(error) => {
                 survey.steps.added.clear();
                 let trouble = survey.with_grants(error, source).into_trouble();
@@ -241,6 +298,16 @@ pub async fn maintain(
     Ok(Maintained { added: survey.steps.added, troubles, uncaptured, is_incomplete })
 }
 
+/// Whether the server is a standby.
+///
+/// # Errors
+/// When the server cannot be asked.
+pub async fn is_standby(client: &Client) -> Result<bool, PrepareError> {
+    let row =
+        bounded("ask whether the server is a standby", client.query_one("select pg_is_in_recovery()", &[])).await?;
+    Ok(row.get(0))
+}
+
 /// Writes a record that nobody reads, so that an idle database's slot can move on. Does nothing on a standby.
 ///
 /// # Errors
@@ -254,7 +321,7 @@ pub async fn heartbeat(client: &Client) -> Result<(), PrepareError> {
 /// Brings the publication to the plan; what is in it beyond that goes only before the first stream.
 async fn publish(client: &Client, source: &SourceConfig, survey: &Survey, turn: Turn) -> Result<(), PrepareError> {
     let steps = &survey.steps;
-    let narrowing = steps.narrowing.iter().filter(|_| turn == Turn::First);
+    let narrowing = steps.narrowing.iter().filter(|_| turn.is_first());
     let sql: Vec<&str> = steps.sql.iter().chain(narrowing).map(String::as_str).collect();
     if !steps.refused.is_empty() {
         return Err(PrepareError::lasting(
@@ -274,7 +341,7 @@ async fn publish(client: &Client, source: &SourceConfig, survey: &Survey, turn: 
     for table in &steps.added {
         info!(source = source.name, publication = source.publication, %table, "table published");
     }
-    for table in steps.removed.iter().filter(|_| turn == Turn::First) {
+    for table in steps.removed.iter().filter(|_| turn.is_first()) {
         warn!(source = source.name, publication = source.publication, %table, "table no longer published: no sink names it");
     }
     Ok(())
@@ -288,11 +355,12 @@ async fn make_slot(
 ) -> Result<bool, PrepareError> {
     if !source.create {
         let what = format!("the slot {} does not exist, and create = false", source.slot);
-        return Err(PrepareError::lasting(what, create_sql(&source.slot)));
+        return Err(PrepareError::lasting(what, create_sql(source)));
     }
-    if survey.slot.as_ref().is_some_and(SlotFacts::is_half_made) {
-        warn!(source = source.name, slot = source.slot, "dropping a slot whose making was given up");
-        bounded("drop a half-made slot", client.batch_execute(&drop_sql(&source.slot))).await?;
+    if let Some(slot) = &survey.slot {
+        let why = if slot.is_lost() { "that the server has given up" } else { "whose making was given up" };
+        warn!(source = source.name, slot = source.slot, "dropping a slot {why}");
+        bounded("drop a useless slot", client.batch_execute(&drop_sql(&source.slot))).await?;
     }
     creation::create(client, source, survey.server.in_recovery, report).await
 }

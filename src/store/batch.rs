@@ -138,6 +138,8 @@ pub enum DeadReason {
     MaxAttempts,
     /// `retry.max_age`.
     MaxAge,
+    /// `limits.max_message`: nothing was sent.
+    TooLarge,
 }
 
 impl DeadReason {
@@ -146,6 +148,7 @@ impl DeadReason {
         match self {
             Self::MaxAttempts => "max_attempts",
             Self::MaxAge => "max_age",
+            Self::TooLarge => "too_large",
         }
     }
 }

@@ -10,6 +10,7 @@ use super::apply::{BLOCKED, Keeping, RETRYING, lsn_of};
 use super::batch::SinkKey;
 use super::error::StoreError;
 use super::files::{self, Paths};
+use super::gaps::{self, Gap};
 use super::holdings::{Holdings, holdings};
 use super::ledger::Ledger;
 use super::loading::{SourceBinding, binding};
@@ -24,6 +25,8 @@ use crate::config::StateConfig;
 pub struct StateSummary {
     /// Its sources by name.
     pub sources: Vec<(String, SourceBinding)>,
+    /// Changes of theirs that were never read, the newest first, by the name of the source.
+    pub gaps: Vec<(String, Vec<Gap>)>,
     /// Its sinks, by source and name.
     pub sinks: Vec<SinkSummary>,
     /// Bytes of its files.
@@ -59,14 +62,15 @@ pub fn open_to_show(config: &StateConfig) -> Result<StateSummary, StoreError> {
     let db = files::open_to_read(&paths.state, &STATE)?;
     require_tables(&db, &paths)?;
     let view = db.unchecked_transaction().map_err(StoreError::read("state.db"))?;
-    let mut sources = Vec::new();
+    let (mut sources, mut gaps) = (Vec::new(), Vec::new());
     for name in names(&view).map_err(StoreError::read("the sources"))? {
         if let Some(binding) = binding(&view, &name)? {
+            gaps.push((name.clone(), gaps::read(&view, &name)?));
             sources.push((name, binding));
         }
     }
     let sinks = sinks(&view, None)?.into_iter().map(|(_, sink)| sink).collect();
-    Ok(StateSummary { sources, sinks, used_bytes: paths.all_bytes(), max_bytes: config.max_bytes })
+    Ok(StateSummary { sources, gaps, sinks, used_bytes: paths.all_bytes(), max_bytes: config.max_bytes })
 }
 
 /// A file that a daemon made and could not fill is no store yet, and one of an earlier version is brought to this one by

@@ -22,7 +22,7 @@ pub(super) struct Schema {
 
 /// `state.db`.
 pub(super) const STATE: Schema =
-    Schema { application: 0x7761_6C68, steps: &[STATE_1, STATE_2, STATE_3, STATE_4, STATE_5] };
+    Schema { application: 0x7761_6C68, steps: &[STATE_1, STATE_2, STATE_3, STATE_4, STATE_5, STATE_6] };
 
 /// `log.db`.
 pub(super) const LOG: Schema = Schema { application: 0x7761_6C6C, steps: &[LOG_1] };
@@ -133,8 +133,20 @@ const STATE_4: &str = "
     ALTER TABLE sink ADD COLUMN grouping TEXT;
 ";
 
-/// What is NULL or 0 was kept before tables and barriers were.
+/// Changes that were never read, because the slot was lost.
 const STATE_5: &str = "
+    CREATE TABLE source_gap (
+        source TEXT NOT NULL,
+        from_lsn INTEGER,                 -- NULL: not known
+        to_lsn INTEGER NOT NULL,
+        at INTEGER NOT NULL,
+        why TEXT NOT NULL,
+        PRIMARY KEY (source, to_lsn)
+    ) STRICT, WITHOUT ROWID;
+";
+
+/// What is NULL or 0 was kept before tables and barriers were.
+const STATE_6: &str = "
     ALTER TABLE lane ADD COLUMN scope INTEGER NOT NULL DEFAULT 0;  -- hash of the table's name; 0: not known
     ALTER TABLE lane ADD COLUMN barrier INTEGER;  -- NULL: none; 0: of its own table; else the scope of another one too
     CREATE INDEX lane_unknown ON lane (sink) WHERE scope = 0;

@@ -136,7 +136,7 @@ async fn pitfall_05_what_comes_again_by_another_key_than_it_was_kept_under_follo
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_renamed_table_waits_for_what_it_was() {
+async fn pitfall_05_a_renamed_table_waits_for_what_it_was() {
     let stage = Stage::new("").await;
     let _daemon = stage.daemon().await;
     stage.sql("INSERT INTO t VALUES (1, 100, 'a')").await;

@@ -184,7 +184,7 @@ async fn the_demo_shows_changes_and_retries_and_leaves_nothing_behind() {
     std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o1777)).unwrap();
     let mut demo = Demo::start(directory.path());
     // 503 and then the same delivery again: the endpoint that refuses three in ten.
-    let parts = ["/metrics", "insert", "update", "delete", " 503 ", "200 retry "];
+    let parts = ["/metrics", "insert", "update", "delete", "message  shop.paid", " 503 ", "200 retry "];
     until_within(Duration::from_secs(120), "the demo to show changes and a retry", || async {
         let printed = demo.printed();
         state(parts.iter().all(|part| printed.contains(part)), printed)

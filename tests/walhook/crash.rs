@@ -47,7 +47,12 @@ impl Load {
         })
     }
 
-    fn run(postgres: &Arc<Postgres>, pace: Duration, statements: impl Fn(i64) -> Vec<String> + Send + 'static) -> Self {
+    /// The statements of round after round, each until it succeeds, with `pace` between them; reconnects when the server goes away.
+    pub(crate) fn run(
+        postgres: &Arc<Postgres>,
+        pace: Duration,
+        statements: impl Fn(i64) -> Vec<String> + Send + 'static,
+    ) -> Self {
         let (stop, rounds) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicI64::new(0)));
         let task = tokio::spawn({
             let (postgres, stop, rounds) = (Arc::clone(postgres), Arc::clone(&stop), Arc::clone(&rounds));
@@ -214,7 +219,7 @@ async fn a_failed_message_keeps_its_keys_over_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_restart_in_the_middle_of_a_huge_transaction_goes_on_where_it_was() {
+async fn pitfall_52_a_restart_in_the_middle_of_a_huge_transaction_goes_on_where_it_was() {
     let rows: usize = if full() { 1_000_000 } else { 40_000 };
     let postgres = Postgres::start();
     counters(&postgres).await;

@@ -23,7 +23,7 @@ async fn wait_lag_below(postgres: &Postgres, bytes: i64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_goes_on_by_itself_after_the_server_crashed() {
+async fn pitfall_17_it_goes_on_by_itself_after_the_server_crashed() {
     let postgres = Arc::new(Postgres::start());
     counters(&postgres).await;
     let receiver = Receiver::with(Keep::Ledger, unreliable(3, 5, &[500], 0..10), row_of).await;
@@ -88,7 +88,7 @@ async fn it_goes_on_by_itself_after_its_session_was_terminated() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_publication_is_there_before_the_slot_is_begun() {
+async fn pitfall_23_the_publication_is_there_before_the_slot_is_begun() {
     let postgres = Postgres::start();
     postgres.sql("CREATE TABLE other (id int)").await;
     let client = counters(&postgres).await;
@@ -144,7 +144,7 @@ async fn read_until(socket: &mut TcpStream, kind: u8) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slot_that_another_client_reads_is_waited_for_and_its_holder_named() {
+async fn pitfall_32_a_slot_that_another_client_reads_is_waited_for_and_its_holder_named() {
     let postgres = Postgres::start();
     let client = counters(&postgres).await;
     let receiver = Receiver::start().await;
@@ -222,7 +222,7 @@ async fn unpublished_wal(postgres: &Postgres, megabytes: u32) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_idle_slot_follows_wal_of_unpublished_tables() {
+async fn pitfall_30_an_idle_slot_follows_wal_of_unpublished_tables() {
     let postgres = Postgres::start();
     counters(&postgres).await;
     let receiver = Receiver::start().await;
@@ -286,7 +286,7 @@ async fn the_heartbeat_writes_to_an_idle_database_and_the_slot_follows() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pattern_picks_up_new_tables_but_none_whose_updates_would_break() {
+async fn pitfall_04_a_pattern_picks_up_new_tables_but_none_whose_updates_would_break() {
     let postgres = Postgres::start();
     postgres.sql("CREATE TABLE early (id int PRIMARY KEY, n bigint)").await;
     let receiver = Receiver::start().await;

@@ -39,7 +39,7 @@ fn has(receiver: &Receiver, action: &str, id: i64) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_changed_key_blocks_both_groups() {
+async fn pitfall_03_a_changed_key_blocks_both_groups() {
     let postgres = Postgres::start();
     postgres.sql("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (10, 'a'), (30, 'a')").await;
     let open = Arc::new(AtomicBool::new(false));
@@ -65,7 +65,7 @@ async fn a_changed_key_blocks_both_groups() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_changed_key_waits_for_both_groups() {
+async fn pitfall_03_a_changed_key_waits_for_both_groups() {
     let postgres = Postgres::start();
     postgres.sql("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (10, 'a'), (20, 'a')").await;
     let open = Arc::new(AtomicBool::new(false));
@@ -83,7 +83,7 @@ async fn a_changed_key_waits_for_both_groups() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_changed_key_blocks_and_waits_for_both_groups_in_the_store_too() {
+async fn pitfall_03_a_changed_key_blocks_and_waits_for_both_groups_in_the_store_too() {
     let postgres = Postgres::start();
     postgres.sql("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (10, 'a'), (20, 'a')").await;
     let open = Arc::new(AtomicBool::new(false));
@@ -190,7 +190,7 @@ async fn without_groups_nothing_waits_for_anything() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_table_without_a_primary_key_is_one_group() {
+async fn pitfall_04_a_table_without_a_primary_key_is_one_group() {
     let postgres = Postgres::start();
     postgres.sql("CREATE TABLE events (id int, n bigint); ALTER TABLE events REPLICA IDENTITY FULL").await;
     let receiver = Receiver::with(Keep::Ledger, unreliable(13, 20, &[500], 0..5), |_| "events".to_owned()).await;
@@ -206,7 +206,7 @@ async fn a_table_without_a_primary_key_is_one_group() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_primary_key_groups_even_under_full_identity() {
+async fn pitfall_04_the_primary_key_groups_even_under_full_identity() {
     let postgres = Postgres::start();
     postgres
         .sql(

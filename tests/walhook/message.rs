@@ -7,7 +7,12 @@ use crate::postgres::Postgres;
 use crate::receiver::{Receiver, Reply, Request};
 
 /// A database with `setup`, a daemon with the sink's lines, and what arrives until `count` messages are there.
-async fn captured(setup: &str, sink: &str, changes: &[&str], count: u64) -> (Postgres, Vec<Value>, Vec<Request>) {
+pub(crate) async fn captured(
+    setup: &str,
+    sink: &str,
+    changes: &[&str],
+    count: u64,
+) -> (Postgres, Vec<Value>, Vec<Request>) {
     let postgres = Postgres::with(&[("track_commit_timestamp", "on")]);
     postgres.sql(setup).await;
     let receiver = Receiver::start().await;
@@ -114,7 +119,7 @@ async fn metadata_says_where_and_when_a_change_was_committed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn values_are_what_to_jsonb_gives() {
+async fn pitfall_13_values_are_what_to_jsonb_gives() {
     let setup = "CREATE TYPE mood AS ENUM ('glad', 'sad'); CREATE TYPE pair AS (a int, b text);
         CREATE TABLE wide (id bigint PRIMARY KEY, t text, b bool, f float8, r float4, m numeric, big numeric, d date,
             ts timestamp, tz timestamptz, tm time, i interval, u uuid, by bytea, j json, jb jsonb, ai int[], at text[][],
@@ -134,7 +139,7 @@ async fn values_are_what_to_jsonb_gives() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn numbers_keep_every_digit_and_may_be_strings() {
+async fn pitfall_12_numbers_keep_every_digit_and_may_be_strings() {
     let setup = "CREATE TABLE t (id bigint PRIMARY KEY, m numeric, small int)";
     let insert = "INSERT INTO t VALUES (9007199254740993, 12345678901234567890.1234567890, 7)";
     let (_, _, requests) = captured(setup, "", &[insert], 1).await;
@@ -150,14 +155,14 @@ const TOAST: &str = "CREATE TABLE docs (id int PRIMARY KEY, title text, body tex
     INSERT INTO docs VALUES (1, 'a', repeat('x', 10000))";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_unchanged_toasted_value_is_left_out_and_named() {
+async fn pitfall_01_an_unchanged_toasted_value_is_left_out_and_named() {
     let (_, messages, _) = captured(TOAST, "", &["UPDATE docs SET title = 'b'"], 1).await;
     assert_eq!(messages[0]["record"], json!({"id": 1, "title": "b"}));
     assert_eq!(messages[0]["metadata"]["unchanged"], json!(["body"]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_unchanged_toasted_value_comes_from_the_old_row_when_that_has_it() {
+async fn pitfall_01_an_unchanged_toasted_value_comes_from_the_old_row_when_that_has_it() {
     let setup = format!("{TOAST}; ALTER TABLE docs REPLICA IDENTITY FULL");
     let (_, messages, _) = captured(&setup, "", &["UPDATE docs SET title = 'b'"], 1).await;
     assert_eq!(messages[0]["record"], json!({"id": 1, "title": "b", "body": "x".repeat(10_000)}));
@@ -232,7 +237,7 @@ async fn without_a_secret_there_is_no_signature() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn partitions_come_under_their_roots_name() {
+async fn pitfall_08_partitions_come_under_their_roots_name() {
     let setup = "CREATE TABLE measures (id int, day date, v int, PRIMARY KEY (id, day)) PARTITION BY RANGE (day);
         CREATE TABLE measures_2024 PARTITION OF measures FOR VALUES FROM ('2024-01-01') TO ('2025-01-01');
         CREATE TABLE measures_2025 PARTITION OF measures FOR VALUES FROM ('2025-01-01') TO ('2026-01-01')";

@@ -135,7 +135,7 @@ async fn a_dead_sink_and_a_dead_source_delay_nobody_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_whole_of_a_transaction_arrives_in_commit_order_for_a_table_group() {
+async fn pitfall_19_transactions_that_overlap_arrive_whole_and_in_commit_order() {
     let postgres = Postgres::start();
     postgres.sql("CREATE TABLE log (id int PRIMARY KEY, n bigint)").await;
     let receiver = Receiver::with(Keep::All, unreliable(7, 20, &[500], 0..5), |_| "log".to_owned()).await;
@@ -148,13 +148,23 @@ async fn the_whole_of_a_transaction_arrives_in_commit_order_for_a_table_group() 
     late.batch_execute("INSERT INTO log SELECT i, i FROM generate_series(101, 150) i").await.unwrap();
     let early = first.transaction().await.unwrap();
     early.batch_execute("INSERT INTO log SELECT i, i FROM generate_series(1, 100) i").await.unwrap();
+    late.batch_execute("INSERT INTO log SELECT i, i FROM generate_series(151, 160) i").await.unwrap();
     early.commit().await.unwrap();
     late.commit().await.unwrap();
 
-    receiver.wait_acknowledged(150).await;
+    receiver.wait_acknowledged(160).await;
     receiver.ledger(|ledger| {
         ledger.assert_clean();
         assert_eq!(ledger.concurrent_max, 1);
-        assert!((1..=150).all(|n| ledger.has("log", n)));
+        assert!((1..=160).all(|n| ledger.has("log", n)));
     });
+    // The rows' own positions in the WAL interleave; the commits' do not.
+    let place = |message: &serde_json::Value| {
+        let metadata = &message["metadata"];
+        (metadata["commit_lsn"].as_u64().unwrap(), metadata["commit_idx"].as_u64().unwrap())
+    };
+    let mut places: Vec<_> = crate::pitfalls::copy::acknowledged(&receiver).iter().map(place).collect();
+    assert!(places.is_sorted(), "{places:?}");
+    places.dedup_by_key(|place| place.0);
+    assert_eq!(places.len(), 2, "one commit position a transaction");
 }

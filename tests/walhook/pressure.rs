@@ -8,7 +8,7 @@ use crate::postgres::{Postgres, state, until, until_within};
 use crate::receiver::{Keep, Receiver, Reply, row_of};
 
 /// Peak resident memory that the contract allows in a huge transaction, KiB.
-const PEAK_KIB: u64 = 150 * 1024;
+pub(crate) const PEAK_KIB: u64 = 150 * 1024;
 
 /// Full sizes by WALHOOK_TEST_FULL=1.
 pub(crate) fn full() -> bool {
@@ -100,7 +100,7 @@ async fn distinct_unacknowledged_messages_never_pass_max_ack_pending() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_huge_transaction_is_delivered_in_flat_memory() {
+async fn pitfall_52_a_huge_transaction_is_delivered_in_flat_memory() {
     let rows: u64 = if full() { 1_000_000 } else { 200_000 };
     let postgres = Postgres::start();
     postgres.sql("CREATE TABLE big (id int PRIMARY KEY, body text)").await;

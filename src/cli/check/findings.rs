@@ -1,17 +1,18 @@
 //! Pure: what `check` says about what it saw.
 
+use std::collections::HashMap;
 use std::fmt::Display;
 
 use serde::Serialize;
 
-use crate::change::ReplicaIdentity;
-use crate::config::{Fault, GroupBy, SinkConfig, SourceConfig};
-use crate::source::slot::plan::taken;
+use super::columns::Columns;
+use super::tables;
+use crate::config::{Fault, SinkConfig, SourceConfig};
 use crate::source::slot::server::ServerLimits;
-use crate::source::slot::{SlotFacts, Survey, TableFacts};
+use crate::source::slot::{SlotFacts, Survey, create_sql};
 use crate::view::Trouble;
 
-/// Tables named in one line at most.
+/// Tables or columns named in one line at most.
 const NAMED_MAX: usize = 8;
 
 /// How bad it is.
@@ -77,9 +78,11 @@ pub(crate) fn of_survey(
     sinks: &[SinkConfig],
     survey: &Survey,
     limits: &ServerLimits,
+    columns: &HashMap<u32, Columns>,
 ) -> Vec<Finding> {
     let subject = format!("source.{}", source.name);
-    let mut all = of_server(&subject, survey);
+    let mut all = of_server(&subject, survey, limits);
+    all.extend(of_failover(&subject, source, survey, limits));
     all.extend(of_limits(&subject, survey, limits));
     all.extend(of_publication(source, survey));
     all.push(of_slot(source, survey));
@@ -89,17 +92,21 @@ pub(crate) fn of_survey(
         all.push(finding);
     }
     let warned = |Trouble { what, advice }: Trouble| Finding::warn(&subject, what, advice);
-    all.extend(survey.troubles(source).into_iter().map(warned));
+    // What the limits have said, in other words.
+    let said = survey.server.impatience();
+    all.extend(survey.troubles(source).into_iter().filter(|trouble| said.as_ref() != Some(trouble)).map(warned));
     for (sink, pattern) in &survey.plan.unmatched {
         let mend = "make the table, or mend the pattern; a table made later is picked up within 60 s";
         all.push(Finding::warn(format!("sink.{sink}.tables"), format!("no table matches {pattern}"), mend));
     }
-    all.extend(survey.plan.publish.iter().map(|(table, _)| of_table(table, sinks)));
+    for (table, _) in &survey.plan.publish {
+        all.extend(tables::of_table(table, sinks, columns.get(&table.oid), survey.server.version));
+    }
     all.extend(sinks.iter().map(|sink| of_sink(sink, survey)));
     all
 }
 
-fn of_server(subject: &str, survey: &Survey) -> Vec<Finding> {
+fn of_server(subject: &str, survey: &Survey, limits: &ServerLimits) -> Vec<Finding> {
     let server = &survey.server;
     let obstacles: Vec<Finding> =
         server.obstacles().into_iter().map(|(what, mend)| Finding::fail(subject, what, mend)).collect();
@@ -108,17 +115,58 @@ fn of_server(subject: &str, survey: &Survey) -> Vec<Finding> {
         format!("Postgres {}{standing}, database {}, role {}", server.version_text(), server.database, server.role);
     let mut all = vec![Finding::ok(subject, reached)];
     if obstacles.is_empty() {
-        all.push(Finding::ok(
-            subject,
-            format!("wal_level {}, and the role may use replication slots", server.wal_level),
-        ));
+        let effective = match limits.wal_level == server.wal_level {
+            true => String::new(),
+            false => format!(" (effective_wal_level {})", server.wal_level),
+        };
+        let plugins = match &server.output_plugins {
+            Some(_) => ", output_plugin_libraries allows pgoutput",
+            None => "",
+        };
+        let level = format!("wal_level {}{effective}{plugins}", limits.wal_level);
+        all.push(Finding::ok(subject, format!("{level}, and the role may use replication slots")));
     }
     all.extend(obstacles);
     all
 }
 
+/// Whether standbys can keep a copy of the slot, where they are to.
+fn of_failover(subject: &str, source: &SourceConfig, survey: &Survey, limits: &ServerLimits) -> Option<Finding> {
+    if !source.failover {
+        return None;
+    }
+    let is_ahead = limits.synchronized_standbys.is_empty();
+    Some(match (survey.server.keeps_copies(), &survey.slot) {
+        (Err(error), _) => {
+            let Trouble { what, advice } = error.into_trouble();
+            Finding::fail(subject, what, advice)
+        }
+        (Ok(()), _) if is_ahead => {
+            let what = "failover, but synchronized_standby_slots is empty: walhook may be sent changes that a standby does \
+                        not have yet, and is not read on after the promotion of one that lacks some";
+            let mend = "ALTER SYSTEM SET synchronized_standby_slots = '…'; with the physical slots of the standbys that may \
+                        be promoted; then SELECT pg_reload_conf();";
+            Finding::warn(subject, what, mend)
+        }
+        (Ok(()), Some(slot)) if !slot.is_failover && source.create => {
+            Finding::ok(subject, "failover: the slot is altered at the next start, so that standbys keep a copy of it")
+        }
+        (Ok(()), _) => Finding::ok(subject, "failover: standbys with sync_replication_slots keep a copy of the slot"),
+    })
+}
+
 fn of_limits(subject: &str, survey: &Survey, limits: &ServerLimits) -> Vec<Finding> {
-    let mut all = Vec::new();
+    let count = |used: i64, max: i64| format!("{} of {max} free", max.saturating_sub(used));
+    let mut all = vec![Finding::ok(
+        subject,
+        format!(
+            "slots: {}; WAL senders: {}; max_slot_wal_keep_size {}{}",
+            count(limits.slots_used, limits.slots_max),
+            count(limits.senders_used, limits.senders_max),
+            limits.keep_size,
+            limits.idle_timeout.as_ref().map_or_else(String::new, |it| format!(", idle_replication_slot_timeout {it}")),
+        ),
+    )];
     if survey.slot.is_none() && limits.slots_used >= limits.slots_max {
         let what = format!("all {} replication slots are in use", limits.slots_max);
         let mend = "raise max_replication_slots and restart the server, or drop a slot that nobody reads";
@@ -135,11 +183,8 @@ fn of_limits(subject: &str, survey: &Survey, limits: &ServerLimits) -> Vec<Findi
                     outage writes; then SELECT pg_reload_conf();";
         all.push(Finding::warn(subject, what, mend));
     }
-    if limits.idle_timeout != "0" {
-        let what = format!(
-            "idle_replication_slot_timeout is {}: a longer stop of walhook loses the slot",
-            limits.idle_timeout
-        );
+    if let Some(timeout) = limits.idle_timeout.as_ref().filter(|timeout| *timeout != "0") {
+        let what = format!("idle_replication_slot_timeout is {timeout}: a longer stop of walhook loses the slot");
         all.push(Finding::warn(subject, what, "set it to 0, or above the longest outage you plan for"));
     }
     if limits.sender_timeout == "0" {
@@ -193,9 +238,14 @@ fn of_slot(source: &SourceConfig, survey: &Survey) -> Finding {
         if source.create {
             return Finding::ok(subject, format!("{name} does not exist; walhook makes it"));
         }
-        let mend = format!("SELECT pg_create_logical_replication_slot('{name}', 'pgoutput');");
+        let mend = create_sql(source);
         return Finding::fail(subject, format!("{name} does not exist, and create = false"), mend);
     };
+    if slot.is_synced {
+        let what =
+            format!("{name} is a copy that this standby keeps for a failover: it is read once the server is promoted");
+        return Finding::warn(subject, what, "name the primary in the source's url, beside the standby");
+    }
     if let Some(Trouble { what, advice }) = slot.obstacle(name, &survey.server.database) {
         return Finding::fail(subject, what, advice);
     }
@@ -211,44 +261,31 @@ fn standing(slot: &SlotFacts) -> String {
     format!("{at}, keeps {} MiB of WAL, {reader}", slot.retained_bytes >> 20)
 }
 
-fn of_table(table: &TableFacts, sinks: &[SinkConfig]) -> Finding {
-    let subject = table.name.to_string();
-    let old = match table.identity.setting {
-        _ if table.is_full() => "whole (REPLICA IDENTITY FULL)",
-        ReplicaIdentity::Default => "the primary key only",
-        ReplicaIdentity::Index => "the columns of its identity index only",
-        ReplicaIdentity::Nothing => "nothing",
-        ReplicaIdentity::Full => "the key only in some partitions",
-    };
-    let mut takers = sinks.iter().filter(|sink| sink.takes_table(&table.name));
-    let by_key = takers.any(|sink| *sink.group_rule(&table.name) == GroupBy::PrimaryKey);
-    if table.primary_key.is_empty() && by_key {
-        let what =
-            format!("no primary key: all its changes are one group, delivered one after another; old rows: {old}");
-        return Finding::warn(subject, what, "add a primary key, or set group_by for the table");
-    }
-    let key = if table.primary_key.is_empty() { "none".to_owned() } else { table.primary_key.join(", ") };
-    let long = table.columns.iter().any(|column| column.is_toastable) && !table.is_full();
-    let note = if long {
-        "; long values that an update leaves unchanged are not sent (metadata.unchanged) without REPLICA IDENTITY FULL"
-    } else {
-        ""
-    };
-    Finding::ok(subject, format!("primary key {key}; old rows: {old}{note}"))
-}
-
 fn of_sink(sink: &SinkConfig, survey: &Survey) -> Finding {
     let subject = format!("sink.{}", sink.name);
     let tables = survey.plan.publish.iter().map(|(table, _)| table).filter(|table| sink.takes_table(&table.name));
     let names: Vec<String> = tables.map(|table| table.name.to_string()).collect();
-    let actions = taken(sink);
-    let words = [(actions.insert, "insert"), (actions.update, "update"), (actions.delete, "delete")];
-    let words: Vec<&str> = words.into_iter().filter(|(on, _)| *on).map(|(_, word)| word).collect();
+    let prefixes: Vec<&str> = sink.messages.iter().map(|pattern| pattern.0.as_str()).collect();
+    let heard = format!("logical messages of {}", prefixes.join(", "));
+    if sink.tables.is_empty() {
+        return Finding::ok(subject, format!("gets {heard}"));
+    }
+    if names.is_empty() && !prefixes.is_empty() {
+        let what = format!("gets {heard} only: none of its tables can be published");
+        return Finding::warn(subject, what, "see its tables above");
+    }
     if names.is_empty() {
         return Finding::warn(subject, "gets nothing: none of its tables can be published", "see its tables above");
     }
-    let more = names.len().saturating_sub(NAMED_MAX);
-    let shown: Vec<String> = names.into_iter().take(NAMED_MAX).collect();
-    let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
-    Finding::ok(subject, format!("gets {} of {}{rest}", words.join(", "), shown.join(", ")))
+    let also = if prefixes.is_empty() { String::new() } else { format!(", and {heard}") };
+    Finding::ok(subject, format!("gets {} of {}{also}", tables::actions(sink), listed(&names)))
+}
+
+/// The first of these, and how many more there are.
+pub(super) fn listed(names: &[String]) -> String {
+    let shown = names.iter().take(NAMED_MAX).cloned().collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(NAMED_MAX) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
 }

@@ -1,11 +1,11 @@
 //! The store's directory, its disk, and whether it goes on with the slots. Looks only.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use rustix::fs::{Access, access, statvfs};
 use tokio_postgres::Client;
 
+use super::LIMIT;
 use super::findings::Finding;
 use crate::admin::bytes_in_words;
 use crate::change::Lsn;
@@ -15,9 +15,6 @@ use crate::source::chain;
 use crate::source::slot::Survey;
 use crate::store::{StoreError, least_max_bytes, mend};
 use crate::view::Trouble;
-
-/// Longest wait for the server's answer.
-const LIMIT: Duration = Duration::from_secs(10);
 
 /// The directory, what is in it, and its disk.
 pub(super) fn look(state: &StateConfig, sinks: usize) -> Vec<Finding> {
@@ -121,7 +118,9 @@ fn finding(found: &Found<'_>, agreement: &Agreement) -> Option<Finding> {
             let what = format!("a gap is accepted: the next start goes on from the position of {slot}");
             Some(Finding::warn(subject, what, "compare the receivers' data with the tables after it"))
         }
-        Agreement::Refused(Trouble { what, advice }) => Some(Finding::fail(subject, what, advice)),
+        Agreement::Refused(Trouble { what, advice }) | Agreement::Lost(Trouble { what, advice }) => {
+            Some(Finding::fail(subject, what, advice))
+        }
     }
 }
 
@@ -138,6 +137,8 @@ async fn identify(client: &Client) -> Option<(u64, Lsn)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
+
     use crate::cli::check::findings::Level;
 
     fn state(path: &Path, max_bytes: u64) -> StateConfig {

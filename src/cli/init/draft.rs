@@ -104,7 +104,7 @@ fn sink(source: &str, listed: &[&TableFacts], left_out: &[(&TableFacts, Option<R
         }
         let _infallible = writeln!(text, "    # {},", string(&comment(&written(&table.name))));
     }
-    text += "]\n";
+    text += "]\n# Logical messages are sent too where they are asked for by their prefix: messages = [\"outbox.*\"]\n";
     if listed.is_empty() {
         text += "# No table can be published yet: at least one has to be listed above before walhook starts.\n";
     }

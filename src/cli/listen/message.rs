@@ -9,12 +9,12 @@ use serde_json::value::RawValue;
 /// One message of a body. What it lacks is `None`.
 #[derive(Debug, serde::Deserialize)]
 pub struct Message<'a> {
-    /// insert, update, delete, read; a sink with `message = "row"` sends none.
+    /// insert, update, delete, read, truncate, message; a sink with `message = "row"` sends none.
     #[serde(borrow, default)]
     pub action: Option<Cow<'a, str>>,
-    /// The row.
+    /// The row, or the content of a logical message; `None` of a truncate.
     #[serde(borrow, default)]
-    pub record: Option<Columns<'a>>,
+    pub record: Option<&'a RawValue>,
     /// Previous values of what changed.
     #[serde(borrow, default)]
     pub changes: Option<Columns<'a>>,
@@ -32,11 +32,17 @@ pub struct Metadata<'a> {
     /// Table.
     #[serde(borrow, default)]
     pub table_name: Option<Cow<'a, str>>,
+    /// Prefix of a logical message, which has no table.
+    #[serde(borrow, default)]
+    pub prefix: Option<Cow<'a, str>>,
 }
 
 impl Metadata<'_> {
-    /// `schema.table`.
+    /// `schema.table`, or a logical message's prefix.
     pub fn table(&self) -> String {
+        if let Some(prefix) = &self.prefix {
+            return prefix.clone().into_owned();
+        }
         let schema = self.table_schema.as_deref().unwrap_or_default();
         format!("{schema}.{}", self.table_name.as_deref().unwrap_or_default())
     }
@@ -45,6 +51,13 @@ impl Metadata<'_> {
 /// Columns in the order in which they were sent.
 #[derive(Debug)]
 pub struct Columns<'a>(pub Vec<(String, &'a RawValue)>);
+
+impl<'a> Columns<'a> {
+    /// The members of an object; `None` if it is something else.
+    pub fn of(value: &'a RawValue) -> Option<Self> {
+        serde_json::from_str(value.get()).ok()
+    }
+}
 
 impl<'de: 'a, 'a> Deserialize<'de> for Columns<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

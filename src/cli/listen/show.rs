@@ -2,6 +2,8 @@
 
 use jiff::Timestamp;
 
+use serde_json::value::RawValue;
+
 use super::message::{Columns, Metadata, read};
 use super::receiver::{Received, Seen};
 
@@ -20,9 +22,9 @@ pub(crate) fn text_lines(received: &Received<'_>, colours: bool) -> String {
             Some(message) => {
                 let table = message.metadata.as_ref().map_or_else(String::new, Metadata::table);
                 let action = message.action.as_deref().unwrap_or("row");
-                let record = message.record.as_ref().map_or_else(String::new, compact);
+                let record = message.record.map_or_else(String::new, record);
                 let changed = changed(action, message.changes.as_ref());
-                format!("{:<6} {:<24} {}{changed}", clean(action), clean(&table), clean(&record))
+                format!("{:<8} {:<24} {}{changed}", clean(action), clean(&table), clean(&record)).trim_end().to_owned()
             }
             None => clean(&shorten(raw.get())),
         };
@@ -86,6 +88,11 @@ fn push_line(lines: &mut String, head: &str, rest: &str, why: Option<&str>) {
         lines.push_str(&clean(why));
     }
     lines.push('\n');
+}
+
+/// A row's columns; what is no object, as it is.
+fn record(value: &RawValue) -> String {
+    Columns::of(value).map_or_else(|| shorten(value.get()), |columns| compact(&columns))
 }
 
 fn compact(columns: &Columns<'_>) -> String {
@@ -165,11 +172,28 @@ mod tests {
         let (text, json) = shown(body, Seen::Retry, 200, None, false);
         assert_eq!(
             text,
-            "22:13:20.123  200 retry  dlv_01234567 #2   update public.orders            id=1.10 b=\"x\" a=null  (changed: b)\n\
-             22:13:20.123  200 retry  dlv_01234567 #2   insert public.orders            id=2\n"
+            "22:13:20.123  200 retry  dlv_01234567 #2   update   public.orders            id=1.10 b=\"x\" a=null  (changed: b)\n\
+             22:13:20.123  200 retry  dlv_01234567 #2   insert   public.orders            id=2\n"
         );
         assert_eq!(json.lines().count(), 1);
         assert!(json.contains(r#""seen":"retry","status":200,"why":null"#) && json.contains("1.10"), "{json}");
+    }
+
+    #[test]
+    fn a_truncate_has_no_record_and_a_logical_message_shows_its_prefix_and_content() {
+        let body = r#"[{"record":null,"changes":null,"action":"truncate","metadata":{"table_schema":"public","table_name":"orders"}},
+            {"record":{"group":7},"changes":null,"action":"message","metadata":{"table_schema":null,"table_name":null,"prefix":"outbox.x"}},
+            {"record":"plain","metadata":{"table_schema":null,"table_name":null,"prefix":"outbox.x"}}]"#;
+        let (text, _) = shown(body, Seen::New, 200, None, false);
+        let lines: Vec<&str> = text.lines().map(|line| line.split_once("#2   ").unwrap().1).collect();
+        assert_eq!(
+            lines,
+            [
+                "truncate public.orders",
+                "message  outbox.x                 group=7",
+                "row      outbox.x                 \"plain\""
+            ]
+        );
     }
 
     #[test]

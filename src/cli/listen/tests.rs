@@ -88,7 +88,7 @@ async fn it_prints_what_comes_verifies_signatures_and_tells_repeats() {
     ended.unwrap();
     for (line, parts) in lines.iter().zip([
         [" 401 new ", "#1", "-- there is no webhook-signature"],
-        [" 200 retry ", "#2", "insert public.orders"],
+        [" 200 retry ", "#2", "insert   public.orders"],
         [" 200 repeat ", "#3", "id=5"],
         [" 400 new ", "#1", "not JSON"],
         ["1 messages in 4 requests", "2 acknowledged (1 of them repeats)", "2 refused (1 for their signature)"],

@@ -7,7 +7,11 @@ use serde_json::{Value, json};
 
 use crate::admin::{bytes_in_words, timestamp};
 use crate::change::Lsn;
+use crate::store::Gap;
 use crate::store::mend::{SinkSummary, StateSummary};
+
+/// Gaps of a source that are shown as text, the newest.
+const GAPS_MAX: usize = 10;
 
 /// A table of the sinks below what is true of all.
 pub(super) fn as_text(path: &Path, summary: &StateSummary) -> String {
@@ -21,6 +25,12 @@ pub(super) fn as_text(path: &Path, summary: &StateSummary) -> String {
             source.system_id,
             lsn(source.confirmed)
         );
+        for gap in gaps_of(name, summary).iter().take(GAPS_MAX) {
+            let Gap { from, to, at_micros, why } = gap;
+            let from = from.map_or_else(|| "an unknown position".to_owned(), |from| from.to_string());
+            let at = at(*at_micros);
+            text += &format!("        {name}: gap of {at}: changes from {from} to {to} were never read ({why})\n");
+        }
         if source.gap_accepted {
             text += &format!("        {name}: a gap is accepted; the next start goes on from the slot's position\n");
         }
@@ -30,6 +40,11 @@ pub(super) fn as_text(path: &Path, summary: &StateSummary) -> String {
     }
     text += "\n";
     text + &table(&summary.sinks)
+}
+
+fn gaps_of<'a>(source: &str, summary: &'a StateSummary) -> &'a [Gap] {
+    let of_source = summary.gaps.iter().find(|(name, _)| name == source);
+    of_source.map_or(&[], |(_, gaps)| gaps)
 }
 
 fn table(sinks: &[SinkSummary]) -> String {
@@ -104,6 +119,7 @@ pub(super) fn as_json(path: &Path, summary: &StateSummary) -> String {
             "slot": source.slot,
             "resolved_lsn": source.confirmed.map(|lsn| lsn.to_string()),
             "gap_accepted": source.gap_accepted,
+            "gaps": gaps_of(name, summary).iter().map(gap).collect::<Vec<_>>(),
         })
     });
     let all = json!({
@@ -114,6 +130,16 @@ pub(super) fn as_json(path: &Path, summary: &StateSummary) -> String {
         "sinks": summary.sinks.iter().map(sink).collect::<Vec<_>>(),
     });
     serde_json::to_string_pretty(&all).unwrap_or_default() + "\n"
+}
+
+fn gap(gap: &Gap) -> Value {
+    json!({
+        "from_lsn": gap.from.map(|from| from.to_string()),
+        "to_lsn": gap.to.to_string(),
+        "bytes": gap.bytes(),
+        "at": at(gap.at_micros),
+        "why": gap.why,
+    })
 }
 
 fn sink(sink: &SinkSummary) -> Value {

@@ -46,8 +46,11 @@ fn each_bad_key_of_a_sink_is_named() {
         ("signing_secrets = [\"whsec_c2hvcnQ=\"]", "signing_secrets[0]"),
         ("actions = []", "actions"),
         ("actions = [\"insert\", \"insert\"]", "actions[1]"),
-        ("actions = [\"truncate\"]", "actions[0]"),
+        ("actions = [\"truncat\"]", "actions[0]"),
+        ("actions = [\"truncate\", \"truncate\"]", "actions[1]"),
+        ("actions = [\"message\"]", "actions[0]"),
         ("actions = [\"delete\"]\nmessage = \"row\"", "actions"),
+        ("actions = [\"delete\", \"truncate\"]\nmessage = \"row\"", "actions"),
         ("message = \"rows\"", "message"),
         ("numbers = \"text\"", "numbers"),
         ("paused = \"yes\"", "paused"),
@@ -63,8 +66,14 @@ fn each_bad_key_of_a_sink_is_named() {
         ("retry.on_exhausted = \"drop\"", "retry.on_exhausted"),
         ("retry.split_after = 0", "retry.split_after"),
         ("backfill = \"initial\"", "backfill"),
-        ("unchanged_toast = \"fetch\"", "unchanged_toast"),
+        ("unchanged_toast = \"fetched\"", "unchanged_toast"),
         ("messages = true", "messages"),
+        ("messages = \"outbox.*\"", "messages"),
+        ("messages = [\"\"]", "messages[0]"),
+        ("messages = [7]", "messages[0]"),
+        ("messages = [\"a\", \"a\"]", "messages[1]"),
+        ("messages = [\"a\", \"walhook:a\"]", "messages[1]"),
+        ("messages = [\"walhook:*\"]", "messages[0]"),
     ] {
         let found = keys(parse_with(&sink_with(lines), &[]));
         let expected: Vec<String> = match key {
@@ -93,6 +102,40 @@ fn each_bad_table_of_a_sink_is_named() {
         let fault = only_fault(parse_with(&MINIMAL.replace("[\"public.orders\"]", tables), &[]));
         assert_eq!((fault.key.as_str(), fault.suggestion.as_deref()), (key, suggestion), "{tables}");
     }
+}
+
+#[test]
+fn a_sink_without_tables_and_messages_is_told_that_it_needs_one_of_them() {
+    let without = MINIMAL.replace("tables = [\"public.orders\"]\n", "");
+    for lines in ["", "messages = []"] {
+        let fault = only_fault(parse_with(&format!("{without}{lines}"), &[]));
+        assert_eq!(fault.key, "sink.orders.tables");
+        assert!(fault.reason.contains("tables, or messages, or both"), "{fault}");
+    }
+    for (lines, key) in [
+        // What is wrong with the messages is said alone.
+        ("messages = [\"\"]", "messages[0]"),
+        ("messages = [\"a\"]\ntables = []", "tables"),
+        ("messages = [\"a\"]\ntable.\"public.orders\".group_by = \"none\"", "table.\"public.orders\""),
+    ] {
+        assert_eq!(keys(parse_with(&format!("{without}{lines}"), &[])), [format!("sink.orders.{key}")], "{lines}");
+    }
+}
+
+#[test]
+fn a_bad_prefix_is_refused_with_its_reason() {
+    let long = format!("messages = [\"{}\"]", "x".repeat(256));
+    for (lines, reason, suggestion) in [
+        ("messages = [\"\"]", "* alone is every prefix", Some("\"*\"")),
+        ("messages = [\"walhook:transaction_annotations.set\"]", "walhook's own", None),
+        (long.as_str(), "longer than 255 bytes", None),
+    ] {
+        let fault = only_fault(parse_with(&sink_with(lines), &[]));
+        assert!(fault.reason.contains(reason), "{fault}");
+        assert_eq!(fault.suggestion.as_deref(), suggestion);
+    }
+    let fault = only_fault(parse_with(&sink_with("actions = [\"truncat\"]"), &[]));
+    assert_eq!(fault.suggestion.as_deref(), Some("\"truncate\""));
 }
 
 #[test]
@@ -131,6 +174,9 @@ fn each_bad_key_of_the_rest_is_named() {
         ("[admin]\ntokens = [{ token = \"t\", role = \"admin\" }]", "admin.tokens[0].role"),
         ("[admin]\ntokens = [{ token = \"t\", sinks = [\"order\"] }]", "admin.tokens[0].sinks[0]"),
         ("[limits]\nmemory_limit = \"31MiB\"", "limits.memory_limit"),
+        ("[limits]\nmax_message = \"1023KiB\"", "limits.max_message"),
+        ("[limits]\nmax_message = \"65MiB\"", "limits.max_message"),
+        ("[limits]\nmemory_limit = \"32MiB\"\nmax_message = \"9MiB\"", "limits.max_message"),
         ("[limits]\nshutdown_grace = \"16m\"", "limits.shutdown_grace"),
         ("[log]\nlevel = \"inof\"", "log.level"),
         ("[log]\nlevel = \"walhook=loud\"", "log.level"),
@@ -152,14 +198,15 @@ fn each_bad_key_of_a_source_is_named() {
         ("publication = \"\"", "source.app.publication"),
         ("heartbeat = \"999ms\"", "source.app.heartbeat"),
         ("create = 1", "source.app.create"),
-        ("failover = true", "source.app.failover"),
-        ("on_slot_lost = \"recreate\"", "source.app.on_slot_lost"),
+        ("failover = 1", "source.app.failover"),
+        ("on_slot_lost = \"resume\"", "source.app.on_slot_lost"),
+        ("create = false\non_slot_lost = \"recreate\"", "source.app.on_slot_lost"),
         ("creates = true", "source.app.creates"),
     ] {
         let text = MINIMAL.replace("[sink.orders]", &format!("{lines}\n[sink.orders]"));
         assert_eq!(keys(parse_with(&text, &[])), [key], "{lines}");
     }
-    let text = MINIMAL.replace("[sink.orders]", "heartbeat = \"0s\"\nfailover = false\n[sink.orders]");
+    let text = MINIMAL.replace("[sink.orders]", "heartbeat = \"0s\"\nfailover = true\n[sink.orders]");
     assert_eq!(parse_with(&text, &[]).unwrap().sources[0].heartbeat, None);
     let long = MINIMAL.replace("source.app", &format!("source.{}", "a".repeat(60)));
     let name = "a".repeat(60);

@@ -150,7 +150,8 @@ fn the_schema_has_meaning_default_and_bounds() {
     }
     let schema = schema();
     let sink = &schema["$defs"]["RawSink"];
-    assert_eq!(sink["required"], serde_json::json!(["url", "tables"]));
+    assert_eq!(sink["required"], serde_json::json!(["url"]));
+    assert_eq!(sink["anyOf"], serde_json::json!([{"required": ["tables"]}, {"required": ["messages"]}]));
     assert_eq!(sink["additionalProperties"], false);
     let batch_size = &sink["properties"]["batch_size"];
     assert_eq!((&batch_size["minimum"], &batch_size["maximum"]), (&1.into(), &1000.into()));

@@ -78,6 +78,7 @@ impl Life {
         let is_poison = flight.members.iter().any(|load| self.model.items[load.item].is_poison) && !self.is_ending;
         let fails = self.is_down || self.rng.u8(0..100) < fail_percent;
         let failure = Failure {
+            too_large: false,
             ours: fails && !self.is_down && self.rng.u8(0..5) == 0,
             trouble: fails && (self.is_down || self.rng.bool()),
             refused: is_poison && !fails,

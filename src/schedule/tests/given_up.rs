@@ -2,8 +2,8 @@
 
 use super::*;
 
-const REFUSED: Failure = Failure { ours: false, trouble: false, refused: true, retry_after: None };
-const TROUBLE: Failure = Failure { ours: false, trouble: true, refused: false, retry_after: None };
+const REFUSED: Failure = Failure { ours: false, trouble: false, refused: true, too_large: false, retry_after: None };
+const TROUBLE: Failure = Failure { ours: false, trouble: true, refused: false, too_large: false, retry_after: None };
 
 fn parts(verdict: Verdict) -> [(u64, Vec<usize>); 2] {
     let Verdict::Split { parts: [(one, first), (other, second)], .. } = verdict else { panic!("{verdict:?}") };

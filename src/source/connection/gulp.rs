@@ -2,7 +2,9 @@
 //!
 //! The buffer grows while reads fill it, because a walsender that is read in big pieces makes half as many system calls,
 //! and shrinks when changes trickle, so that a single row does not keep a large buffer alive. A frame larger than the
-//! buffer makes it grow by doubling as its bytes really arrive; the length in a header alone allocates nothing.
+//! buffer makes it grow by doubling as its bytes really arrive; the length in a header alone allocates nothing. A change
+//! larger than the gauge's [`Memory::message_bytes_max`] is not gathered but reduced as it comes ([`super::reduce`]),
+//! and is a gulp of its own.
 
 use std::future::{Future as _, poll_fn};
 use std::pin::{Pin, pin};
@@ -13,6 +15,7 @@ use bytes::{Buf as _, Bytes};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 use super::error::{ServerError, StreamError};
+use super::reduce::{ENVELOPE, Reducer, is_reducible};
 use crate::change::Lsn;
 use crate::memory::Memory;
 use crate::source::pgoutput::POSTGRES_EPOCH_MICROS;
@@ -23,6 +26,8 @@ const BUFFER_MIN: usize = 16 << 10;
 const BUFFER_MAX: usize = 256 << 10;
 /// Largest frame, bytes: Postgres makes no message of more than 1 GiB, and the frame adds its header.
 const FRAME_MAX: usize = 1_181_116_006;
+/// Largest frame of what cannot be reduced, if changes are bounded to less: 4 million tables in a TRUNCATE, a million columns.
+const FRAME_OTHER_MAX: usize = 16 << 20;
 /// SQLSTATE of the warning about a publication that is missing (`object_not_in_prerequisite_state`).
 const PUBLICATION_SKIPPED: &str = "55000";
 /// Tag and length.
@@ -39,6 +44,8 @@ pub enum Frame {
         server_end: Lsn,
         /// When it was sent, microseconds since 1970-01-01 UTC by the server's clock.
         sent_micros: i64,
+        /// Bytes of the message as it was sent, if it was too large and values are left out of it.
+        oversize: Option<usize>,
         /// The message.
         payload: Bytes,
     },
@@ -60,6 +67,7 @@ pub struct Gulp {
     wire_bytes: usize,
     filled_buffer: bool,
     received_at: Instant,
+    oversize: Option<usize>,
 }
 
 impl Gulp {
@@ -93,7 +101,7 @@ impl Iterator for Gulp {
             match tag {
                 b'd' => {
                     frame.advance(HEADER);
-                    return copy_data(frame).ok();
+                    return copy_data(frame, self.oversize).ok();
                 }
                 b'c' => return Some(Frame::CopyDone),
                 _ => {}
@@ -103,14 +111,14 @@ impl Iterator for Gulp {
 }
 
 /// Reads the content of CopyData: XLogData or a keepalive.
-fn copy_data(mut content: Bytes) -> Result<Frame, StreamError> {
+fn copy_data(mut content: Bytes, oversize: Option<usize>) -> Result<Frame, StreamError> {
     let mut cursor = Cursor::new(&content);
     match cursor.u8()? {
         b'w' => {
             let (start, server_end) = (Lsn(cursor.u64()?), Lsn(cursor.u64()?));
             let sent_micros = cursor.i64()?.saturating_add(POSTGRES_EPOCH_MICROS);
             content.advance(cursor.offset());
-            Ok(Frame::XLogData { start, server_end, sent_micros, payload: content })
+            Ok(Frame::XLogData { start, server_end, sent_micros, oversize, payload: content })
         }
         b'k' => {
             let server_end = Lsn(cursor.u64()?);
@@ -130,6 +138,22 @@ fn header(bytes: &[u8]) -> Option<(u8, usize)> {
     Some((tag, length.saturating_add(1)))
 }
 
+/// Reads a stream to its end or to its first fault, which is returned; every frame goes to `see`. For tests of hostile
+/// bytes, which want no session around the reading.
+pub async fn read_frames<S: AsyncRead + Unpin>(
+    mut socket: S,
+    memory: &Memory,
+    mut see: impl FnMut(Frame),
+) -> StreamError {
+    let mut inlet = Inlet::new();
+    loop {
+        match inlet.gulp(&mut socket, memory).await {
+            Ok(gulp) => gulp.for_each(&mut see),
+            Err(error) => return error,
+        }
+    }
+}
+
 /// The reading half: bytes that came and are not handed out yet.
 #[derive(Debug)]
 pub(super) struct Inlet {
@@ -143,6 +167,10 @@ pub(super) struct Inlet {
     filled: bool,
     ready: bool,
     received_at: Instant,
+    /// Takes in a change that is too large.
+    reducer: Option<Reducer>,
+    /// Bytes of a frame that are to be thrown away.
+    unwanted: usize,
 }
 
 impl Inlet {
@@ -155,6 +183,8 @@ impl Inlet {
             filled: false,
             ready: false,
             received_at: Instant::now(),
+            reducer: None,
+            unwanted: 0,
         }
     }
 
@@ -168,19 +198,30 @@ impl Inlet {
         socket: &mut S,
         memory: &Memory,
     ) -> Result<Gulp, StreamError> {
+        let bound = memory.message_bytes_max();
         loop {
-            self.scan()?;
+            if self.reducer.is_some() {
+                if let Some(gulp) = self.reduce(memory)? {
+                    return Ok(gulp);
+                }
+                self.fill(socket).await?;
+                continue;
+            }
+            self.scan(bound)?;
             if self.wanted {
                 let (wire_bytes, received_at, filled_buffer) = (self.complete, self.received_at, self.filled);
                 let bytes = memory.hold(self.hand_out());
-                return Ok(Gulp { bytes, wire_bytes, filled_buffer, received_at });
+                return Ok(Gulp { bytes, wire_bytes, filled_buffer, received_at, oversize: None });
             }
             // What ended the scan behind frames that nobody wants shows when it stands first, before anything is read.
             if self.complete > 0 {
                 self.discard();
                 continue;
             }
-            self.fill(socket).await?;
+            self.reducer = self.oversized(bound);
+            if self.reducer.is_none() {
+                self.fill(socket).await?;
+            }
         }
     }
 
@@ -206,14 +247,25 @@ impl Inlet {
 
     /// Throws away what comes until the server is ready for a command or gone.
     pub(super) async fn drain<S: AsyncRead + Unpin>(&mut self, socket: &mut S) -> Result<(), StreamError> {
+        if let Some(reducer) = self.reducer.take() {
+            self.unwanted = reducer.left();
+        }
         loop {
-            self.scan()?;
-            if self.ready {
-                return Ok(());
-            }
-            if self.complete > 0 {
-                self.discard();
-                continue;
+            self.unwanted -= self.skip(self.unwanted);
+            if self.unwanted == 0 {
+                self.scan(usize::MAX)?;
+                if self.ready {
+                    return Ok(());
+                }
+                if self.complete > 0 {
+                    self.discard();
+                    continue;
+                }
+                // Nobody wants the rest of a change, which may be long.
+                if let Some((b'd', total)) = header(&self.buffer) {
+                    self.unwanted = total;
+                    continue;
+                }
             }
             match self.fill(socket).await {
                 Ok(()) => {}
@@ -223,10 +275,43 @@ impl Inlet {
         }
     }
 
+    /// Goes on with a change that is too large.
+    fn reduce(&mut self, memory: &Memory) -> Result<Option<Gulp>, StreamError> {
+        let Some(reducer) = &mut self.reducer else { return Ok(None) };
+        let fed = reducer.feed(&self.buffer)?;
+        let reduced = reducer.finish();
+        let (oversize, filled_buffer) = (Some(reducer.message_bytes()), self.filled);
+        self.skip(fed);
+        let Some(frame) = reduced else {
+            if self.filled && self.buffer.is_empty() && self.buffer.capacity() < BUFFER_MAX {
+                self.capacity = BUFFER_MAX;
+                self.buffer = Vec::new();
+            }
+            return Ok(None);
+        };
+        let wire_bytes = oversize.map_or(0, |bytes| bytes + ENVELOPE);
+        self.reducer = None;
+        Ok(Some(Gulp { bytes: memory.hold(frame), wire_bytes, filled_buffer, received_at: self.received_at, oversize }))
+    }
+
+    /// What takes in the frame at the start of the buffer, if that is a change whose message has more than `bound` bytes.
+    fn oversized(&self, bound: usize) -> Option<Reducer> {
+        let (tag, total) = header(&self.buffer)?;
+        let kind = reducible(&self.buffer, tag)?;
+        (total > bound.saturating_add(ENVELOPE)).then(|| Reducer::new(total, kind, bound))
+    }
+
+    /// Throws up to `count` bytes away; how many.
+    fn skip(&mut self, count: usize) -> usize {
+        let count = count.min(self.buffer.len());
+        self.buffer.drain(..count);
+        count
+    }
+
     /// Checks the frames that came. An error waits until the frames before it are handed out.
-    fn scan(&mut self) -> Result<(), StreamError> {
+    fn scan(&mut self, bound: usize) -> Result<(), StreamError> {
         while let Some((tag, total)) = self.buffer.get(self.complete..).and_then(header) {
-            match self.check(tag, total) {
+            match self.check(tag, total, bound) {
                 Ok(true) => self.complete += total,
                 Ok(false) => break,
                 Err(error) if self.complete == 0 => return Err(error),
@@ -236,10 +321,19 @@ impl Inlet {
         Ok(())
     }
 
-    /// Whether the frame after the complete ones is complete too.
-    fn check(&mut self, tag: u8, total: usize) -> Result<bool, StreamError> {
+    /// Whether the frame after the complete ones is complete too. One that is to be reduced is not.
+    fn check(&mut self, tag: u8, total: usize, bound: usize) -> Result<bool, StreamError> {
         if !(HEADER..=FRAME_MAX).contains(&total) {
             return Err(StreamError::Malformed { what: "a frame of an impossible length" });
+        }
+        if total > bound.saturating_add(ENVELOPE) {
+            let frame = self.buffer.get(self.complete..).unwrap_or_default();
+            if frame.len() <= ENVELOPE || reducible(frame, tag).is_some() {
+                return Ok(false);
+            }
+            if total > FRAME_OTHER_MAX {
+                return Err(StreamError::Malformed { what: "a frame of an impossible length" });
+            }
         }
         let Some(body) = self.buffer.get(self.complete + HEADER..self.complete + total) else { return Ok(false) };
         match tag {
@@ -338,6 +432,12 @@ fn poll_fill<S: AsyncRead + Unpin>(
         return if read > 0 { Poll::Ready(Ok(read)) } else { polled };
     }
     Poll::Ready(Ok(buffer.len() - before))
+}
+
+/// The kind of the message in the frame that begins with `bytes`, if it is one that can be reduced.
+fn reducible(bytes: &[u8], tag: u8) -> Option<u8> {
+    let kind = *bytes.get(ENVELOPE)?;
+    (tag == b'd' && bytes.get(HEADER) == Some(&b'w') && is_reducible(kind)).then_some(kind)
 }
 
 fn check_copy_data(body: &[u8]) -> Result<(), StreamError> {

@@ -82,6 +82,6 @@ fn is_commit(message: &Message) -> bool {
 fn text(tuple: &Tuple, index: usize) -> Option<String> {
     match tuple.value(index).unwrap() {
         Datum::Text(text) => Some(String::from_utf8(text.to_vec()).unwrap()),
-        Datum::Null | Datum::Unchanged => None,
+        Datum::Null | Datum::Unchanged | Datum::TooLarge(_) => None,
     }
 }

@@ -29,6 +29,7 @@ fn texts(tuple: &Tuple) -> Vec<Option<String>> {
     let text = |datum| match datum {
         Datum::Null => None,
         Datum::Unchanged => Some("(unchanged)".to_owned()),
+        Datum::TooLarge(bytes) => Some(format!("({bytes} bytes)")),
         Datum::Text(text) => Some(String::from_utf8_lossy(text).into_owned()),
     };
     tuple.values().map(text).collect()

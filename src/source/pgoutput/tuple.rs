@@ -5,7 +5,7 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use super::DecodeError;
-use crate::change::{OldRow, Tuple};
+use crate::change::{OldRow, TOO_LARGE, Tuple};
 use crate::source::wire::Cursor;
 
 /// Which old image a tuple is.
@@ -28,15 +28,17 @@ impl OldImage {
 /// Walks through one Insert, Update or Delete.
 pub(super) struct RowReader<'a> {
     message: &'static str,
+    /// Whether values may have been left out.
+    reduced: bool,
     cursor: Cursor<'a>,
     relation: u32,
 }
 
 impl<'a> RowReader<'a> {
-    pub(super) fn new(message: &'static str, frame: &'a [u8]) -> Result<Self, DecodeError> {
+    pub(super) fn new(message: &'static str, frame: &'a [u8], reduced: bool) -> Result<Self, DecodeError> {
         let mut cursor = Cursor::new(frame);
         let relation = cursor.u8().and_then(|_| cursor.u32()).map_err(|error| DecodeError::wire(message, error))?;
-        Ok(Self { message, cursor, relation })
+        Ok(Self { message, reduced, cursor, relation })
     }
 
     pub(super) fn relation(&self) -> u32 {
@@ -92,6 +94,7 @@ impl<'a> RowReader<'a> {
                     self.cursor.take(length).map_err(wire)?;
                 }
                 b'n' | b'u' => {}
+                TOO_LARGE if self.reduced => drop(self.cursor.u32().map_err(wire)?),
                 b'b' => return Err(self.binary()),
                 _ => return Err(self.malformed("unknown kind of value")),
             }

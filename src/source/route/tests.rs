@@ -52,6 +52,7 @@ fn change(table: &Table, row: Row) -> Change {
         table: Arc::new(table.clone()),
         row,
         annotations: None,
+        oversize: None,
         received_at: Instant::now(),
     }
 }
@@ -167,9 +168,62 @@ fn a_group_has_a_name_for_people() {
 }
 
 #[test]
+fn pitfall_09_a_truncate_is_of_the_table_as_a_whole_and_a_barrier_where_rows_have_groups() {
+    let truncate = || change(&orders(), Row::Truncate);
+    for (lines, is_barrier, text) in [
+        ("", true, Some("public.orders")),
+        ("group_by = \"table\"", false, Some("public.orders")),
+        ("group_by = \"none\"", false, None),
+    ] {
+        let sink = sink(lines);
+        let route = routes(&orders(), std::slice::from_ref(&sink)).remove(0);
+        assert_eq!(route.is_barrier(&truncate()), is_barrier, "{lines}");
+        assert!(!route.is_barrier(&change(&orders(), insert("1", "a"))), "{lines}");
+        assert_eq!(group_text(&truncate(), &sink).as_deref(), text, "{lines}");
+    }
+}
+
+/// Groups and the group's text of a message with this prefix and content.
+fn said(prefix: &str, content: &str, lines: &str) -> (Groups, Option<String>) {
+    let sink = sink(&format!("messages = [\"*\"]\n{lines}"));
+    let table = Table::of_messages(prefix);
+    let route = message_routes(&table, prefix, std::slice::from_ref(&sink)).remove(0);
+    let message = change(&table, Row::Message { content: bytes::Bytes::copy_from_slice(content.as_bytes()) });
+    assert!(route.takes(Action::Message) && !route.is_barrier(&message));
+    (route.groups(&message, &mut Vec::new()), group_text(&message, &sink))
+}
+
+#[test]
+fn a_message_is_in_the_group_that_it_names_whatever_its_prefix_or_else_in_that_of_its_prefix() {
+    let (named, text) = said("a", r#"{"group":"7"}"#, "");
+    assert!(matches!(named, Groups::One(_)));
+    assert_eq!(text.as_deref(), Some("7"));
+    assert_eq!(said("b", r#"{"n":1,"group":7}"#, "group_by = [\"id\"]").0, named);
+    assert_ne!(said("a", r#"{"group":"8"}"#, "").0, named);
+    let (of_prefix, text) = said("a", "not json", "group_by = \"table\"");
+    assert_eq!(text.as_deref(), Some("a"));
+    assert_eq!(said("a", "{}", "").0, of_prefix);
+    assert_ne!(said("b", "{}", "").0, of_prefix);
+    // A message that names a prefix as its group is not in the prefix's.
+    assert_ne!(said("a", r#"{"group":"a"}"#, "").0, of_prefix);
+    assert_eq!(said("a", r#"{"group":"7"}"#, "group_by = \"none\""), (Groups::None, None));
+}
+
+#[test]
+fn a_long_name_of_a_group_is_shown_in_part_and_counts_as_a_whole() {
+    let named = |last: &str| said("a", &format!("{{\"group\":\"{}{last}\"}}", "é".repeat(5000)), "");
+    let ((one, text), (other, _)) = (named("1"), named("2"));
+    assert_ne!(one, other);
+    assert_eq!(text.unwrap(), format!("{}…", "é".repeat(256)));
+}
+
+#[test]
 fn a_sink_of_rows_takes_no_deletes() {
     let rows = routes(&orders(), &[sink("message = \"row\"")]);
     assert!(rows[0].takes(Action::Insert) && rows[0].takes(Action::Update) && !rows[0].takes(Action::Delete));
+    let all = "message = \"row\"\nactions = [\"insert\", \"delete\", \"truncate\"]";
+    let rows = routes(&orders(), &[sink(all)]);
+    assert!(!rows[0].takes(Action::Delete) && !rows[0].takes(Action::Truncate));
     let inserts = routes(&orders(), &[sink("actions = [\"insert\"]")]);
     assert!(inserts[0].takes(Action::Insert) && !inserts[0].takes(Action::Update));
 }

@@ -73,22 +73,27 @@ async fn make(maker: &Client, watch: &Watch<'_>) -> Result<bool, PrepareError> {
     bounded("set up the session that makes the slot", maker.batch_execute(setup)).await?;
     let pid: i32 = bounded("ask for a backend's id", maker.query_one("select pg_backend_pid()", &[])).await?.get(0);
     info!(source = source.name, slot = source.slot, "making the replication slot");
-    let statement = create_sql(&source.slot);
+    let statement = create_sql(source);
     let mut creation = pin!(maker.batch_execute(&statement));
     let mut ticks = interval_at(Instant::now() + REPORT_FIRST, REPORT_EVERY);
     loop {
         tokio::select! {
             // 1. The statement.
-            done = &mut creation => return finished(done),
+            done = &mut creation => return finished(done, watch.in_recovery),
             // 2. What it waits for.
             _ = ticks.tick() => watch.look(pid).await,
         }
     }
 }
 
-fn finished(done: Result<(), tokio_postgres::Error>) -> Result<bool, PrepareError> {
+fn finished(done: Result<(), tokio_postgres::Error>, in_recovery: bool) -> Result<bool, PrepareError> {
     match done {
         Ok(()) => Ok(true),
+        Err(error) if in_recovery && error.code() == Some(&SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE) => {
+            let said = error.as_db_error().map_or("", |error| error.message());
+            let advice = "set wal_level = logical on the primary too, and restart it";
+            Err(PrepareError::lasting(format!("could not make the replication slot on the standby: {said}"), advice))
+        }
         Err(error) if error.code() == Some(&SqlState::DUPLICATE_OBJECT) => Ok(false),
         Err(error) => Err(classify("make the replication slot", error)),
     }
@@ -118,10 +123,13 @@ impl Watch<'_> {
                 true => "on the primary: SELECT pg_log_standby_snapshot();",
                 false => "the server has not said for which",
             };
-            return Trouble {
-                what: format!("the new slot {slot} waits for running transactions"),
-                advice: advice.to_owned(),
+            let what = match self.in_recovery {
+                true => {
+                    format!("the new slot {slot} on the standby waits for the primary to log which transactions run")
+                }
+                false => format!("the new slot {slot} waits for running transactions"),
             };
+            return Trouble { what, advice: advice.to_owned() };
         }
         let shown = holders.iter().take(HOLDERS_MAX);
         let whom: Vec<String> = shown.clone().map(Holder::to_string).collect();

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio_postgres::error::SqlState;
 
+use crate::change::Lsn;
 use crate::source::chain;
 use crate::source::connection::ConnectError;
 use crate::view::Trouble;
@@ -30,6 +31,24 @@ impl fmt::Display for PlanFault {
     }
 }
 
+/// A slot that can never be read on: the server has given it up, or it is gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LostSlot {
+    /// Everything before was confirmed to it; `None`: nobody knows, for it is gone.
+    pub confirmed: Option<Lsn>,
+    /// `wal_removed`, `rows_removed`, `wal_level_insufficient` or `idle_timeout` as the server has it, or `dropped`.
+    pub why: String,
+    /// What a person sees of it.
+    pub trouble: Trouble,
+}
+
+impl LostSlot {
+    /// One that is gone.
+    pub fn dropped(confirmed: Option<Lsn>, trouble: Trouble) -> Self {
+        Self { confirmed, why: "dropped".to_owned(), trouble }
+    }
+}
+
 /// A publication and slot could not be made ready.
 #[derive(Debug, thiserror::Error)]
 pub enum PrepareError {
@@ -44,6 +63,9 @@ pub enum PrepareError {
         /// What mends it, SQL where SQL does.
         advice: String,
     },
+    /// The slot is lost, and changes with it.
+    #[error("{}", .0.trouble.what)]
+    Lost(Box<LostSlot>),
     /// Another session reads the slot.
     #[error("the slot is being read by another session (pid {}, application {})", shown(.pid), shown(.application_name))]
     Busy {
@@ -74,6 +96,9 @@ pub enum Passing {
         /// Which, in words.
         doing: &'static str,
     },
+    /// The server is a standby, and the slot is read where writes are made.
+    #[error("the server is a standby, and {0}")]
+    Standby(&'static str),
     /// The connection for making the slot could not be opened.
     #[error("could not open a second connection for making the slot")]
     Connect(#[source] ConnectError),
@@ -91,6 +116,7 @@ impl PrepareError {
         let advice = "it is tried again by itself; what locks a table is in pg_locks";
         match self {
             Self::Lasting { what, advice } => Trouble { what, advice },
+            Self::Lost(lost) => lost.trouble,
             Self::Config(_) | Self::Busy { .. } | Self::Passing(_) => {
                 Trouble { what: chain(&self), advice: advice.to_owned() }
             }

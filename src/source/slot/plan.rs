@@ -15,15 +15,17 @@ pub(crate) struct Operations {
     pub(crate) insert: bool,
     pub(crate) update: bool,
     pub(crate) delete: bool,
+    pub(crate) truncate: bool,
 }
 
 impl Operations {
-    /// What the sinks take together.
+    /// What the sinks take of tables together; nothing if none has tables.
     pub(crate) fn of(sinks: &[SinkConfig]) -> Self {
-        sinks.iter().map(taken).fold(Self::default(), |all, sink| Self {
+        sinks.iter().filter(|sink| !sink.tables.is_empty()).map(taken).fold(Self::default(), |all, sink| Self {
             insert: all.insert || sink.insert,
             update: all.update || sink.update,
             delete: all.delete || sink.delete,
+            truncate: all.truncate || sink.truncate,
         })
     }
 
@@ -33,12 +35,14 @@ impl Operations {
             insert: self.insert || other.insert,
             update: self.update || other.update,
             delete: self.delete || other.delete,
+            truncate: self.truncate || other.truncate,
         }
     }
 
     /// The value of the publication's parameter `publish`.
     pub(crate) fn parameter(self) -> String {
-        let words = [(self.insert, "insert"), (self.update, "update"), (self.delete, "delete")];
+        let words =
+            [(self.insert, "insert"), (self.update, "update"), (self.delete, "delete"), (self.truncate, "truncate")];
         words.iter().filter(|(on, _)| *on).map(|(_, word)| *word).collect::<Vec<_>>().join(", ")
     }
 
@@ -48,9 +52,11 @@ impl Operations {
     }
 }
 
-/// The actions of which a sink sends messages: a row message has nothing to say about a delete.
+/// The actions of which a sink sends messages: a row message has nothing to say about a delete or a truncate.
 pub(crate) fn taken(sink: &SinkConfig) -> Actions {
-    Actions { delete: sink.actions.delete && sink.message == MessageForm::Change, ..sink.actions }
+    let speaks = sink.message == MessageForm::Change;
+    let Actions { delete, truncate, .. } = sink.actions;
+    Actions { delete: delete && speaks, truncate: truncate && speaks, ..sink.actions }
 }
 
 /// What is to be published.

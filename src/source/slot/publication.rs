@@ -49,7 +49,7 @@ pub(crate) struct Steps {
 }
 
 const PUBLICATION: &str = "
-select p.puballtables, p.pubinsert, p.pubupdate, p.pubdelete, p.pubviaroot,
+select p.puballtables, p.pubinsert, p.pubupdate, p.pubdelete, p.pubtruncate, p.pubviaroot,
        coalesce(obj_description(p.oid, 'pg_publication') = $2, false), pg_has_role(p.pubowner, 'USAGE')
   from pg_publication p where p.pubname = $1";
 
@@ -84,10 +84,10 @@ pub(crate) async fn read(
     Ok(Some(PublicationState {
         all_tables: row.get(0),
         schemas: schemas.iter().map(|row| row.get(0)).collect(),
-        operations: Operations { insert: row.get(1), update: row.get(2), delete: row.get(3) },
-        via_root: row.get(4),
-        is_ours: row.get(5),
-        is_owned: row.get(6),
+        operations: Operations { insert: row.get(1), update: row.get(2), delete: row.get(3), truncate: row.get(4) },
+        via_root: row.get(5),
+        is_ours: row.get(6),
+        is_owned: row.get(7),
         members: members.iter().map(table).collect(),
         partial: members.iter().filter(|row| row.get(2)).map(table).collect(),
     }))

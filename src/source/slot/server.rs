@@ -1,12 +1,20 @@
 //! What kind of server this is, as whom we speak to it, and whether it can do what walhook needs.
 
+use std::time::Duration;
+
 use tokio_postgres::Client;
 
-use super::error::{PrepareError, bounded};
-use super::names::quoted;
+use super::error::{Passing, PrepareError, bounded};
+use super::names::{literal, quoted};
+use crate::view::Trouble;
 
 /// The oldest server walhook reads from, as `server_version_num`.
 pub(crate) const VERSION_MIN: u32 = 140_000;
+
+/// The oldest server whose standbys keep copies of slots.
+const FAILOVER_MIN: u32 = 170_000;
+/// An `idle_replication_slot_timeout` below this is shorter than many an outage or planned stop.
+const IDLE_TIMEOUT_MIN: Duration = Duration::from_secs(3600);
 
 /// Facts of one server and session.
 #[derive(Debug, Clone)]
@@ -27,6 +35,8 @@ pub(crate) struct ServerFacts {
     pub(crate) may_create: bool,
     /// `rds_replication` exists: what the role must be granted on Amazon RDS.
     pub(crate) is_rds: bool,
+    /// `idle_replication_slot_timeout` (18); zero: never.
+    pub(crate) idle_timeout: Duration,
     /// `output_plugin_libraries`, where the server has it (minor releases of August 2026 on).
     pub(crate) output_plugins: Option<String>,
 }
@@ -41,7 +51,8 @@ select current_setting('server_version_num')::int4,
          or exists (select from pg_roles r where r.rolname = 'rds_replication' and pg_has_role(r.oid, 'MEMBER')),
        has_database_privilege(current_database(), 'CREATE'),
        exists (select from pg_roles where rolname = 'rds_replication'),
-       current_setting('output_plugin_libraries', true)";
+       current_setting('output_plugin_libraries', true),
+       extract(epoch from coalesce(current_setting('idle_replication_slot_timeout', true), '0')::interval)::int8";
 
 /// Reads the facts.
 pub(crate) async fn read(client: &Client) -> Result<ServerFacts, PrepareError> {
@@ -57,6 +68,7 @@ pub(crate) async fn read(client: &Client) -> Result<ServerFacts, PrepareError> {
         may_create: row.get(6),
         is_rds: row.get(7),
         output_plugins: row.get(8),
+        idle_timeout: Duration::from_secs(u64::try_from(row.get::<_, i64>(9)).unwrap_or_default()),
     })
 }
 
@@ -69,17 +81,22 @@ pub(crate) struct ServerLimits {
     pub(crate) senders_used: i64,
     /// `max_slot_wal_keep_size` as shown; `-1` = no bound.
     pub(crate) keep_size: String,
-    /// `idle_replication_slot_timeout` as shown (18); `0` = never.
-    pub(crate) idle_timeout: String,
+    /// `idle_replication_slot_timeout` as shown, where the server has it (18); `0` = never.
+    pub(crate) idle_timeout: Option<String>,
     /// `wal_sender_timeout` as shown; `0` = never.
     pub(crate) sender_timeout: String,
+    /// `wal_level` as configured, whatever is in effect.
+    pub(crate) wal_level: String,
+    /// `synchronized_standby_slots` (17); empty: a walsender waits for no standby.
+    pub(crate) synchronized_standbys: String,
 }
 
 const LIMITS: &str = "
 select current_setting('max_replication_slots')::int8, (select count(*) from pg_replication_slots),
        current_setting('max_wal_senders')::int8, (select count(*) from pg_stat_replication),
        current_setting('max_slot_wal_keep_size'),
-       coalesce(current_setting('idle_replication_slot_timeout', true), '0'), current_setting('wal_sender_timeout')";
+       current_setting('idle_replication_slot_timeout', true), current_setting('wal_sender_timeout'),
+       current_setting('wal_level'), coalesce(current_setting('synchronized_standby_slots', true), '')";
 
 /// Reads the limits.
 pub(crate) async fn limits(client: &Client) -> Result<ServerLimits, PrepareError> {
@@ -92,6 +109,8 @@ pub(crate) async fn limits(client: &Client) -> Result<ServerLimits, PrepareError
         keep_size: row.get(4),
         idle_timeout: row.get(5),
         sender_timeout: row.get(6),
+        wal_level: row.get(7),
+        synchronized_standbys: row.get(8),
     })
 }
 
@@ -125,10 +144,11 @@ impl ServerFacts {
             && !allowed.split(',').any(|name| name.trim() == "pgoutput")
         {
             let what = format!("output_plugin_libraries ({allowed}) does not allow pgoutput");
-            obstacles.push((
-                what,
-                "ALTER SYSTEM SET output_plugin_libraries = 'pgoutput'; SELECT pg_reload_conf();".to_owned(),
-            ));
+            let others = allowed.split(',').map(str::trim).filter(|name| !name.is_empty());
+            let list: Vec<String> = std::iter::once("pgoutput").chain(others).map(literal).collect();
+            let list = list.join(", ");
+            let mend = format!("ALTER SYSTEM SET output_plugin_libraries = {list}; SELECT pg_reload_conf();");
+            obstacles.push((what, mend));
         }
         obstacles
     }
@@ -141,6 +161,35 @@ impl ServerFacts {
         }
         let (what, advice): (Vec<_>, Vec<_>) = obstacles.into_iter().unzip();
         Err(PrepareError::lasting(what.join("; "), advice.join("\n")))
+    }
+
+    /// Whether a slot may be one for a failover here.
+    pub(crate) fn keeps_copies(&self) -> Result<(), PrepareError> {
+        if self.version < FAILOVER_MIN {
+            let what =
+                format!("failover = true needs Postgres 17 or later; the server is Postgres {}", self.version_text());
+            let advice = "upgrade the server, or set failover = false: then a promoted standby has no copy of the slot";
+            return Err(PrepareError::lasting(what, advice));
+        }
+        match self.in_recovery {
+            true => {
+                Err(Passing::Standby("with failover = true the slot is read on the primary: waiting for one").into())
+            }
+            false => Ok(()),
+        }
+    }
+
+    /// The server soon gives up a slot that nobody reads.
+    pub(crate) fn impatience(&self) -> Option<Trouble> {
+        let timeout = self.idle_timeout;
+        (timeout > Duration::ZERO && timeout < IDLE_TIMEOUT_MIN).then(|| Trouble {
+            what: format!(
+                "idle_replication_slot_timeout is {} s: a longer stop of walhook, or a longer loss of the connection, loses \
+                 the slot",
+                timeout.as_secs()
+            ),
+            advice: "set it to 0, or above the longest outage you plan for; then SELECT pg_reload_conf();".to_owned(),
+        })
     }
 
     /// SQL that lets the role use slots.
@@ -159,5 +208,63 @@ impl ServerFacts {
     /// `15.18`
     pub(crate) fn version_text(&self) -> String {
         format!("{}.{}", self.version / 10_000, self.version % 10_000)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts() -> ServerFacts {
+        ServerFacts {
+            version: 170_011,
+            wal_level: "logical".to_owned(),
+            in_recovery: false,
+            database: "app".to_owned(),
+            role: "walhook".to_owned(),
+            may_replicate: true,
+            may_create: true,
+            is_rds: false,
+            idle_timeout: Duration::ZERO,
+            output_plugins: None,
+        }
+    }
+
+    #[test]
+    fn pitfall_44_a_list_of_output_plugins_without_ours_is_an_obstacle() {
+        let listed = |list: &str| ServerFacts { output_plugins: Some(list.to_owned()), ..facts() }.obstacles();
+        assert!(facts().obstacles().is_empty());
+        assert!(listed("pgoutput, test_decoding").is_empty());
+        let obstacles = listed("wal2json, test_decoding");
+        let [(what, mend)] = obstacles.as_slice() else { panic!("{obstacles:?}") };
+        assert_eq!(what, "output_plugin_libraries (wal2json, test_decoding) does not allow pgoutput");
+        assert!(
+            mend.starts_with("ALTER SYSTEM SET output_plugin_libraries = 'pgoutput', 'wal2json', 'test_decoding';"),
+            "{mend}"
+        );
+    }
+
+    #[test]
+    fn pitfall_45_a_server_that_raises_its_wal_level_by_itself_is_let_do_so() {
+        let level = |version, wal_level: &str| {
+            ServerFacts { version, wal_level: wal_level.to_owned(), ..facts() }.obstacles().len()
+        };
+        assert_eq!((level(180_000, "replica"), level(190_000, "replica"), level(190_000, "minimal")), (1, 0, 1));
+    }
+
+    #[test]
+    fn pitfall_35_a_timeout_shorter_than_an_hour_is_warned_of() {
+        let impatience = |secs| ServerFacts { idle_timeout: Duration::from_secs(secs), ..facts() }.impatience();
+        assert_eq!((impatience(0), impatience(3600)), (None, None));
+        assert!(impatience(3599).unwrap().what.contains("idle_replication_slot_timeout is 3599 s"));
+    }
+
+    #[test]
+    fn pitfall_39_a_copy_of_the_slot_needs_17_and_a_primary() {
+        assert!(facts().keeps_copies().is_ok());
+        let older = ServerFacts { version: 160_014, ..facts() }.keeps_copies().unwrap_err();
+        assert_eq!(older.to_string(), "failover = true needs Postgres 17 or later; the server is Postgres 16.14");
+        let standby = ServerFacts { in_recovery: true, ..facts() }.keeps_copies().unwrap_err();
+        assert!(matches!(standby, PrepareError::Passing(Passing::Standby(_))), "{standby}");
     }
 }

@@ -2,10 +2,11 @@
 
 use tokio_postgres::Client;
 
-use super::error::{Passing, PrepareError, bounded};
+use super::error::{LostSlot, Passing, PrepareError, bounded};
 use super::names::literal;
 use crate::change::Lsn;
-use crate::view::Trouble;
+use crate::config::SourceConfig;
+use crate::view::{SlotView, Trouble};
 
 /// A slot, and where the server is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,7 +17,7 @@ pub struct SlotFacts {
     pub restart: Option<Lsn>,
     /// `reserved`, `extended`, `unreserved`, `lost`.
     pub wal_status: Option<String>,
-    /// Why the server gave the slot up (17 and later; from 16 on `conflict` on a standby).
+    /// Why the server gave the slot up (17 and later; 16 says only `conflict`, on a standby).
     pub invalidation: Option<String>,
     /// Who reads it.
     pub active_pid: Option<i32>,
@@ -31,7 +32,17 @@ pub struct SlotFacts {
     pub(crate) plugin: String,
     pub(crate) database: String,
     pub(crate) is_temporary: bool,
+    /// Standbys keep a copy of it (17 and later).
+    pub is_failover: bool,
+    /// On a standby: it is such a copy.
+    pub is_synced: bool,
+    /// Transactions since the oldest one whose deleted catalogue rows it makes the server keep.
+    pub catalog_age: u32,
 }
+
+/// Transactions from which on that is worth a word: `autovacuum_freeze_max_age` by default, where the server begins to work
+/// against a wraparound, which it cannot do for the catalogues while a slot holds them.
+const CATALOG_AGE: u32 = 200_000_000;
 
 const SLOT: &str = "
 with here as (
@@ -39,10 +50,12 @@ with here as (
               else pg_current_wal_lsn() end as lsn)
 select s.confirmed_flush_lsn::text, s.restart_lsn::text, s.wal_status::text,
        coalesce(to_jsonb(s) ->> 'invalidation_reason',
-                case when (to_jsonb(s) ->> 'conflicting')::bool then 'conflict' end),
+                case when (to_jsonb(s) ->> 'conflicting')::bool and pg_is_in_recovery() then 'conflict' end),
        s.active_pid, nullif(a.application_name, ''),
        greatest(pg_wal_lsn_diff(here.lsn, s.restart_lsn), 0)::int8, s.safe_wal_size::int8, here.lsn::text,
-       coalesce(s.plugin::text, ''), coalesce(s.database::text, ''), s.temporary
+       coalesce(s.plugin::text, ''), coalesce(s.database::text, ''), s.temporary,
+       coalesce((to_jsonb(s) ->> 'failover')::bool, false),
+       coalesce((to_jsonb(s) ->> 'synced')::bool, false) and pg_is_in_recovery(), coalesce(age(s.catalog_xmin), 0)
   from here, pg_replication_slots s left join pg_stat_activity a on a.pid = s.active_pid
  where s.slot_name = $1";
 
@@ -71,12 +84,20 @@ pub async fn inspect(client: &Client, slot: &str) -> Result<Option<SlotFacts>, P
         plugin: row.get(9),
         database: row.get(10),
         is_temporary: row.get(11),
+        is_failover: row.get(12),
+        is_synced: row.get(13),
+        catalog_age: u32::try_from(row.get::<_, i32>(14)).unwrap_or(0),
     }))
 }
 
 impl SlotFacts {
     /// Why the slot can never be read by walhook, if so: a lost or foreign slot.
     pub fn obstacle(&self, slot: &str, database: &str) -> Option<Trouble> {
+        self.foreign(slot, database).or_else(|| self.lost(slot).map(|lost| lost.trouble))
+    }
+
+    /// Why the slot is not one of ours, if so.
+    pub(super) fn foreign(&self, slot: &str, database: &str) -> Option<Trouble> {
         let other_name = |what: String| {
             Some(Trouble {
                 what,
@@ -92,10 +113,11 @@ impl SlotFacts {
         if self.database != database {
             return other_name(format!("the slot {slot} belongs to the database {}, not {database}", self.database));
         }
-        if self.is_temporary {
+        // A copy is temporary until it has caught up with the primary's.
+        if self.is_temporary && !self.is_synced {
             return other_name(format!("the slot {slot} is a temporary one of another session"));
         }
-        self.is_lost().then(|| self.lost(slot))
+        None
     }
 
     /// The server has given the slot up: changes since `confirmed` can no longer be read from it.
@@ -103,28 +125,62 @@ impl SlotFacts {
         self.wal_status.as_deref() == Some("lost") || self.invalidation.is_some()
     }
 
-    fn lost(&self, slot: &str) -> Trouble {
-        let why = self.invalidation.as_deref().unwrap_or("wal_removed");
+    /// Of a slot that the server has given up.
+    pub(super) fn lost(&self, slot: &str) -> Option<LostSlot> {
+        let why = self.invalidation.as_deref().or_else(|| self.is_lost().then_some("wal_removed"))?;
         let since = self.confirmed.map_or_else(|| "its start".to_owned(), |lsn| lsn.to_string());
-        Trouble {
-            what: format!(
-                "the server has given up the slot {slot} ({why}): changes after {since} can no longer be read from it"
-            ),
-            advice: format!(
-                "{} then, with walhook stopped, run `walhook state accept-gap` for the source and start walhook again, which \
-                 makes a new slot; changes between {since} and that moment are not delivered, so compare the receivers' data \
-                 with the tables, or backfill them. To keep it from happening again raise max_slot_wal_keep_size and \
-                 idle_replication_slot_timeout above the longest outage you plan for",
-                drop_sql(slot)
-            ),
-        }
+        let meaning = match why {
+            "wal_removed" => ": it held more WAL than max_slot_wal_keep_size",
+            "idle_timeout" => ": nobody read it for idle_replication_slot_timeout",
+            "conflict" => {
+                ": the primary removed catalogue rows or WAL that it needs, or its wal_level is below logical"
+            }
+            "rows_removed" => ": the primary removed catalogue rows that it needs",
+            "wal_level_insufficient" => ": the primary's wal_level is below logical",
+            _ => "",
+        };
+        let what = format!(
+            "the server has given up the slot {slot} ({why}{meaning}): changes after {since} can no longer be read from it"
+        );
+        let again = match why {
+            "rows_removed" | "conflict" => {
+                "set hot_standby_feedback = on and primary_slot_name on the standby, which make the primary keep these rows"
+            }
+            "wal_level_insufficient" => "keep wal_level = logical on the primary",
+            _ => "raise max_slot_wal_keep_size and idle_replication_slot_timeout above the longest outage you plan for",
+        };
+        let advice = format!(
+            "{} then, with walhook stopped, run `walhook state accept-gap` for the source and start walhook again, which \
+             makes a new slot; changes between {since} and that moment are not delivered, so compare the receivers' data \
+             with the tables, or backfill them. on_slot_lost = \"recreate\" does that by itself. To keep it from happening \
+             again {again}",
+            drop_sql(slot)
+        );
+        Some(LostSlot { confirmed: self.confirmed, why: why.to_owned(), trouble: Trouble { what, advice } })
+    }
+
+    /// What is shown of it.
+    pub(crate) fn view(&self) -> SlotView {
+        let Self { retained_bytes, safe_wal_bytes, catalog_age, .. } = *self;
+        SlotView { retained_bytes, safe_bytes: safe_wal_bytes, catalog_age }
     }
 
     /// What does not stop the stream yet.
     pub fn warning(&self, slot: &str) -> Option<Trouble> {
-        (self.wal_status.as_deref() == Some("unreserved")).then(|| Trouble {
-            what: format!("the slot {slot} is about to be lost: its WAL is beyond max_slot_wal_keep_size"),
-            advice: "raise max_slot_wal_keep_size, then SELECT pg_reload_conf();".to_owned(),
+        if self.wal_status.as_deref() == Some("unreserved") {
+            return Some(Trouble {
+                what: format!("the slot {slot} is about to be lost: its WAL is beyond max_slot_wal_keep_size"),
+                advice: "raise max_slot_wal_keep_size, then SELECT pg_reload_conf();".to_owned(),
+            });
+        }
+        (self.catalog_age >= CATALOG_AGE).then(|| Trouble {
+            what: format!(
+                "the slot {slot} keeps the server from vacuuming its catalogues for {} transactions",
+                self.catalog_age
+            ),
+            advice: "find out why the slot does not move: a transaction that has been open for so long \
+                     (pg_stat_activity.xact_start, pg_prepared_xacts), or changes that nobody takes"
+                .to_owned(),
         })
     }
 
@@ -140,6 +196,7 @@ pub(crate) fn drop_sql(slot: &str) -> String {
 }
 
 /// SQL that makes a slot.
-pub(crate) fn create_sql(slot: &str) -> String {
-    format!("SELECT pg_create_logical_replication_slot({}, 'pgoutput');", literal(slot))
+pub(crate) fn create_sql(source: &SourceConfig) -> String {
+    let failover = if source.failover { ", failover => true" } else { "" };
+    format!("SELECT pg_create_logical_replication_slot({}, 'pgoutput'{failover});", literal(&source.slot))
 }

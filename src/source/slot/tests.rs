@@ -6,7 +6,8 @@ use tokio::task::JoinSet;
 
 use super::*;
 use crate::config::{
-    Actions, BodyForm, GroupBy, MessageForm, Numbers, RetryConfig, SuccessRule, TablePattern, UnchangedToast,
+    Actions, BodyForm, GroupBy, MessageForm, Numbers, OnSlotLost, PrefixPattern, RetryConfig, SuccessRule,
+    TablePattern, UnchangedToast,
 };
 use crate::demo::cluster::{Cluster, ClusterOptions};
 use crate::source::address::PgAddress;
@@ -46,6 +47,8 @@ impl Stage {
             publication: "walhook_app".to_owned(),
             create: true,
             heartbeat: None,
+            failover: false,
+            on_slot_lost: OnSlotLost::Stop,
         }
     }
 

@@ -2,7 +2,7 @@
 
 use tokio_postgres::error::SqlState;
 
-use super::error::{Passing, PlanFault, PrepareError};
+use super::error::{LostSlot, Passing, PlanFault, PrepareError};
 use super::names;
 use super::plan::Naming;
 use super::state::{SlotFacts, drop_sql};
@@ -17,19 +17,30 @@ impl Survey {
     /// Whether database and configuration fit, before anything is changed.
     pub(super) fn fit(&self, source: &SourceConfig, turn: Turn) -> Result<(), PrepareError> {
         self.server.usable()?;
-        if turn == Turn::First && !self.plan.faults.is_empty() {
+        if turn.is_first() && !self.plan.faults.is_empty() {
             return Err(PrepareError::Config(self.plan.faults.clone()));
+        }
+        if source.failover {
+            self.server.keeps_copies()?;
         }
         let slot = match &self.slot {
             Some(slot) => slot,
             None if turn == Turn::Again => return Err(slot_gone(source)),
             None => return Ok(()),
         };
-        if let Some(Trouble { what, advice }) = slot.obstacle(&source.slot, &self.server.database) {
+        if slot.is_synced {
+            return Err(
+                Passing::Standby("its slot a copy for a failover: it is read once the server is promoted").into()
+            );
+        }
+        if let Some(Trouble { what, advice }) = slot.foreign(&source.slot, &self.server.database) {
             return Err(PrepareError::Lasting { what, advice });
         }
-        if turn == Turn::Again && slot.is_half_made() {
-            return Err(slot_gone(source));
+        match slot.lost(&source.slot) {
+            Some(_) if turn.replaces() => return Ok(()),
+            Some(lost) => return Err(PrepareError::Lost(Box::new(lost))),
+            None if turn == Turn::Again && slot.is_half_made() => return Err(slot_gone(source)),
+            None => {}
         }
         if slot.active_pid.is_some() {
             return Err(busy(slot));
@@ -43,6 +54,8 @@ impl Survey {
     /// Everything that does not stop the stream.
     pub(crate) fn troubles(&self, source: &SourceConfig) -> Vec<Trouble> {
         let slot = self.slot.as_ref().and_then(|slot| slot.warning(&source.slot));
+        let without_copy = self.slot.as_ref().filter(|slot| source.failover && !source.create && !slot.is_failover);
+        let slot = slot.into_iter().chain(without_copy.map(|_| no_copy(source))).chain(self.server.impatience());
         let fault = |fault: &PlanFault| Trouble {
             what: format!("{}: {}", fault.place, fault.reason),
             advice: fault.sql.clone().unwrap_or_else(|| "mend the configuration".to_owned()),
@@ -128,10 +141,25 @@ pub(super) fn busy(slot: &SlotFacts) -> PrepareError {
 }
 
 pub(super) fn slot_gone(source: &SourceConfig) -> PrepareError {
-    PrepareError::lasting(
-        format!("the slot {} is gone: the changes since its last confirmation can no longer be read", source.slot),
-        agreement::accept_gap(&source.name),
-    )
+    let trouble = Trouble {
+        what: format!(
+            "the slot {} is gone: the changes since its last confirmation can no longer be read",
+            source.slot
+        ),
+        advice: agreement::accept_gap(&source.name),
+    };
+    PrepareError::Lost(Box::new(LostSlot::dropped(None, trouble)))
+}
+
+fn no_copy(source: &SourceConfig) -> Trouble {
+    Trouble {
+        what: format!("failover = true, but standbys keep no copy of the slot {}", source.slot),
+        advice: format!(
+            "on a replication connection to the database, as `psql \"dbname=… replication=database\"` opens one, while nobody \
+             reads the slot: ALTER_REPLICATION_SLOT {} (FAILOVER true);",
+            names::quoted(&source.slot)
+        ),
+    }
 }
 
 pub(super) fn publication_gone(source: &SourceConfig) -> PrepareError {

@@ -144,6 +144,69 @@ fn nonsense_is_malformed() {
     }
 }
 
+/// An insert of one value of so many bytes.
+fn insert(bytes: usize) -> Vec<u8> {
+    let length = u32::try_from(bytes).unwrap().to_be_bytes();
+    data(&[&b"I\0\0\0\x09N\0\x01t"[..], &length, &vec![b'v'; bytes]].concat())
+}
+
+#[test]
+fn a_change_that_is_too_large_is_reduced_between_others_and_memory_stays_small() {
+    let bytes = [insert(5), insert(50 << 20), insert(6), insert(3 << 20), insert(1 << 20), insert(7)].concat();
+    for size in [9_999, 1 << 20] {
+        let memory = Memory::with_message_bound(64 << 20, (1 << 20) + 100);
+        let (mut inlet, mut socket) = (Inlet::new(), pieces(&bytes, size));
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let mut came = Vec::new();
+        let end = loop {
+            // What is read but not handed out is charged to nobody, so it has to be little.
+            let held = inlet.buffer.capacity() + memory.held();
+            assert!(held <= 4 << 20, "{held}");
+            match pin!(inlet.gulp(&mut socket, &memory)).poll(&mut cx) {
+                Poll::Pending => {}
+                Poll::Ready(Ok(gulp)) => came.extend(gulp.map(|frame| match frame {
+                    Frame::XLogData { payload, oversize, .. } => (payload.len(), oversize),
+                    other => panic!("{other:?}"),
+                })),
+                Poll::Ready(Err(end)) => break end,
+            }
+        };
+        assert!(matches!(end, StreamError::Closed), "{end}");
+        let large = |bytes: usize| (13, Some(13 + bytes));
+        let whole = |bytes: usize| (13 + bytes, None);
+        assert_eq!(came, [whole(5), large(50 << 20), whole(6), large(3 << 20), whole(1 << 20), whole(7)]);
+    }
+}
+
+#[test]
+fn what_cannot_be_reduced_is_not_gathered_without_end() {
+    for bytes in [&b"d\x40\0\0\0k"[..], b"S\x40\0\0\0", b"d\x40\0\0\0wR"] {
+        let bytes = [bytes, &[b'R'; 100]].concat();
+        let (_, end) = read_all(pieces(&bytes, 50), &Memory::with_message_bound(64 << 20, 1 << 20));
+        assert!(matches!(end, StreamError::Malformed { .. }), "{end}");
+    }
+}
+
+#[test]
+fn the_rest_of_a_large_change_is_thrown_away_at_the_end() {
+    let bytes = [insert(5), insert(30 << 20), insert(20 << 20), frame(b'Z', b"I")].concat();
+    let memory = Memory::with_message_bound(64 << 20, 1 << 20);
+    let mut cx = Context::from_waker(std::task::Waker::noop());
+    for read_before in [0, 1000] {
+        let (mut inlet, mut socket) = (Inlet::new(), pieces(&bytes, 99_999));
+        for _ in 0..read_before {
+            drop(pin!(inlet.gulp(&mut socket, &memory)).poll(&mut cx));
+        }
+        let drained = loop {
+            if let Poll::Ready(drained) = pin!(inlet.drain(&mut socket)).poll(&mut cx) {
+                break drained;
+            }
+            assert!(inlet.buffer.capacity() <= 1 << 20, "{}", inlet.buffer.capacity());
+        };
+        assert!(drained.is_ok() && inlet.ready, "{drained:?}");
+    }
+}
+
 proptest! {
     #[test]
     fn no_cut_and_no_cancelling_loses_a_byte(lengths in prop::collection::vec(0..60_000usize, 1..20), size in 1..100_000usize) {

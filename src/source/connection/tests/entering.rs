@@ -77,7 +77,7 @@ async fn a_server_that_says_nothing_is_given_up_on() {
 }
 
 #[tokio::test]
-async fn the_session_settings_win_over_those_of_the_database() {
+async fn pitfall_10_the_session_settings_win_over_those_of_the_database() {
     let cluster = cluster("", &[]);
     let url = cluster.url("postgres");
     let hostile =

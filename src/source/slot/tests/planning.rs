@@ -41,6 +41,49 @@ async fn sinks_of_inserts_only_publish_inserts_only_and_need_no_identity() {
 }
 
 #[tokio::test]
+async fn truncate_is_published_when_a_sink_takes_it_and_needs_no_identity() {
+    let stage = Stage::new(&[], "create table bare (v int); insert into bare values (1)").await;
+    let mut truncates = sink("s", &["public.bare"]);
+    truncates.actions = Actions { insert: false, update: false, delete: false, truncate: true };
+    stage.prepare(&[truncates.clone()]).await.unwrap();
+    let only = "select count(*) from pg_publication where pubtruncate and not (pubinsert or pubupdate or pubdelete)";
+    assert_eq!(stage.count(only).await, 1);
+    stage.client.batch_execute("update bare set v = 2; truncate bare").await.unwrap();
+
+    // A publication that is there is widened, and narrowed at a start when nobody takes truncates any more.
+    let mut inserts = sink("t", &["public.bare"]);
+    inserts.actions = Actions { insert: true, update: false, delete: false, truncate: false };
+    stage.prepare(&[inserts.clone(), truncates.clone()]).await.unwrap();
+    assert_eq!(stage.count("select count(*) from pg_publication where pubinsert and pubtruncate").await, 1);
+    // A sink of bare rows gets none, so none are published for it.
+    let rows =
+        SinkConfig { actions: Actions { truncate: true, ..inserts.actions }, message: MessageForm::Row, ..inserts };
+    stage.prepare(&[rows]).await.unwrap();
+    assert_eq!(stage.count("select count(*) from pg_publication where pubinsert and not pubtruncate").await, 1);
+    stage.prepare(&[truncates]).await.unwrap();
+    assert_eq!(stage.count(only).await, 1);
+}
+
+#[tokio::test]
+async fn sinks_without_tables_have_an_empty_publication_and_a_slot() {
+    let stage = Stage::new(&[], ORDERS).await;
+    let outbox = SinkConfig { messages: vec![PrefixPattern("outbox.*".to_owned())], ..sink("s", &[]) };
+    let prepared = stage.prepare(std::slice::from_ref(&outbox)).await.unwrap();
+    assert!(prepared.created && prepared.tables.is_empty() && prepared.troubles.is_empty(), "{prepared:?}");
+    assert_eq!(stage.published().await, [""; 0]);
+    let nothing = "select count(*) from pg_publication where not (pubinsert or pubupdate or pubdelete or pubtruncate)";
+    assert_eq!(stage.count(nothing).await, 1);
+    assert_eq!(stage.count("select count(*) from pg_replication_slots").await, 1);
+    assert!(!stage.prepare(std::slice::from_ref(&outbox)).await.unwrap().created);
+
+    // Its actions are of tables that it does not have.
+    let mut inserts = sink("t", &["public.orders"]);
+    inserts.actions = Actions { insert: true, update: false, delete: false, truncate: false };
+    stage.prepare(&[outbox, inserts]).await.unwrap();
+    assert_eq!(stage.count("select count(*) from pg_publication where pubinsert and not pubupdate").await, 1);
+}
+
+#[tokio::test]
 async fn identities_that_publishing_would_break_are_known() {
     let sql = "create table nothing (id int primary key); alter table nothing replica identity nothing;
                create table late (id int, constraint late_pk primary key (id) deferrable);

@@ -98,9 +98,33 @@ async fn a_slot_that_the_server_gave_up_is_lost() {
     stage.client.batch_execute("checkpoint").await.unwrap();
     let facts = inspect(&stage.client, "walhook_app").await.unwrap().unwrap();
     assert!(facts.is_lost(), "{facts:?}");
-    let (what, advice) = lasting(stage.prepare(&sinks).await);
+    let Err(PrepareError::Lost(lost)) = stage.prepare(&sinks).await else { panic!("it is lost") };
+    let Trouble { what, advice } = &lost.trouble;
+    assert_eq!((lost.why.as_str(), lost.confirmed), ("wal_removed", facts.confirmed));
     assert!(what.contains("has given up the slot walhook_app"), "{what}");
     assert!(advice.contains("pg_drop_replication_slot('walhook_app')") && advice.contains("backfill"), "{advice}");
+
+    // In its place another is made; one that can be read is left alone.
+    let source = stage.source();
+    let anew = prepare_anew(&stage.client, &source, &sinks, true, &|_| {}).await.unwrap();
+    assert!(anew.created && Some(anew.confirmed) > facts.confirmed, "{anew:?}");
+    assert!(!prepare_anew(&stage.client, &source, &sinks, false, &|_| {}).await.unwrap().created);
+}
+
+#[tokio::test]
+async fn pitfall_36_the_age_of_the_catalogue_rows_that_a_slot_holds_is_known_and_warned_of() {
+    let stage = Stage::new(&[], ORDERS).await;
+    stage.prepare(&[sink("s", &["public.orders"])]).await.unwrap();
+    for _ in 0..20 {
+        stage.client.batch_execute("select txid_current()").await.unwrap();
+    }
+    let facts = inspect(&stage.client, "walhook_app").await.unwrap().unwrap();
+    assert!(facts.catalog_age >= 20, "{facts:?}");
+    assert_eq!(facts.view().catalog_age, facts.catalog_age);
+    assert_eq!(facts.warning("walhook_app"), None);
+    let old = SlotFacts { catalog_age: 200_000_000, ..facts };
+    let trouble = old.warning("walhook_app").unwrap();
+    assert!(trouble.what.contains("vacuuming its catalogues for 200000000 transactions"), "{trouble:?}");
 }
 
 #[tokio::test]
@@ -112,14 +136,14 @@ async fn a_server_without_logical_wal_is_refused_with_the_setting() {
 }
 
 #[tokio::test]
-async fn no_free_slot_says_which_setting() {
+async fn pitfall_38_no_free_slot_says_which_setting() {
     let stage = Stage::new(&[("max_replication_slots", "0")], ORDERS).await;
     let (what, advice) = lasting(stage.prepare(&[sink("s", &["public.orders"])]).await);
     assert!(what.contains("max_replication_slots") && advice.contains("max_replication_slots"), "{what}: {advice}");
 }
 
 #[tokio::test]
-async fn making_a_slot_waits_for_old_transactions_and_leaves_nothing_when_given_up() {
+async fn pitfall_37_making_a_slot_waits_for_old_transactions_and_leaves_nothing_when_given_up() {
     let mut stage = Stage::new(&[], ORDERS).await;
     let url = stage.cluster.url("postgres");
     let old = stage.session(&url).await;
@@ -163,7 +187,7 @@ async fn two_at_once_agree() {
 }
 
 #[tokio::test]
-async fn whom_the_making_of_a_slot_waits_for_is_reported_until_it_is_over() {
+async fn pitfall_37_whom_the_making_of_a_slot_waits_for_is_reported_until_it_is_over() {
     let mut stage = Stage::new(&[], ORDERS).await;
     let url = format!("{}?application_name=nightly", stage.cluster.url("postgres"));
     let old = stage.session(&url).await;

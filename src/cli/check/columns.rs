@@ -1,0 +1,83 @@
+//! What the catalogue says of the columns of the tables that are published, as far as receivers see it.
+
+use std::collections::HashMap;
+
+use tokio::time::timeout;
+use tokio_postgres::{Client, Row};
+
+use super::LIMIT;
+
+/// The columns of one table that are worth a word.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Columns {
+    /// With their types: within them is a type that has a cast to json, which `to_jsonb` would use.
+    pub(super) cast: Vec<String>,
+    /// With their types: within them is a type of an extension or of the user's that has no form in JSON but text.
+    pub(super) text: Vec<String>,
+    /// Generated and stored.
+    pub(super) stored: Vec<String>,
+    /// Generated when read (18).
+    pub(super) computed: Vec<String>,
+    /// The role may read the table, which `unchanged_toast = "fetch"` needs.
+    pub(super) may_read: bool,
+}
+
+/// Every column of the tables with these OIDs, and the types that its values are made of in the end: elements of arrays,
+/// attributes of row types, what domains are made from. `to_jsonb` (`json_categorize_type`) asks for a cast to json where a
+/// type is none of these and no built-in one; hstore is taken through its cast.
+const COLUMNS: &str = "
+with recursive part (rel, attnum, oid) as (
+  select a.attrelid, a.attnum, a.atttypid from pg_catalog.pg_attribute a
+   where a.attrelid = any ($1) and a.attnum > 0 and not a.attisdropped
+  union
+  select p.rel, p.attnum, inner_type.oid
+    from part p join pg_catalog.pg_type t on t.oid = p.oid
+   cross join lateral (
+     select t.typelem where t.typsubscript = 'pg_catalog.array_subscript_handler'::pg_catalog.regproc
+     union all select t.typbasetype where t.typtype = 'd'
+     union all select a.atttypid from pg_catalog.pg_attribute a
+       where t.typtype = 'c' and a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped
+   ) inner_type (oid)),
+leaf as (
+  select p.rel, p.attnum,
+         exists (select from pg_catalog.pg_cast c where c.castsource = t.oid and c.castmethod = 'f'
+                   and c.casttarget = 'pg_catalog.json'::pg_catalog.regtype) as has_cast,
+         t.typtype = 'b' as is_base
+    from part p join pg_catalog.pg_type t on t.oid = p.oid
+   where t.oid >= 16384 and t.typname <> 'hstore' and t.typtype not in ('c', 'd')
+     and t.typsubscript <> 'pg_catalog.array_subscript_handler'::pg_catalog.regproc)
+select a.attrelid, a.attname::text, pg_catalog.format_type(a.atttypid, a.atttypmod), a.attgenerated::text,
+       coalesce(bool_or(l.has_cast), false), coalesce(bool_or(l.is_base), false),
+       pg_catalog.has_table_privilege(a.attrelid, 'SELECT')
+  from pg_catalog.pg_attribute a left join leaf l on l.rel = a.attrelid and l.attnum = a.attnum
+ where a.attrelid = any ($1) and a.attnum > 0 and not a.attisdropped
+ group by a.attrelid, a.attnum, a.attname, a.atttypid, a.atttypmod, a.attgenerated
+ order by a.attrelid, a.attnum";
+
+/// The columns of these tables, by OID. Without an answer in time nothing is said of them.
+pub(super) async fn read(client: &Client, oids: &[u32]) -> HashMap<u32, Columns> {
+    let mut tables: HashMap<u32, Columns> = HashMap::new();
+    let Ok(Ok(rows)) = timeout(LIMIT, client.query(COLUMNS, &[&oids])).await else { return tables };
+    for row in &rows {
+        tables.entry(row.get(0)).or_default().take(row);
+    }
+    tables
+}
+
+impl Columns {
+    fn take(&mut self, row: &Row) {
+        let (name, type_name): (String, String) = (row.get(1), row.get(2));
+        let typed = format!("{name} ({type_name})");
+        match (row.get::<_, bool>(4), row.get::<_, bool>(5)) {
+            (true, _) => self.cast.push(typed),
+            (false, true) => self.text.push(typed),
+            (false, false) => {}
+        }
+        match row.get::<_, &str>(3) {
+            "s" => self.stored.push(name),
+            "v" => self.computed.push(name),
+            _ => {}
+        }
+        self.may_read = row.get(6);
+    }
+}

@@ -1,0 +1,143 @@
+//! Pure: what `check` says of each table, its lines together: key and old rows, columns that come otherwise than one might
+//! think, and what each sink will and will not see.
+
+use super::columns::Columns;
+use super::findings::{Finding, listed};
+use crate::change::ReplicaIdentity;
+use crate::config::{GroupBy, MessageForm, SinkConfig, UnchangedToast};
+use crate::source::slot::TableFacts;
+use crate::source::slot::names::quoted_table;
+use crate::source::slot::plan::taken;
+
+/// Everything about one table. `columns` is what the catalogue says of its columns, where it answered.
+pub(super) fn of_table(
+    table: &TableFacts,
+    sinks: &[SinkConfig],
+    columns: Option<&Columns>,
+    version: u32,
+) -> Vec<Finding> {
+    let takers: Vec<&SinkConfig> = sinks.iter().filter(|sink| sink.takes_table(&table.name)).collect();
+    let mut all = vec![of_key(table, &takers)];
+    all.extend(of_old_rows(table, &takers));
+    if let Some(columns) = columns {
+        all.extend(of_columns(table, columns, version));
+        all.extend(takers.iter().filter_map(|sink| of_fetching(table, sink, columns)));
+    }
+    all.extend(takers.iter().map(|sink| of_taker(table, sink)));
+    all
+}
+
+fn of_key(table: &TableFacts, takers: &[&SinkConfig]) -> Finding {
+    let subject = &table.name;
+    let old = match table.identity.setting {
+        _ if table.is_full() => "whole (REPLICA IDENTITY FULL)".to_owned(),
+        ReplicaIdentity::Default => "the primary key only".to_owned(),
+        ReplicaIdentity::Index => {
+            format!(
+                "the columns of its identity index only ({})",
+                table.identity.columns.iter().flatten().cloned().collect::<Vec<_>>().join(", ")
+            )
+        }
+        ReplicaIdentity::Nothing => "nothing".to_owned(),
+        ReplicaIdentity::Full => "the key only in some partitions".to_owned(),
+    };
+    let by_key = takers.iter().any(|sink| *sink.group_rule(&table.name) == GroupBy::PrimaryKey);
+    if table.primary_key.is_empty() && by_key {
+        let what =
+            format!("no primary key: all its changes are one group, delivered one after another; old rows: {old}");
+        return Finding::warn(subject, what, "add a primary key, or set group_by for the table");
+    }
+    let key = if table.primary_key.is_empty() { "none".to_owned() } else { table.primary_key.join(", ") };
+    Finding::ok(subject, format!("primary key {key}; old rows: {old}"))
+}
+
+/// What receivers miss of old rows without REPLICA IDENTITY FULL.
+fn of_old_rows(table: &TableFacts, takers: &[&SinkConfig]) -> Option<Finding> {
+    let takes = |wanted: fn(&SinkConfig) -> bool| takers.iter().any(|sink| wanted(sink));
+    if table.is_full() || !takes(|sink| taken(sink).update || taken(sink).delete) {
+        return None;
+    }
+    let mut what = Vec::new();
+    if takes(|sink| taken(sink).update && sink.message == MessageForm::Change) {
+        what.push("changes of an update is null unless its key changed".to_owned());
+    }
+    if takes(|sink| taken(sink).delete) {
+        what.push("a delete has the old row's columns named above".to_owned());
+    }
+    let long: Vec<String> =
+        table.columns.iter().filter(|column| column.is_toastable).map(|column| column.name.clone()).collect();
+    if !long.is_empty() && takes(|sink| taken(sink).update) {
+        what.push(format!("long values that an update leaves as they are are not sent: {}", listed(&long)));
+    }
+    let mend = format!("for whole old rows, at the price of more WAL: {}", table.make_full());
+    (!what.is_empty()).then(|| Finding { mend: Some(mend), ..Finding::ok(&table.name, what.join("; ")) })
+}
+
+fn of_columns(table: &TableFacts, columns: &Columns, version: u32) -> Vec<Finding> {
+    let mut all = Vec::new();
+    if !columns.cast.is_empty() {
+        let what = format!("as Postgres's text, where to_jsonb would use a cast to json: {}", listed(&columns.cast));
+        let mend = "receivers parse the text; or add a generated column of type jsonb with the cast's result";
+        all.push(Finding::warn(&table.name, what, mend));
+    }
+    if !columns.text.is_empty() {
+        let what = format!("types that JSON has no form for, as Postgres's text: {}", listed(&columns.text));
+        all.push(Finding::ok(&table.name, what));
+    }
+    if !columns.stored.is_empty() && version < 180_000 {
+        let what =
+            format!("generated columns are not sent by this server (18 and later do): {}", listed(&columns.stored));
+        all.push(Finding::ok(&table.name, what));
+    }
+    if !columns.computed.is_empty() {
+        let what = format!("virtual generated columns are never sent: {}", listed(&columns.computed));
+        all.push(Finding::ok(&table.name, what));
+    }
+    all
+}
+
+/// Whether the role may read what a sink wants re-read.
+fn of_fetching(table: &TableFacts, sink: &SinkConfig, columns: &Columns) -> Option<Finding> {
+    let fetches = sink.unchanged_toast == UnchangedToast::Fetch && taken(sink).update && !columns.may_read;
+    fetches.then(|| {
+        let what = format!("sink {} cannot fetch unchanged long values: the role may not read the table", sink.name);
+        Finding::warn(&table.name, what, format!("GRANT SELECT ON {} TO …;", quoted_table(&table.name)))
+    })
+}
+
+/// What one sink sees of the table, and in which order.
+fn of_taker(table: &TableFacts, sink: &SinkConfig) -> Finding {
+    let mut what = format!("sink {}: {}; {}", sink.name, actions(sink), order(table, sink));
+    let gone = |left_out: &str| format!("; not {left_out}: message = \"row\" has nothing to say of one");
+    match (sink.message, sink.actions.delete, sink.actions.truncate) {
+        (MessageForm::Change, _, _) | (MessageForm::Row, false, false) => {}
+        (MessageForm::Row, true, false) => what += &gone("delete"),
+        (MessageForm::Row, false, true) => what += &gone("truncate"),
+        (MessageForm::Row, true, true) => what += &gone("delete and truncate"),
+    }
+    Finding::ok(&table.name, what)
+}
+
+/// The actions of which a sink sends messages, as words.
+pub(super) fn actions(sink: &SinkConfig) -> String {
+    let actions = taken(sink);
+    let words = [
+        (actions.insert, "insert"),
+        (actions.update, "update"),
+        (actions.delete, "delete"),
+        (actions.truncate, "truncate"),
+    ];
+    words.into_iter().filter(|(on, _)| *on).map(|(_, word)| word).collect::<Vec<_>>().join(", ")
+}
+
+fn order(table: &TableFacts, sink: &SinkConfig) -> String {
+    match sink.group_rule(&table.name) {
+        GroupBy::PrimaryKey if table.primary_key.is_empty() => {
+            "in order as a whole, for it has no primary key".to_owned()
+        }
+        GroupBy::PrimaryKey => format!("in order for each {}", table.primary_key.join(", ")),
+        GroupBy::Columns(columns) => format!("in order for each {}", columns.join(", ")),
+        GroupBy::Table => "in order as a whole".to_owned(),
+        GroupBy::None => "in no order".to_owned(),
+    }
+}

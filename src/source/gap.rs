@@ -1,0 +1,146 @@
+//! A slot that is lost, and what follows with `on_slot_lost = "recreate"`: another slot, and a gap that is marked.
+//!
+//! The order makes a crash at any point leave a gap that the next start finds: first the store notes that a gap is
+//! accepted, then the lost slot is dropped and another made, then the gap is noted with both ends, and only when every sink
+//! has resolved what was read before it, so that the store is past the gap too, is the acceptance taken back.
+
+use std::time::{Duration, SystemTime};
+
+use tokio::time::timeout;
+use tracing::{error, info, warn};
+
+use super::Source;
+use super::agreement::Agreement;
+use super::problem::{Problem, chain};
+use super::slot::{LostSlot, Prepared};
+use crate::change::Lsn;
+use crate::config::OnSlotLost;
+use crate::store::{Gap, NewBinding};
+use crate::view::Trouble;
+
+/// Slots that are made anew within [`PERIOD`] at most.
+const RECREATIONS_MAX: usize = 3;
+const PERIOD: Duration = Duration::from_secs(3600);
+/// Gaps that are shown at most.
+const SHOWN_MAX: usize = 10;
+/// How long the store may take, between two statuses to the server, to take back an acceptance.
+const STORE_LIMIT: Duration = Duration::from_secs(1);
+
+impl Source {
+    /// Whether the problem is a lost slot that may be replaced; the problem that is left, if not.
+    pub(super) async fn replace_lost(&mut self, problem: Problem) -> Result<(), Problem> {
+        let Problem::Lost(lost) = problem else { return Err(problem) };
+        let (name, slot) = (self.config.name.clone(), &self.config.slot);
+        if self.config.on_slot_lost == OnSlotLost::Stop {
+            return Err(Problem::Lost(lost));
+        }
+        let of = name.clone();
+        let gaps = self.ask_store(move |store| store.gaps(&of)).await?;
+        let since = now_micros().saturating_sub(i64::try_from(PERIOD.as_micros()).unwrap_or(i64::MAX));
+        if gaps.iter().filter(|gap| gap.at_micros > since && gap.why != ACCEPTED).count() >= RECREATIONS_MAX {
+            return Err(too_often(&lost));
+        }
+        let of = name.clone();
+        self.ask_store(move |store| store.accept_gap(&of)).await?;
+        warn!(source = name, slot, why = lost.why, "slot lost, another is made: {}", lost.trouble.what);
+        self.lost = Some(*lost);
+        Ok(())
+    }
+
+    /// Marks the gap before the slot that was made ready, if there is one: in the store, the log, the metrics and the view.
+    pub(super) async fn mark_gap(&mut self, agreement: &Agreement, prepared: &Prepared) -> Result<(), Problem> {
+        let to = prepared.confirmed;
+        let (why, from) = match (&self.lost, agreement) {
+            (Some(lost), _) if self.has_streamed => (lost.why.clone(), Some(self.intake.received())),
+            (Some(lost), _) => (lost.why.clone(), self.lost_from.or(lost.confirmed)),
+            (None, Agreement::GapAccepted) if self.lost_from.is_some_and(|from| from >= to) => return Ok(()),
+            (None, Agreement::GapAccepted) => (self.why_accepted().to_owned(), self.lost_from),
+            (None, _) => return Ok(()),
+        };
+        let from = from.map(|from| from.min(to));
+        let gap = Gap { from, to, at_micros: now_micros(), why };
+        let (name, noted) = (self.config.name.clone(), gap.clone());
+        self.ask_store(move |store| store.note_gap(&name, &noted)).await?;
+        self.show_gap(&gap);
+        if self.lost.take().is_some() && self.has_streamed {
+            self.past_gap = to;
+            self.accepted_until = Some(to);
+        }
+        Ok(())
+    }
+
+    /// An acceptance that was found in the store: a person's, or our own before a crash.
+    fn why_accepted(&self) -> &'static str {
+        match self.config.on_slot_lost {
+            OnSlotLost::Stop => ACCEPTED,
+            OnSlotLost::Recreate => "lost",
+        }
+    }
+
+    fn show_gap(&self, gap: &Gap) {
+        let (source, slot, why, bytes) = (&self.config.name, &self.config.slot, &gap.why, gap.bytes());
+        self.metrics.gaps.increment(1);
+        self.metrics.gap_bytes.increment(bytes);
+        let from = gap.from.map_or_else(|| "an unknown position".to_owned(), |from| from.to_string());
+        let to = gap.to;
+        if gap.why == ACCEPTED {
+            warn!(source, slot, from, %to, bytes, "a gap was accepted: changes between these positions are not delivered");
+            return;
+        }
+        error!(source, slot, from, %to, bytes, why, "changes between these positions are lost with the slot; another was made");
+        let what = format!(
+            "the slot {slot} was lost ({why}) and made anew: changes from {from} to {to} ({bytes} bytes of WAL) were never read"
+        );
+        let advice = "compare the receivers' data with the tables; `walhook state` lists the gap, and this line goes with \
+                      the next start";
+        if let Some(mut view) = self.views.sources.get_mut(source) {
+            let surplus = (view.gaps.len() + 1).saturating_sub(SHOWN_MAX);
+            view.gaps.drain(..surplus);
+            view.gaps.push(Trouble { what, advice: advice.to_owned() });
+        }
+    }
+
+    /// Takes the acceptance back once the sinks have resolved all that was read before the gap.
+    pub(super) async fn leave_gap_behind(&mut self) {
+        let Some(from) = self.accepted_until.filter(|to| self.resolved().is_some_and(|resolved| resolved >= *to))
+        else {
+            return;
+        };
+        let Some(identity) = &self.known else { return };
+        let binding = NewBinding {
+            name: self.config.name.clone(),
+            system_id: identity.system_id,
+            timeline: identity.timeline,
+            database: identity.dbname.clone(),
+            slot: self.config.slot.clone(),
+            from: Some(from),
+        };
+        match timeout(STORE_LIMIT, self.ask_store(move |store| store.bind(&binding))).await {
+            Ok(Ok(())) => {
+                info!(source = %self.config.name, from = %from, "all that was read before the gap is resolved");
+                self.accepted_until = None;
+            }
+            Ok(Err(problem)) => warn!(source = %self.config.name, error = %chain(&problem), "a gap is still accepted"),
+            Err(_) => {}
+        }
+    }
+
+    /// Everything before is confirmed to the slot of old or lost with it, whatever the sinks still have.
+    pub(super) fn at_least_past_gap(&self, resolved: Lsn) -> Lsn {
+        resolved.max(self.past_gap)
+    }
+}
+
+/// Why a gap was passed over that a person has accepted.
+const ACCEPTED: &str = "accepted";
+
+fn too_often(lost: &LostSlot) -> Problem {
+    let Trouble { what, advice } = &lost.trouble;
+    let what = format!("{what}; it was made anew {RECREATIONS_MAX} times within an hour, and is not once more");
+    Problem::lasting(what, format!("find out why it is lost so often. {advice}"))
+}
+
+fn now_micros() -> i64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+}

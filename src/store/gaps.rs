@@ -1,0 +1,105 @@
+//! Gaps: changes of a source that were never read, because its slot was lost.
+
+use rusqlite::{Connection, Row, TransactionBehavior, named_params};
+
+use super::apply::lsn_of;
+use super::error::StoreError;
+use crate::change::Lsn;
+
+/// Gaps of a source that are kept, the newest.
+const KEPT_MAX: u32 = 100;
+
+/// Changes that were never read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// Everything before was read; `None`: nobody knows.
+    pub from: Option<Lsn>,
+    /// Everything from here on is read.
+    pub to: Lsn,
+    /// When the new slot was found or made, microseconds since 1970.
+    pub at_micros: i64,
+    /// Why the slot was lost: `wal_removed`, `idle_timeout`, `dropped`, …, or `accepted` by a person.
+    pub why: String,
+}
+
+impl Gap {
+    /// WAL between its ends, of all databases of the server.
+    pub fn bytes(&self) -> u64 {
+        self.from.map_or(0, |from| self.to.bytes_since(from))
+    }
+}
+
+/// See [`super::Store::accept_gap`].
+pub(super) fn accept(db: &Connection, source: &str) -> Result<(), StoreError> {
+    let noted = db.execute("UPDATE source SET gap_accepted = 1 WHERE name = ?1", [source]);
+    noted.map(drop).map_err(StoreError::write("that a gap is accepted"))
+}
+
+/// See [`super::Store::note_gap`].
+pub(super) fn note(db: &mut Connection, source: &str, gap: &Gap) -> Result<(), StoreError> {
+    note_in_transaction(db, source, gap).map_err(StoreError::write("a gap of a source"))
+}
+
+fn note_in_transaction(db: &mut Connection, source: &str, gap: &Gap) -> rusqlite::Result<()> {
+    let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    // After a crash the same gap is noted again, and then begins where the store is.
+    transaction.execute(
+        "INSERT INTO source_gap (source, from_lsn, to_lsn, at, why) VALUES (:source, :from, :to, :at, :why)
+         ON CONFLICT (source, to_lsn) DO UPDATE SET from_lsn = min(from_lsn, :from)",
+        named_params! {
+            ":source": source,
+            ":from": gap.from.map(|from| from.0.cast_signed()),
+            ":to": gap.to.0.cast_signed(),
+            ":at": gap.at_micros,
+            ":why": gap.why,
+        },
+    )?;
+    transaction.execute(
+        "DELETE FROM source_gap WHERE source = ?1 AND to_lsn NOT IN
+             (SELECT to_lsn FROM source_gap WHERE source = ?1 ORDER BY at DESC, to_lsn DESC LIMIT ?2)",
+        (source, KEPT_MAX),
+    )?;
+    transaction.commit()
+}
+
+/// The gaps of a source, the newest first.
+pub(super) fn read(db: &Connection, source: &str) -> Result<Vec<Gap>, StoreError> {
+    let gap = |row: &Row<'_>| {
+        let from = row.get::<_, Option<i64>>(0)?.map(lsn_of);
+        Ok(Gap { from, to: lsn_of(row.get(1)?), at_micros: row.get(2)?, why: row.get(3)? })
+    };
+    let select = || -> rusqlite::Result<Vec<Gap>> {
+        let order = "SELECT from_lsn, to_lsn, at, why FROM source_gap WHERE source = ?1 ORDER BY at DESC, to_lsn DESC";
+        db.prepare_cached(order)?.query_map([source], gap)?.collect()
+    };
+    select().map_err(StoreError::read("the gaps of a source"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::schema::{STATE, migrate};
+    use super::*;
+
+    fn gap(from: Option<u64>, to: u64, at_micros: i64) -> Gap {
+        Gap { from: from.map(Lsn), to: Lsn(to), at_micros, why: "dropped".to_owned() }
+    }
+
+    #[test]
+    fn the_newest_gaps_are_kept_and_one_that_is_noted_again_begins_earlier() {
+        let mut db = Connection::open_in_memory().unwrap();
+        migrate(&mut db, std::path::Path::new("state.db"), &STATE).unwrap();
+        note(&mut db, "app", &gap(Some(0x100), 0x200, 1)).unwrap();
+        note(&mut db, "app", &gap(Some(0x80), 0x200, 2)).unwrap();
+        note(&mut db, "other", &gap(None, 0x200, 3)).unwrap();
+        assert_eq!(read(&db, "app").unwrap(), [gap(Some(0x80), 0x200, 1)]);
+        assert_eq!(read(&db, "app").unwrap()[0].bytes(), 0x180);
+        assert_eq!(read(&db, "other").unwrap(), [gap(None, 0x200, 3)]);
+        for n in 0..i64::from(KEPT_MAX) {
+            note(&mut db, "app", &gap(Some(1), 0x300 + n.cast_unsigned(), 10 + n)).unwrap();
+        }
+        let all = read(&db, "app").unwrap();
+        assert_eq!(all.len(), usize::try_from(KEPT_MAX).unwrap());
+        assert_eq!((all[0].at_micros, all[99].at_micros), (109, 10), "the oldest is gone");
+        assert_eq!(read(&db, "other").unwrap().len(), 1);
+    }
+}
