@@ -27,6 +27,8 @@ mod reply;
 #[path = "walhook/request.rs"]
 mod request;
 
+#[path = "walhook/barriers.rs"]
+mod barriers;
 #[path = "walhook/breaker.rs"]
 mod breaker;
 #[path = "walhook/check.rs"]
