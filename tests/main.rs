@@ -27,8 +27,12 @@ mod reply;
 #[path = "walhook/request.rs"]
 mod request;
 
+#[path = "walhook/barriers.rs"]
+mod barriers;
 #[path = "walhook/breaker.rs"]
 mod breaker;
+#[path = "walhook/check.rs"]
+mod check;
 #[path = "walhook/commands.rs"]
 mod commands;
 #[path = "walhook/corpus.rs"]
@@ -81,6 +85,8 @@ mod pressure;
 mod quota;
 #[path = "walhook/tidy.rs"]
 mod tidy;
+#[path = "walhook/toast.rs"]
+mod toast;
 #[path = "walhook/truncate.rs"]
 mod truncate;
 #[path = "walhook/values.rs"]
