@@ -27,6 +27,8 @@ mod reply;
 #[path = "walhook/request.rs"]
 mod request;
 
+#[path = "walhook/barriers.rs"]
+mod barriers;
 #[path = "walhook/breaker.rs"]
 mod breaker;
 #[path = "walhook/check.rs"]
@@ -83,5 +85,7 @@ mod pressure;
 mod quota;
 #[path = "walhook/tidy.rs"]
 mod tidy;
+#[path = "walhook/toast.rs"]
+mod toast;
 #[path = "walhook/truncate.rs"]
 mod truncate;

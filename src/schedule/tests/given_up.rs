@@ -53,8 +53,8 @@ fn of_a_refused_delivery_of_one_group_the_second_half_waits_for_the_first() {
 #[test]
 fn a_family_of_a_life_before_goes_in_its_order() {
     let mut play = Play::new(rules());
-    let part = |position, groups: &[u64]| Restored {
-        members: groups.iter().map(|group| ties(Groups::One(GroupId(*group)))).collect(),
+    let part = |position: u64, groups: &[u64]| Restored {
+        members: groups.iter().map(|group| tied(position, Groups::One(GroupId(*group)))).collect(),
         position: at(position),
         attempts: 1,
         failures: 1,
@@ -100,7 +100,7 @@ fn parts_that_share_a_group_go_by_their_first_messages_before_and_after_a_restar
 fn a_family_of_a_life_before_is_found_through_all_its_members() {
     let mut play = Play::new(rules());
     let part = |position: u64, groups: &[u64]| Restored {
-        members: groups.iter().map(|group| ties(Groups::One(GroupId(*group)))).collect(),
+        members: groups.iter().map(|group| tied(position, Groups::One(GroupId(*group)))).collect(),
         position: at(position),
         attempts: 1,
         failures: 1,
@@ -132,6 +132,25 @@ fn the_last_attempt_makes_a_dead_letter_and_the_group_goes_on() {
     assert_eq!(play.commands(), [(1, vec![2])]);
     let counts = play.scheduler.counts();
     assert_eq!((counts.failed, counts.groups_held, counts.ack_pending), (0, 0, 1));
+}
+
+#[test]
+fn what_is_too_large_is_given_up_at_once_and_says_nothing_of_the_endpoint() {
+    let too_large = Failure { ours: true, too_large: true, ..Failure::default() };
+    let mut play = Play::new(rules());
+    play.one(1, 1);
+    play.one(1, 2);
+    play.commands();
+    play.scheduler.set_room(StoreRoom::Shut);
+    let Verdict::Retry(at) = play.fail_with(0, too_large) else { panic!("without room for a dead letter it waits") };
+    play.scheduler.set_room(StoreRoom::Open);
+    assert_eq!(play.fail_again(at, 0, too_large), Verdict::Dead { why: Exhausted::TooLarge, paused: false });
+    assert_eq!(play.scheduler.breaker(), BreakerState::Closed);
+    assert_eq!(play.commands(), [(1, vec![2])], "the group goes on");
+    let mut play = Play::new(Rules { on_exhausted: OnExhausted::BlockGroup, ..rules() });
+    play.one(1, 1);
+    play.commands();
+    assert_eq!(play.fail_with(0, too_large), Verdict::Blocked(Exhausted::TooLarge));
 }
 
 #[test]
