@@ -85,5 +85,7 @@ mod pressure;
 mod quota;
 #[path = "walhook/tidy.rs"]
 mod tidy;
+#[path = "walhook/toast.rs"]
+mod toast;
 #[path = "walhook/truncate.rs"]
 mod truncate;

@@ -315,7 +315,7 @@ fn max_message(entry: &Entry<'_>, memory_limit: u64) -> Option<u64> {
     }
     let bytes = entry.size(1 << 20..=u64::MAX)?;
     if bytes > memory_limit / 4 {
-        let most = show_size(memory_limit / 4 >> 20 << 20);
+        let most = show_size((memory_limit / 4) & !((1 << 20) - 1));
         entry.fault_with("must be at most a quarter of limits.memory_limit; raise that too", Some(format!("{most:?}")));
         return None;
     }

@@ -294,3 +294,47 @@ async fn an_annotation_that_is_too_large_says_so_in_its_place() {
     assert!(said.contains("bytes left out"), "{said}");
     assert!(daemon.peak_kib() <= PEAK_KIB, "{} KiB", daemon.peak_kib());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_logical_message_that_is_too_large_is_a_dead_letter() {
+    let case = begin(TABLE, "", "messages = [\"outbox.*\"]").await;
+    for content in ["repeat('a', 20000000)", "'{\"n\": 1}'"] {
+        case.postgres.sql(&format!("SELECT pg_logical_emit_message(true, 'outbox.orders', {content}) IS NULL")).await;
+    }
+    case.wait_dead(1.0, Duration::from_secs(60)).await;
+    let messages = case.receiver.wait_messages(1).await;
+    assert_eq!(messages[0]["record"], json!({"n": 1}));
+    let letters = case.dead_letters().await;
+    let message = &letters[0].1["data"][0];
+    assert_eq!((&message["record"], &message["metadata"]["prefix"]), (&Value::Null, &json!("outbox.orders")));
+    assert!(message["metadata"]["too_large"]["record"].as_u64() > Some(20_000_000), "{message}");
+    case.assert_small();
+}
+
+/// Needs some gigabytes of memory for the server, so it runs at full size only.
+#[tokio::test(flavor = "multi_thread")]
+async fn pitfall_51_what_the_server_cannot_send_is_skipped_by_a_person() {
+    if !full() {
+        return;
+    }
+    let setup = "CREATE TABLE docs (id int PRIMARY KEY, body bytea); ALTER TABLE docs ALTER body SET STORAGE EXTERNAL";
+    let case = begin(setup, "", "").await;
+    case.postgres.sql("INSERT INTO docs VALUES (1, 'small')").await;
+    case.receiver.wait_messages(1).await;
+    // As text it would have 1.2 GB, which the server does not make.
+    case.postgres.sql("INSERT INTO docs VALUES (2, convert_to(repeat('y', 600000000), 'UTF8'))").await;
+    case.daemon.wait_logged("invalid memory alloc request size").await;
+    let said = case.daemon.wait_not_ready().await;
+    println!("{said}");
+
+    let Case { postgres, receiver, config, daemon } = case;
+    drop(daemon.sigterm().await);
+    postgres.sql("SELECT pg_replication_slot_advance('walhook_app', pg_current_wal_lsn())").await;
+    let accepted = config.state_command(&["accept-gap"]);
+    println!("{}", crate::daemon::text_of(&accepted));
+    let daemon = Daemon::start(&config).await;
+    postgres.sql("INSERT INTO docs VALUES (3, 'small')").await;
+    receiver.wait_messages(2).await;
+    assert_eq!(ids(&receiver), [1, 3]);
+    assert!(daemon.peak_kib() <= PEAK_KIB, "{} KiB", daemon.peak_kib());
+}

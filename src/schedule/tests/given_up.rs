@@ -135,6 +135,25 @@ fn the_last_attempt_makes_a_dead_letter_and_the_group_goes_on() {
 }
 
 #[test]
+fn what_is_too_large_is_given_up_at_once_and_says_nothing_of_the_endpoint() {
+    let too_large = Failure { ours: true, too_large: true, ..Failure::default() };
+    let mut play = Play::new(rules());
+    play.one(1, 1);
+    play.one(1, 2);
+    play.commands();
+    play.scheduler.set_room(StoreRoom::Shut);
+    let Verdict::Retry(at) = play.fail_with(0, too_large) else { panic!("without room for a dead letter it waits") };
+    play.scheduler.set_room(StoreRoom::Open);
+    assert_eq!(play.fail_again(at, 0, too_large), Verdict::Dead { why: Exhausted::TooLarge, paused: false });
+    assert_eq!(play.scheduler.breaker(), BreakerState::Closed);
+    assert_eq!(play.commands(), [(1, vec![2])], "the group goes on");
+    let mut play = Play::new(Rules { on_exhausted: OnExhausted::BlockGroup, ..rules() });
+    play.one(1, 1);
+    play.commands();
+    assert_eq!(play.fail_with(0, too_large), Verdict::Blocked(Exhausted::TooLarge));
+}
+
+#[test]
 fn an_aged_delivery_makes_a_dead_letter_at_its_age() {
     let limits = Limits { max_attempts: None, max_age: Some(700 * MS) };
     let mut play = Play::new(Rules { limits, ..rules() });

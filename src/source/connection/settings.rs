@@ -14,6 +14,8 @@ const OPTIONS: &[(&str, &str, &str)] = &[
     // Names of relations and types are values too (regclass, regtype).
     ("search_path", "\"$user\",public", "\"$user\""),
     ("quote_all_identifiers", "off", "off"),
+    // Names and comments in our own statements are constants in which a backslash is a backslash.
+    ("standard_conforming_strings", "on", "on"),
     ("statement_timeout", "0", "0"),
     ("idle_in_transaction_session_timeout", "0", "0"),
     ("idle_session_timeout", "0", "0"),

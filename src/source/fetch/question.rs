@@ -27,7 +27,7 @@ pub(super) struct Question<'a> {
     pub(super) is_partitioned: bool,
     pub(super) key: &'a [KeyColumn],
     pub(super) columns: &'a [String],
-    /// Bytes of all values together at most; those beyond are left out.
+    /// Bytes of all values together at most: those of the rows beyond are left out, and any single one that is larger.
     pub(super) bytes_max: usize,
 }
 
@@ -39,13 +39,18 @@ impl Question<'_> {
             self.columns.iter().map(|column| format!("octet_length(t.{}::text)", identifier(column))).collect();
         let mut sql = String::from("SELECT n");
         for index in 0..self.columns.len() {
-            append(&mut sql, format_args!(", l{index}, CASE WHEN total <= {} THEN v{index} END", self.bytes_max));
+            let most = self.bytes_max;
+            append(
+                &mut sql,
+                format_args!(", l{index}, CASE WHEN l{index} <= {most} AND total <= {most} THEN v{index} END"),
+            );
         }
         sql.push_str(" FROM (SELECT k.n");
         for (index, (column, length)) in self.columns.iter().zip(&lengths).enumerate() {
             append(&mut sql, format_args!(", t.{} AS v{index}, {length} AS l{index}", identifier(column)));
         }
-        let all: Vec<String> = lengths.iter().map(|length| format!("coalesce({length}, 0)::bigint")).collect();
+        let counted = |length: &String| format!("CASE WHEN {length} <= {} THEN {length} ELSE 0 END", self.bytes_max);
+        let all: Vec<String> = lengths.iter().map(counted).collect();
         append(&mut sql, format_args!(", sum({}) OVER (ORDER BY k.n) AS total FROM (VALUES ", all.join(" + ")));
         for (number, key) in keys.iter().enumerate() {
             append(&mut sql, format_args!("{}({number}", if number > 0 { ", " } else { "" }));

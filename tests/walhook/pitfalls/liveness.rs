@@ -119,19 +119,6 @@ async fn pitfall_22_frames_that_are_no_copy_data_inside_the_stream_disturb_nothi
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pitfall_47_a_pooler_that_drops_the_session_settings_is_found_out() {
-    let postgres = Postgres::with(&[("IntervalStyle", "sql_standard"), ("DateStyle", "German")]);
-    counters(&postgres).await;
-    let relay = Relay::stripping_options(&postgres).await;
-    let receiver = Receiver::start().await;
-    let text = relay.source(&postgres, "") + &Config::sink("orders", &receiver.url(), "");
-    let mut daemon = Daemon::launch(&Config::new(&text)).allow_error("");
-    assert_eq!(daemon.wait_exit().await.code(), Some(69), "{}", daemon.printed());
-    assert!(daemon.printed().contains("DateStyle"), "the setting is not named: {}", daemon.printed());
-    assert_eq!(postgres.value("SELECT count(*) FROM pg_replication_slots").await, "0");
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn pitfall_36_a_failing_endpoint_does_not_keep_the_catalogues_from_vacuum() {
     let postgres = Postgres::start();
     counters(&postgres).await;

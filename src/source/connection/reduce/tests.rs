@@ -60,12 +60,14 @@ fn message_of(frame: Vec<u8>) -> Message {
 }
 
 fn tuples(message: &Message) -> Vec<&Tuple> {
-    match message {
-        Message::Insert { new, .. } => vec![new],
-        Message::Update { old, new, .. } => old.iter().map(OldRow::tuple).chain([new]).collect(),
-        Message::Delete { old, .. } => vec![old.tuple()],
-        other => panic!("{other:?}"),
+    if let Message::Insert { new, .. } = message {
+        return vec![new];
     }
+    if let Message::Update { old, new, .. } = message {
+        return old.iter().map(OldRow::tuple).chain([new]).collect();
+    }
+    let Message::Delete { old, .. } = message else { panic!("{message:?}") };
+    vec![old.tuple()]
 }
 
 #[test]
