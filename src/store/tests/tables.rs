@@ -89,7 +89,7 @@ fn what_a_table_was_grouped_by_is_kept_until_it_is_forgotten() {
     write(&store, sink, vec![note(&first, vec![]), note(&second, vec![])]);
     store.close();
     let (store, sink) = rig.one();
-    assert_eq!(loaded(&store).tables, [first.clone(), second.clone()]);
+    assert_eq!(loaded(&store).tables, [first.clone(), second]);
     let again = grouped(5, "other", Barrier::Scope);
     write(&store, sink, vec![note(&again, vec![(first.oid, first.since)])]);
     assert_eq!(loaded(&store).tables, [again]);
