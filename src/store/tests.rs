@@ -7,6 +7,7 @@ mod logging;
 mod ops;
 mod random;
 mod speed;
+mod tables;
 mod wal;
 
 use std::time::Duration;

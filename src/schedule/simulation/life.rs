@@ -80,7 +80,7 @@ pub(super) struct Life {
     lives: u64,
     has_barriers: bool,
     /// How often each table was grouped anew.
-    groupings: [u64; TABLES as usize],
+    groupings: BTreeMap<u64, u64>,
     /// How often the next message of a lane came back for nothing since a barrier last ended.
     pub(super) vain_reads: BTreeMap<(GroupId, usize), u32>,
     pub(super) flights: BTreeMap<DeliveryKey, Flight>,
@@ -129,7 +129,7 @@ impl Life {
             lsn: 10,
             planned: rng.usize(1..60),
             has_barriers: rng.bool(),
-            groupings: [0; TABLES as usize],
+            groupings: BTreeMap::new(),
             vain_reads: BTreeMap::new(),
             lives: 0,
             flights: BTreeMap::new(),
@@ -187,7 +187,7 @@ impl Life {
 
     /// Groups of a table, which has others from each regrouping on.
     fn groups(&mut self, table: u64) -> Groups {
-        let base = self.groupings[table as usize] * REGROUPED + table * 100;
+        let base = self.groupings.get(&table).unwrap_or(&0) * REGROUPED + table * 100;
         let mut group = || GroupId(base + if self.rng.bool() { self.rng.u64(0..3) } else { self.rng.u64(3..30) });
         let (old, new) = (group(), group());
         match self.rng.u8(0..10) {
@@ -204,11 +204,11 @@ impl Life {
         let (groups, barrier) = match self.rng.u8(0..30) {
             0 if self.has_barriers => (Groups::One(GroupId(table * 100 + 99)), Barrier::Scope),
             1 if self.has_barriers => {
-                self.groupings[table as usize] += 1;
+                *self.groupings.entry(table).or_default() += 1;
                 (self.groups(table), Barrier::Scope)
             }
             2 if self.has_barriers => {
-                self.groupings[table as usize] += 1;
+                *self.groupings.entry(table).or_default() += 1;
                 (self.groups(table), Barrier::Scopes(ScopeId(self.rng.u64(0..TABLES) + 1)))
             }
             _ => (self.groups(table), Barrier::None),
@@ -327,7 +327,7 @@ impl Life {
     /// the first that is new.
     fn regroup(&mut self, high: Option<Position>, skips: impl Fn(Position) -> bool) {
         let table = self.rng.u64(0..TABLES);
-        self.groupings[table as usize] += 1;
+        *self.groupings.entry(table).or_default() += 1;
         let (mut items, mut is_first) = (Vec::new(), true);
         for (index, item) in self.model.items.iter().enumerate() {
             let comes = item.scope == ScopeId(table + 1) && !item.for_ever && !skips(item.position);
@@ -404,11 +404,14 @@ impl Life {
             let after = cuts.range(..tied.position).next_back().copied();
             *counts.entry((tied.ties.scope, after)).or_insert(0) += 1;
         }
-        match self.fault {
-            Fault::ForgetLanes => counts.clear(),
-            Fault::ForgetStoredBarrier => barriers.clear(),
-            Fault::CountTwice => counts.values_mut().for_each(|count| *count *= 2),
-            _ => {}
+        if self.fault == Fault::ForgetLanes {
+            counts.clear();
+        }
+        if self.fault == Fault::ForgetStoredBarrier {
+            barriers.clear();
+        }
+        if self.fault == Fault::CountTwice {
+            counts.values_mut().for_each(|count| *count *= 2);
         }
         let scopes = counts.into_iter().map(|((scope, after), messages)| StoredScope { scope, after, messages });
         (barriers, scopes.collect())
