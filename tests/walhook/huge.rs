@@ -328,7 +328,7 @@ async fn pitfall_51_what_the_server_cannot_send_is_skipped_by_a_person() {
     println!("{said}");
 
     let Case { postgres, receiver, config, daemon } = case;
-    drop(daemon.sigterm().await);
+    assert!(daemon.sigterm().await.success());
     postgres.sql("SELECT pg_replication_slot_advance('walhook_app', pg_current_wal_lsn())").await;
     let accepted = config.state_command(&["accept-gap"]);
     println!("{}", crate::daemon::text_of(&accepted));
