@@ -171,6 +171,8 @@ table! {
         "Deliveries that failed and are not acknowledged yet.";
     SINK_HELD_GROUPS = Gauge "walhook_sink_held_groups" ["groups"] SINK,
         "Groups in which messages wait behind a delivery that failed.";
+    SINK_HELD_TABLES = Gauge "walhook_sink_held_tables" ["tables"] SINK,
+        "Tables of which a barrier (TRUNCATE, the first change by another key or under another name) waits for earlier changes.";
     SINK_OLDEST_AGE = Gauge "walhook_sink_oldest_undelivered_age_seconds" ["seconds"] SINK,
         "Age of the oldest message received and not delivered, in memory or in the store; 0 when there is none.";
     SINK_FAILING = Gauge "walhook_sink_consecutive_failures" ["failures"] SINK,

@@ -16,7 +16,9 @@
 //! 5. Due retries and new deliveries take turns when both could go, so that neither starves the other.
 //! 6. A delivery that has failed, or has been under way for [`KEEP_AFTER`], goes into the store; so does a message that has
 //!    waited as long ([`lanes`]), and every new message while the sink cannot keep up ([`overflow`]).
-//! 7. The parts of a split delivery hold the groups of the whole; of parts with a group in common the older goes first.
+//! 7. A message that is a barrier of its table goes when all earlier ones of the table are resolved, and later ones go when it
+//!    is ([`barriers`]).
+//! 8. The parts of a split delivery hold the groups of the whole; of parts with a group in common the older goes first.
 //!
 //! All operations cost amortised constant time in the number of messages and groups that wait (retries cost the
 //! logarithm of the number of failed deliveries). Chance comes from a seed, so a whole life can be repeated.
@@ -25,6 +27,7 @@
 //! stops reading for those).
 
 mod backlog;
+mod barriers;
 mod breaker;
 mod deliveries;
 mod exchange;
@@ -53,9 +56,10 @@ pub use self::breaker::BreakerState;
 use self::deliveries::Delivery;
 pub use self::exchange::{
     Barrier, Command, Counts, DeliveryKey, Failure, GroupId, Groups, Message, OnExhausted, Outcome, Progress, Restored,
-    Rules, ScopeId, StoreRoom, Ties, Verdict, Want, WriteId,
+    Rules, ScopeId, StoreRoom, StoredScope, Tied, Ties, Verdict, Want, WriteId,
 };
 use self::keeping::Write;
+pub use self::lanes::own_lane;
 use self::overflow::Overflow;
 use self::queue::{Backing, Waiting};
 pub use self::retry::{Exhausted, Limits, RetryRule};
@@ -197,7 +201,7 @@ impl<P> Scheduler<P> {
     }
 
     fn admit(&mut self, now: Instant, token: Token, message: Message<P>) -> bool {
-        let (index, ready) = self.backlog.push(now, Waiting::new(message, Backing::Wal(token)));
+        let (index, ready) = self.backlog.admit(now, Waiting::new(message, Backing::Wal(token)));
         self.watermark.moved(token, Place::Waiting(index));
         ready
     }
@@ -359,8 +363,19 @@ impl<P> Scheduler<P> {
             blocked: self.blocked,
             lane_messages: self.backlog.lane_messages,
             overflow_messages: self.overflow.stored(),
+            barriers_pending: self.backlog.barriers.pending().0,
             breaker: self.breaker.state(),
         }
+    }
+
+    /// Since when the oldest pending barrier has been pending.
+    pub fn oldest_barrier(&self) -> Option<Instant> {
+        self.backlog.barriers.pending().1
+    }
+
+    /// Whether messages of the table are not delivered.
+    pub fn is_waiting(&self, scope: ScopeId) -> bool {
+        self.overflow.is_active() || self.backlog.barriers.is_waiting(scope)
     }
 
     /// Groups of which messages wait in the store: each takes [`Self::LANE_BYTES`].

@@ -23,6 +23,7 @@ mod ledger;
 mod report;
 mod restore;
 mod rules;
+mod tables;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -40,6 +41,7 @@ use self::fetch::Fetching;
 use self::keeping::Read;
 use self::ledger::{Ledger, Lost};
 use self::report::Report;
+use self::tables::Tables;
 use crate::change::Lsn;
 use crate::config::{Hold, SinkConfig};
 use crate::deliver::endpoint::Endpoint;
@@ -133,6 +135,7 @@ struct Task {
     /// Deliveries on their way into the store.
     parked: HashMap<WriteId, Vec<DeliveryKey>>,
     resume: Option<Resume>,
+    tables: Tables,
     /// The next page to be written and to be read.
     pages: (u64, u64),
     report: Report,
@@ -181,6 +184,7 @@ impl Task {
             reads: JoinSet::new(),
             parked: HashMap::new(),
             resume: None,
+            tables: Tables::default(),
             pages: (0, 0),
             report: Report::new(&sink.config),
             overhead: sink.memory.charge(0),

@@ -33,6 +33,7 @@ mod grouping;
 mod health;
 mod holdings;
 mod inbox;
+mod lanes;
 mod ledger;
 mod loading;
 pub mod log;
@@ -44,6 +45,7 @@ mod readers;
 mod reading;
 mod schema;
 mod sweep;
+mod tables;
 #[cfg(test)]
 mod tests;
 mod writer;

@@ -192,6 +192,11 @@ pub struct SinkView {
     pub retrying: usize,
     /// Groups in which messages wait behind a delivery that failed.
     pub groups_held: usize,
+    /// Tables that are held up: a TRUNCATE, or the first change by another key or under another name, waits for all earlier
+    /// changes of its table.
+    pub tables_held: usize,
+    /// Since when the first of these has been.
+    pub tables_held_since: Option<SystemTime>,
     /// When the oldest unresolved message was received.
     pub oldest_received_at: Option<SystemTime>,
     /// Attempts failed in a row, over the sink.

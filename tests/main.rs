@@ -27,8 +27,12 @@ mod reply;
 #[path = "walhook/request.rs"]
 mod request;
 
+#[path = "walhook/barriers.rs"]
+mod barriers;
 #[path = "walhook/breaker.rs"]
 mod breaker;
+#[path = "walhook/check.rs"]
+mod check;
 #[path = "walhook/commands.rs"]
 mod commands;
 #[path = "walhook/corpus.rs"]
@@ -41,6 +45,8 @@ mod database;
 mod durable;
 #[path = "walhook/elsewhere.rs"]
 mod elsewhere;
+#[path = "walhook/encodings.rs"]
+mod encodings;
 #[path = "walhook/endpoints.rs"]
 mod endpoints;
 #[path = "walhook/failover.rs"]

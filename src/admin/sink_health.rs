@@ -9,6 +9,8 @@ use crate::view::{BreakerView, LastFailure, SinkView};
 const FAILURES_OF_ENDPOINT: u64 = 5;
 /// An unresolved message of this age is worth a word, even if nothing has failed.
 const OLD: Duration = Duration::from_secs(60);
+/// So is a table that is held up for so long.
+const HELD_LONG: Duration = Duration::from_secs(10);
 
 /// The state in one word.
 pub(super) fn state(view: &SinkView) -> &'static str {
@@ -36,7 +38,7 @@ fn stored_messages(view: &SinkView) -> u64 {
     view.lane_messages.saturating_add(view.overflow_messages)
 }
 
-/// Everything wrong with the sink: one cause, and beside it the full window, blocked groups and dead letters if there are
+/// Everything wrong with the sink: one cause, and beside it the full window, tables held up, blocked groups and dead letters if there are
 /// any.
 pub(super) fn troubles(name: &str, view: &SinkView, now: SystemTime) -> Vec<TroubleReport> {
     let report = |(severity, what, advice): (Severity, String, &str)| TroubleReport {
@@ -45,7 +47,8 @@ pub(super) fn troubles(name: &str, view: &SinkView, now: SystemTime) -> Vec<Trou
         what,
         advice: advice.replace("NAME", name),
     };
-    let beside = full_window(view).into_iter().chain(blocked(view)).chain(dead_letters(view));
+    let beside =
+        full_window(view).into_iter().chain(tables_held(view, now)).chain(blocked(view)).chain(dead_letters(view));
     cause(view, now).into_iter().chain(beside).map(report).collect()
 }
 
@@ -130,6 +133,20 @@ fn blocked(view: &SinkView) -> Option<(Severity, String, &'static str)> {
         );
         let advice = "mend the endpoint, stop walhook, then `walhook state resume NAME`, and start it again: they are tried once more";
         (Severity::Error, what, advice)
+    })
+}
+
+fn tables_held(view: &SinkView, now: SystemTime) -> Option<(Severity, String, &'static str)> {
+    let lasted = now.duration_since(view.tables_held_since?).unwrap_or_default();
+    (lasted >= HELD_LONG).then(|| {
+        let what = format!(
+            "{} tables wait for {}: a TRUNCATE, or the first change by another key or under another name, goes when all \
+             earlier changes of its table are acknowledged",
+            view.tables_held,
+            in_words(lasted)
+        );
+        let advice = "other tables go on; earlier changes of these tables fail or wait: the log has their categories";
+        (Severity::Warning, what, advice)
     })
 }
 

@@ -59,6 +59,7 @@ fn publish_sink(name: &str, view: &SinkView, now: SystemTime) {
     set(&super::SINK_WAITING, count(view.waiting));
     set(&super::SINK_RETRYING, count(view.retrying));
     set(&super::SINK_HELD_GROUPS, count(view.groups_held));
+    set(&super::SINK_HELD_TABLES, count(view.tables_held));
     set(&super::SINK_OLDEST_AGE, age(view.oldest_received_at, now));
     set(&super::SINK_FAILING, number(view.failures_in_a_row));
     set(&super::SINK_PAUSED, yes(view.paused));

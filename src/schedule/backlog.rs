@@ -6,8 +6,9 @@
 //! - *ready*: its first message may go; it stands in the ready queue, once. (An entry whose group has left the state is
 //!   stale and skipped.)
 //! - *busy*: a delivery holds messages of it; new ones queue up behind.
-//! - *blocked*: its first message belongs to a second group too (a key change) and has to wait for that one. Whichever
-//!   group reaches the message last takes it for both, so nobody needs to be woken. Messages stand in both queues in
+//! - *blocked*: its first message belongs to a second group too (a key change) and has to wait for that one, or it is held
+//!   up by a barrier ([`super::barriers`]), which wakes it. Whichever
+//!   group reaches a message of two last takes it for both, so nobody needs to be woken for that. Messages stand in both queues in
 //!   the order of arrival, so two such messages never wait for each other.
 //!
 //! A group without messages and without a delivery does not exist. A group of which messages wait in the store has a
@@ -19,9 +20,10 @@ use std::time::Instant;
 
 use hashbrown::hash_map::Entry as MapEntry;
 
+use super::barriers::{Barriers, Whereabouts};
 use super::lanes::Lane;
 use super::queue::{ByGroup, Group, NONE, Queue, ReadyItem, Slot, State, Waiting, place};
-use super::{DeliveryKey, GroupId, Groups};
+use super::{Barrier, DeliveryKey, GroupId, Groups};
 use crate::change::Position;
 
 /// See the module.
@@ -36,6 +38,7 @@ pub(super) struct Backlog<P> {
     /// Lanes that may be at their end.
     pub(super) lanes_over: Vec<GroupId>,
     pub(super) lane_messages: usize,
+    pub(super) barriers: Barriers,
     pub(super) ready: VecDeque<(ReadyItem, Instant)>,
     /// Slots of messages without a group that left otherwise than by being taken: kept until the ready queue passes them.
     pub(super) gone: usize,
@@ -46,10 +49,12 @@ pub(super) struct Backlog<P> {
 
 impl<P> Backlog<P> {
     /// A message alone in its group.
-    pub(super) const MESSAGE_BYTES: usize =
-        size_of::<Slot<P>>() + size_of::<(GroupId, Group)>() + size_of::<(ReadyItem, Instant)>() + size_of::<u64>();
+    pub(super) const MESSAGE_BYTES: usize = size_of::<Slot<P>>()
+        + size_of::<(GroupId, Group)>()
+        + size_of::<(ReadyItem, Instant)>()
+        + 2 * size_of::<GroupId>();
     /// A group that has a lane.
-    pub(super) const LANE_BYTES: usize = size_of::<(GroupId, Lane)>() + size_of::<GroupId>();
+    pub(super) const LANE_BYTES: usize = size_of::<(GroupId, Lane)>() + 2 * size_of::<GroupId>();
 
     pub(super) fn new() -> Self {
         Self {
@@ -60,6 +65,7 @@ impl<P> Backlog<P> {
             lanes_free: VecDeque::new(),
             lanes_over: Vec::new(),
             lane_messages: 0,
+            barriers: Barriers::default(),
             ready: VecDeque::new(),
             gone: 0,
             ready_messages: 0,
@@ -125,6 +131,17 @@ impl<P> Backlog<P> {
         }
     }
 
+    /// The same for one that was not in the store's lanes: from here on it counts for the barriers of its table.
+    pub(super) fn admit(&mut self, now: Instant, message: Waiting<P>) -> (u32, bool) {
+        let (ties, position) = (message.ties(), message.position);
+        self.barriers.admit(now, &ties, position);
+        let (index, ready) = self.push(now, message);
+        if ties.barrier != Barrier::None {
+            self.barriers.moved(&ties, position, Whereabouts::Memory(index));
+        }
+        (index, ready)
+    }
+
     /// Adds a message behind all others of its groups, and says where it is and whether it is deliverable now, as far as its
     /// groups go.
     pub(super) fn push(&mut self, now: Instant, message: Waiting<P>) -> (u32, bool) {
@@ -174,6 +191,36 @@ impl<P> Backlog<P> {
             }
         }
         self.shrink_when_empty();
+    }
+
+    /// Whether barriers hold up the first message of a group; then it sleeps until they do not.
+    pub(super) fn falls_asleep(&mut self, id: GroupId, index: u32) -> bool {
+        let Some(message) = self.slots.get(place(index)).and_then(|slot| slot.message.as_ref()) else { return false };
+        let (ties, position) = (message.ties(), message.position);
+        let is_held_up = !self.barriers.lets_go(&ties, position);
+        if is_held_up {
+            self.barriers.sleep(id, &ties, position);
+        }
+        is_held_up
+    }
+
+    /// Groups that slept are looked at again.
+    pub(super) fn awaken(&mut self, now: Instant) {
+        for id in self.barriers.woken() {
+            if let Some(group) = self.groups.get_mut(&id)
+                && group.state == State::Blocked
+                && group.queue.head != NONE
+            {
+                group.state = State::Ready;
+                self.ready_messages += group.queue.messages;
+                self.ready_bytes += group.queue.bytes;
+                self.ready.push_back((ReadyItem::Group(id), now));
+            }
+            if let Some(lane) = self.lanes.get_mut(&id) {
+                lane.held_up_at = None;
+            }
+            self.lane_is_next(id);
+        }
     }
 
     /// `delivery`, of a life before, holds the group.

@@ -8,7 +8,7 @@ use super::breaker::{Heard, Started};
 use super::watermark::{Place, Token};
 use super::{
     Command, DeliveryKey, Exhausted, Failure, GroupId, Groups, OnExhausted, Outcome, Restored, Scheduler, StoreRoom,
-    Ties, Verdict, retry, split,
+    Tied, Ties, Verdict, retry, split,
 };
 
 /// Whether the store has a delivery.
@@ -225,7 +225,9 @@ impl<P> Scheduler<P> {
         for token in delivery.members.iter().filter_map(|member| member.token) {
             self.watermark.resolve(token);
         }
+        delivery.members.iter().for_each(|member| self.backlog.barriers.resolve(&member.ties));
         self.let_go(now, key, &delivery);
+        self.backlog.awaken(now);
     }
 
     /// Takes a delivery out of the figures.
@@ -334,7 +336,7 @@ impl<P> Scheduler<P> {
         let mut restored: Vec<Option<Restored>> = restored.into_iter().map(Some).collect();
         for index in order {
             let Some(one) = restored.get_mut(index).and_then(Option::take) else { continue };
-            let key = self.restore_one(one, &mut roots);
+            let key = self.restore_one(now, one, &mut roots);
             if let Some(place) = keys.get_mut(index) {
                 *place = key;
             }
@@ -357,10 +359,18 @@ impl<P> Scheduler<P> {
     }
 
     /// Groups in common make a family: `roots` has them by what will hold their groups.
-    fn restore_one(&mut self, one: Restored, roots: &mut BTreeMap<DeliveryKey, Vec<DeliveryKey>>) -> DeliveryKey {
+    fn restore_one(
+        &mut self,
+        now: Instant,
+        one: Restored,
+        roots: &mut BTreeMap<DeliveryKey, Vec<DeliveryKey>>,
+    ) -> DeliveryKey {
         let key = DeliveryKey(self.next_key);
         self.next_key += 1;
-        let members = one.members.into_iter().map(|ties| Member { token: None, ties }).collect();
+        for Tied { position, ties } in &one.members {
+            self.backlog.barriers.restore_member(now, ties, *position);
+        }
+        let members = one.members.into_iter().map(|member| Member { token: None, ties: member.ties }).collect();
         let mut delivery = Delivery::new(key, members);
         let groups = delivery.groups();
         let mut elders: Vec<DeliveryKey> = groups.iter().filter_map(|id| self.backlog.holder(*id)).collect();

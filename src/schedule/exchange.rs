@@ -86,6 +86,15 @@ pub struct Ties {
     pub barrier: Barrier,
 }
 
+/// A message that the store has, of a life before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tied {
+    /// Where it stands in the order of commits.
+    pub position: Position,
+    /// What ties it to others.
+    pub ties: Ties,
+}
+
 /// A sink's rules, as the scheduler needs them.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {
@@ -275,7 +284,7 @@ pub enum StoreRoom {
 #[derive(Clone, Debug)]
 pub struct Restored {
     /// Of its messages, in order.
-    pub members: Vec<Ties>,
+    pub members: Vec<Tied>,
     /// The first message's position: deliveries with a group in common go in this order.
     pub position: Position,
     /// Attempts that count.
@@ -290,6 +299,18 @@ pub struct Restored {
     pub due: Option<Instant>,
     /// It was split off another.
     pub is_part: bool,
+}
+
+/// Messages of one table in the store's lanes, of a life before, between a position and the next that is told. Every barrier in
+/// the store, but for those in its pages, and every unresolved message has such a position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoredScope {
+    /// Which table; unknown: of all that do not say.
+    pub scope: ScopeId,
+    /// They come after this; `None`: from the first on.
+    pub after: Option<Position>,
+    /// How many: those without a group are none of them.
+    pub messages: usize,
 }
 
 /// How far a sink is: what must not come again after a restart.
@@ -332,6 +353,8 @@ pub struct Counts {
     pub lane_messages: usize,
     /// Messages in the store's overflow that are not in memory.
     pub overflow_messages: usize,
+    /// Tables of which a barrier is pending.
+    pub barriers_pending: usize,
     /// The endpoint's health.
     pub breaker: BreakerState,
 }

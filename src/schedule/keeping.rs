@@ -7,7 +7,7 @@ use super::queue::{Backing, Waiting};
 use super::watermark::{Place, Token};
 use super::{
     BEHIND_AFTER, BreakerState, Command, DeliveryKey, GroupId, KEEP_AFTER, Message, Position, Scheduler, StoreRoom,
-    WriteId,
+    StoredScope, Tied, WriteId,
 };
 
 /// How often messages are looked through for their age.
@@ -236,12 +236,16 @@ impl<P> Scheduler<P> {
 
     fn is_stuck(&self, index: u32) -> bool {
         let Some(message) = self.backlog.message(index) else { return false };
-        message.groups.iter().any(|id| {
-            let behind_lane = self.backlog.lanes.get(&id).is_some_and(|lane| message.position > lane.last);
-            let held_by_failed =
-                self.backlog.holder(id).is_some_and(|root| self.families.contains_key(&root) || self.has_failed(root));
-            behind_lane || held_by_failed
-        })
+        let is_held_up = !self.backlog.barriers.lets_go(&message.ties(), message.position);
+        is_held_up
+            || message.groups.iter().any(|id| {
+                let behind_lane = self.backlog.lanes.get(&id).is_some_and(|lane| message.position > lane.last);
+                let held_by_failed = self
+                    .backlog
+                    .holder(id)
+                    .is_some_and(|root| self.families.contains_key(&root) || self.has_failed(root));
+                behind_lane || held_by_failed
+            })
     }
 
     fn spill_command(&mut self, leaving: Vec<(Option<Token>, Waiting<P>)>) -> Command<P> {
@@ -283,6 +287,7 @@ impl<P> Scheduler<P> {
                 let wants = self.backlog.wants(LANES_AT_ONCE);
                 if !wants.is_empty() {
                     self.is_lane_read = true;
+                    self.backlog.barriers.forget_left();
                     return Some(Command::ReadLanes(wants));
                 }
             }
@@ -344,16 +349,19 @@ impl<P> Scheduler<P> {
     /// how many the store should have had and has not.
     pub fn overflow_read(&mut self, now: Instant, messages: Vec<Message<P>>) -> usize {
         let missing = self.overflow.read(Some(messages.len()));
+        let last = messages.last().map(|message| message.position);
         for message in messages {
             self.admit_again(now, Some(message.position));
             let token = self.loaded.arrive(now, message.position, Place::Buffered);
             self.loaded_bytes += message.bytes;
-            let (index, _) = self.backlog.push(now, Waiting::new(message, Backing::Page(token)));
+            let (index, _) = self.backlog.admit(now, Waiting::new(message, Backing::Page(token)));
             self.loaded.moved(token, Place::Waiting(index));
         }
         if !self.overflow.has_stored() {
             self.admit_again(now, None);
         }
+        self.backlog.barriers.come_back_to(last.filter(|_| self.overflow.has_stored()));
+        self.backlog.awaken(now);
         missing
     }
 
@@ -379,6 +387,23 @@ impl<P> Scheduler<P> {
             self.backlog.restore_lane(group, messages, last);
         }
         self.overflow.restore(overflow);
+        if overflow > 0 {
+            self.backlog.barriers.nothing_has_come_back();
+        }
+    }
+
+    /// The barriers in the lanes, and how many messages of each table stand between them. Comes between [`Self::restore`] and
+    /// [`Self::restore_waiting`].
+    pub fn restore_scopes(
+        &mut self,
+        now: Instant,
+        barriers: impl IntoIterator<Item = Tied>,
+        scopes: impl IntoIterator<Item = StoredScope>,
+    ) {
+        for Tied { position, ties } in barriers {
+            self.backlog.barriers.admit(now, &ties, position);
+        }
+        scopes.into_iter().for_each(|scope| self.backlog.barriers.restore_left(&scope));
     }
 
     /// How far it had come in the life before. Comes before anything else.

@@ -38,6 +38,8 @@ pub(super) struct Lane {
     is_next: bool,
     /// The next message also belongs to a group that has not come to it.
     waits_at: Option<Position>,
+    /// A barrier holds up the next message.
+    pub(super) held_up_at: Option<Position>,
 }
 
 impl Lane {
@@ -54,6 +56,7 @@ impl Lane {
             asked: 0,
             is_next: false,
             waits_at: None,
+            held_up_at: None,
         }
     }
 
@@ -81,6 +84,7 @@ impl Lane {
     fn step_back(&mut self, position: Position) {
         self.after = self.after.map(|after| after.min(before(position)));
         self.waits_at = self.waits_at.filter(|at| *at < position);
+        self.held_up_at = self.held_up_at.filter(|at| *at < position);
     }
 }
 
@@ -93,7 +97,7 @@ fn before(position: Position) -> Position {
 }
 
 /// The lane of a message without a group: its own.
-pub(super) fn own_lane(position: Position) -> GroupId {
+pub fn own_lane(position: Position) -> GroupId {
     let mut bytes = [0; 16];
     let parts = [position.commit_lsn.0, position.index].map(u64::to_le_bytes);
     bytes.iter_mut().zip(parts.iter().flatten()).for_each(|(place, byte)| *place = *byte);
@@ -151,7 +155,8 @@ impl<P> Backlog<P> {
             lane.is_next = false;
             lane.is_disordered &= lane.writing > 0;
             lane.asked = lane.stored.saturating_sub(lane.writing);
-            if is_held || lane.is_read || lane.waits_at.is_some() || lane.is_disordered || lane.asked == 0 {
+            let waits = lane.waits_at.is_some() || lane.held_up_at.is_some();
+            if is_held || lane.is_read || waits || lane.is_disordered || lane.asked == 0 {
                 continue;
             }
             lane.is_read = true;
@@ -180,6 +185,14 @@ impl<P> Backlog<P> {
             if late.is_some() {
                 if let Some(lane) = self.lanes.get_mut(&id) {
                     lane.waits_at = Some(position);
+                }
+                break;
+            }
+            let (ties, is_single) = (message.ties(), message.groups == Groups::One(own_lane(position)));
+            if !is_single && !self.barriers.lets_go(&ties, position) {
+                self.barriers.sleep(id, &ties, position);
+                if let Some(lane) = self.lanes.get_mut(&id) {
+                    lane.held_up_at = Some(position);
                 }
                 break;
             }

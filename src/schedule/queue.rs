@@ -109,7 +109,7 @@ pub(super) enum ReadyItem {
     Single(u32),
 }
 
-/// A group's id is a hash already.
+/// Ids are hashes already.
 #[derive(Default)]
 pub(super) struct IdentityHasher(u64);
 

@@ -12,6 +12,8 @@
 //! - Ordered: an attempt starts only when all earlier messages of its groups are done or before it in the same
 //!   delivery. And as the receiver sees a group: after a message comes its successor, or an older one again; so that
 //!   whenever an older one comes again, everything from it on comes again, in order.
+//! - Barriers: an attempt starts only when no earlier barrier of its messages' tables is left; for a barrier, when nothing of its
+//!   tables is. Tables are truncated, renamed and regrouped, also from one life of the process to the next.
 //! - Rare repeats: what was done when a batch was submitted that became durable never comes again; nor does in one
 //!   life what is done.
 //! - Watermark: it is exactly what is resolved: done, or durable in the store. A batch's progress is exactly what is
@@ -83,6 +85,22 @@ enum Fault {
     HideTrouble,
     /// The scheduler is told that the store takes more when it does not.
     HideRoom,
+    /// It is not told what is a barrier.
+    ForgetBarrier,
+    /// It is not told that a barrier is one of a second table too.
+    ForgetOldName,
+    /// After a restart it is not told of the tables of messages in lanes, …
+    ForgetLanes,
+    /// … in deliveries of the store, …
+    ForgetParkedTable,
+    /// … or of the barriers in lanes.
+    ForgetStoredBarrier,
+    /// A page does not say what is a barrier.
+    ForgetPageBarrier,
+    /// After a restart more messages seem to be before a barrier than there are.
+    CountTwice,
+    /// A lane that a barrier holds up seems to be free.
+    ForgetHeldUp,
 }
 
 type Check = Result<(), String>;
@@ -148,6 +166,14 @@ fn planted_bugs_are_caught() {
         (Fault::SwapParts, "ordered"),
         (Fault::HideTrouble, "breaker"),
         (Fault::HideRoom, "room"),
+        (Fault::ForgetBarrier, "barrier"),
+        (Fault::ForgetOldName, "barrier"),
+        (Fault::ForgetLanes, "barrier"),
+        (Fault::ForgetParkedTable, "barrier"),
+        (Fault::ForgetStoredBarrier, "barrier"),
+        (Fault::ForgetPageBarrier, "barrier"),
+        (Fault::CountTwice, "stands still"),
+        (Fault::ForgetHeldUp, "churn"),
     ];
     for (fault, rule) in faults {
         let mut other = Vec::new();

@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::backlog::Backlog;
+use super::barriers::Whereabouts;
 use super::lanes::{Lane, own_lane};
 use super::queue::{Backing, Group, NONE, Queue, State, Waiting, place};
-use super::{DeliveryKey, GroupId, Groups};
+use super::{Barrier, DeliveryKey, GroupId, Groups};
 use crate::change::Position;
 
 impl<P> Backlog<P> {
@@ -24,6 +25,9 @@ impl<P> Backlog<P> {
                 self.leave_queue(id, index);
             }
             let Some(mut message) = self.depart(index) else { continue };
+            if message.barrier != Barrier::None {
+                self.barriers.moved(&message.ties(), message.position, Whereabouts::Store);
+            }
             if groups == Groups::None {
                 let own = own_lane(message.position);
                 message.groups = Groups::One(own);
@@ -37,7 +41,7 @@ impl<P> Backlog<P> {
     }
 
     /// A message and all that go into the store with it, oldest first: those before it in its groups' queues, those before
-    /// these in theirs. What has come back from a lane is still there, and may stay in memory; only of a queue before a
+    /// these in theirs, the last barriers before any of them. What has come back from a lane is still there, and may stay in memory; only of a queue before a
     /// lane all go, since that is read from the first of them on.
     fn goes_along(&self, index: u32, kept: impl Fn(DeliveryKey) -> bool) -> Result<Vec<u32>, DeliveryKey> {
         let mut going = BTreeMap::new();
@@ -49,6 +53,13 @@ impl<P> Backlog<P> {
             let (position, groups) = (message.position, message.groups);
             if going.insert(position, index).is_some() {
                 continue;
+            }
+            for barrier in self.barriers.last_before(&message.ties(), position) {
+                match barrier {
+                    Whereabouts::Memory(index) => stack.push(index),
+                    Whereabouts::Held(root) if !kept(root) => return Err(root),
+                    Whereabouts::Held(_) | Whereabouts::Store => {}
+                }
             }
             for id in groups.iter() {
                 if let Some(holder) = self.holder(id).filter(|holder| !kept(*holder)) {

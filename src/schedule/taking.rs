@@ -3,10 +3,11 @@
 use std::time::Instant;
 
 use super::backlog::Backlog;
+use super::barriers::Whereabouts;
 use super::deliveries::{Delivery, Member};
 use super::queue::{Backing, NONE, ReadyItem, State, Waiting, place};
 use super::watermark::{Place, Token};
-use super::{Command, DeliveryKey, GroupId, Groups, Scheduler};
+use super::{Barrier, Command, DeliveryKey, GroupId, Groups, Scheduler};
 
 /// Bounds of one delivery.
 #[derive(Clone, Copy, Debug)]
@@ -50,7 +51,11 @@ impl<P> Scheduler<P> {
         let (mut members, mut messages) = (Vec::with_capacity(taken.len()), Vec::with_capacity(taken.len()));
         for message in taken {
             let token = self.leave_backlog((message.backing, message.bytes), Place::In(key));
-            members.push(Member { token, ties: message.ties() });
+            let ties = message.ties();
+            if ties.barrier != Barrier::None {
+                self.backlog.barriers.moved(&ties, message.position, Whereabouts::Held(key));
+            }
+            members.push(Member { token, ties });
             messages.push(message.payload);
         }
         self.deliveries.insert(key, Delivery::new(key, members));
@@ -114,6 +119,15 @@ impl<P> Backlog<P> {
     /// Takes from the front of a group while there is room. False: nothing was taken for want of room, and the group is
     /// still ready.
     fn take_group(&mut self, id: GroupId, delivery: DeliveryKey, taken: &mut Taken<P>) -> bool {
+        let is_idle = self.barriers.is_idle();
+        if !is_idle
+            && let Some(head) =
+                self.groups.get(&id).filter(|group| group.state == State::Ready).map(|group| group.queue.head)
+            && self.falls_asleep(id, head)
+        {
+            self.leave_ready(id, State::Blocked);
+            return true;
+        }
         let Some(group) = self.groups.get_mut(&id) else { return true };
         if group.state != State::Ready {
             return true;
@@ -130,8 +144,11 @@ impl<P> Backlog<P> {
         // Messages of this group alone, which is nearly all there is, need no other look-up.
         while taken.has_room()
             && let Some(slot) = self.slots.get_mut(place(queue.head))
-            && let Some(message) =
-                slot.message.take_if(|message| matches!(message.groups, Groups::One(_)) && taken.fits(message.bytes))
+            && let Some(message) = slot.message.take_if(|message| {
+                matches!(message.groups, Groups::One(_))
+                    && taken.fits(message.bytes)
+                    && (is_idle || self.barriers.lets_go(&message.ties(), message.position))
+            })
         {
             self.free.push(queue.head);
             queue.pop(slot.next[0], message.bytes);
@@ -150,7 +167,9 @@ impl<P> Backlog<P> {
             && let Some(message) = self.message(head)
         {
             let groups = message.groups;
-            if !taken.has_room() || !taken.fits(message.bytes) || !self.partner_agrees(id, groups, head, delivery) {
+            let may_go = self.barriers.lets_go(&message.ties(), message.position);
+            let fits = taken.has_room() && taken.fits(message.bytes);
+            if !may_go || !fits || !self.partner_agrees(id, groups, head, delivery) {
                 break;
             }
             for member in groups.iter() {

@@ -1,5 +1,6 @@
 //! Plays: at this time this happens, exactly these commands follow.
 
+mod barriers;
 mod given_up;
 mod overflow;
 mod restart;
@@ -46,8 +47,8 @@ fn message(groups: Groups, payload: u64) -> Message<u64> {
     Message { groups, scope: SCOPE, barrier: Barrier::None, bytes: 10, position: at(payload), payload }
 }
 
-fn ties(groups: Groups) -> Ties {
-    Ties { groups, scope: SCOPE, barrier: Barrier::None }
+fn tied(position: u64, groups: Groups) -> Tied {
+    Tied { position: at(position), ties: Ties { groups, scope: SCOPE, barrier: Barrier::None } }
 }
 
 fn payloads(messages: Vec<Message<u64>>) -> Vec<u64> {

@@ -6,11 +6,12 @@ use std::time::Instant;
 use super::Task;
 use super::content::{Payload, detached};
 use super::feed::Feed;
+use super::tables::Arrival;
 use crate::change::{Change, Lsn};
 use crate::config::SinkConfig;
 use crate::record::{Rendering, RenderingSettings};
 use crate::schedule::resume::Admission;
-use crate::schedule::{Barrier, Message, Ties};
+use crate::schedule::{Barrier, Groups, Message, Ties};
 
 /// As many bytes as no delivery of several messages has.
 pub(super) fn alone(config: &SinkConfig) -> usize {
@@ -25,10 +26,11 @@ impl Task {
         for item in fed {
             match item {
                 Feed::Database { system_id } => self.rendering = Some(self.rendering(system_id)),
-                Feed::Table { .. } => {}
-                Feed::Change { change, groups, scope, barrier: _ } => {
+                Feed::Table { scope, oid, rule } => self.tables.describe(oid, scope, rule),
+                Feed::Change { change, groups, scope, barrier } => {
                     messages += 1;
-                    self.admit(now, change, Ties { groups, scope, barrier: Barrier::None });
+                    let barrier = if barrier { Barrier::Scope } else { Barrier::None };
+                    self.admit(now, change, Ties { groups, scope, barrier });
                 }
                 Feed::Mark(lsn) => {
                     self.scheduler.mark(lsn);
@@ -48,10 +50,11 @@ impl Task {
         if admission == Admission::Skip {
             return;
         }
+        let barrier = self.barrier(&change, ties, admission == Admission::New);
         let bytes = self.body_bytes(&change);
         self.largest_bytes = self.largest_bytes.max(change.len_bytes());
         let change = if self.is_tight() { detached(change, &self.sink.memory) } else { change };
-        let Ties { groups, scope, barrier } = ties;
+        let Ties { groups, scope, .. } = ties;
         let message = Message { groups, scope, barrier, bytes, position, payload: Payload::Change(change) };
         if let Some(resume) = &self.resume {
             self.scheduler.set_replaying(resume.is_replaying());
@@ -63,6 +66,22 @@ impl Task {
                 self.scheduler.push(now, message)
             }
         };
+    }
+
+    /// What the change is to the others of its table: by itself, or because it is grouped by another rule than those before.
+    fn barrier(&mut self, change: &Change, ties: Ties, is_new: bool) -> Barrier {
+        let (oid, position, resolved) = (change.table.oid, change.position(), self.scheduler.resolved());
+        let (by_rule, op) =
+            self.tables.arrive(Arrival { oid, position, is_new, resolved }, |scope| self.scheduler.is_waiting(scope));
+        if let Some(op) = op {
+            self.ledger.note(op, 0);
+        }
+        match (ties.groups, ties.barrier, by_rule) {
+            // What has no order waits for nothing.
+            (Groups::None, _, _) => Barrier::None,
+            (Groups::One(_) | Groups::Two(..), by_itself, Barrier::None) => by_itself,
+            (Groups::One(_) | Groups::Two(..), _, by_rule) => by_rule,
+        }
     }
 
     /// Everything up to here has been fed.

@@ -180,7 +180,8 @@ impl Report {
         if counts.failed == 0 && self.last_failure.take().is_some() {
             info!(sink = %self.sink, "all failed deliveries have been acknowledged");
         }
-        let waiting = scheduler.oldest_arrival().and_then(|at| SystemTime::now().checked_sub(at.elapsed()));
+        let wall = |at: Instant| SystemTime::now().checked_sub(at.elapsed());
+        let waiting = scheduler.oldest_arrival().and_then(wall);
         let oldest = self.oldest(waiting, parked, counts.lane_messages + counts.overflow_messages);
         SinkView {
             source: sink.config.source.clone(),
@@ -191,6 +192,8 @@ impl Report {
             waiting: counts.waiting,
             retrying: counts.failed,
             groups_held: counts.groups_held,
+            tables_held: counts.barriers_pending,
+            tables_held_since: scheduler.oldest_barrier().and_then(wall),
             oldest_received_at: oldest,
             failures_in_a_row: self.failures_in_a_row,
             failing_since: self.failing_since,

@@ -7,6 +7,7 @@ use tracing::{info, warn};
 
 use super::Task;
 use super::content::{Content, Delivery, Facts, instant_of, time_of};
+use super::tables::Tables;
 use crate::change::{Lsn, Position};
 use crate::deliver::category::is_splittable_status;
 use crate::schedule::Restored;
@@ -16,7 +17,7 @@ use crate::store::{KeptDelivery, Loaded};
 impl Task {
     pub(super) fn restore(&mut self, loaded: Loaded) {
         let now = Instant::now();
-        let Loaded { progress, paused, deliveries, lanes, overflow, dead_letters } = loaded;
+        let Loaded { progress, paused, deliveries, lanes, barriers, scopes, tables, overflow, dead_letters } = loaded;
         if let Some(progress) = progress {
             self.scheduler.restore_progress(progress.resolved, progress.high);
             self.sink.progress.resolve(progress.resolved);
@@ -30,6 +31,8 @@ impl Task {
         for (key, kept) in keys.into_iter().zip(deliveries) {
             self.deliveries.insert(key, delivery(kept, now));
         }
+        self.scheduler.restore_scopes(now, barriers, scopes);
+        self.tables = Tables::new(tables);
         let lanes = lanes.into_iter().map(|lane| (lane.group, count_of(lane.messages), lane.last));
         self.scheduler.restore_waiting(lanes, count_of(overflow.messages));
         let config = &self.sink.config;
@@ -62,7 +65,7 @@ fn restored(kept: &KeptDelivery, now: Instant, wait_max: Duration) -> Restored {
     let due = tries.next_attempt_micros.map_or(now, |micros| instant_of(micros, now)).min(now + wait_max);
     let first = kept.members.first().map(|member| member.facts.position);
     Restored {
-        members: kept.members.iter().map(|member| member.facts.ties()).collect(),
+        members: kept.members.iter().map(|member| member.facts.tied()).collect(),
         position: first.unwrap_or(Position { commit_lsn: Lsn::ZERO, index: 0 }),
         attempts: tries.attempts,
         failures: tries.failures,

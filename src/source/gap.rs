@@ -53,13 +53,11 @@ impl Source {
         let (why, from) = match (&self.lost, agreement) {
             (Some(lost), _) if self.has_streamed => (lost.why.clone(), Some(self.intake.received())),
             (Some(lost), _) => (lost.why.clone(), self.lost_from.or(lost.confirmed)),
-            (None, Agreement::GapAccepted) => (ACCEPTED.to_owned(), self.lost_from),
+            (None, Agreement::GapAccepted) if self.lost_from.is_some_and(|from| from >= to) => return Ok(()),
+            (None, Agreement::GapAccepted) => (self.why_accepted().to_owned(), self.lost_from),
             (None, _) => return Ok(()),
         };
         let from = from.map(|from| from.min(to));
-        if why == ACCEPTED && from == Some(to) {
-            return Ok(());
-        }
         let gap = Gap { from, to, at_micros: now_micros(), why };
         let (name, noted) = (self.config.name.clone(), gap.clone());
         self.ask_store(move |store| store.note_gap(&name, &noted)).await?;
@@ -69,6 +67,14 @@ impl Source {
             self.accepted_until = Some(to);
         }
         Ok(())
+    }
+
+    /// An acceptance that was found in the store: a person's, or our own before a crash.
+    fn why_accepted(&self) -> &'static str {
+        match self.config.on_slot_lost {
+            OnSlotLost::Stop => ACCEPTED,
+            OnSlotLost::Recreate => "lost",
+        }
     }
 
     fn show_gap(&self, gap: &Gap) {

@@ -11,6 +11,7 @@ use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Row};
 
 use super::pgoutput::Relation;
+use super::slot::names::{ENCODING, Name, strings};
 use crate::change::{Column, ReplicaIdentity, Table, TableName};
 use crate::record::{Kind, TypeFacts};
 
@@ -46,19 +47,25 @@ pub struct Catalogue {
 const TYPES_MAX: usize = 10_000;
 
 /// Columns of the primary key in key order; one row with NULL if there is no key, none if there is no table.
-const PRIMARY_KEY: &str = "\
-SELECT a.attname::pg_catalog.text
+fn primary_key() -> String {
+    format!(
+        "\
+SELECT pg_catalog.convert_to(a.attname::pg_catalog.text, {ENCODING})
 FROM pg_catalog.pg_class c
 LEFT JOIN pg_catalog.pg_index i ON i.indrelid = c.oid AND i.indisprimary
 LEFT JOIN LATERAL pg_catalog.unnest(i.indkey::pg_catalog.int2[]) WITH ORDINALITY k (attnum, place)
     ON k.place <= i.indnkeyatts
 LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum
 WHERE c.oid = $1
-ORDER BY k.place";
+ORDER BY k.place"
+    )
+}
 
 /// The types with these OIDs and all within them. `typelem` counts where subscripting is that of arrays: name and point
 /// have one too.
-const TYPES: &str = "\
+fn types() -> String {
+    format!(
+        "\
 WITH RECURSIVE wanted (oid) AS (
     SELECT w.oid FROM pg_catalog.unnest($1) w (oid)
     UNION
@@ -72,17 +79,21 @@ WITH RECURSIVE wanted (oid) AS (
             WHERE t.typtype = 'c' AND a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped
     ) part (oid)
 )
-SELECT t.oid, t.typname::pg_catalog.text, n.nspname::pg_catalog.text, t.typtype, t.typbasetype, t.typrelid, t.typdelim,
+SELECT t.oid, pg_catalog.convert_to(t.typname::pg_catalog.text, {ENCODING}),
+    pg_catalog.convert_to(n.nspname::pg_catalog.text, {ENCODING}), t.typtype, t.typbasetype, t.typrelid, t.typdelim,
     CASE WHEN t.typsubscript = 'pg_catalog.array_subscript_handler'::pg_catalog.regproc THEN t.typelem ELSE 0 END,
     at.names, at.oids
 FROM wanted w
 JOIN pg_catalog.pg_type t ON t.oid = w.oid
 JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
 CROSS JOIN LATERAL (
-    SELECT pg_catalog.array_agg(a.attname::pg_catalog.text ORDER BY a.attnum), pg_catalog.array_agg(a.atttypid ORDER BY a.attnum)
+    SELECT pg_catalog.array_agg(pg_catalog.convert_to(a.attname::pg_catalog.text, {ENCODING}) ORDER BY a.attnum),
+        pg_catalog.array_agg(a.atttypid ORDER BY a.attnum)
     FROM pg_catalog.pg_attribute a
     WHERE t.typtype = 'c' AND a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped
-) at (names, oids)";
+) at (names, oids)"
+    )
+}
 
 impl Catalogue {
     /// With nothing known yet.
@@ -119,25 +130,26 @@ impl Catalogue {
 
 /// Names of the primary key's columns; `None` if there is no such table.
 async fn read_primary_key(client: &Client, oid: u32) -> Result<Option<Vec<String>>, tokio_postgres::Error> {
-    let rows = client.query_typed(PRIMARY_KEY, &[(&oid, Type::OID)]).await?;
-    let names = rows.iter().map(|row| row.try_get::<_, Option<String>>(0)).collect::<Result<Vec<_>, _>>()?;
-    Ok((!rows.is_empty()).then(|| names.into_iter().flatten().collect()))
+    let rows = client.query_typed(&primary_key(), &[(&oid, Type::OID)]).await?;
+    let names = rows.iter().map(|row| row.try_get::<_, Option<Name>>(0)).collect::<Result<Vec<_>, _>>()?;
+    Ok((!rows.is_empty()).then(|| strings(names.into_iter().flatten().collect())))
 }
 
 async fn read_types(client: &Client, wanted: &[u32]) -> Result<Vec<TypeFacts>, tokio_postgres::Error> {
     if wanted.is_empty() {
         return Ok(Vec::new());
     }
-    client.query_typed(TYPES, &[(&wanted, Type::OID_ARRAY)]).await?.iter().map(type_facts).collect()
+    client.query_typed(&types(), &[(&wanted, Type::OID_ARRAY)]).await?.iter().map(type_facts).collect()
 }
 
 fn type_facts(row: &Row) -> Result<TypeFacts, tokio_postgres::Error> {
-    let names = row.try_get::<_, Option<Vec<String>>>(8)?.unwrap_or_default();
+    let (Name(name), Name(namespace)) = (row.try_get(1)?, row.try_get(2)?);
+    let names = strings(row.try_get::<_, Option<Vec<Name>>>(8)?.unwrap_or_default());
     let oids = row.try_get::<_, Option<Vec<u32>>>(9)?.unwrap_or_default();
     Ok(TypeFacts {
         oid: row.try_get(0)?,
-        name: row.try_get(1)?,
-        namespace: row.try_get(2)?,
+        name,
+        namespace,
         typtype: row.try_get::<_, i8>(3)?.cast_unsigned(),
         base: row.try_get(4)?,
         relid: row.try_get(5)?,

@@ -15,6 +15,7 @@ pub(super) use self::delivery::{BLOCKED, RETRYING, id_column, remove_key};
 use super::batch::{Batch, KeptProgress, Op, SinkKey};
 use super::encoding::positions_to_bytes;
 use super::pages::Pages;
+use super::tables;
 use crate::change::{Lsn, Position};
 use crate::failpoint;
 
@@ -116,6 +117,7 @@ fn apply_op(db: &Connection, pages: &mut Pages, keeping: &Keeping, sink: SinkKey
         Op::Page { page, messages } => waiting::page(db, sink, *page, messages),
         Op::Leave(homes) => waiting::leave(db, pages, sink, homes),
         Op::Paused { why } => pause(db, sink, why),
+        Op::Grouped { grouped, forgotten } => tables::write(db, sink, grouped, forgotten),
     }
 }
 

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use crate::change::{Lsn, Position};
 use crate::deliver::frozen::DeliveryId;
 use crate::record::message::MessageId;
-use crate::schedule::{Barrier, GroupId, Groups, ScopeId, Ties};
+use crate::schedule::{Barrier, GroupId, Groups, ScopeId, StoredScope, Tied, Ties};
 
 /// Names a sink in the store, for as long as the store keeps it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -46,6 +46,11 @@ impl MessageFacts {
     /// What ties it to others.
     pub fn ties(&self) -> Ties {
         Ties { groups: self.groups, scope: self.scope, barrier: self.barrier }
+    }
+
+    /// The same with where it stands.
+    pub fn tied(&self) -> Tied {
+        Tied { position: self.position, ties: self.ties() }
     }
 }
 
@@ -204,6 +209,28 @@ pub enum Op {
         /// Why, for a person.
         why: String,
     },
+    /// A table's changes are grouped so.
+    Grouped {
+        /// How, and from which on.
+        grouped: Grouped,
+        /// Table and `since` of what need not be known any more.
+        forgotten: Vec<(u32, Position)>,
+    },
+}
+
+/// What a table's changes are grouped by, from one of them on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grouped {
+    /// `pg_class.oid`.
+    pub oid: u32,
+    /// Its name's then.
+    pub scope: ScopeId,
+    /// The same text for the same grouping.
+    pub rule: Arc<str>,
+    /// The first change.
+    pub since: Position,
+    /// What that one is.
+    pub barrier: Barrier,
 }
 
 /// How far a sink is: what must not come again after a restart.
@@ -261,6 +288,12 @@ pub struct Loaded {
     pub deliveries: Vec<KeptDelivery>,
     /// By group.
     pub lanes: Vec<LaneSummary>,
+    /// Barriers in the lanes, in order.
+    pub barriers: Vec<Tied>,
+    /// The other messages in the lanes that have groups, by table and in order.
+    pub scopes: Vec<StoredScope>,
+    /// What its tables are grouped by, by table and in order.
+    pub tables: Vec<Grouped>,
     /// What overflowed.
     pub overflow: OverflowSummary,
     /// Dead letters.

@@ -218,7 +218,7 @@ pub(super) fn weight(batch: &Batch) -> u64 {
             Op::Lanes(messages) => messages.iter().map(|message| message.json.len() + 4096).sum(),
             Op::Page { messages, .. } => messages.iter().map(|message| message.json.len() + 128).sum(),
             Op::Leave(homes) => homes.iter().map(leave_weight).sum(),
-            Op::Tried { .. } | Op::Delivered(_) | Op::Dead { .. } | Op::Paused { .. } => 4096,
+            Op::Tried { .. } | Op::Delivered(_) | Op::Dead { .. } | Op::Paused { .. } | Op::Grouped { .. } => 4096,
         })
         .sum();
     let unresolved = batch.progress.as_ref().map_or(0, |progress| progress.unresolved.len());

@@ -3,12 +3,12 @@
 use rusqlite::{Connection, OptionalExtension as _, Row, named_params};
 
 use super::apply::{BLOCKED, lsn_of, position_of};
-use super::batch::{KeptDelivery, KeptProgress, LaneSummary, LastFailure, Loaded, OverflowSummary, SinkKey, Tries};
+use super::batch::{KeptDelivery, KeptProgress, LastFailure, Loaded, OverflowSummary, SinkKey, Tries};
 use super::encoding::{members_from_bytes, positions_from_bytes, unseal};
 use super::error::StoreError;
+use super::{lanes, tables};
 use crate::change::{Lsn, Position};
 use crate::deliver::frozen::DeliveryId;
-use crate::schedule::GroupId;
 
 /// What the store is bound to for a source.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,11 +60,17 @@ pub(super) fn load(db: &Connection, source: &str, name: &str) -> Result<(SinkKey
     let row = sink_row(db, source, name).map_err(StoreError::read("a sink"))?;
     let row = row.ok_or_else(|| StoreError::UnknownSink { name: name.to_owned() })?;
     let sink = row.key;
+    let (progress, deliveries) = (row.progress()?, deliveries(db, sink)?);
+    let lanes = lanes::load(db, sink, progress.as_ref(), &deliveries);
+    let lanes = lanes.map_err(StoreError::read("the lanes of a sink"))?;
     let loaded = Loaded {
-        progress: row.progress()?,
+        progress,
         paused: row.paused,
-        deliveries: deliveries(db, sink)?,
-        lanes: lanes(db, sink).map_err(StoreError::read("the lanes of a sink"))?,
+        deliveries,
+        lanes: lanes.summaries,
+        barriers: lanes.barriers,
+        scopes: lanes.scopes,
+        tables: tables::load(db, sink).map_err(StoreError::read("what a sink's tables are grouped by"))?,
         overflow: overflow(db, sink, row.next_page).map_err(StoreError::read("the overflow of a sink"))?,
         dead_letters: dead_letters(db, sink).map_err(StoreError::read("dead letters"))?,
     };
@@ -156,22 +162,6 @@ fn delivery(row: &Row<'_>) -> rusqlite::Result<(KeptDelivery, usize, Vec<u8>)> {
         blocked: row.get::<_, i64>("state")? == BLOCKED,
     };
     Ok((delivery, body_bytes, row.get("members")?))
-}
-
-fn lanes(db: &Connection, sink: SinkKey) -> rusqlite::Result<Vec<LaneSummary>> {
-    let mut select =
-        db.prepare_cached("SELECT grp, lsn, idx FROM lane_group WHERE sink = :sink ORDER BY grp, lsn, idx")?;
-    let mut rows = select.query(named_params! { ":sink": sink.0 })?;
-    let mut lanes: Vec<LaneSummary> = Vec::new();
-    while let Some(row) = rows.next()? {
-        let group = GroupId(row.get::<_, i64>(0)?.cast_unsigned());
-        let last = Position { commit_lsn: lsn_of(row.get(1)?), index: row.get::<_, i64>(2)?.cast_unsigned() };
-        match lanes.last_mut() {
-            Some(lane) if lane.group == group => (lane.messages, lane.last) = (lane.messages + 1, last),
-            Some(_) | None => lanes.push(LaneSummary { group, messages: 1, last }),
-        }
-    }
-    Ok(lanes)
 }
 
 fn overflow(db: &Connection, sink: SinkKey, next_page: u64) -> rusqlite::Result<OverflowSummary> {

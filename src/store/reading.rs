@@ -9,6 +9,7 @@ use super::encoding::{Words, message_from_bytes, page_from_bytes, unseal};
 use super::error::StoreError;
 use super::pages::is_gone;
 use crate::deliver::frozen::DeliveryId;
+use crate::schedule::ScopeId;
 
 /// The body of a delivery, dead ones included.
 pub(super) fn body(db: &Connection, sink: SinkKey, id: DeliveryId) -> Result<Option<Bytes>, StoreError> {
@@ -50,9 +51,12 @@ pub(super) fn lanes(
     let mut left = Left { bytes: bytes_max, is_first: true };
     for want in wants {
         let mut messages = Vec::new();
-        let is_whole = lane(db, sink, want, messages_max, &mut |sealed| {
+        let is_whole = lane(db, sink, want, messages_max, &mut |(sealed, scope)| {
             let bytes = unseal(sealed).map_err(StoreError::damaged("a waiting message"))?;
-            let message = message_from_bytes(&bytes, &mut words).map_err(StoreError::damaged("a waiting message"))?;
+            let mut message =
+                message_from_bytes(&bytes, &mut words).map_err(StoreError::damaged("a waiting message"))?;
+            // As it was counted when the sink was loaded.
+            message.facts.scope = scope;
             Ok(left.admits(message.json.len()).then(|| messages.push(message)).is_some())
         })?;
         if is_whole || !messages.is_empty() {
@@ -86,14 +90,14 @@ fn lane(
     sink: SinkKey,
     want: &LaneWant,
     messages_max: usize,
-    take: &mut dyn FnMut(Vec<u8>) -> Result<bool, StoreError>,
+    take: &mut dyn FnMut((Vec<u8>, ScopeId)) -> Result<bool, StoreError>,
 ) -> Result<bool, StoreError> {
     let failed = StoreError::read("waiting messages");
     let (lsn, index) =
         want.after.map_or((i64::MIN, i64::MIN), |after| (after.commit_lsn.0.cast_signed(), after.index.cast_signed()));
     let mut select = db
         .prepare_cached(
-            "SELECT lane.message FROM lane_group CROSS JOIN lane
+            "SELECT lane.message, lane.scope FROM lane_group CROSS JOIN lane
                  ON lane.sink = lane_group.sink AND lane.lsn = lane_group.lsn AND lane.idx = lane_group.idx
              WHERE lane_group.sink = :sink AND lane_group.grp = :grp AND (lane_group.lsn, lane_group.idx) > (:lsn, :idx)
              ORDER BY lane_group.lsn, lane_group.idx LIMIT :limit",
@@ -108,7 +112,9 @@ fn lane(
     };
     let mut rows = select.query(parameters).map_err(&failed)?;
     while let Some(row) = rows.next().map_err(&failed)? {
-        if !take(row.get(0).map_err(&failed)?)? {
+        let columns = row.get(0).and_then(|sealed| Ok((sealed, row.get::<_, i64>(1)?)));
+        let (sealed, scope) = columns.map_err(&failed)?;
+        if !take((sealed, ScopeId(scope.cast_unsigned())))? {
             return Ok(false);
         }
     }

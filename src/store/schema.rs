@@ -22,7 +22,7 @@ pub(super) struct Schema {
 
 /// `state.db`.
 pub(super) const STATE: Schema =
-    Schema { application: 0x7761_6C68, steps: &[STATE_1, STATE_2, STATE_3, STATE_4, STATE_5] };
+    Schema { application: 0x7761_6C68, steps: &[STATE_1, STATE_2, STATE_3, STATE_4, STATE_5, STATE_6] };
 
 /// `log.db`.
 pub(super) const LOG: Schema = Schema { application: 0x7761_6C6C, steps: &[LOG_1] };
@@ -142,6 +142,26 @@ const STATE_5: &str = "
         at INTEGER NOT NULL,
         why TEXT NOT NULL,
         PRIMARY KEY (source, to_lsn)
+    ) STRICT, WITHOUT ROWID;
+";
+
+/// What is NULL or 0 was kept before tables and barriers were.
+const STATE_6: &str = "
+    ALTER TABLE lane ADD COLUMN scope INTEGER NOT NULL DEFAULT 0;  -- hash of the table's name; 0: not known
+    ALTER TABLE lane ADD COLUMN barrier INTEGER;  -- NULL: none; 0: of its own table; else the scope of another one too
+    CREATE INDEX lane_unknown ON lane (sink) WHERE scope = 0;
+    CREATE INDEX lane_barrier ON lane (sink, lsn, idx) WHERE barrier IS NOT NULL;
+    ALTER TABLE lane_group ADD COLUMN scope INTEGER;  -- where the message counts: one row of those that have a group
+
+    CREATE TABLE grouped (
+        sink INTEGER NOT NULL,
+        oid INTEGER NOT NULL,
+        since_lsn INTEGER NOT NULL,       -- the first change that was grouped so
+        since_idx INTEGER NOT NULL,
+        scope INTEGER NOT NULL,           -- hash of the table's name then
+        rule TEXT NOT NULL,
+        barrier INTEGER,                  -- what that change was, as in lane
+        PRIMARY KEY (sink, oid, since_lsn, since_idx)
     ) STRICT, WITHOUT ROWID;
 ";
 

@@ -12,6 +12,10 @@ const LARGE_MAX: i64 = 64;
 /// Rows with small contents removed in one step.
 const SMALL_MAX: i64 = 512;
 
+/// Tables of small rows, and their keys.
+const LISTS: [(&str, &str); 3] =
+    [("lane", "sink, lsn, idx"), ("lane_group", "sink, grp, lsn, idx"), ("grouped", "sink, oid, since_lsn, since_idx")];
+
 /// Removes dead letters that have expired. True: there may be more.
 pub(super) fn expired(db: &mut Connection, now: SystemTime) -> rusqlite::Result<bool> {
     let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -34,7 +38,7 @@ pub(super) fn forgotten(db: &mut Connection) -> rusqlite::Result<bool> {
     let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let mut more = remove_deliveries(&transaction, "SELECT key FROM delivery WHERE sink = ?1 LIMIT ?2", sink)?;
     more |= remove_pages(&transaction, sink)?;
-    for (table, key) in [("lane", "sink, lsn, idx"), ("lane_group", "sink, grp, lsn, idx")] {
+    for (table, key) in LISTS {
         let sql = format!("DELETE FROM {table} WHERE ({key}) IN (SELECT {key} FROM {table} WHERE sink = ?1 LIMIT ?2)");
         more |= transaction.execute(&sql, [sink, SMALL_MAX])? > 0;
     }

@@ -272,3 +272,23 @@ async fn pitfall_27_annotations_are_of_their_transaction_and_everything_else_is_
     assert!(daemon.sigterm().await.success());
     assert_eq!(receiver.message_count(), 11);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_a_database_that_is_not_utf8_the_prefix_is_converted_and_the_content_is_as_it_was_written() {
+    let postgres = Postgres::start();
+    postgres.sql("CREATE DATABASE latin ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0").await;
+    let (client, connection) =
+        tokio_postgres::connect(&postgres.cluster.url("latin"), tokio_postgres::NoTls).await.unwrap();
+    tokio::spawn(connection);
+    let receiver = Receiver::start().await;
+    let text = Config::source(&postgres).replace(&postgres.url(), &postgres.cluster.url("latin"))
+        + &Config::sink("orders", &receiver.url(), "messages = [\"é.*\"]\nmax_in_flight = 1");
+    let daemon = Daemon::start(&Config::new(&text)).await;
+    client.batch_execute(&emit("é.a", "{\"a\":\"é\"}")).await.unwrap();
+    let converted = "SELECT pg_logical_emit_message(true, 'é.a', convert_to('{\"a\":\"é\"}', 'UTF8'))";
+    client.batch_execute(converted).await.unwrap();
+    let messages = receiver.wait_messages(2).await;
+    assert_eq!(prefixes(&messages), ["é.a", "é.a"]);
+    assert_eq!([&messages[0]["record"]["a"], &messages[1]["record"]["a"]], ["\u{FFFD}", "é"]);
+    assert!(daemon.sigterm().await.success());
+}

@@ -54,6 +54,8 @@ impl Life {
         let members: Vec<usize> = flight.members.iter().map(|load| load.item).collect();
         for (place, item) in members.iter().enumerate() {
             require(!self.model.items[*item].done, "repeat: what is done is not sent again")?;
+            let across = self.model.across(*item).next();
+            require(across.is_none(), &format!("barrier: {item} does not wait for {across:?}"))?;
             for earlier in self.model.before(*item) {
                 let other = self.flights.iter().find(|(_, flight)| flight.has(earlier));
                 let is_away = other.is_some_and(|(other, flight)| *other != key && flight.in_flight);

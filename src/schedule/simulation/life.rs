@@ -1,6 +1,6 @@
 //! One life: what happens, when, and what must be true after it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use super::model::Model;
@@ -9,6 +9,10 @@ use super::sink::{LaneReading, PageReading, Sent};
 use super::steps::{any_rules, told};
 use super::store::{Batch, Durable, Load};
 use super::*;
+
+const TABLES: u64 = 3;
+/// Between the groups of a table before and after a regrouping.
+const REGROUPED: u64 = 1000;
 
 #[derive(Debug)]
 pub(super) struct Flight {
@@ -74,6 +78,11 @@ pub(super) struct Life {
     lsn: u64,
     pub(super) planned: usize,
     lives: u64,
+    has_barriers: bool,
+    /// How often each table was grouped anew.
+    groupings: [u64; TABLES as usize],
+    /// How often the next message of a lane came back for nothing since a barrier last ended.
+    pub(super) vain_reads: BTreeMap<(GroupId, usize), u32>,
     pub(super) flights: BTreeMap<DeliveryKey, Flight>,
     pub(super) resume: Option<Resume>,
     pub(super) durable: Durable,
@@ -119,6 +128,9 @@ impl Life {
             read: 0,
             lsn: 10,
             planned: rng.usize(1..60),
+            has_barriers: rng.bool(),
+            groupings: [0; TABLES as usize],
+            vain_reads: BTreeMap::new(),
             lives: 0,
             flights: BTreeMap::new(),
             resume: None,
@@ -173,9 +185,11 @@ impl Life {
         self.resume.as_ref().is_some_and(Resume::is_replaying)
     }
 
-    fn groups(&mut self) -> Groups {
-        let mut group = || if self.rng.bool() { self.rng.u64(0..3) } else { self.rng.u64(3..30) };
-        let (old, new) = (GroupId(group()), GroupId(group()));
+    /// Groups of a table, which has others from each regrouping on.
+    fn groups(&mut self, table: u64) -> Groups {
+        let base = self.groupings[table as usize] * REGROUPED + table * 100;
+        let mut group = || GroupId(base + if self.rng.bool() { self.rng.u64(0..3) } else { self.rng.u64(3..30) });
+        let (old, new) = (group(), group());
         match self.rng.u8(0..10) {
             0 => Groups::None,
             1 | 2 => Groups::moved(old, new),
@@ -183,13 +197,33 @@ impl Life {
         }
     }
 
+    /// The next message of a table: a row's, or a TRUNCATE, or the first one by another rule or under another name.
+    fn next_ties(&mut self) -> Ties {
+        let table = self.rng.u64(0..TABLES);
+        let scope = ScopeId(table + 1);
+        let (groups, barrier) = match self.rng.u8(0..30) {
+            0 if self.has_barriers => (Groups::One(GroupId(table * 100 + 99)), Barrier::Scope),
+            1 if self.has_barriers => {
+                self.groupings[table as usize] += 1;
+                (self.groups(table), Barrier::Scope)
+            }
+            2 if self.has_barriers => {
+                self.groupings[table as usize] += 1;
+                (self.groups(table), Barrier::Scopes(ScopeId(self.rng.u64(0..TABLES) + 1)))
+            }
+            _ => (self.groups(table), Barrier::None),
+        };
+        Ties { groups, scope, barrier }
+    }
+
     /// A transaction is committed.
     pub(super) fn commit(&mut self) {
         self.lsn += 10;
         for index in 1..=self.rng.u64(1..4) {
-            let (groups, bytes, is_poison) = (self.groups(), self.rng.usize(1..300), self.rng.u8(0..15) == 0);
+            let (ties, bytes, is_poison) = (self.next_ties(), self.rng.usize(1..300), self.rng.u8(0..15) == 0);
             self.wal.push(Entry::Item(self.model.items.len()));
-            self.model.add(Position { commit_lsn: Lsn(self.lsn), index }, groups, bytes, is_poison);
+            let position = Position { commit_lsn: Lsn(self.lsn), index };
+            self.model.add(Tied { position, ties }, bytes, is_poison);
         }
         if self.rng.bool() {
             self.wal.push(Entry::Mark(Lsn(self.lsn + self.rng.u64(0..10))));
@@ -226,10 +260,16 @@ impl Life {
             return;
         }
         item.arrived = Some(self.now);
-        let groups = match (self.fault, item.groups) {
+        let Tied { ties: Ties { groups, scope, barrier }, .. } = item.tied();
+        let groups = match (self.fault, groups) {
             (Fault::ForgetGroups, _) => Groups::None,
             (Fault::ForgetOldKey, Groups::Two(_, new)) => Groups::One(new),
             (_, groups) => groups,
+        };
+        let barrier = match (self.fault, barrier) {
+            (Fault::ForgetBarrier, _) => Barrier::None,
+            (Fault::ForgetOldName, Barrier::Scopes(_)) => Barrier::Scope,
+            (_, barrier) => barrier,
         };
         let mut position = item.position;
         match (self.fault, self.wal.get(self.read)) {
@@ -240,7 +280,6 @@ impl Life {
         }
         let bytes = item.bytes;
         self.note(|life| format!("feed {index} {admission:?} {:?}", life.model.items[index]));
-        let (scope, barrier) = (ScopeId(1), Barrier::None);
         let message = Message { groups, scope, barrier, bytes, position, payload: Load { item: index, home: None } };
         match admission {
             Admission::Again => self.scheduler.push_again(self.now, message),
@@ -261,6 +300,7 @@ impl Life {
         self.collecting = Batch::default();
         (self.paused, self.cramped, self.held_until) = (false, false, None);
         (self.troubles, self.openings) = (0, 0);
+        self.vain_reads.clear();
         (self.room, self.is_prompt) = (StoreRoom::Open, true);
         self.scheduler = Scheduler::new(told(self.rules, self.fault), self.rng.u64(..));
         let progress = self.durable.progress.clone();
@@ -270,6 +310,9 @@ impl Life {
         self.resume = progress.high.map(|high| Resume::new(high, progress.unresolved.clone()));
         let skips = |position| Some(position) <= progress.high && !progress.unresolved.contains(&position);
         self.model.restart(progress.resolved, skips);
+        if self.has_barriers && self.rng.bool() {
+            self.regroup(progress.high, skips);
+        }
         let is_left = |entry: &Entry| match entry {
             Entry::Item(index) => self.model.items[*index].position.commit_lsn > progress.resolved,
             Entry::Mark(_) => false,
@@ -280,10 +323,29 @@ impl Life {
         Ok(())
     }
 
+    /// What comes again of a table is grouped by another rule than it was: each message that had arrived is a barrier, and so is
+    /// the first that is new.
+    fn regroup(&mut self, high: Option<Position>, skips: impl Fn(Position) -> bool) {
+        let table = self.rng.u64(0..TABLES);
+        self.groupings[table as usize] += 1;
+        let (mut items, mut is_first) = (Vec::new(), true);
+        for (index, item) in self.model.items.iter().enumerate() {
+            let comes = item.scope == ScopeId(table + 1) && !item.for_ever && !skips(item.position);
+            if comes && item.groups != Groups::None {
+                let is_new = Some(item.position) > high;
+                items.push((index, !is_new || is_first));
+                is_first &= !is_new;
+            }
+        }
+        self.note(|_| format!("regrouped {table}: {items:?}"));
+        let parked = self.durable.deliveries.values().flat_map(|parked| parked.members.iter().copied());
+        self.model.regroup(&items, parked, |group| GroupId(group.0 + REGROUPED));
+    }
+
     fn restore(&mut self) {
         let parked: Vec<_> = self.durable.deliveries.iter().map(|(id, parked)| (*id, parked.clone())).collect();
         let restored = parked.iter().map(|(_, parked)| Restored {
-            members: parked.members.iter().map(|item| self.model.items[*item].ties()).collect(),
+            members: parked.members.iter().map(|item| self.model.items[*item].tied()).collect(),
             position: self.model.items[parked.members[0]].position,
             attempts: parked.attempts,
             failures: parked.failures,
@@ -292,7 +354,12 @@ impl Life {
             due: parked.due,
             is_part: parked.is_part,
         });
-        let keys = self.scheduler.restore(self.now, restored.collect());
+        let mut restored: Vec<Restored> = restored.collect();
+        if self.fault == Fault::ForgetParkedTable {
+            let members = restored.iter_mut().flat_map(|one| one.members.iter_mut());
+            members.for_each(|member| member.ties.scope = ScopeId(1000));
+        }
+        let keys = self.scheduler.restore(self.now, restored);
         for (key, (id, parked)) in keys.into_iter().zip(parked) {
             let members = parked.members.iter().map(|item| Load { item: *item, home: None }).collect();
             let flight = Flight {
@@ -310,6 +377,8 @@ impl Life {
             };
             self.flights.insert(key, flight);
         }
+        let (barriers, scopes) = self.stored_scopes();
+        self.scheduler.restore_scopes(self.now, barriers, scopes);
         let lanes = self.durable.lane_summary();
         let lanes = lanes.into_iter().map(|(group, (count, last))| (group, count, self.model.items[last].position));
         let overflow = self.durable.pages.values().map(Vec::len).sum();
@@ -317,6 +386,32 @@ impl Life {
         self.next_page_read = 0;
         self.restored = self.durable.items().collect();
         self.next_page_written = self.durable.next_page;
+    }
+
+    /// The barriers in the lanes, and the lanes' messages of each table between the positions that matter.
+    fn stored_scopes(&self) -> (Vec<Tied>, Vec<StoredScope>) {
+        let tied = |item: &usize| self.model.items[*item].tied();
+        let lanes: Vec<Tied> =
+            self.durable.lanes.keys().map(tied).filter(|tied| tied.ties.groups != Groups::None).collect();
+        let is_barrier = |tied: &Tied| tied.ties.barrier != Barrier::None;
+        let mut barriers: Vec<Tied> = lanes.iter().copied().filter(is_barrier).collect();
+        let parked = self.durable.deliveries.values().flat_map(|parked| parked.members.iter().map(tied));
+        let mut cuts: BTreeSet<Position> =
+            barriers.iter().copied().chain(parked.filter(is_barrier)).map(|tied| tied.position).collect();
+        cuts.extend(self.durable.progress.iter().flat_map(|progress| progress.unresolved.iter().copied()));
+        let mut counts = BTreeMap::new();
+        for tied in lanes.iter().filter(|tied| !is_barrier(tied)) {
+            let after = cuts.range(..tied.position).next_back().copied();
+            *counts.entry((tied.ties.scope, after)).or_insert(0) += 1;
+        }
+        match self.fault {
+            Fault::ForgetLanes => counts.clear(),
+            Fault::ForgetStoredBarrier => barriers.clear(),
+            Fault::CountTwice => counts.values_mut().for_each(|count| *count *= 2),
+            _ => {}
+        }
+        let scopes = counts.into_iter().map(|((scope, after), messages)| StoredScope { scope, after, messages });
+        (barriers, scopes.collect())
     }
 
     pub(super) fn run_commands(&mut self) -> Check {

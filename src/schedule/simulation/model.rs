@@ -11,8 +11,8 @@ pub(super) struct Item {
     pub(super) position: Position,
     pub(super) groups: Groups,
     pub(super) bytes: usize,
-    /// Its number in each of its groups.
-    ordinals: Vec<(GroupId, usize)>,
+    pub(super) scope: ScopeId,
+    pub(super) barrier: Barrier,
     /// The endpoint refuses it.
     pub(super) is_poison: bool,
     /// Acknowledged or dead, as far as this life knows.
@@ -26,8 +26,19 @@ pub(super) struct Item {
 }
 
 impl Item {
-    pub(super) fn ties(&self) -> Ties {
-        Ties { groups: self.groups, scope: ScopeId(1), barrier: Barrier::None }
+    pub(super) fn tied(&self) -> Tied {
+        let Self { position, groups, scope, barrier, .. } = *self;
+        Tied { position, ties: Ties { groups, scope, barrier } }
+    }
+
+    /// The tables that it is a barrier of.
+    fn barred(&self) -> Vec<ScopeId> {
+        match self.barrier {
+            _ if self.groups == Groups::None => Vec::new(),
+            Barrier::None => Vec::new(),
+            Barrier::Scope => vec![self.scope],
+            Barrier::Scopes(old) => vec![self.scope, old],
+        }
     }
 }
 
@@ -37,8 +48,15 @@ pub(super) struct Model {
     pub(super) items: Vec<Item>,
     /// By group: its messages in order.
     groups: BTreeMap<GroupId, Vec<usize>>,
-    /// By group: the number of the message that may come next, at most.
-    next: BTreeMap<GroupId, usize>,
+    /// By table: its messages that have groups, in order, its barriers among them.
+    scopes: BTreeMap<ScopeId, Vec<usize>>,
+    barriers: BTreeMap<ScopeId, Vec<usize>>,
+    /// Done, or in a delivery of the store, when older messages were made barriers: these follow it.
+    before_barriers: BTreeSet<usize>,
+    /// By group: the last message that was seen.
+    last: BTreeMap<GroupId, usize>,
+    /// By table: the last barrier before that.
+    last_barrier: BTreeMap<ScopeId, Option<usize>>,
     /// Where the source began to read in this life.
     pub(super) base: Lsn,
     /// Marks of this life: how many items were before it.
@@ -46,24 +64,81 @@ pub(super) struct Model {
 }
 
 impl Model {
-    pub(super) fn add(&mut self, position: Position, groups: Groups, bytes: usize, is_poison: bool) {
-        let index = self.items.len();
-        let mut ordinals = Vec::new();
-        for group in groups.iter() {
-            let members = self.groups.entry(group).or_default();
-            ordinals.push((group, members.len()));
-            members.push(index);
-        }
+    pub(super) fn add(&mut self, tied: Tied, bytes: usize, is_poison: bool) {
+        let Tied { position, ties: Ties { groups, scope, barrier } } = tied;
         let (done, for_ever, resolved, arrived) = (false, false, false, None);
-        let item = Item { position, groups, bytes, ordinals, is_poison, done, for_ever, resolved, arrived };
-        self.items.push(item);
+        self.items.push(Item { position, groups, scope, barrier, bytes, is_poison, done, for_ever, resolved, arrived });
+        self.list(self.items.len() - 1);
     }
 
-    /// Earlier messages of the groups of `index` that are not done.
+    fn list(&mut self, index: usize) {
+        let item = &self.items[index];
+        item.groups.iter().for_each(|group| self.groups.entry(group).or_default().push(index));
+        if item.groups != Groups::None {
+            let mut scopes = BTreeSet::from_iter(item.barred());
+            scopes.iter().for_each(|scope| self.barriers.entry(*scope).or_default().push(index));
+            scopes.insert(item.scope);
+            scopes.iter().for_each(|scope| self.scopes.entry(*scope).or_default().push(index));
+        }
+    }
+
+    /// These come again under other groups, some as barriers. What is done, or in a delivery of the store, need not wait for
+    /// them.
+    pub(super) fn regroup(
+        &mut self,
+        items: &[(usize, bool)],
+        parked: impl Iterator<Item = usize>,
+        groups: impl Fn(GroupId) -> GroupId,
+    ) {
+        let done = self.items.iter().enumerate().filter(|(_, item)| item.for_ever).map(|(index, _)| index);
+        self.before_barriers.extend(parked.chain(done));
+        for (index, is_barrier) in items {
+            let item = &mut self.items[*index];
+            item.groups = match item.groups {
+                Groups::None => Groups::None,
+                Groups::One(group) => Groups::One(groups(group)),
+                Groups::Two(old, new) => Groups::Two(groups(old), groups(new)),
+            };
+            if *is_barrier && item.barrier == Barrier::None {
+                item.barrier = Barrier::Scope;
+            }
+        }
+        (self.groups, self.scopes, self.barriers) = Default::default();
+        (0..self.items.len()).for_each(|index| self.list(index));
+    }
+
+    fn before_in<I: Ord + Copy>(
+        lists: &BTreeMap<I, Vec<usize>>,
+        id: I,
+        index: usize,
+    ) -> impl Iterator<Item = usize> + use<'_, I> {
+        lists.get(&id).into_iter().flatten().copied().take_while(move |earlier| *earlier < index)
+    }
+
+    /// Earlier messages that are not done and that `index` has to follow: those of its groups, the barriers of its table; for a
+    /// barrier all of its tables.
     pub(super) fn before(&self, index: usize) -> impl Iterator<Item = usize> + '_ {
-        self.items[index].ordinals.iter().flat_map(move |(group, ordinal)| {
-            self.groups[group][..*ordinal].iter().copied().filter(|earlier| !self.items[*earlier].done)
-        })
+        let in_groups =
+            self.items[index].groups.iter().flat_map(move |group| Self::before_in(&self.groups, group, index));
+        in_groups.chain(self.across(index)).filter(|earlier| !self.items[*earlier].done)
+    }
+
+    /// Of these, those of its table.
+    pub(super) fn across(&self, index: usize) -> impl Iterator<Item = usize> + '_ {
+        let item = &self.items[index];
+        let in_tables = item.barred().into_iter().flat_map(move |scope| Self::before_in(&self.scopes, scope, index));
+        let own = (item.groups != Groups::None).then_some(item.scope);
+        let own = own.filter(|_| !self.before_barriers.contains(&index));
+        let barriers = own.into_iter().flat_map(move |scope| Self::before_in(&self.barriers, scope, index));
+        in_tables.chain(barriers).filter(|earlier| !self.items[*earlier].done)
+    }
+
+    /// The barrier before a message in each of its tables.
+    fn barriers_before(&self, index: usize) -> Vec<(ScopeId, Option<usize>)> {
+        let item = &self.items[index];
+        let mut scopes = BTreeSet::from_iter(item.barred());
+        scopes.extend((item.groups != Groups::None).then_some(item.scope));
+        scopes.into_iter().map(|scope| (scope, Self::before_in(&self.barriers, scope, index).last())).collect()
     }
 
     /// The receiver got it, or it was given up: either ends its turn.
@@ -71,20 +146,32 @@ impl Model {
         let item = &self.items[index];
         require(!item.for_ever, "repeat: what was durably done came again")?;
         require(!item.done, "repeat: what was done in this life came again")?;
-        for (group, ordinal) in &item.ordinals {
-            let next = self.next.entry(*group).or_default();
-            require(ordinal <= next, "ordered: the receiver saw a message before an earlier one")?;
-            *next = ordinal + 1;
+        for group in item.groups.iter() {
+            let before = Self::before_in(&self.groups, group, index).last();
+            let is_next = before <= self.last.insert(group, index);
+            require(is_next, "ordered: the receiver saw a message before an earlier one")?;
+        }
+        let is_barrier = !item.barred().is_empty();
+        let is_free = self.before_barriers.contains(&index);
+        for (scope, before) in self.barriers_before(index) {
+            let passed = self.last_barrier.entry(scope).or_default();
+            let may_come = is_free || before <= *passed;
+            require(may_come, "barrier: the receiver saw a message before one that stands between")?;
+            match (is_barrier, is_free) {
+                (true, _) => *passed = Some(index),
+                (false, true) => {}
+                (false, false) => *passed = before,
+            }
         }
         Ok(())
     }
 
     /// In the end each group has been seen to its end.
     pub(super) fn has_seen_all_of(&self, index: usize) -> bool {
-        self.items[index]
-            .ordinals
-            .iter()
-            .all(|(group, ordinal)| self.next.get(group).is_some_and(|next| next > ordinal))
+        let barriers = if self.before_barriers.contains(&index) { Vec::new() } else { self.barriers_before(index) };
+        let mut passed = barriers.into_iter();
+        self.items[index].groups.iter().all(|group| self.last.get(&group) >= Some(&index))
+            && passed.all(|(scope, before)| self.last_barrier.get(&scope).is_some_and(|passed| before <= *passed))
     }
 
     pub(super) fn fed(&self) -> impl Iterator<Item = (usize, &Item)> {

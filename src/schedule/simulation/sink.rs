@@ -155,6 +155,9 @@ impl Life {
         };
         let early: BTreeSet<usize> =
             self.sent.iter().flat_map(|sent| sent.batch.ops.iter().flat_map(is_early)).collect();
+        if items.iter().any(|item| self.model.items[*item].barrier != Barrier::None) {
+            self.vain_reads.clear();
+        }
         for item in &items {
             self.model.items[*item].done = true;
             self.model.items[*item].resolved |= !early.contains(item);
@@ -237,6 +240,11 @@ impl Life {
     }
 
     pub(super) fn io(&mut self) -> Check {
+        if self.fault == Fault::ForgetHeldUp {
+            let lanes: Vec<GroupId> = self.scheduler.backlog.lanes.keys().copied().collect();
+            self.scheduler.backlog.lanes.values_mut().for_each(|lane| lane.held_up_at = None);
+            lanes.into_iter().for_each(|group| self.scheduler.backlog.lane_is_next(group));
+        }
         if self.submit_at().is_some_and(|at| at <= self.now) {
             self.submit()?;
         }
@@ -317,14 +325,10 @@ impl Life {
 
     fn load(&self, item: usize, groups: Groups, home: Home) -> Message<Load> {
         let Item { bytes, position, .. } = self.model.items[item];
-        Message {
-            groups,
-            scope: ScopeId(1),
-            barrier: Barrier::None,
-            bytes,
-            position,
-            payload: Load { item, home: Some(home) },
-        }
+        let (scope, barrier) = (self.model.items[item].scope, self.model.items[item].barrier);
+        let is_lost = self.fault == Fault::ForgetPageBarrier && matches!(home, Home::Page(_));
+        let barrier = if is_lost { Barrier::None } else { barrier };
+        Message { groups, scope, barrier, bytes, position, payload: Load { item, home: Some(home) } }
     }
 
     fn go_on_reading_lanes(&mut self) -> Check {
@@ -343,8 +347,22 @@ impl Life {
             return Ok(());
         }
         self.note(|_| format!("lanes read {lanes:?}"));
+        self.count_vain_reads(&lanes)?;
         let missing = self.scheduler.lanes_read(self.now, lanes);
         require(missing == 0, "complete: the store has fewer in its lanes than it should")
+    }
+
+    /// A lane whose next message is held up by a barrier is read once, and once more for what is put before it.
+    fn count_vain_reads(&mut self, lanes: &[(GroupId, Vec<Message<Load>>)]) -> Check {
+        for (group, messages) in lanes {
+            let Some(item) = messages.first().map(|message| message.payload.item) else { continue };
+            if self.model.across(item).next().is_some() {
+                let reads = self.vain_reads.entry((*group, item)).or_default();
+                *reads += 1;
+                require(*reads <= 2, "churn: a lane is read again and again while a barrier holds it up")?;
+            }
+        }
+        Ok(())
     }
 
     fn look_into_lane(&self, want: &Want) -> Vec<Message<Load>> {

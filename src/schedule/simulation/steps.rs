@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use super::life::{Flight, Life};
+use super::store::Load;
 use super::*;
 
 const MS: Duration = Duration::from_millis(1);
@@ -184,7 +185,9 @@ impl Life {
             return Ok(());
         }
         let has_room = counts.ack_pending < self.rules.max_ack_pending && !(self.cramped && in_flight > 0);
-        let is_free = |index: usize| self.model.before(index).next().is_none() && !self.is_taken(index);
+        let is_free = |index: usize| {
+            self.model.before(index).next().is_none() && !self.is_taken(index) && !self.waits_for_more(index)
+        };
         if has_room && counts.waiting > 0 && !self.scheduler.is_overflowing() {
             let stored = self.stored();
             let mut waiting = self.known().filter(|index| !stored.contains(index) && is_free(*index));
@@ -201,6 +204,15 @@ impl Life {
 
     fn is_taken(&self, index: usize) -> bool {
         self.flights.values().any(|flight| flight.has(index))
+    }
+
+    /// A barrier waits for more than it has to: until what was before it in a life before has come back, and for younger messages
+    /// that were in a delivery then.
+    fn waits_for_more(&self, index: usize) -> bool {
+        let item = &self.model.items[index];
+        let is_of_table = |load: &Load| self.model.items[load.item].scope == item.scope;
+        let is_held = self.flights.values().any(|flight| flight.members.iter().any(is_of_table));
+        item.barrier != Barrier::None && (self.scheduler.overflow.has_stored() || is_held)
     }
 
     /// The scheduler has a message of the store in memory.

@@ -53,8 +53,8 @@ fn of_a_refused_delivery_of_one_group_the_second_half_waits_for_the_first() {
 #[test]
 fn a_family_of_a_life_before_goes_in_its_order() {
     let mut play = Play::new(rules());
-    let part = |position, groups: &[u64]| Restored {
-        members: groups.iter().map(|group| ties(Groups::One(GroupId(*group)))).collect(),
+    let part = |position: u64, groups: &[u64]| Restored {
+        members: groups.iter().map(|group| tied(position, Groups::One(GroupId(*group)))).collect(),
         position: at(position),
         attempts: 1,
         failures: 1,
@@ -100,7 +100,7 @@ fn parts_that_share_a_group_go_by_their_first_messages_before_and_after_a_restar
 fn a_family_of_a_life_before_is_found_through_all_its_members() {
     let mut play = Play::new(rules());
     let part = |position: u64, groups: &[u64]| Restored {
-        members: groups.iter().map(|group| ties(Groups::One(GroupId(*group)))).collect(),
+        members: groups.iter().map(|group| tied(position, Groups::One(GroupId(*group)))).collect(),
         position: at(position),
         attempts: 1,
         failures: 1,

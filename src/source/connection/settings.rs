@@ -11,8 +11,14 @@ const OPTIONS: &[(&str, &str, &str)] = &[
     ("TimeZone", "UTC", "UTC"),
     ("extra_float_digits", "3", "3"),
     ("bytea_output", "hex", "hex"),
+    // Names of relations and types are values too (regclass, regtype).
+    ("search_path", "\"$user\",public", "\"$user\""),
+    ("quote_all_identifiers", "off", "off"),
+    // Names and comments in our own statements are constants in which a backslash is a backslash.
+    ("standard_conforming_strings", "on", "on"),
     ("statement_timeout", "0", "0"),
     ("idle_in_transaction_session_timeout", "0", "0"),
+    ("idle_session_timeout", "0", "0"),
     ("lock_timeout", "0", "0"),
     // Of a publication that is gone only a warning tells (18 and later).
     ("client_min_messages", "warning", "warning"),
@@ -56,7 +62,7 @@ pub(super) fn check<'a>(
 ) -> Result<(), ConnectError> {
     for (name, _, wanted) in OPTIONS {
         let found = answer.next().flatten().unwrap_or_default();
-        // DateStyle is followed by the order in which input is read: `ISO, MDY`.
+        // DateStyle is followed by the order in which input is read: `ISO, MDY`. A path is a list too.
         if found.split(',').next() != Some(wanted) {
             return Err(ConnectError::SessionOption { name, wanted, found: found.to_owned() });
         }

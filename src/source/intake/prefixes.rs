@@ -82,13 +82,13 @@ mod tests {
 
     #[test]
     fn however_many_prefixes_come_a_bounded_number_is_remembered_and_a_long_one_is_cut() {
-        let mut prefixes = Prefixes::default();
+        let (mut prefixes, sinks) = (Prefixes::default(), sinks());
         for number in 0..5 * PREFIXES_MAX {
-            prefixes.of(format!("outbox.{number}").as_bytes(), &sinks()[..0]);
+            prefixes.of(format!("outbox.{number}").as_bytes(), &sinks);
         }
         assert!(prefixes.known.len() <= PREFIXES_MAX);
         let remembered = prefixes.known.len();
-        let known = prefixes.of("outbox.é".repeat(1 << 20).as_bytes(), &sinks());
+        let known = prefixes.of("outbox.é".repeat(1 << 20).as_bytes(), &sinks);
         assert_eq!((prefixes.known.len(), known.routes.len()), (remembered, 2));
         let event = known.table.event(Action::Message);
         assert!(event.ends_with("….message") && event.len() <= SHOWN_BYTES_MAX + ".message".len(), "{event}");

@@ -5,7 +5,7 @@ use tokio::sync::Notify;
 
 use super::*;
 use crate::change::Position;
-use crate::config::{Hold, StateConfig};
+use crate::config::{Hold, OnSlotLost, StateConfig};
 use crate::memory::Memory;
 use crate::metrics::SourceMetrics;
 use crate::sink::feed::Progress;
@@ -320,4 +320,35 @@ async fn a_store_that_is_missing_beside_a_slot_goes_on_from_its_position() {
     assert_eq!(again.store.source("app").unwrap(), None);
     assert!(again.go().await <= began);
     assert_eq!(house.live().binding().slot, "walhook_app");
+}
+
+#[tokio::test]
+async fn recreate_replaces_a_lost_slot_also_when_a_crash_lies_between_the_decision_and_the_slot() {
+    let house = House::new().await;
+    let known = house.live().go().await;
+    free(&house).await;
+    for crashes in [false, true] {
+        house.sql(DROP).await;
+        house.sql("insert into orders select coalesce(max(id), 0) + 1 from orders").await;
+        let mut life = house.live();
+        life.source.config.on_slot_lost = OnSlotLost::Recreate;
+        let Err(problem) = life.source.open().await else { panic!("it opened over the gap") };
+        assert!(matches!(problem, Problem::Lost(_)), "{problem:?}");
+        life.source.replace_lost(problem).await.unwrap_or_else(|problem| panic!("{problem}"));
+        assert!(life.binding().gap_accepted && slots(&house).await == 0, "the decision comes first");
+        if crashes {
+            life.store.close();
+            life = house.live();
+            life.source.config.on_slot_lost = OnSlotLost::Recreate;
+        }
+        drop(life.source.open().await.unwrap_or_else(|problem| panic!("{problem}")));
+        let gaps = life.store.gaps("app").unwrap();
+        assert_eq!(gaps.len(), 1 + usize::from(crashes), "{gaps:?}");
+        assert_eq!(gaps[0].why, if crashes { "lost" } else { "dropped" });
+        assert_eq!((gaps[0].to, life.binding().gap_accepted), (life.source.confirmed, false));
+        assert!(gaps[0].from >= Some(known) && gaps[0].from < Some(gaps[0].to), "{gaps:?}");
+        assert_eq!(life.source.views.sources.get("app").unwrap().gaps.len(), 1);
+        life.store.close();
+        free(&house).await;
+    }
 }

@@ -3,7 +3,7 @@
 use tokio_postgres::Client;
 
 use super::error::{PrepareError, bounded};
-use super::names::{literal, quoted, quoted_table};
+use super::names::{ENCODING, Name, literal, quoted, quoted_table, strings};
 use super::plan::{Naming, Operations, Plan};
 use super::survey::RelationKind;
 use crate::change::TableName;
@@ -53,18 +53,26 @@ select p.puballtables, p.pubinsert, p.pubupdate, p.pubdelete, p.pubtruncate, p.p
        coalesce(obj_description(p.oid, 'pg_publication') = $2, false), pg_has_role(p.pubowner, 'USAGE')
   from pg_publication p where p.pubname = $1";
 
-const MEMBERS: &str = "
-select n.nspname::text, c.relname::text,
+fn members() -> String {
+    format!(
+        "
+select convert_to(n.nspname::text, {ENCODING}), convert_to(c.relname::text, {ENCODING}),
        (to_jsonb(r) ->> 'prqual') is not null or (to_jsonb(r) ->> 'prattrs') is not null
   from pg_publication p
   join pg_publication_rel r on r.prpubid = p.oid and coalesce((to_jsonb(r) ->> 'prexcept')::bool, false) = false
   join pg_class c on c.oid = r.prrelid
   join pg_namespace n on n.oid = c.relnamespace
- where p.pubname = $1";
+ where p.pubname = $1"
+    )
+}
 
-const SCHEMAS: &str = "
-select n.nspname::text from pg_publication p join pg_publication_namespace s on s.pnpubid = p.oid
-  join pg_namespace n on n.oid = s.pnnspid where p.pubname = $1";
+fn schemas() -> String {
+    format!(
+        "
+select convert_to(n.nspname::text, {ENCODING}) from pg_publication p join pg_publication_namespace s on s.pnpubid = p.oid
+  join pg_namespace n on n.oid = s.pnnspid where p.pubname = $1"
+    )
+}
 
 /// Reads the publication, if there is one of this name.
 pub(crate) async fn read(
@@ -75,15 +83,18 @@ pub(crate) async fn read(
     let (doing, name) = ("read the publication", &source.publication);
     let found = bounded(doing, client.query_opt(PUBLICATION, &[name, &mark(source)])).await?;
     let Some(row) = found else { return Ok(None) };
-    let members = bounded(doing, client.query(MEMBERS, &[name])).await?;
+    let members = bounded(doing, client.query(&members(), &[name])).await?;
     let schemas = match version {
-        150_000.. => bounded(doing, client.query(SCHEMAS, &[name])).await?,
+        150_000.. => bounded(doing, client.query(&schemas(), &[name])).await?,
         _ => Vec::new(),
     };
-    let table = |row: &tokio_postgres::Row| TableName { schema: row.get(0), table: row.get(1) };
+    let table = |row: &tokio_postgres::Row| {
+        let (Name(schema), Name(table)) = (row.get(0), row.get(1));
+        TableName { schema, table }
+    };
     Ok(Some(PublicationState {
         all_tables: row.get(0),
-        schemas: schemas.iter().map(|row| row.get(0)).collect(),
+        schemas: strings(schemas.iter().map(|row| row.get(0)).collect()),
         operations: Operations { insert: row.get(1), update: row.get(2), delete: row.get(3), truncate: row.get(4) },
         via_root: row.get(5),
         is_ours: row.get(6),

@@ -144,10 +144,10 @@ impl ServerFacts {
             && !allowed.split(',').any(|name| name.trim() == "pgoutput")
         {
             let what = format!("output_plugin_libraries ({allowed}) does not allow pgoutput");
-            let list =
-                ["pgoutput", allowed.trim()].iter().filter(|it| !it.is_empty()).copied().collect::<Vec<_>>().join(", ");
-            let mend =
-                format!("ALTER SYSTEM SET output_plugin_libraries = {}; SELECT pg_reload_conf();", literal(&list));
+            let others = allowed.split(',').map(str::trim).filter(|name| !name.is_empty());
+            let list: Vec<String> = std::iter::once("pgoutput").chain(others).map(literal).collect();
+            let list = list.join(", ");
+            let mend = format!("ALTER SYSTEM SET output_plugin_libraries = {list}; SELECT pg_reload_conf();");
             obstacles.push((what, mend));
         }
         obstacles
@@ -239,7 +239,7 @@ mod tests {
         let [(what, mend)] = obstacles.as_slice() else { panic!("{obstacles:?}") };
         assert_eq!(what, "output_plugin_libraries (wal2json, test_decoding) does not allow pgoutput");
         assert!(
-            mend.starts_with("ALTER SYSTEM SET output_plugin_libraries = 'pgoutput, wal2json, test_decoding';"),
+            mend.starts_with("ALTER SYSTEM SET output_plugin_libraries = 'pgoutput', 'wal2json', 'test_decoding';"),
             "{mend}"
         );
     }

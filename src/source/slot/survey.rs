@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use tokio_postgres::{Client, Row};
 
 use super::error::{PrepareError, bounded};
-use super::names::quoted_table;
+use super::names::{ENCODING, Name, is_nameless, quoted_table, strings};
 use crate::change::{ReplicaIdentity, TableName};
 
 /// What a relation is.
@@ -67,38 +67,42 @@ pub struct TableFacts {
 }
 
 /// Relations of all schemas but the system's and the sessions' own.
-const TABLES: &str = "
-select c.oid, n.nspname::text, c.relname::text, c.relkind::text, c.relpersistence = 'p', c.relreplident::text,
+fn tables() -> String {
+    format!(
+        "
+select c.oid, convert_to(n.nspname::text, {ENCODING}), convert_to(c.relname::text, {ENCODING}), c.relkind::text, c.relpersistence = 'p', c.relreplident::text,
        pg_has_role(c.relowner, 'USAGE'),
        case when c.relispartition then pg_partition_root(c.oid)::oid end,
-       coalesce(p.columns, '{}'), i.columns,
-       coalesce(a.names, '{}'), coalesce(a.virtuals, '{}'), coalesce(a.toastable, '{}')
+       coalesce(p.columns, '{{}}'), i.columns,
+       coalesce(a.names, '{{}}'), coalesce(a.virtuals, '{{}}'), coalesce(a.toastable, '{{}}')
   from pg_class c
   join pg_namespace n on n.oid = c.relnamespace
   left join lateral (
-    select array_agg(a.attname::text order by k.n) as columns
+    select array_agg(convert_to(a.attname::text, {ENCODING}) order by k.n) as columns
       from pg_index x, unnest(x.indkey) with ordinality k(attnum, n), pg_attribute a
      where x.indrelid = c.oid and x.indisprimary and k.n <= x.indnkeyatts
        and a.attrelid = c.oid and a.attnum = k.attnum) p on true
   left join lateral (
-    select array_agg(a.attname::text order by k.n) as columns
+    select array_agg(convert_to(a.attname::text, {ENCODING}) order by k.n) as columns
       from pg_index x, unnest(x.indkey) with ordinality k(attnum, n), pg_attribute a
      where x.indrelid = c.oid and x.indisvalid and k.n <= x.indnkeyatts
        and a.attrelid = c.oid and a.attnum = k.attnum
        and ((c.relreplident = 'd' and x.indisprimary and x.indimmediate) or (c.relreplident = 'i' and x.indisreplident))
     ) i on true
   left join lateral (
-    select array_agg(a.attname::text order by a.attnum) as names,
+    select array_agg(convert_to(a.attname::text, {ENCODING}) order by a.attnum) as names,
            array_agg(a.attgenerated = 'v' order by a.attnum) as virtuals,
            array_agg(a.attstorage <> 'p' order by a.attnum) as toastable
       from pg_attribute a where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped) a on true
  where c.relkind in ('r', 'p', 'v', 'm', 'f')
    and n.nspname !~ '^pg_' and n.nspname <> 'information_schema'
- order by n.nspname, c.relname";
+ order by n.nspname, c.relname"
+    )
+}
 
 /// Reads every relation.
 pub(crate) async fn read(client: &Client) -> Result<Vec<TableFacts>, PrepareError> {
-    let rows = bounded("read the tables of the catalogue", client.query(TABLES, &[])).await?;
+    let rows = bounded("read the tables of the catalogue", client.query(&tables(), &[])).await?;
     let roots: Vec<Option<u32>> = rows.iter().map(|row| row.get(7)).collect();
     let mut tables: Vec<TableFacts> = rows.iter().map(table).collect();
     let by_oid: HashMap<u32, usize> = tables.iter().enumerate().map(|(at, table)| (table.oid, at)).collect();
@@ -116,7 +120,7 @@ pub(crate) async fn read(client: &Client) -> Result<Vec<TableFacts>, PrepareErro
 }
 
 fn table(row: &Row) -> TableFacts {
-    let names: Vec<String> = row.get(10);
+    let names = strings(row.get(10));
     let virtuals: Vec<bool> = row.get(11);
     let toastable: Vec<bool> = row.get(12);
     let setting = match row.get::<_, &str>(5) {
@@ -128,12 +132,13 @@ fn table(row: &Row) -> TableFacts {
     let columns = match setting {
         ReplicaIdentity::Full => Some(names.clone()),
         ReplicaIdentity::Nothing => None,
-        ReplicaIdentity::Default | ReplicaIdentity::Index => row.get(9),
+        ReplicaIdentity::Default | ReplicaIdentity::Index => row.get::<_, Option<Vec<Name>>>(9).map(strings),
     };
+    let (Name(schema), Name(table)) = (row.get(1), row.get(2));
     let flags = virtuals.into_iter().zip(toastable);
     TableFacts {
         oid: row.get(0),
-        name: TableName { schema: row.get(1), table: row.get(2) },
+        name: TableName { schema, table },
         kind: match row.get::<_, &str>(3) {
             "r" => RelationKind::Table,
             "p" => RelationKind::Partitioned,
@@ -143,7 +148,7 @@ fn table(row: &Row) -> TableFacts {
         is_logged: row.get(4),
         is_owned: row.get(6),
         identity: IdentityFacts { setting, columns },
-        primary_key: row.get(8),
+        primary_key: strings(row.get(8)),
         columns: names
             .into_iter()
             .zip(flags)
@@ -167,6 +172,12 @@ impl TableFacts {
         let because = |reason: String| Some(Refusal { reason, sql: None });
         if let Some(root) = &self.root {
             return because(format!("{} is a partition; its changes come as {root}, so name that", self.name));
+        }
+        if is_nameless(&self.name) {
+            return because(format!(
+                "{} has a name that is no UTF-8 and cannot be named to the server; rename it",
+                self.name
+            ));
         }
         match self.kind {
             RelationKind::View => because(format!("{} is a view; only tables have changes in the WAL", self.name)),

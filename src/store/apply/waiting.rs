@@ -5,22 +5,26 @@ use tracing::debug;
 
 use crate::change::Position;
 use crate::failpoint;
-use crate::schedule::{GroupId, Groups};
-use crate::store::batch::{Home, KeptMessage, SinkKey, UNGROUPED};
+use crate::schedule::{Barrier, GroupId, Groups, own_lane};
+use crate::store::batch::{Home, KeptMessage, MessageFacts, SinkKey, UNGROUPED};
 use crate::store::encoding::{Packing, message_to_bytes, page_to_bytes, seal};
 use crate::store::pages::{Pages, bits_bytes};
+use crate::store::tables::barrier_column;
 
-/// A row of `lane_group`, in the order of its key.
+/// A row of `lane_group`. In the order of its key each page of the index is looked up once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct GroupRow {
     group: i64,
     lsn: i64,
     index: i64,
+    /// The table that the message counts for, in one of its rows.
+    scope: Option<i64>,
 }
 
 pub(super) fn lanes(db: &Connection, sink: SinkKey, messages: &[KeptMessage]) -> rusqlite::Result<()> {
     let mut insert = db.prepare_cached(
-        "INSERT INTO lane (sink, lsn, idx, grp, grp2, message) VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT DO NOTHING",
+        "INSERT INTO lane (sink, lsn, idx, grp, grp2, scope, barrier, message) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
+         ON CONFLICT DO NOTHING",
     )?;
     let mut rows = Vec::with_capacity(messages.len());
     for message in messages {
@@ -28,27 +32,31 @@ pub(super) fn lanes(db: &Connection, sink: SinkKey, messages: &[KeptMessage]) ->
         let (lsn, index) = columns(position);
         let (first, second) = lanes_of(message.facts.groups);
         let sealed = seal(&message_to_bytes(message), Packing::Plain);
-        let values = params![sink.0, lsn, index, first, second, sealed];
+        let (scope, barrier) = (message.facts.scope.0.cast_signed(), barrier_column(message.facts.barrier));
+        let values = params![sink.0, lsn, index, first, second, scope, barrier, sealed];
         if insert.execute(values)? == 0 {
             debug!(sink = sink.0, ?position, "a message comes again to its lane");
             rows.retain(|row: &GroupRow| (row.lsn, row.index) != (lsn, index));
             leave_lanes(db, sink, &[position])?;
             insert.execute(values)?;
         }
-        rows.extend([Some(first), second].into_iter().flatten().map(|group| GroupRow { group, lsn, index }));
+        let counts = message.facts.barrier == Barrier::None && !is_own_lane(&message.facts);
+        rows.push(GroupRow { group: first, lsn, index, scope: counts.then_some(scope) });
+        rows.extend(second.map(|group| GroupRow { group, lsn, index, scope: None }));
         failpoint::hit("store.in_lanes");
     }
-    each_group_row(db, sink, rows, "INSERT INTO lane_group (sink, grp, lsn, idx) VALUES (?1, ?2, ?3, ?4)")
-}
-
-/// Does it for each row, in the order of the key, so that each page of the index is looked up once.
-fn each_group_row(db: &Connection, sink: SinkKey, mut rows: Vec<GroupRow>, sql: &str) -> rusqlite::Result<()> {
     rows.sort_unstable();
-    let mut statement = db.prepare_cached(sql)?;
-    for GroupRow { group, lsn, index } in rows {
-        statement.execute([sink.0, group, lsn, index])?;
+    let mut insert =
+        db.prepare_cached("INSERT INTO lane_group (sink, grp, lsn, idx, scope) VALUES (?1, ?2, ?3, ?4, ?5)")?;
+    for GroupRow { group, lsn, index, scope } in rows {
+        insert.execute(params![sink.0, group, lsn, index, scope])?;
     }
     Ok(())
+}
+
+/// A message without a group has a lane to itself, and no order.
+fn is_own_lane(facts: &MessageFacts) -> bool {
+    facts.groups == Groups::None || facts.groups == Groups::One(own_lane(facts.position))
 }
 
 fn columns(position: Position) -> (i64, i64) {
@@ -113,8 +121,14 @@ fn leave_lanes(db: &Connection, sink: SinkKey, positions: &[Position]) -> rusqli
             debug!(sink = sink.0, ?position, "a message left a lane in which it was not");
             continue;
         };
-        rows.extend([Some(first), second].into_iter().flatten().map(|group| GroupRow { group, lsn, index }));
+        rows.extend([Some(first), second].into_iter().flatten().map(|group| [sink.0, group, lsn, index]));
         failpoint::hit("store.in_leave");
     }
-    each_group_row(db, sink, rows, "DELETE FROM lane_group WHERE sink = ?1 AND grp = ?2 AND lsn = ?3 AND idx = ?4")
+    rows.sort_unstable();
+    let mut delete =
+        db.prepare_cached("DELETE FROM lane_group WHERE sink = ?1 AND grp = ?2 AND lsn = ?3 AND idx = ?4")?;
+    for row in rows {
+        delete.execute(row)?;
+    }
+    Ok(())
 }

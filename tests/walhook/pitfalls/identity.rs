@@ -57,8 +57,6 @@ const KEYED: &str = "CREATE TABLE t (id int PRIMARY KEY, code int NOT NULL UNIQU
     CREATE TABLE other (id int PRIMARY KEY, n bigint)";
 const KEY_MOVES: &str = "ALTER TABLE t DROP CONSTRAINT t_pkey, ADD PRIMARY KEY (code)";
 
-// Passes once a changed rule of a table is a barrier in the schedule.
-#[ignore = "the schedule has no barriers yet"]
 #[tokio::test(flavor = "multi_thread")]
 async fn pitfall_05_a_primary_key_that_changes_under_load_loses_and_reorders_nothing() {
     let postgres = Arc::new(Postgres::start());
@@ -87,8 +85,6 @@ async fn pitfall_05_a_primary_key_that_changes_under_load_loses_and_reorders_not
     assert!(daemon.sigterm().await.success());
 }
 
-// Passes once a changed rule of a table is a barrier in the schedule.
-#[ignore = "the schedule has no barriers yet"]
 #[tokio::test(flavor = "multi_thread")]
 async fn pitfall_05_a_change_under_a_new_key_waits_for_those_under_the_old_one() {
     let postgres = Postgres::start();

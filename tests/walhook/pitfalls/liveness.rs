@@ -119,14 +119,26 @@ async fn pitfall_22_frames_that_are_no_copy_data_inside_the_stream_disturb_nothi
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pitfall_47_a_pooler_that_drops_the_session_settings_is_found_out() {
-    let postgres = Postgres::with(&[("IntervalStyle", "sql_standard"), ("DateStyle", "German")]);
+async fn pitfall_36_a_failing_endpoint_does_not_keep_the_catalogues_from_vacuum() {
+    let postgres = Postgres::start();
     counters(&postgres).await;
-    let relay = Relay::stripping_options(&postgres).await;
-    let receiver = Receiver::start().await;
-    let text = relay.source(&postgres, "") + &Config::sink("orders", &receiver.url(), "");
-    let mut daemon = Daemon::launch(&Config::new(&text)).allow_error("");
-    assert_eq!(daemon.wait_exit().await.code(), Some(69), "{}", daemon.printed());
-    assert!(daemon.printed().contains("DateStyle"), "the setting is not named: {}", daemon.printed());
-    assert_eq!(postgres.value("SELECT count(*) FROM pg_replication_slots").await, "0");
+    let receiver = Receiver::scripted(|_| Reply::status(500)).await;
+    let daemon = Daemon::start(&Config::one_sink(&postgres, &receiver.url(), "")).await;
+    postgres.sql("INSERT INTO counters VALUES (1, 0)").await;
+    receiver.wait("failures", |receiver| receiver.request_count() >= 3).await;
+    postgres.sql("DO $$ BEGIN FOR i IN 1..1000 LOOP CREATE TABLE passing (i int); DROP TABLE passing; COMMIT; END LOOP; END $$").await;
+    let last: u64 = postgres.value("SELECT txid_current()").await.parse().unwrap();
+    until("the slot to let go of the catalogues' rows", || async {
+        // What the slot needs moves on with the records of running transactions, of which a checkpoint writes one.
+        postgres.sql("CHECKPOINT").await;
+        let oldest = postgres.value("SELECT catalog_xmin FROM pg_replication_slots").await;
+        state(oldest.parse::<u64>().unwrap() >= last, (oldest, last))
+    })
+    .await;
+    until("the metric to say so", || async {
+        let age = daemon.metrics().await.sum("walhook_source_slot_catalog_age_transactions", &[("source", "app")]);
+        state(age.is_some_and(|age| age < 100.0), age)
+    })
+    .await;
+    assert!(daemon.sigterm().await.success());
 }

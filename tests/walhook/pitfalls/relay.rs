@@ -1,4 +1,4 @@
-//! A network between the daemon and the server that can lose what it carries, add to it, and behave as a bad pooler does.
+//! A network between the daemon and the server that can lose what it carries, and add to it.
 //!
 //! It speaks the frontend/backend protocol as far as that needs: it answers requests for encryption itself, reads the startup
 //! message, and passes the server's messages on one by one.
@@ -28,7 +28,6 @@ pub(super) struct Relay {
 
 struct Shared {
     server: u16,
-    strips_options: bool,
     /// Connections made before the last change of this number pass nothing on.
     age: AtomicU64,
     /// What is to be put before the next message of a stream.
@@ -39,20 +38,11 @@ struct Shared {
 impl Relay {
     /// One that leads to `postgres`.
     pub(super) async fn to(postgres: &Postgres) -> Self {
-        Self::new(postgres, false).await
-    }
-
-    /// One that leaves `options` out of the startup message, as some poolers do.
-    pub(super) async fn stripping_options(postgres: &Postgres) -> Self {
-        Self::new(postgres, true).await
-    }
-
-    async fn new(postgres: &Postgres, strips_options: bool) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let (server, age) = (postgres.cluster.port(), AtomicU64::new(0));
         let (adds, added) = (AtomicBool::new(false), AtomicBool::new(false));
-        let shared = Arc::new(Shared { server, strips_options, age, adds, added });
+        let shared = Arc::new(Shared { server, age, adds, added });
         let for_all = Arc::clone(&shared);
         let task = tokio::spawn(async move {
             loop {
@@ -94,7 +84,7 @@ impl Drop for Relay {
 }
 
 async fn carry(mut client: TcpStream, shared: Arc<Shared>) -> io::Result<()> {
-    let startup = startup(&mut client, shared.strips_options).await?;
+    let startup = startup(&mut client).await?;
     let mut server = TcpStream::connect((Ipv4Addr::LOCALHOST, shared.server)).await?;
     server.write_all(&startup).await?;
     let age = shared.age.load(Ordering::SeqCst);
@@ -105,7 +95,7 @@ async fn carry(mut client: TcpStream, shared: Arc<Shared>) -> io::Result<()> {
 }
 
 /// The startup message as it is to be passed on. Who asks for encryption is told that there is none.
-async fn startup(client: &mut TcpStream, strips_options: bool) -> io::Result<Vec<u8>> {
+async fn startup(client: &mut TcpStream) -> io::Result<Vec<u8>> {
     loop {
         let length = client.read_u32().await?;
         let code = client.read_u32().await?;
@@ -115,11 +105,6 @@ async fn startup(client: &mut TcpStream, strips_options: bool) -> io::Result<Vec
             client.write_all(b"N").await?;
             continue;
         }
-        let mut words: Vec<&[u8]> = body.split(|byte| *byte == 0).collect();
-        if let Some(at) = words.iter().position(|word| *word == b"options").filter(|_| strips_options) {
-            words.drain(at..at + 2);
-        }
-        let body = words.join(&0);
         let length = u32::try_from(body.len() + 8).unwrap();
         return Ok([&length.to_be_bytes()[..], &code.to_be_bytes(), &body].concat());
     }

@@ -112,10 +112,12 @@ async fn pitfall_26_rows_of_tables_that_changed_or_vanished_before_they_were_rea
         let of_table = messages.iter().filter(|message| message["metadata"]["table_name"] == table);
         of_table.map(|message| json!([message["action"], message["record"]])).collect::<Vec<_>>()
     };
-    // A label is read as it was written in the row's time, or as the type has it in the decoder's: either is Postgres's word.
     assert_eq!(of("renamed"), [json!(["insert", {"id": 1, "a": "x"}])]);
     assert_eq!(of("other_name"), [json!(["insert", {"id": 2, "a": "x"}])]);
-    assert_eq!(of("remade"), [json!(["insert", {"id": 1, "a": "old"}]), json!(["insert", {"other": "new"}])]);
+    // Two tables of one name: their rows are in no order.
+    let remade = of("remade");
+    assert!(remade.contains(&json!(["insert", {"id": 1, "a": "old"}])), "{remade:?}");
+    assert!(remade.contains(&json!(["insert", {"other": "new"}])), "{remade:?}");
     assert_eq!(of("keyless"), [json!(["insert", {"id": 1, "a": "x"}]), json!(["update", {"id": 1, "a": "y"}])]);
     let altered = of("altered");
     assert_eq!(altered[0][1]["a"], "x");
