@@ -36,7 +36,9 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use self::address::PgAddress;
 use self::connection::SystemIdentity;
+use self::gap::TakingBack;
 use self::intake::Intake;
 use self::overdue::Overdue;
 use self::problem::Problem;
@@ -48,7 +50,7 @@ use crate::config::{SinkConfig, SourceConfig};
 use crate::memory::Memory;
 use crate::metrics::SourceMetrics;
 use crate::sink::feed::{Feed, Progress};
-use crate::store::Store;
+use crate::store::{AcceptedBy, Store};
 use crate::view::{SharedViews, SourceState, SourceView, Trouble};
 
 /// Waits between sessions: doubled from the first to the last, each spread over its upper half.
@@ -113,6 +115,9 @@ pub struct Source {
     store_path: PathBuf,
     rng: fastrand::Rng,
     intake: Intake,
+    /// Of the addresses of the config, the server of the session: all its connections lead to that one, so that what one
+    /// of them sees of the slot is true for the others.
+    server: PgAddress,
     /// The cluster and timeline of the last session.
     known: Option<SystemIdentity>,
     /// The timeline that the store is bound to.
@@ -129,6 +134,9 @@ pub struct Source {
     past_gap: Lsn,
     /// Until the sinks are so far the store holds a gap accepted.
     accepted_until: Option<Lsn>,
+    taking_back: TakingBack,
+    /// Who had accepted the gap that the start found, if it did.
+    accepted_by: Option<AcceptedBy>,
     /// The sinks were told which database it is.
     has_begun: bool,
     /// The farthest LSN that was confirmed to the slot.
@@ -149,6 +157,7 @@ impl Source {
         let view = SourceView { absent, ..SourceView::new(SourceState::Connecting, SystemTime::now()) };
         views.sources.insert(config.name.clone(), view);
         let intake = Intake::new(consumers.iter().map(|consumer| consumer.config.clone()).collect());
+        let server = config.url.clone();
         Self {
             config,
             consumers,
@@ -160,6 +169,7 @@ impl Source {
             store_path,
             rng: fastrand::Rng::with_seed(seed),
             intake,
+            server,
             known: None,
             bound_timeline: None,
             resolved_before: None,
@@ -168,6 +178,8 @@ impl Source {
             lost: None,
             past_gap: Lsn::ZERO,
             accepted_until: None,
+            taking_back: TakingBack::default(),
+            accepted_by: None,
             has_begun: false,
             confirmed: Lsn::ZERO,
             last_read: Lsn::ZERO,

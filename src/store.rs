@@ -70,7 +70,7 @@ use self::health::HealthCell;
 pub use self::holdings::Holdings;
 use self::inbox::{Inbox, Submitted};
 use self::ledger::Ledger;
-pub use self::loading::SourceBinding;
+pub use self::loading::{AcceptedBy, SourceBinding};
 use self::log::LogRow;
 use self::logbook::Logbook;
 use self::quota::Budget;
@@ -147,14 +147,15 @@ impl Store {
         self.call(move |db| bindings::bind(db, &binding))
     }
 
-    /// Notes that what lies between the store's progress and the slot of a source may be missing, as
-    /// [`mend::accept_gap`] does; a [`Store::bind`] with a position takes it back. Durable when it returns. Blocks.
+    /// Notes who says that what lies between the store's progress and the slot of a source may be missing, or that nobody
+    /// does any more; [`mend::accept_gap`] says it for a person, and a [`Store::bind`] with a position takes it back.
+    /// Durable when it returns. Blocks.
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn accept_gap(&self, source: &str) -> Result<(), StoreError> {
+    pub fn accept_gap(&self, source: &str, by: Option<AcceptedBy>) -> Result<(), StoreError> {
         let source = source.to_owned();
-        self.call(move |db| gaps::accept(db, &source))
+        self.call(move |db| gaps::accept(db, &source, by))
     }
 
     /// Notes changes that were never read. Durable when it returns; only the newest hundred of a source are kept. Blocks.

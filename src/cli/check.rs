@@ -87,6 +87,7 @@ async fn look_at_source(config: &Config, source: &SourceConfig) -> Vec<Finding> 
     let mut drivers = JoinSet::new();
     drivers.spawn(async move { driver.await.is_ok() });
     let asked = async {
+        slot::trust_the_catalogue(&client).await?;
         let limits = server::limits(&client).await?;
         Ok::<_, slot::PrepareError>((slot::survey(&client, source, &sinks).await?, limits))
     };
@@ -94,7 +95,10 @@ async fn look_at_source(config: &Config, source: &SourceConfig) -> Vec<Finding> 
         Ok((survey, limits)) => {
             let oids: Vec<u32> = survey.plan.publish.iter().map(|(table, _)| table.oid).collect();
             let columns = columns::read(&client, &oids).await;
+            let unanswered = columns.as_ref().err().map(|error| findings::of_silence(subject, error));
+            let columns = columns.unwrap_or_default();
             let mut all = findings::of_survey(source, &sinks, &survey, &limits, &columns);
+            all.extend(unanswered);
             all.extend(state::look_at_binding(&client, &config.state, source, &survey).await);
             all
         }

@@ -67,7 +67,7 @@ pub(crate) fn compare(bound: Option<&SourceBinding>, found: &Found<'_>) -> Agree
     {
         return Agreement::Refused(trouble);
     }
-    if bound.gap_accepted {
+    if bound.gap_accepted.is_some() {
         return Agreement::GapAccepted;
     }
     if bound.slot != found.slot {
@@ -185,6 +185,7 @@ fn other_slot(bound: &SourceBinding, found: &Found<'_>) -> Trouble {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::AcceptedBy;
 
     const KNOWN: Lsn = Lsn(0x500);
 
@@ -198,7 +199,7 @@ mod tests {
             slot,
             confirmed: Some(KNOWN),
             seen,
-            gap_accepted: false,
+            gap_accepted: None,
         }
     }
 
@@ -247,7 +248,7 @@ mod tests {
 
     #[test]
     fn an_accepted_gap_goes_on_with_another_slot_too_but_never_with_another_database() {
-        let accepted = SourceBinding { gap_accepted: true, ..bound() };
+        let accepted = SourceBinding { gap_accepted: Some(AcceptedBy::Person), ..bound() };
         for slot in [None, Some(Lsn(0x900))] {
             let other = Found { slot: "walhook_two", ..found(slot) };
             assert_eq!(compare(Some(&accepted), &other), Agreement::GapAccepted);
@@ -272,7 +273,7 @@ mod tests {
             assert_eq!(compare(Some(&bound()), &promoted(Some(kept))), Agreement::GoesOn);
         }
         // Also when every sink had resolved what came before, and when a person has accepted a gap.
-        let accepted = SourceBinding { gap_accepted: true, ..bound() };
+        let accepted = SourceBinding { gap_accepted: Some(AcceptedBy::Person), ..bound() };
         for (bound, left) in [(bound(), Some(Lsn(0x5ff))), (bound(), None), (accepted, Some(Lsn(0x400)))] {
             let trouble = refused(&bound, &promoted(left));
             assert!(trouble.what.contains("timeline 2") && trouble.what.contains("0/600"), "{}", trouble.what);

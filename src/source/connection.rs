@@ -51,6 +51,16 @@ pub type SqlDriver = tokio_postgres::Connection<Socket, Socket>;
 /// # Errors
 /// When no server of the address lets us in.
 pub async fn sql(address: &PgAddress) -> Result<(tokio_postgres::Client, SqlDriver), ConnectError> {
+    sql_somewhere(address).await.map(|(client, driver, _)| (client, driver))
+}
+
+/// The same, with the address of the one server that it leads to, for further sessions that are to be with that one.
+///
+/// # Errors
+/// As [`sql`].
+pub async fn sql_somewhere(
+    address: &PgAddress,
+) -> Result<(tokio_postgres::Client, SqlDriver, PgAddress), ConnectError> {
     let mut config = tokio_postgres::Config::new();
     config.user(&address.user).dbname(&address.dbname).application_name(&address.application_name);
     config.options(settings::options(address));
@@ -65,7 +75,7 @@ pub async fn sql(address: &PgAddress) -> Result<(tokio_postgres::Client, SqlDriv
         ChannelBinding::Require => SqlBinding::Require,
     });
     let config = &config;
-    socket::enter(address, |socket| async move {
+    let entered = socket::enter_somewhere(address, |socket| async move {
         let (client, mut driver) = config.connect_raw(socket, AsItIs).await?;
         let answer = {
             let question = settings::question();
@@ -82,8 +92,9 @@ pub async fn sql(address: &PgAddress) -> Result<(tokio_postgres::Client, SqlDriv
             answer.iter().find_map(|message| if let SimpleQueryMessage::Row(row) = message { Some(row) } else { None });
         settings::check(address, row.into_iter().flat_map(|row| (0..row.len()).map(|index| row.get(index))))?;
         Ok((client, driver))
-    })
-    .await
+    });
+    let ((client, driver), host) = entered.await?;
+    Ok((client, driver, PgAddress { hosts: vec![host], ..address.clone() }))
 }
 
 /// Hands the socket on as it is.

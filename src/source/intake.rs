@@ -18,7 +18,7 @@ use bytes::Bytes;
 
 use self::doubt::Doubts;
 use self::prefixes::Prefixes;
-use self::unheard::Unheard;
+use self::unheard::{Lines, Unheard};
 use crate::change::{Change, Lsn, Position, Row, Table, Transaction};
 use crate::config::{PrefixPattern, SinkConfig};
 use crate::sink::feed::Feed;
@@ -131,6 +131,9 @@ pub struct Intake {
     hears: bool,
     prefixes: Prefixes,
     unheard: Unheard,
+    /// Of the log of changes that are too large, and of annotations that are.
+    oversizes: Lines,
+    long_annotations: Lines,
     scratch: Vec<u8>,
     /// See [`Change::oversize`].
     oversize: Option<usize>,
@@ -153,6 +156,8 @@ impl Intake {
             hears,
             prefixes: Prefixes::default(),
             unheard: Unheard::default(),
+            oversizes: Lines::default(),
+            long_annotations: Lines::default(),
             scratch: Vec::new(),
             oversize: None,
         }
@@ -261,6 +266,13 @@ impl Intake {
         self.received
     }
 
+    /// Everything that was read, also of a transaction whose end did not come yet, lies before this.
+    pub fn seen(&self) -> Lsn {
+        // A transaction is kept by a promotion if its commit record, which begins at this LSN, is.
+        let behind_fed = self.fed.map_or(Lsn::ZERO, |fed| Lsn(fed.commit_lsn.0.saturating_add(1)));
+        self.received.max(behind_fed)
+    }
+
     /// What came in since the last call.
     pub fn tally(&mut self) -> Tally {
         std::mem::take(&mut self.tally)
@@ -297,7 +309,7 @@ impl Intake {
         }
         check_shape(&change)?;
         self.fed = Some(change.position());
-        Ok(feed(&known.routes, change, &mut self.batches, &mut self.scratch))
+        Ok(feed(&known.routes, change, &mut self.batches, &mut self.scratch, &mut self.oversizes))
     }
 
     /// Each table is a change of its own, in the server's order, which is that of the statement and what it cascades to.
@@ -319,7 +331,7 @@ impl Intake {
     /// A logical message of a transaction.
     fn logical(&mut self, prefix: &[u8], content: Bytes, now: Instant) -> Result<(), IntakeError> {
         if prefix.starts_with(PrefixPattern::OWN.as_bytes()) {
-            self.annotate(prefix, &content);
+            self.annotate(prefix, &content, now);
             return Ok(());
         }
         let open = self.open.as_mut().ok_or(IntakeError::NoTransaction)?;
@@ -332,30 +344,50 @@ impl Intake {
         self.tally.messages += u64::from(!known.routes.is_empty());
         if self.fed.is_none_or(|fed| change.position() > fed) {
             self.fed = Some(change.position());
-            feed(&known.routes, change, &mut self.batches, &mut self.scratch);
+            feed(&known.routes, change, &mut self.batches, &mut self.scratch, &mut self.oversizes);
         }
         Ok(())
     }
 
-    fn annotate(&mut self, prefix: &[u8], content: &[u8]) {
+    fn annotate(&mut self, prefix: &[u8], content: &[u8], now: Instant) {
         let Some(open) = &mut self.open else { return };
         if prefix == ANNOTATE_NO_MORE {
             open.annotations = None;
         } else if prefix == ANNOTATE {
-            open.annotations = Some(annotation(content, self.oversize));
+            let bytes = self.oversize.unwrap_or(content.len());
+            open.annotations = Some(if bytes > ANNOTATION_BYTES_MAX {
+                if let Some(unlogged) = self.long_annotations.one(now) {
+                    tracing::warn!(
+                        bytes,
+                        unlogged,
+                        "an annotation is left out: {ANNOTATION_BYTES_MAX} bytes are allowed"
+                    );
+                }
+                left_out(bytes)
+            } else {
+                annotation(content)
+            });
         }
     }
 }
 
 /// Puts the change into the batches of the sinks that take it.
-fn feed(routes: &[Route], change: Change, batches: &mut [Vec<Feed>], scratch: &mut Vec<u8>) -> Fed {
+fn feed(
+    routes: &[Route],
+    change: Change,
+    batches: &mut [Vec<Feed>],
+    scratch: &mut Vec<u8>,
+    oversizes: &mut Lines,
+) -> Fed {
     let action = change.action();
     let mut takers = routes.iter().filter(|route| route.takes(action)).peekable();
     if takers.peek().is_none() {
         return Fed::Ignored;
     }
-    if let Some(bytes) = change.oversize {
-        say_oversize(&change, bytes);
+    if let Some(bytes) = change.oversize
+        && let Some(unlogged) = oversizes.one(change.received_at)
+    {
+        say_oversize(&change, bytes, unlogged);
     }
     while let Some(route) = takers.next() {
         let (groups, scope) = (route.groups(&change, scratch), route.scope);
@@ -370,8 +402,8 @@ fn feed(routes: &[Route], change: Change, batches: &mut [Vec<Feed>], scratch: &m
     Fed::Taken
 }
 
-/// A change that cannot be delivered is said to be one, each time: it takes long enough to be read.
-fn say_oversize(change: &Change, bytes: usize) {
+/// A change that cannot be delivered is said to be one; each of them is a dead letter, also those beyond the log's bound.
+fn say_oversize(change: &Change, bytes: usize, unlogged: u64) {
     let (table, action) = (&change.table.name, change.action().as_str());
     let Position { commit_lsn, index } = change.position();
     tracing::warn!(
@@ -380,18 +412,19 @@ fn say_oversize(change: &Change, bytes: usize) {
         %commit_lsn,
         index,
         bytes,
+        unlogged,
         "a change is larger than limits.max_message: its large values are left out, and it becomes a dead letter"
     );
 }
 
-/// The content if it is JSON, else a JSON string of it; of one that is too large, a string that says so.
-fn annotation(content: &[u8], oversize: Option<usize>) -> Arc<str> {
-    let bytes = oversize.unwrap_or(content.len());
-    if bytes > ANNOTATION_BYTES_MAX {
-        let said = format!("annotation of {bytes} bytes left out: {ANNOTATION_BYTES_MAX} are allowed");
-        tracing::warn!("{said}");
-        return serde_json::Value::String(said).to_string().into();
-    }
+/// A JSON string in the place of an annotation that is too large.
+fn left_out(bytes: usize) -> Arc<str> {
+    let said = format!("annotation of {bytes} bytes left out: {ANNOTATION_BYTES_MAX} are allowed");
+    serde_json::Value::String(said).to_string().into()
+}
+
+/// The content if it is JSON, else a JSON string of it.
+fn annotation(content: &[u8]) -> Arc<str> {
     let text = String::from_utf8_lossy(content);
     if serde_json::from_str::<serde::de::IgnoredAny>(&text).is_ok() {
         return text.into();

@@ -18,18 +18,25 @@ use super::relation::Catalogue;
 use super::session::Stream;
 use super::slot::{self, LostSlot, PrepareError, Prepared};
 use crate::change::Lsn;
+use crate::config::{OnSlotLost, SourceConfig};
 use crate::metrics::ReconnectReason;
 use crate::sink::feed::Feed;
-use crate::store::{NewBinding, Store, StoreError};
+use crate::store::{AcceptedBy, NewBinding, Store, StoreError};
 use crate::view::{SourceState, Trouble};
 
 /// Longest start of a stream once the connection stands.
 const START_LIMIT: Duration = Duration::from_secs(30);
 
+/// What a standby without the slot means: as a rule that the address leads there for a moment only.
+const NO_SLOT_HERE: &str = "the slot of this source is not there, which says nothing about the primary's: waiting for the \
+                            primary. If the source is read from this standby, and the slot is gone, `walhook state accept-gap` \
+                            makes another";
+
 impl Source {
     /// Connects, compares store and slot, makes slot and publication ready, starts the stream.
     pub(super) async fn open(&mut self) -> Result<Stream, Problem> {
         let mut tasks = JoinSet::new();
+        self.server = self.config.url.clone();
         let housekeeper = Arc::new(self.connect_sql(&mut tasks).await?);
         // Before a slot is made or anything is read it is known to be the same database, and nothing to be lost.
         let (mut replication, agreement) = if self.has_streamed {
@@ -87,7 +94,13 @@ impl Source {
         };
         let mut replication = self.connect().await?;
         let name = self.config.name.clone();
-        let bound = self.ask_store(move |store| store.source(&name)).await?;
+        let mut bound = self.ask_store(move |store| store.source(&name)).await?;
+        if let Some(bound) = &mut bound {
+            // What the setting has accepted, and not done yet, is void once it says otherwise.
+            let stops = self.config.on_slot_lost == OnSlotLost::Stop;
+            bound.gap_accepted = bound.gap_accepted.filter(|by| !(stops && *by == AcceptedBy::Setting));
+            self.accepted_by = bound.gap_accepted;
+        }
         let Some(identity) = &self.known else { return Err(Problem::silent()) };
         self.bound_timeline = bound.as_ref().and_then(|bound| bound.timeline);
         // What is of another cluster is refused for that.
@@ -104,6 +117,12 @@ impl Source {
             confirmed: slot.and_then(|slot| slot.confirmed),
         };
         let agreement = agreement::compare(bound.as_ref(), &found);
+        if lost.is_some() {
+            // Its slot is there, whatever became of it; if that is on a standby, it is where it belongs.
+            self.on_standby = slot::is_standby(client).await?;
+        } else if found.confirmed.is_none() && self.gives_up_changes(&agreement) && slot::is_standby(client).await? {
+            return Err(PrepareError::from(slot::Passing::Standby(NO_SLOT_HERE)).into());
+        }
         let progress = bound.as_ref().and_then(agreement::progress);
         match &agreement {
             Agreement::Refused(Trouble { what, advice }) => return Err(Problem::lasting(what, advice)),
@@ -129,6 +148,15 @@ impl Source {
         Ok((replication, agreement))
     }
 
+    /// Whether a slot that is missing would be written off, or has been, without a person's word for it.
+    fn gives_up_changes(&self, agreement: &Agreement) -> bool {
+        match agreement {
+            Agreement::Lost(_) => !self.on_standby,
+            Agreement::GapAccepted => !self.on_standby && self.accepted_by == Some(AcceptedBy::Setting),
+            Agreement::Begins { .. } | Agreement::GoesOn | Agreement::Refused(_) => false,
+        }
+    }
+
     /// The sinks do nothing before they know the database, so that nothing is sent that belongs elsewhere. From then on they
     /// deliver what the store holds, though the slot may be busy or is being made for hours. A source that is bound anew `at`
     /// a position tells them that one with it: what they say of their progress may not be behind the store's.
@@ -151,7 +179,7 @@ impl Source {
         }
         let name = self.config.name.clone();
         match self.ask_store(move |store| store.source(&name)).await {
-            Ok(Some(bound)) if !bound.gap_accepted => self.begin(bound.system_id, None),
+            Ok(Some(bound)) if bound.gap_accepted.is_none() => self.begin(bound.system_id, None),
             Ok(_) => {}
             Err(problem) => {
                 warn!(source = %self.config.name, error = %super::chain(&problem), "the store could not be asked what it is of");
@@ -217,20 +245,23 @@ impl Source {
         }
     }
 
-    async fn connect_sql(&self, tasks: &mut JoinSet<()>) -> Result<Client, Problem> {
-        let (client, driver) = connection::sql(&self.config.url).await.map_err(Problem::Connect)?;
+    /// A connection for SQL; the first of a session decides with which server it is.
+    async fn connect_sql(&mut self, tasks: &mut JoinSet<()>) -> Result<Client, Problem> {
+        let (client, driver, server) = connection::sql_somewhere(&self.server).await.map_err(Problem::Connect)?;
+        self.server = server;
         let source = self.config.name.clone();
         tasks.spawn(async move {
             if let Err(error) = driver.await {
                 debug!(source, %error, "sql connection ended");
             }
         });
+        slot::trust_the_catalogue(&client).await?;
         Ok(client)
     }
 
     /// A replication connection to the cluster of the sessions before.
     async fn connect(&mut self) -> Result<Replication, Problem> {
-        let mut replication = Replication::connect(&self.config.url, &self.memory).await.map_err(Problem::Connect)?;
+        let mut replication = Replication::connect(&self.server, &self.memory).await.map_err(Problem::Connect)?;
         let checked = timeout(START_LIMIT, self.check_identity(&mut replication)).await;
         checked.map_err(|_| Problem::slow("the server did not identify itself within 30 s"))??;
         Ok(replication)
@@ -239,7 +270,7 @@ impl Source {
     /// Slot and publication. Once a session of this run has streamed no slot is made any more but in the place of one that
     /// is lost: one that is missing then has lost changes.
     async fn prepare(&self, client: &Client) -> Result<Prepared, Problem> {
-        let (config, sinks) = (&self.config, self.intake.sinks());
+        let (config, sinks) = (&SourceConfig { url: self.server.clone(), ..self.config.clone() }, self.intake.sinks());
         // The making of a slot may wait for hours; whom for, people should see.
         let show = |waits: Option<Trouble>| {
             if let Some(mut view) = self.views.sources.get_mut(&config.name) {
@@ -276,7 +307,7 @@ impl Source {
                 ));
             }
             Some(known) => {
-                let seen = self.intake.received().max(self.confirmed);
+                let seen = self.intake.seen().max(self.confirmed);
                 let promotion = promotion(replication, Some(known.timeline), &identity).await?;
                 if let Some(trouble) = promotion.and_then(|promotion| agreement::promoted_without(promotion, seen)) {
                     return Err(trouble.into());

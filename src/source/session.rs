@@ -198,7 +198,7 @@ impl Source {
         if heard.elapsed() > SILENCE_MAX {
             return Err(Problem::silent());
         }
-        self.leave_gap_behind().await;
+        self.leave_gap_behind();
         let ask = heard.elapsed() > SILENCE_ASK && stream.last_asked.elapsed() > SILENCE_ASK;
         let moved = self.resolved().is_some_and(|resolved| resolved > stream.flushed);
         if ask || moved || stream.last_status.elapsed() >= STATUS_AT_LEAST_EVERY {

@@ -33,7 +33,6 @@ use self::plan::Plan;
 use self::publication::{PublicationState, Steps};
 use self::server::ServerFacts;
 pub(crate) use self::state::create_sql;
-use self::state::drop_sql;
 use self::verdict::{busy, publication_gone};
 use crate::change::{Lsn, TableName};
 use crate::config::{SinkConfig, SourceConfig};
@@ -187,15 +186,28 @@ pub async fn prepare_again(
     ready(client, source, &survey, Prepared { troubles, uncaptured, ..Prepared::default() }).await
 }
 
+/// Lets later statements of a session find nothing but what Postgres itself has: a function or an operator of somebody
+/// else's, named like one of ours and nearer to its arguments' types, would run as our role.
+///
+/// # Errors
+/// When the server cannot be asked.
+pub async fn trust_the_catalogue(client: &Client) -> Result<(), PrepareError> {
+    bounded("set the search path", client.batch_execute(CATALOGUE_ONLY)).await
+}
+
+/// See [`trust_the_catalogue`].
+const CATALOGUE_ONLY: &str = "SET search_path = pg_catalog";
+
 /// Bounds every later statement of a session on the server too: one that is only given up on this side would go on there,
-/// and the session with it, for as long as somebody locks what it needs.
+/// and the session with it, for as long as somebody locks what it needs. And [`trust_the_catalogue`].
 ///
 /// # Errors
 /// When the server cannot be asked.
 pub async fn limit_statements(client: &Client) -> Result<(), PrepareError> {
     // Shorter than [`bounded`], so that the server is first.
     let limits = "SET statement_timeout = '25s'; SET lock_timeout = '5s'";
-    bounded("limit the time of statements", client.batch_execute(limits)).await
+    bounded("limit the time of statements", client.batch_execute(limits)).await?;
+    trust_the_catalogue(client).await
 }
 
 /// When a source is made ready.
@@ -262,7 +274,10 @@ async fn publish_all(
         match publish(client, source, &survey, turn).await {
             Ok(()) => return Ok((survey, None)),
             Err(error) if is_race(&error) && races < RACES_MAX => races += 1,
-            Err(error) if turn.is_first() => return Err(survey.with_grants(error, source)),
+            // A slot that is older than its publication can never be read.
+            Err(error) if turn.is_first() || (turn == Turn::Anew && survey.publication.is_none()) => {
+                return Err(survey.with_grants(error, source));
+            }
             Err(error) => {
                 survey.steps.added.clear();
                 let trouble = survey.with_grants(error, source).into_trouble();
@@ -347,6 +362,13 @@ async fn publish(client: &Client, source: &SourceConfig, survey: &Survey, turn: 
     Ok(())
 }
 
+/// Drops the slot if it is of no use at that moment: between the survey and here somebody may have made another.
+const DROP_USELESS: &str = "
+select pg_drop_replication_slot(s.slot_name) is null from pg_replication_slots s
+ where s.slot_name = $1 and not s.active
+   and (s.wal_status = 'lost' or s.confirmed_flush_lsn is null or to_jsonb(s) ->> 'invalidation_reason' is not null
+        or (to_jsonb(s) ->> 'conflicting')::bool and pg_is_in_recovery())";
+
 async fn make_slot(
     client: &Client,
     source: &SourceConfig,
@@ -359,8 +381,11 @@ async fn make_slot(
     }
     if let Some(slot) = &survey.slot {
         let why = if slot.is_lost() { "that the server has given up" } else { "whose making was given up" };
-        warn!(source = source.name, slot = source.slot, "dropping a slot {why}");
-        bounded("drop a useless slot", client.batch_execute(&drop_sql(&source.slot))).await?;
+        let dropped = bounded("drop a useless slot", client.query_opt(DROP_USELESS, &[&source.slot])).await?;
+        if dropped.is_none() {
+            return Err(Passing::Changed("the slot is another than a moment ago").into());
+        }
+        warn!(source = source.name, slot = source.slot, "dropped a slot {why}");
     }
     creation::create(client, source, survey.server.in_recovery, report).await
 }

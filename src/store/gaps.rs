@@ -4,6 +4,7 @@ use rusqlite::{Connection, Row, TransactionBehavior, named_params};
 
 use super::apply::lsn_of;
 use super::error::StoreError;
+use super::loading::AcceptedBy;
 use crate::change::Lsn;
 
 /// Gaps of a source that are kept, the newest.
@@ -30,9 +31,9 @@ impl Gap {
 }
 
 /// See [`super::Store::accept_gap`].
-pub(super) fn accept(db: &Connection, source: &str) -> Result<(), StoreError> {
-    let noted = db.execute("UPDATE source SET gap_accepted = 1 WHERE name = ?1", [source]);
-    noted.map(drop).map_err(StoreError::write("that a gap is accepted"))
+pub(super) fn accept(db: &Connection, source: &str, by: Option<AcceptedBy>) -> Result<(), StoreError> {
+    let noted = db.execute("UPDATE source SET gap_accepted = ?2 WHERE name = ?1", (source, AcceptedBy::code(by)));
+    noted.map(drop).map_err(StoreError::write("whether a gap is accepted"))
 }
 
 /// See [`super::Store::note_gap`].

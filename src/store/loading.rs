@@ -26,8 +26,36 @@ pub struct SourceBinding {
     pub confirmed: Option<Lsn>,
     /// Everything that any of its sinks knows, absent ones too, lies before; `None`: none knows anything.
     pub seen: Option<Lsn>,
-    /// A person has said that what lies between here and the slot may be missing (`walhook state accept-gap`).
-    pub gap_accepted: bool,
+    /// What lies between here and the slot may be missing, as somebody has said.
+    pub gap_accepted: Option<AcceptedBy>,
+}
+
+/// Who has accepted a gap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AcceptedBy {
+    /// A person, with `walhook state accept-gap`.
+    Person,
+    /// `on_slot_lost = "recreate"`, for as long as it says so.
+    Setting,
+}
+
+impl AcceptedBy {
+    /// As it is kept; 0 is nobody.
+    pub(super) fn code(by: Option<Self>) -> i64 {
+        match by {
+            None => 0,
+            Some(Self::Person) => 1,
+            Some(Self::Setting) => 2,
+        }
+    }
+
+    fn of_code(code: i64) -> Option<Self> {
+        match code {
+            0 => None,
+            2 => Some(Self::Setting),
+            _ => Some(Self::Person),
+        }
+    }
 }
 
 /// The binding of a source; `None`: the store knows none of that name.
@@ -41,7 +69,7 @@ pub(super) fn binding(db: &Connection, name: &str) -> Result<Option<SourceBindin
         )?
         .query_row(named_params! { ":name": name }, |row| {
             let confirmed = row.get::<_, Option<i64>>(4)?.map(lsn_of);
-            let (database, slot, gap_accepted) = (row.get(1)?, row.get(2)?, row.get(3)?);
+            let (database, slot, gap_accepted) = (row.get(1)?, row.get(2)?, AcceptedBy::of_code(row.get(3)?));
             let seen = Some(lsn_of(row.get(6)?));
             let (timeline, seen) = (row.get(5)?, seen.filter(|seen| *seen > Lsn::ZERO));
             Ok((row.get(0)?, SourceBinding { system_id: 0, timeline, database, slot, confirmed, seen, gap_accepted }))

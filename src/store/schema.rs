@@ -35,7 +35,7 @@ const STATE_1: &str = "
         system_id TEXT NOT NULL,          -- as IDENTIFY_SYSTEM has it, decimal
         database TEXT NOT NULL,
         slot TEXT NOT NULL,
-        gap_accepted INTEGER NOT NULL
+        gap_accepted INTEGER NOT NULL     -- 0 no, 1 by a person, 2 by on_slot_lost
     ) STRICT, WITHOUT ROWID;
 
     CREATE TABLE sink (

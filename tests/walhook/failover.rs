@@ -223,6 +223,35 @@ async fn pitfall_40_a_standby_that_lacks_what_was_read_is_not_read_on_after_its_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn pitfall_39_a_standby_that_a_start_leads_to_for_a_moment_costs_no_slot() {
+    if !at_least(16).await {
+        return;
+    }
+    let pair = Pair::start(&[], &[]).await;
+    let receiver = Receiver::start().await;
+    let config = pair.config(&receiver.url(), "on_slot_lost = \"recreate\"");
+    let daemon = Daemon::start(&config).await;
+    pair.primary.sql("INSERT INTO counters VALUES (1, 0)").await;
+    receiver.wait_acknowledged(1).await;
+    assert!(daemon.sigterm().await.success());
+    pair.primary.sql("INSERT INTO counters VALUES (2, 0)").await;
+    pair.wait_replayed().await;
+    pair.primary.cluster.stop("fast").unwrap();
+
+    let daemon = Daemon::launch(&config);
+    until("readyz to say that it waits for the primary", || async {
+        let said = troubles(&daemon.wait_not_ready().await);
+        state(said.contains("waiting for the primary"), said)
+    })
+    .await;
+    tokio::task::block_in_place(|| pair.primary.cluster.resume()).unwrap();
+    receiver.wait_acknowledged(2).await;
+    assert_eq!(daemon.metrics().await.sum("walhook_source_gaps_total", &[]), Some(0.0));
+    assert_eq!(pair.standby.value("SELECT count(*) FROM pg_replication_slots").await, "0");
+    assert!(daemon.sigterm().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn pitfall_42_a_standby_is_read_and_what_its_primary_must_do_is_said() {
     if !at_least(16).await {
         return;

@@ -6,6 +6,7 @@ use tokio::time::timeout;
 use tokio_postgres::{Client, Row};
 
 use super::LIMIT;
+use crate::source::slot::names::{ENCODING, Name};
 
 /// The columns of one table that are worth a word.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -18,14 +19,16 @@ pub(super) struct Columns {
     pub(super) stored: Vec<String>,
     /// Generated when read (18).
     pub(super) computed: Vec<String>,
-    /// The role may read the table, which `unchanged_toast = "fetch"` needs.
+    /// The role may read the key and the columns of long values, which `unchanged_toast = "fetch"` needs.
     pub(super) may_read: bool,
 }
 
 /// Every column of the tables with these OIDs, and the types that its values are made of in the end: elements of arrays,
 /// attributes of row types, what domains are made from. `to_jsonb` (`json_categorize_type`) asks for a cast to json where a
 /// type is none of these and no built-in one; hstore is taken through its cast.
-const COLUMNS: &str = "
+fn columns() -> String {
+    format!(
+        "
 with recursive part (rel, attnum, oid) as (
   select a.attrelid, a.attnum, a.atttypid from pg_catalog.pg_attribute a
    where a.attrelid = any ($1) and a.attnum > 0 and not a.attisdropped
@@ -46,27 +49,37 @@ leaf as (
     from part p join pg_catalog.pg_type t on t.oid = p.oid
    where t.oid >= 16384 and t.typname <> 'hstore' and t.typtype not in ('c', 'd')
      and t.typsubscript <> 'pg_catalog.array_subscript_handler'::pg_catalog.regproc)
-select a.attrelid, a.attname::text, pg_catalog.format_type(a.atttypid, a.atttypmod), a.attgenerated::text,
+select a.attrelid, pg_catalog.convert_to(a.attname::text, {ENCODING}),
+       pg_catalog.convert_to(pg_catalog.format_type(a.atttypid, a.atttypmod), {ENCODING}), a.attgenerated::text,
        coalesce(bool_or(l.has_cast), false), coalesce(bool_or(l.is_base), false),
-       pg_catalog.has_table_privilege(a.attrelid, 'SELECT')
+       pg_catalog.has_schema_privilege(
+         (select c.relnamespace from pg_catalog.pg_class c where c.oid = a.attrelid), 'USAGE')
+       and (pg_catalog.has_column_privilege(a.attrelid, a.attnum, 'SELECT')
+            or a.attstorage = 'p' and not exists (
+              select from pg_catalog.pg_index i where i.indrelid = a.attrelid and i.indisprimary
+                 and a.attnum = any (i.indkey::pg_catalog.int2[])))
   from pg_catalog.pg_attribute a left join leaf l on l.rel = a.attrelid and l.attnum = a.attnum
  where a.attrelid = any ($1) and a.attnum > 0 and not a.attisdropped
- group by a.attrelid, a.attnum, a.attname, a.atttypid, a.atttypmod, a.attgenerated
- order by a.attrelid, a.attnum";
+ group by a.attrelid, a.attnum, a.attname, a.atttypid, a.atttypmod, a.attgenerated, a.attstorage
+ order by a.attrelid, a.attnum"
+    )
+}
 
-/// The columns of these tables, by OID. Without an answer in time nothing is said of them.
-pub(super) async fn read(client: &Client, oids: &[u32]) -> HashMap<u32, Columns> {
+/// The columns of these tables, by OID.
+///
+/// # Errors
+/// When the catalogue does not answer, or not in time: then nothing is known of them.
+pub(super) async fn read(client: &Client, oids: &[u32]) -> anyhow::Result<HashMap<u32, Columns>> {
     let mut tables: HashMap<u32, Columns> = HashMap::new();
-    let Ok(Ok(rows)) = timeout(LIMIT, client.query(COLUMNS, &[&oids])).await else { return tables };
-    for row in &rows {
-        tables.entry(row.get(0)).or_default().take(row);
+    for row in &timeout(LIMIT, client.query(&columns(), &[&oids])).await?? {
+        tables.entry(row.get(0)).or_insert_with(|| Columns { may_read: true, ..Columns::default() }).take(row);
     }
-    tables
+    Ok(tables)
 }
 
 impl Columns {
     fn take(&mut self, row: &Row) {
-        let (name, type_name): (String, String) = (row.get(1), row.get(2));
+        let (Name(name), Name(type_name)) = (row.get(1), row.get(2));
         let typed = format!("{name} ({type_name})");
         match (row.get::<_, bool>(4), row.get::<_, bool>(5)) {
             (true, _) => self.cast.push(typed),
@@ -78,6 +91,6 @@ impl Columns {
             "v" => self.computed.push(name),
             _ => {}
         }
-        self.may_read = row.get(6);
+        self.may_read &= row.get::<_, bool>(6);
     }
 }

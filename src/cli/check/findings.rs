@@ -72,6 +72,12 @@ pub(crate) fn of_fault(fault: &Fault) -> Finding {
     Finding { level: Level::Fail, mend, is_config: true, ..Finding::ok(&fault.key, what.trim()) }
 }
 
+/// The catalogue said nothing of the columns.
+pub(super) fn of_silence(subject: String, error: &anyhow::Error) -> Finding {
+    let what = format!("the columns of the tables could not be looked at, so nothing is said of them: {error:#}");
+    Finding::warn(subject, what, "try again; if it goes on, see the server's log")
+}
+
 /// Everything about one database.
 pub(crate) fn of_survey(
     source: &SourceConfig,

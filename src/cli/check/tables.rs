@@ -6,7 +6,7 @@ use super::findings::{Finding, listed};
 use crate::change::ReplicaIdentity;
 use crate::config::{GroupBy, MessageForm, SinkConfig, UnchangedToast};
 use crate::source::slot::TableFacts;
-use crate::source::slot::names::quoted_table;
+use crate::source::slot::names::{quoted, quoted_table};
 use crate::source::slot::plan::taken;
 
 /// Everything about one table. `columns` is what the catalogue says of its columns, where it answered.
@@ -100,8 +100,10 @@ fn of_columns(table: &TableFacts, columns: &Columns, version: u32) -> Vec<Findin
 fn of_fetching(table: &TableFacts, sink: &SinkConfig, columns: &Columns) -> Option<Finding> {
     let fetches = sink.unchanged_toast == UnchangedToast::Fetch && taken(sink).update && !columns.may_read;
     fetches.then(|| {
-        let what = format!("sink {} cannot fetch unchanged long values: the role may not read the table", sink.name);
-        Finding::warn(&table.name, what, format!("GRANT SELECT ON {} TO …;", quoted_table(&table.name)))
+        let what =
+            format!("sink {} cannot fetch unchanged long values: the role may not read them and the key", sink.name);
+        let (schema, name) = (quoted(&table.name.schema), quoted_table(&table.name));
+        Finding::warn(&table.name, what, format!("GRANT USAGE ON SCHEMA {schema} TO …; GRANT SELECT ON {name} TO …;"))
     })
 }
 

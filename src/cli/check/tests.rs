@@ -155,7 +155,7 @@ async fn virtual_columns_and_tables_that_cannot_be_fetched_from_are_named() {
     std::fs::write(file.path(), format!("[source.app]\nurl = \"{url}\"\n{sink}")).unwrap();
     let findings = look(file.path(), false).await;
     let warned = of(&findings, Level::Warn, "public.orders");
-    assert_eq!(warned, ["sink a cannot fetch unchanged long values: the role may not read the table"]);
+    assert_eq!(warned, ["sink a cannot fetch unchanged long values: the role may not read them and the key"]);
     let lines = of(&findings, Level::Ok, "public.orders").join("\n");
     assert_eq!(lines.contains("virtual generated columns are never sent: twice"), has_virtual, "{lines}");
 }

@@ -31,7 +31,7 @@ pub(super) fn as_text(path: &Path, summary: &StateSummary) -> String {
             let at = at(*at_micros);
             text += &format!("        {name}: gap of {at}: changes from {from} to {to} were never read ({why})\n");
         }
-        if source.gap_accepted {
+        if source.gap_accepted.is_some() {
             text += &format!("        {name}: a gap is accepted; the next start goes on from the slot's position\n");
         }
     }
@@ -118,7 +118,7 @@ pub(super) fn as_json(path: &Path, summary: &StateSummary) -> String {
             "database": source.database,
             "slot": source.slot,
             "resolved_lsn": source.confirmed.map(|lsn| lsn.to_string()),
-            "gap_accepted": source.gap_accepted,
+            "gap_accepted": source.gap_accepted.is_some(),
             "gaps": gaps_of(name, summary).iter().map(gap).collect::<Vec<_>>(),
         })
     });

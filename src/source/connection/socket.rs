@@ -47,6 +47,17 @@ pub(super) async fn enter<T, F>(address: &PgAddress, login: impl Fn(Socket) -> F
 where
     F: Future<Output = Result<T, ConnectError>>,
 {
+    enter_somewhere(address, login).await.map(|(entered, _)| entered)
+}
+
+/// The same, with the server it was.
+pub(super) async fn enter_somewhere<T, F>(
+    address: &PgAddress,
+    login: impl Fn(Socket) -> F,
+) -> Result<(T, Host), ConnectError>
+where
+    F: Future<Output = Result<T, ConnectError>>,
+{
     let tls = tls::config(address)?.map(Arc::new);
     let mut last = None;
     for host in &address.hosts {
@@ -67,7 +78,7 @@ where
                     encryption: *encryption,
                 };
                 match within(address, host, async { login(attempt.connect().await?).await }).await {
-                    Ok(entered) => return Ok(entered),
+                    Ok(entered) => return Ok((entered, place.of(host))),
                     Err(error) if error.other_encryption_may_help() => last = Some(note(host, error)),
                     Err(error) => {
                         last = Some(note(host, error));
@@ -108,6 +119,18 @@ async fn within<T>(
 enum Place {
     Tcp(SocketAddr),
     Unix(PathBuf),
+}
+
+impl Place {
+    /// The host as this place alone.
+    fn of(&self, host: &Host) -> Host {
+        match (self, host) {
+            (Self::Tcp(at), Host::Tcp { name, port, .. }) => {
+                Host::Tcp { name: name.clone(), address: Some(at.ip()), port: *port }
+            }
+            (Self::Tcp(_) | Self::Unix(_), host) => host.clone(),
+        }
+    }
 }
 
 async fn places(host: &Host) -> Result<Vec<Place>, ConnectError> {

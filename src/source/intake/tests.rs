@@ -132,6 +132,23 @@ fn after_a_reconnect_what_was_fed_is_skipped_also_in_the_middle_of_a_transaction
 }
 
 #[test]
+fn what_was_read_of_a_transaction_without_its_commit_counts_as_seen_for_a_promotion() {
+    let mut intake = intake();
+    take(&mut intake, vec![begin(10), insert(0, "1"), commit(12), begin(30), insert(5, "1")]);
+    assert_eq!((intake.received(), intake.seen()), (Lsn(12), Lsn(31)));
+    // A server that left the timeline between these two has another change at the position that is skipped as known.
+    intake.reconnected(Lsn(12));
+    assert_eq!(intake.seen(), Lsn(31));
+    for (left, keeps) in [(Some(Lsn(12)), false), (Some(Lsn(30)), false), (None, false), (Some(Lsn(31)), true)] {
+        let promotion = crate::source::agreement::Promotion { before: 1, now: 2, left };
+        let trouble = crate::source::agreement::promoted_without(promotion, intake.seen());
+        assert_eq!(trouble.is_none(), keeps, "{left:?}: {trouble:?}");
+    }
+    take(&mut intake, vec![begin(30), insert(5, "1"), commit(40)]);
+    assert_eq!(intake.seen(), Lsn(40));
+}
+
+#[test]
 fn annotations_stay_until_cleared_or_committed() {
     let mut intake = intake();
     let set = |content| logical("walhook:transaction_annotations.set", content);

@@ -1,4 +1,5 @@
-//! The log of TRUNCATEs that no sink takes: a line each, as long as they are not too many.
+//! Logs of what may come with every change: a line each, as long as they are not too many. The log of TRUNCATEs that no
+//! sink takes is one.
 
 use std::time::{Duration, Instant};
 
@@ -8,20 +9,17 @@ const LINES_WITHIN: Duration = Duration::from_secs(60);
 /// Tables that a line names.
 const NAMES_MAX: usize = 5;
 
-/// See the module.
+/// Bounds the lines of one log.
 #[derive(Debug, Default)]
-pub(super) struct Unheard {
+pub(super) struct Lines {
     since: Option<Instant>,
     lines: u32,
     unsaid: u64,
 }
 
-impl Unheard {
-    /// A TRUNCATE emptied these tables and no sink was told. What to log, with how many such were not logged before it.
-    pub(super) fn line(&mut self, tables: &[String], now: Instant) -> Option<(String, u64)> {
-        if tables.is_empty() {
-            return None;
-        }
+impl Lines {
+    /// Whether there is a line for one more; then how many were not logged before it.
+    pub(super) fn one(&mut self, now: Instant) -> Option<u64> {
         if self.since.is_none_or(|since| now.duration_since(since) >= LINES_WITHIN) {
             (self.since, self.lines) = (Some(now), 0);
         }
@@ -30,10 +28,25 @@ impl Unheard {
             return None;
         }
         self.lines += 1;
+        Some(std::mem::take(&mut self.unsaid))
+    }
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Unheard(Lines);
+
+impl Unheard {
+    /// A TRUNCATE emptied these tables and no sink was told. What to log, with how many such were not logged before it.
+    pub(super) fn line(&mut self, tables: &[String], now: Instant) -> Option<(String, u64)> {
+        if tables.is_empty() {
+            return None;
+        }
+        let unsaid = self.0.one(now)?;
         let names = tables.iter().take(NAMES_MAX).map(String::as_str).collect::<Vec<_>>().join(", ");
         let more = tables.len().saturating_sub(NAMES_MAX);
         let names = if more > 0 { format!("{names} and {more} more") } else { names };
-        Some((names, std::mem::take(&mut self.unsaid)))
+        Some((names, unsaid))
     }
 }
 

@@ -5,7 +5,7 @@ use tokio::sync::Notify;
 
 use super::*;
 use crate::change::Position;
-use crate::config::{Hold, OnSlotLost, StateConfig};
+use crate::config::{Hold, StateConfig};
 use crate::memory::Memory;
 use crate::metrics::SourceMetrics;
 use crate::sink::feed::Progress;
@@ -187,7 +187,7 @@ async fn a_slot_that_is_gone_is_a_gap_until_it_is_accepted_and_is_not_made_befor
     let from = house.live().go().await;
     assert!(from > known);
     let after = house.live();
-    assert_eq!((after.binding().gap_accepted, after.binding().confirmed), (false, Some(from)));
+    assert_eq!((after.binding().gap_accepted, after.binding().confirmed), (None, Some(from)));
 }
 
 #[tokio::test]
@@ -338,7 +338,7 @@ async fn recreate_replaces_a_lost_slot_also_when_a_crash_lies_between_the_decisi
         let Err(problem) = life.source.open().await else { panic!("it opened over the gap") };
         assert!(matches!(problem, Problem::Lost(_)), "{problem:?}");
         life.source.replace_lost(problem).await.unwrap_or_else(|problem| panic!("{problem}"));
-        assert!(life.binding().gap_accepted && slots(&house).await == 0, "the decision comes first");
+        assert!(life.binding().gap_accepted.is_some() && slots(&house).await == 0, "the decision comes first");
         if crashes {
             life.store.close();
             life = house.live();
@@ -348,10 +348,50 @@ async fn recreate_replaces_a_lost_slot_also_when_a_crash_lies_between_the_decisi
         let gaps = life.store.gaps("app").unwrap();
         assert_eq!(gaps.len(), 1 + usize::from(crashes), "{gaps:?}");
         assert_eq!(gaps[0].why, if crashes { "lost" } else { "dropped" });
-        assert_eq!((gaps[0].to, life.binding().gap_accepted), (life.source.confirmed, false));
+        assert_eq!((gaps[0].to, life.binding().gap_accepted), (life.source.confirmed, None));
         assert!(gaps[0].from >= Some(known) && gaps[0].from < Some(gaps[0].to), "{gaps:?}");
         assert_eq!(life.source.views.sources.get("app").unwrap().gaps.len(), 1);
         life.store.close();
+        free(&house).await;
+    }
+}
+
+#[tokio::test]
+async fn what_the_setting_accepted_is_void_once_it_says_stop() {
+    let house = House::new().await;
+    house.live().go().await;
+    free(&house).await;
+    house.sql(DROP).await;
+    let mut life = house.live();
+    life.source.config.on_slot_lost = OnSlotLost::Recreate;
+    let Err(problem) = life.source.open().await else { panic!("it opened over the gap") };
+    life.source.replace_lost(problem).await.unwrap_or_else(|problem| panic!("{problem}"));
+    assert_eq!(life.binding().gap_accepted, Some(AcceptedBy::Setting));
+    life.store.close();
+
+    let (what, _) = house.live().refusal().await;
+    assert!(what.contains("is gone"), "{what}");
+    assert_eq!(slots(&house).await, 0, "a slot was made over a gap that nobody accepted");
+    house.accept_gap();
+    house.live().go().await;
+}
+
+#[tokio::test]
+async fn a_slot_that_is_there_after_all_is_no_gap() {
+    let house = House::new().await;
+    let known = house.live().go().await;
+    free(&house).await;
+    let mut life = house.live();
+    life.source.config.on_slot_lost = OnSlotLost::Recreate;
+    for has_streamed in [false, true] {
+        let lost = LostSlot::dropped(None, Trouble { what: "gone".to_owned(), advice: String::new() });
+        life.source.replace_lost(Problem::Lost(Box::new(lost))).await.unwrap_or_else(|problem| panic!("{problem}"));
+        assert!(life.source.lost.is_some() && life.binding().gap_accepted.is_some());
+        drop(life.source.open().await.unwrap_or_else(|problem| panic!("{problem}")));
+        assert_eq!(life.store.gaps("app").unwrap(), []);
+        assert!(life.source.lost.is_none() && life.source.accepted_until.is_none());
+        assert_eq!((life.binding().gap_accepted, life.source.confirmed), (None, known), "{has_streamed}");
+        life.source.has_streamed = true;
         free(&house).await;
     }
 }

@@ -69,7 +69,7 @@ async fn make(maker: &Client, watch: &Watch<'_>) -> Result<bool, PrepareError> {
     if let Err(error) = maker.batch_execute("SET client_connection_check_interval = '1s'").await {
         warn!(source = source.name, %error, "the server cannot notice a client that leaves while it waits");
     }
-    let setup = "SET statement_timeout = 0; SET lock_timeout = 0";
+    let setup = "SET statement_timeout = 0; SET lock_timeout = 0; SET search_path = pg_catalog";
     bounded("set up the session that makes the slot", maker.batch_execute(setup)).await?;
     let pid: i32 = bounded("ask for a backend's id", maker.query_one("select pg_backend_pid()", &[])).await?.get(0);
     info!(source = source.name, slot = source.slot, "making the replication slot");

@@ -99,6 +99,9 @@ pub enum Passing {
     /// The server is a standby, and the slot is read where writes are made.
     #[error("the server is a standby, and {0}")]
     Standby(&'static str),
+    /// What was found before is true no more.
+    #[error("{0}; it is looked at again")]
+    Changed(&'static str),
     /// The connection for making the slot could not be opened.
     #[error("could not open a second connection for making the slot")]
     Connect(#[source] ConnectError),

@@ -106,8 +106,9 @@ pub(crate) async fn read(
 
 /// Runs the statements as one transaction. Waits for locks 5 s at most.
 pub(crate) async fn apply(client: &Client, sql: &[&str]) -> Result<(), PrepareError> {
-    // Several statements in one simple query are one transaction, rolled back as a whole.
-    let batch = format!("SET LOCAL lock_timeout = '5s'; {}", sql.join(" "));
+    // Several statements in one simple query are one transaction, rolled back as a whole. All they name has its schema;
+    // the path is for event triggers of others that run with them.
+    let batch = format!("SET LOCAL lock_timeout = '5s'; SET LOCAL search_path = \"$user\", public; {}", sql.join(" "));
     bounded("make or change the publication", client.batch_execute(&batch)).await
 }
 

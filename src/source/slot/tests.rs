@@ -18,10 +18,12 @@ mod planning;
 mod publishing;
 mod slots;
 
-/// A server, a superuser's session and the tasks that drive sessions.
+/// A server, a superuser's sessions and the tasks that drive sessions.
 pub(crate) struct Stage {
     pub(crate) cluster: Cluster,
     pub(crate) client: Client,
+    /// As walhook has one: it finds only what Postgres itself has.
+    pub(crate) own: Client,
     drivers: JoinSet<()>,
 }
 
@@ -31,8 +33,9 @@ impl Stage {
         let cluster = Cluster::start(&ClusterOptions { settings, ..ClusterOptions::default() }).unwrap();
         let mut drivers = JoinSet::new();
         let client = session(&mut drivers, &cluster.url("postgres")).await;
+        let own = session(&mut drivers, &cluster.url("postgres")).await;
         client.batch_execute(sql).await.unwrap();
-        Self { cluster, client, drivers }
+        Self { cluster, client, own, drivers }
     }
 
     pub(crate) async fn session(&mut self, url: &str) -> Client {
@@ -53,7 +56,7 @@ impl Stage {
     }
 
     async fn prepare(&self, sinks: &[SinkConfig]) -> Result<Prepared, PrepareError> {
-        prepare(&self.client, &self.source(), sinks, &|_| {}).await
+        prepare(&self.own, &self.source(), sinks, &|_| {}).await
     }
 
     async fn published(&self) -> Vec<String> {

@@ -152,7 +152,7 @@ fn a_binding_is_kept_and_knows_how_far_its_active_sinks_are() {
         slot: "walhook_app".to_owned(),
         confirmed: None,
         seen: None,
-        gap_accepted: false,
+        gap_accepted: None,
     };
     assert_eq!(store.source("app").unwrap(), Some(bound.clone()));
     let confirmed = |store: &Store| store.source("app").unwrap().unwrap().confirmed;
@@ -246,9 +246,14 @@ fn an_accepted_gap_moves_its_sinks_forward_and_takes_nothing_back() {
     mend::accept_gap(&rig.config, "app").unwrap();
     assert!(matches!(mend::accept_gap(&rig.config, "none"), Err(StoreError::UnknownSource { .. })));
     let (store, sink) = rig.one();
-    assert!(store.source("app").unwrap().unwrap().gap_accepted);
+    let accepted = || store.source("app").unwrap().unwrap().gap_accepted;
+    assert_eq!(accepted(), Some(AcceptedBy::Person));
+    for by in [None, Some(AcceptedBy::Setting)] {
+        store.accept_gap("app", by).unwrap();
+        assert_eq!(accepted(), by);
+    }
     store.bind(&binding(Some(8))).unwrap();
-    assert!(!store.source("app").unwrap().unwrap().gap_accepted);
+    assert_eq!(accepted(), None);
     assert_eq!(loaded(&store).progress, Some(progress(8, Some(at(6, 1)), &[at(5, 1)])));
     assert_eq!(loaded(&store).deliveries.len(), 1, "what is held stays");
     write_with(&store, sink, vec![], Some(progress(8, Some(at(9, 1)), &[])));

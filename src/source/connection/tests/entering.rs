@@ -1,6 +1,7 @@
 //! Passwords, sockets, several servers, session settings.
 
 use super::*;
+use crate::source::address::Host;
 
 const ROLES: &str = "SET password_encryption = 'md5'; CREATE ROLE m LOGIN REPLICATION PASSWORD 'm-word';
     SET password_encryption = 'scram-sha-256'; CREATE ROLE s LOGIN REPLICATION PASSWORD 's-wörd/:@';
@@ -58,6 +59,10 @@ async fn the_next_server_is_tried_when_one_is_down_or_does_not_suit() {
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let port = cluster.port();
     enter(&format!("postgres://postgres@127.0.0.1:{closed},127.0.0.1:{port}/postgres")).await.unwrap();
+    let both = address(&format!("postgres://postgres@127.0.0.1:{closed},localhost:{port}/postgres"));
+    let (_, _, one) = sql_somewhere(&both).await.unwrap();
+    let [Host::Tcp { name, address: Some(_), port: found }] = &*one.hosts else { panic!("{one:?}") };
+    assert_eq!((&**name, *found), ("localhost", port), "later sessions are with the server that let us in");
     let here = format!("postgres://postgres@127.0.0.1:{port}/postgres");
     enter(&format!("{here}?target_session_attrs=read-write")).await.unwrap();
     client(&here).await.batch_execute("ALTER ROLE postgres SET default_transaction_read_only = on").await.unwrap();

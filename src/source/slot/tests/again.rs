@@ -10,17 +10,17 @@ async fn a_locked_table_keeps_neither_the_stream_nor_the_connection() {
     holder.batch_execute("create table later (id int primary key)").await.unwrap();
     holder.batch_execute("begin; lock table later, orders in access exclusive mode").await.unwrap();
     let (source, sinks) = (stage.source(), [sink("s", &["public.*"])]);
-    let prepared = prepare_again(&stage.client, &source, &sinks).await.unwrap();
+    let prepared = prepare_again(&stage.own, &source, &sinks).await.unwrap();
     assert!(prepared.troubles[0].what.contains("lock timeout"), "{:?}", prepared.troubles);
     assert_eq!(prepared.tables.len(), 1, "{:?}", prepared.tables);
-    let maintained = maintain(&stage.client, &source, &sinks).await.unwrap();
+    let maintained = maintain(&stage.own, &source, &sinks).await.unwrap();
     assert!(maintained.added.is_empty());
     assert!(maintained.troubles[0].what.contains("lock timeout"), "{:?}", maintained.troubles);
     holder.batch_execute("commit").await.unwrap();
-    let maintained = maintain(&stage.client, &source, &sinks).await.unwrap();
+    let maintained = maintain(&stage.own, &source, &sinks).await.unwrap();
     assert_eq!((maintained.added.len(), maintained.troubles.len()), (1, 0));
     let limits = "select current_setting('statement_timeout') || ' ' || current_setting('lock_timeout')";
-    assert_eq!(stage.client.query_one(limits, &[]).await.unwrap().get::<_, String>(0), "25s 5s");
+    assert_eq!(stage.own.query_one(limits, &[]).await.unwrap().get::<_, String>(0), "25s 5s");
 }
 
 #[tokio::test]
@@ -52,14 +52,68 @@ async fn a_table_swapped_by_its_name_was_not_captured_before() {
     let swap =
         "create table fresh (id int primary key); alter table orders rename to old; alter table fresh rename to orders";
     stage.client.batch_execute(swap).await.unwrap();
-    let again = prepare_again(&stage.client, &source, &sinks).await.unwrap();
+    let again = prepare_again(&stage.own, &source, &sinks).await.unwrap();
     assert!(again.uncaptured[0].what.starts_with("public.orders was made or renamed"), "{again:?}");
-    let maintained = maintain(&stage.client, &source, &sinks).await.unwrap();
+    let maintained = maintain(&stage.own, &source, &sinks).await.unwrap();
     assert!(maintained.uncaptured.is_empty() && !maintained.is_incomplete, "{maintained:?}");
 
     // One that only a pattern names is new, not late.
     stage.client.batch_execute("drop table old, orders; create table another (id int primary key)").await.unwrap();
-    let maintained = maintain(&stage.client, &source, &sinks).await.unwrap();
+    let maintained = maintain(&stage.own, &source, &sinks).await.unwrap();
     assert_eq!(maintained.added.len(), 1);
     assert!(maintained.uncaptured.is_empty() && maintained.is_incomplete, "{maintained:?}");
+}
+
+#[tokio::test]
+async fn functions_of_others_that_fit_better_than_those_of_postgres_are_not_called() {
+    let stage = Stage::new(&[], ORDERS).await;
+    let hostile = "
+        create function public.convert_to(text, text) returns bytea language plpgsql as $$ begin raise 'caught'; end $$;
+        create function public.to_jsonb(pg_replication_slots) returns jsonb language plpgsql as $$ begin raise 'caught'; end $$;
+        create function public.to_jsonb(pg_publication_rel) returns jsonb language plpgsql as $$ begin raise 'caught'; end $$;
+        create function public.unnest(int2vector) returns setof int2 language plpgsql as $$ begin raise 'caught'; end $$";
+    stage.client.batch_execute(hostile).await.unwrap();
+    let (source, sinks) = (stage.source(), [sink("s", &["public.orders"])]);
+    // Those of a row type are called where the path has them, so this test can fail.
+    let row = stage.client.query("select to_jsonb(r) from pg_publication_rel r", &[]);
+    assert!(row.await.is_ok(), "nothing is published yet");
+    stage.prepare(&sinks).await.unwrap();
+    let caught = stage.client.query("select to_jsonb(r) from pg_publication_rel r", &[]).await.unwrap_err();
+    assert!(caught.as_db_error().unwrap().message().contains("caught"), "{caught:?}");
+    prepare_again(&stage.own, &source, &sinks).await.unwrap();
+    maintain(&stage.own, &source, &sinks).await.unwrap();
+    assert!(inspect(&stage.own, &source.slot).await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn in_the_place_of_a_lost_slot_none_is_made_without_a_publication() {
+    let stage = Stage::new(&[], ORDERS).await;
+    let sinks = [sink("s", &["public.orders"])];
+    stage.prepare(&sinks).await.unwrap();
+    let gone = "drop publication walhook_app; select pg_drop_replication_slot('walhook_app')";
+    stage.client.batch_execute(gone).await.unwrap();
+    let source = SourceConfig { create: false, ..stage.source() };
+    let anew = prepare_anew(&stage.own, &source, &sinks, true, &|_| {}).await;
+    assert!(lasting(anew).0.contains("does not hold what the sinks need"));
+    stage.client.batch_execute("create role app login replication").await.unwrap();
+    let url = stage.cluster.url("postgres").replace("postgres@", "app@");
+    let mut stage = stage;
+    let app = stage.session(&url).await;
+    let source = SourceConfig { url: PgAddress::parse(&url).unwrap(), ..stage.source() };
+    let anew = prepare_anew(&app, &source, &sinks, true, &|_| {}).await;
+    assert!(matches!(anew, Err(PrepareError::Lasting { .. })), "{anew:?}");
+    assert_eq!(stage.count("select count(*) from pg_replication_slots").await, 0, "older than its publication");
+}
+
+#[tokio::test]
+async fn a_slot_that_somebody_made_since_the_survey_is_not_dropped() {
+    let stage = Stage::new(&[], ORDERS).await;
+    let (source, sinks) = (stage.source(), [sink("s", &["public.orders"])]);
+    stage.prepare(&sinks).await.unwrap();
+    limit_statements(&stage.own).await.unwrap();
+    let mut survey = survey(&stage.own, &source, &sinks).await.unwrap();
+    survey.slot.as_mut().unwrap().wal_status = Some("lost".to_owned());
+    let made = make_slot(&stage.own, &source, &survey, &|_| {}).await;
+    assert!(matches!(made, Err(PrepareError::Passing(Passing::Changed(_)))), "{made:?}");
+    assert_eq!(stage.count("select count(*) from pg_replication_slots").await, 1);
 }

@@ -158,7 +158,7 @@ async fn partitions_come_as_their_root() {
     let trouble = &prepared.troubles[0];
     assert_eq!(trouble.advice, "ALTER TABLE \"public\".\"loose_1\" REPLICA IDENTITY FULL;");
     stage.client.batch_execute(&trouble.advice).await.unwrap();
-    let maintained = maintain(&stage.client, &stage.source(), &[sink("s", &["public.*"])]).await.unwrap();
+    let maintained = maintain(&stage.own, &stage.source(), &[sink("s", &["public.*"])]).await.unwrap();
     assert_eq!(maintained.added[0].table, "loose");
     assert!(maintained.troubles[0].what.contains("partitions made from now on"), "{:?}", maintained.troubles);
     stage.client.batch_execute("update loose set v = 2; update parts set v = 2").await.unwrap();

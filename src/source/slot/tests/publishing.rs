@@ -12,11 +12,11 @@ async fn a_pattern_picks_up_new_tables_and_lets_go_of_none_that_a_sink_names() {
     assert_eq!(stage.published().await, ["My Shop.Odd \"name\"", "public.orders"]);
     let made = "create table later (id int primary key); create table bare (v int); insert into bare values (1)";
     stage.client.batch_execute(made).await.unwrap();
-    let maintained = maintain(&stage.client, &stage.source(), &sinks).await.unwrap();
+    let maintained = maintain(&stage.own, &stage.source(), &sinks).await.unwrap();
     assert_eq!(maintained.added.iter().map(TableName::to_string).collect::<Vec<_>>(), ["public.later"]);
     assert_eq!(maintained.troubles.len(), 1);
     stage.client.batch_execute("update bare set v = 2").await.unwrap();
-    let again = maintain(&stage.client, &stage.source(), &sinks).await.unwrap();
+    let again = maintain(&stage.own, &stage.source(), &sinks).await.unwrap();
     assert!(again.added.is_empty() && again.troubles == maintained.troubles);
 
     // A table that lost its key stays published, one that no sink names any more leaves.
@@ -54,8 +54,8 @@ async fn a_table_that_is_renamed_away_and_back_while_the_stream_runs_stays_publi
     stage.prepare(&sinks).await.unwrap();
     stage.client.batch_execute("alter table orders rename to orders_old").await.unwrap();
     sinks[1].actions = Actions { insert: true, update: false, delete: false, truncate: false };
-    maintain(&stage.client, &stage.source(), &sinks).await.unwrap();
-    prepare_again(&stage.client, &stage.source(), &sinks).await.unwrap();
+    maintain(&stage.own, &stage.source(), &sinks).await.unwrap();
+    prepare_again(&stage.own, &stage.source(), &sinks).await.unwrap();
     assert_eq!(stage.published().await, ["public.orders_old", "public.other"]);
     stage.client.batch_execute("alter table orders_old rename to orders").await.unwrap();
 
@@ -72,17 +72,17 @@ async fn slots_that_share_a_publication_take_nothing_from_each_other() {
     let orders = [sink("s", &["public.orders"])];
     let mut other = [sink("o", &["public.other"])];
     other[0].actions = Actions { insert: true, update: false, delete: false, truncate: false };
-    prepare(&stage.client, &ours, &orders, &|_| {}).await.unwrap();
-    prepare(&stage.client, &theirs, &other, &|_| {}).await.unwrap();
-    maintain(&stage.client, &ours, &orders).await.unwrap();
-    maintain(&stage.client, &theirs, &other).await.unwrap();
+    prepare(&stage.own, &ours, &orders, &|_| {}).await.unwrap();
+    prepare(&stage.own, &theirs, &other, &|_| {}).await.unwrap();
+    maintain(&stage.own, &ours, &orders).await.unwrap();
+    maintain(&stage.own, &theirs, &other).await.unwrap();
     assert_eq!(stage.published().await, ["public.orders", "public.other"]);
     assert_eq!(stage.count("select count(*) from pg_publication where pubupdate and pubdelete").await, 1);
 
     // Nor is anything taken from one whose comment names no slot.
     let older = "comment on publication walhook_app is 'made and maintained by walhook'";
     stage.client.batch_execute(older).await.unwrap();
-    prepare(&stage.client, &ours, &orders, &|_| {}).await.unwrap();
+    prepare(&stage.own, &ours, &orders, &|_| {}).await.unwrap();
     assert_eq!(stage.published().await, ["public.orders", "public.other"]);
 }
 
@@ -91,23 +91,23 @@ async fn create_false_changes_nothing_and_gives_the_sql() {
     let stage = Stage::new(&[], ORDERS).await;
     let source = SourceConfig { create: false, ..stage.source() };
     let sinks = [sink("s", &["public.orders"])];
-    let (_, by_pattern) = lasting(prepare(&stage.client, &source, &[sink("s", &["public.*"])], &|_| {}).await);
-    let (_, publication) = lasting(prepare(&stage.client, &source, &sinks, &|_| {}).await);
+    let (_, by_pattern) = lasting(prepare(&stage.own, &source, &[sink("s", &["public.*"])], &|_| {}).await);
+    let (_, publication) = lasting(prepare(&stage.own, &source, &sinks, &|_| {}).await);
     assert_eq!(by_pattern, publication);
     assert_eq!(stage.count("select count(*) from pg_publication").await, 0);
     stage.client.batch_execute(&publication).await.unwrap();
-    let (what, slot) = lasting(prepare(&stage.client, &source, &sinks, &|_| {}).await);
+    let (what, slot) = lasting(prepare(&stage.own, &source, &sinks, &|_| {}).await);
     assert!(what.contains("the slot walhook_app does not exist"), "{what}");
     stage.client.batch_execute(&slot).await.unwrap();
-    let prepared = prepare(&stage.client, &source, &sinks, &|_| {}).await.unwrap();
+    let prepared = prepare(&stage.own, &source, &sinks, &|_| {}).await.unwrap();
     assert!(!prepared.created && prepared.tables.len() == 1);
 
     stage.client.batch_execute("create table later (id int primary key)").await.unwrap();
     let wide = [sink("s", &["public.*"])];
-    let maintained = maintain(&stage.client, &source, &wide).await.unwrap();
+    let maintained = maintain(&stage.own, &source, &wide).await.unwrap();
     assert!(maintained.added.is_empty());
     assert!(maintained.troubles[0].what.contains("public.later is not in the publication"));
-    assert_eq!(prepare(&stage.client, &source, &wide, &|_| {}).await.unwrap().tables.len(), 1);
+    assert_eq!(prepare(&stage.own, &source, &wide, &|_| {}).await.unwrap().tables.len(), 1);
 }
 
 #[tokio::test]

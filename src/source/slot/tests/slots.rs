@@ -55,7 +55,7 @@ async fn slots_that_cannot_be_ours_are_refused() {
     let (what, advice) = lasting(stage.prepare(&sinks).await);
     assert!(what.contains("the publication walhook_app does not"), "{what}");
     assert!(advice.starts_with("SELECT pg_drop_replication_slot('walhook_app');"), "{advice}");
-    assert!(matches!(maintain(&stage.client, &stage.source(), &sinks).await, Err(PrepareError::Lasting { .. })));
+    assert!(matches!(maintain(&stage.own, &stage.source(), &sinks).await, Err(PrepareError::Lasting { .. })));
 }
 
 #[tokio::test]
@@ -89,7 +89,8 @@ async fn a_slot_that_the_server_gave_up_is_lost() {
     let mut drivers = JoinSet::new();
     let client = session(&mut drivers, &cluster.url("postgres")).await;
     client.batch_execute(ORDERS).await.unwrap();
-    let stage = Stage { cluster, client, drivers };
+    let own = session(&mut drivers, &cluster.url("postgres")).await;
+    let stage = Stage { cluster, client, own, drivers };
     let sinks = [sink("s", &["public.orders"])];
     stage.prepare(&sinks).await.unwrap();
     for _ in 0..8 {
@@ -106,9 +107,9 @@ async fn a_slot_that_the_server_gave_up_is_lost() {
 
     // In its place another is made; one that can be read is left alone.
     let source = stage.source();
-    let anew = prepare_anew(&stage.client, &source, &sinks, true, &|_| {}).await.unwrap();
+    let anew = prepare_anew(&stage.own, &source, &sinks, true, &|_| {}).await.unwrap();
     assert!(anew.created && Some(anew.confirmed) > facts.confirmed, "{anew:?}");
-    assert!(!prepare_anew(&stage.client, &source, &sinks, false, &|_| {}).await.unwrap().created);
+    assert!(!prepare_anew(&stage.own, &source, &sinks, false, &|_| {}).await.unwrap().created);
 }
 
 #[tokio::test]
@@ -154,7 +155,7 @@ async fn pitfall_37_making_a_slot_waits_for_old_transactions_and_leaves_nothing_
     {
         let sinks = [sink("s", &["public.orders"])];
         let source = stage.source();
-        let mut preparing = std::pin::pin!(prepare(&stage.client, &source, &sinks, &|_| {}));
+        let mut preparing = std::pin::pin!(prepare(&stage.own, &source, &sinks, &|_| {}));
         let watcher = async {
             while eye.query_one(waiting, &[]).await.unwrap().get::<_, i64>(0) == 0 {
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -180,7 +181,7 @@ async fn two_at_once_agree() {
     let source = stage.source();
     let sinks = [sink("s", &["public.orders"])];
     let (first, second) =
-        tokio::join!(prepare(&stage.client, &source, &sinks, &|_| {}), prepare(&other, &source, &sinks, &|_| {}));
+        tokio::join!(prepare(&stage.own, &source, &sinks, &|_| {}), prepare(&other, &source, &sinks, &|_| {}));
     let fine = |result: &Result<Prepared, PrepareError>| matches!(result, Ok(_) | Err(PrepareError::Busy { .. }));
     assert!(fine(&first) && fine(&second), "{first:?} {second:?}");
     assert_eq!(stage.count("select count(*) from pg_replication_slots").await, 1);
@@ -202,7 +203,7 @@ async fn pitfall_37_whom_the_making_of_a_slot_waits_for_is_reported_until_it_is_
         }
         old.batch_execute("commit").await.unwrap();
     };
-    let (prepared, ()) = tokio::join!(prepare(&stage.client, &source, &sinks, &report), freeing);
+    let (prepared, ()) = tokio::join!(prepare(&stage.own, &source, &sinks, &report), freeing);
     assert!(prepared.unwrap().created);
     let told = told.into_inner().unwrap();
     let Some(Some(trouble)) = told.first() else { panic!("{told:?}") };
