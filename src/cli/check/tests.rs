@@ -106,8 +106,8 @@ async fn a_table_says_its_key_its_columns_and_what_each_sink_sees_in_lines_that_
         "primary key id; old rows: the primary key only",
         "changes of an update is null unless its key changed; a delete has the old row's columns named above; long values \
          that an update leaves as they are are not sent: note, feeling, places",
-        "as Postgres's text, where to_jsonb would use a cast to json: feeling (moods)",
-        "types that JSON has no form for, as Postgres's text: places (pair[])",
+        "as Postgres's text, where to_jsonb would use a cast to json: feeling (public.moods)",
+        "types that JSON has no form for, as Postgres's text: places (public.pair[])",
         "generated columns are not sent by this server (18 and later do): twice",
         "sink a: insert, update, delete, truncate; in order for each id",
         "sink b: insert, update; in order as a whole; not delete: message = \"row\" has nothing to say of one",
@@ -155,9 +155,37 @@ async fn virtual_columns_and_tables_that_cannot_be_fetched_from_are_named() {
     std::fs::write(file.path(), format!("[source.app]\nurl = \"{url}\"\n{sink}")).unwrap();
     let findings = look(file.path(), false).await;
     let warned = of(&findings, Level::Warn, "public.orders");
-    assert_eq!(warned, ["sink a cannot fetch unchanged long values: the role may not read them and the key"]);
+    let cannot = ["sink a cannot fetch unchanged long values: the role may not read them and the key"];
+    assert_eq!(warned, cannot);
+    for (sql, expected) in [
+        ("grant select (note) on orders to app", &cannot[..]),
+        ("grant select (id) on orders to app", &[]),
+        ("revoke usage on schema public from public", &cannot),
+    ] {
+        stage.client.batch_execute(sql).await.unwrap();
+        assert_eq!(of(&look(file.path(), false).await, Level::Warn, "public.orders"), expected, "{sql}");
+    }
     let lines = of(&findings, Level::Ok, "public.orders").join("\n");
     assert_eq!(lines.contains("virtual generated columns are never sent: twice"), has_virtual, "{lines}");
+}
+
+#[tokio::test]
+async fn a_column_whose_name_is_no_utf8_leaves_the_others_known() {
+    let mut stage = Stage::new(&[], "create database raw template template0 encoding 'SQL_ASCII' locale 'C'").await;
+    let url = stage.cluster.url("raw");
+    let table = "do $$ begin execute format(
+        'create table orders (id int primary key, %I int generated always as (id * 2) stored)',
+        convert_from('\\x636166e9', 'SQL_ASCII')); end $$";
+    stage.session(&url).await.batch_execute(table).await.unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let sink = "[sink.a]\nurl = \"http://127.0.0.1:1/\"\ntables = [\"public.orders\"]\n";
+    std::fs::write(file.path(), format!("[source.app]\nurl = \"{url}\"\n{sink}")).unwrap();
+    let findings = look(file.path(), false).await;
+    assert!(!as_text(&findings).contains("could not be looked at"), "{}", as_text(&findings));
+    let version: String = stage.client.query_one("show server_version_num", &[]).await.unwrap().get(0);
+    let said =
+        as_text(&findings).contains("generated columns are not sent by this server (18 and later do): caf\u{fffd}");
+    assert_eq!(said, version.parse::<u32>().unwrap() < 180_000, "{}", as_text(&findings));
 }
 
 #[tokio::test]

@@ -144,6 +144,7 @@ fn what_was_read_of_a_transaction_without_its_commit_counts_as_seen_for_a_promot
         let trouble = crate::source::agreement::promoted_without(promotion, intake.seen());
         assert_eq!(trouble.is_none(), keeps, "{left:?}: {trouble:?}");
     }
+    intake.learn(table(5, "nobody"));
     take(&mut intake, vec![begin(30), insert(5, "1"), commit(40)]);
     assert_eq!(intake.seen(), Lsn(40));
 }
