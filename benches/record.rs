@@ -66,6 +66,28 @@ fn nested() -> Vec<(&'static str, Kind, &'static str)> {
     ]
 }
 
+fn numbers_and_times() -> Vec<(&'static str, Kind, &'static str)> {
+    vec![
+        ("id", Kind::BigInt, "123456789"),
+        ("a", Kind::Numeric, "17636684.142857142857"),
+        ("b", Kind::Numeric, "567.89"),
+        ("c", Kind::Numeric, "124980246.0126543210"),
+        ("d", Kind::Float, "41152263"),
+        ("e", Kind::Float, "0.12345678900000001"),
+        ("at", Kind::TimestampTz, "2024-03-20 15:30:00.123456+00"),
+        ("seen", Kind::TimestampTz, "2024-03-20 15:30:00+00"),
+        ("done", Kind::Timestamp, "2024-03-20 15:30:00.123456"),
+        ("due", Kind::TimestampTz, "2024-03-20 15:30:00.123+00"),
+        ("day", Kind::Text, "2024-03-20"),
+    ]
+}
+
+fn document() -> Vec<(&'static str, Kind, &'static str)> {
+    let doc = r#"{"name": "202cb962ac59075b964b07152d234b70", "open": true, "lines": [{"n": 4, "sku": "250cf8b51c773f3f8dc8b4be867a9a02", "note": "word word word word word word word word word word word word ", "price": 12.50}, {"n": 1, "sku": "99c5e07b4d5de9d18c350cdf64c5aa3d", "note": "line 
+ "two"", "price": 0.99}], "total": 1.23, "address": {"zip": "12345", "city": "Zürich", "street": "Long street 23"}}"#;
+    vec![("id", Kind::BigInt, "123"), ("doc", Kind::Json, doc), ("tags", Kind::Json, r#"["a", "b", 123, null, true]"#)]
+}
+
 fn bench(criterion: &mut Criterion) {
     let (form, numbers) = (MessageForm::Change, Numbers::Json);
     let rendering = Rendering::new(&RenderingSettings { source: "app", sink: "orders", form, numbers, system_id: 7 });
@@ -76,6 +98,8 @@ fn bench(criterion: &mut Criterion) {
             change(&plain(), |new| Row::Update { old: Some(OldRow::Full(new.clone())), new }),
         ),
         ("insert, arrays and json", change(&nested(), |new| Row::Insert { new })),
+        ("insert, numbers and times", change(&numbers_and_times(), |new| Row::Insert { new })),
+        ("insert, jsonb of 430 bytes", change(&document(), |new| Row::Insert { new })),
     ];
     let mut group = criterion.benchmark_group("record");
     for (name, change) in &cases {

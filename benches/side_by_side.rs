@@ -72,6 +72,10 @@ enum Part {
     Hot,
     /// As many rows in one transaction.
     Bigtx,
+    /// A third of the rows, each with documents of about 500 bytes in jsonb.
+    Jsonb,
+    /// As many rows as the drain, each with 8 numbers and 8 times.
+    Numbers,
     /// One-row transactions at 1,000 a second, batches of 1: latency.
     Trickle,
     /// A fifth of the rows, one message a request.
@@ -114,6 +118,8 @@ async fn run(args: &Args) -> anyhow::Result<()> {
         (Part::Drain, Drain { title: "Drain", load: Load::Rows, rows, batch_size: 100, runs }),
         (Part::Hot, Drain { title: "Hot keys", load: Load::HotKeys, rows, batch_size: 100, runs }),
         (Part::Bigtx, Drain { title: "One transaction", load: Load::OneTransaction, rows, batch_size: 100, runs }),
+        (Part::Jsonb, Drain { title: "Documents", load: Load::Documents, rows: rows / 3, batch_size: 100, runs }),
+        (Part::Numbers, Drain { title: "Numbers and times", load: Load::Numbers, rows, batch_size: 100, runs }),
         (Part::Single, Drain { title: "Single messages", load: Load::Rows, rows: rows / 5, batch_size: 1, runs }),
     ];
     for (_, drain) in drains.iter().filter(|(part, _)| has(*part)) {

@@ -89,3 +89,5 @@ mod tidy;
 mod toast;
 #[path = "walhook/truncate.rs"]
 mod truncate;
+#[path = "walhook/values.rs"]
+mod values;

@@ -132,6 +132,8 @@ impl Drain {
             Load::Rows => "rows inserted in transactions of 1,000",
             Load::HotKeys => "updates of 10 rows in transactions of 1,000",
             Load::OneTransaction => "rows inserted in one transaction",
+            Load::Documents => "rows with jsonb of 500 bytes inserted in transactions of 1,000",
+            Load::Numbers => "rows of 8 numbers and 8 times inserted in transactions of 1,000",
             Load::Customers => "rows of 100,000 customers inserted in transactions of 1,000",
         };
         let rows = thousands(f64::from(*rows));

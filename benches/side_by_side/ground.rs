@@ -34,14 +34,27 @@ const SCHEMA: &str = "
     create table trickle (like items including all);
     create table outage (like items including all);
     alter table outage replica identity full;
+    create table documents (id bigint primary key, doc jsonb, tags jsonb);
+    create table numbers (id bigint primary key, a numeric, b numeric(12,2), c numeric(30,10), d float8, e float8, f int8, g int4,
+        at timestamptz, seen timestamptz, done timestamp, paid timestamp, due timestamptz, sent timestamptz, day date, gone timestamptz);
     insert into hot select id, 0, '', now(), 0, true from generate_series(1, 10) id;
-    create publication bench for table items, hot, trickle, outage;
+    create publication bench for table items, hot, trickle, outage, documents, numbers;
 ";
 
 /// Row `i` is of customer `i % CUSTOMERS`.
 pub(crate) const CUSTOMERS: u32 = 100_000;
 /// The columns of row `i` but its id.
 const COLUMNS: &str = "(i % 100000)::int, repeat(md5(i::text), 4), now(), (i % 100000) / 100.0, i % 2 = 0";
+
+/// The columns of document `i` but its id, and those of row `i` of numbers and times.
+const DOCUMENTS: &str = "jsonb_build_object('name', md5(i::text), 'total', (i % 100000) / 100.0, 'open', i % 2 = 0, 'lines',
+    jsonb_build_array(jsonb_build_object('sku', md5((i + 1)::text), 'n', i % 7, 'price', 12.50, 'note', repeat('word ', 12)),
+        jsonb_build_object('sku', md5((i + 2)::text), 'n', 1, 'price', 0.99, 'note', E'line \\n \"two\"')),
+    'address', jsonb_build_object('street', 'Long street ' || i % 100, 'zip', '12345', 'city', 'Zürich')),
+    jsonb_build_array('a', 'b', i, null, true)";
+const NUMBERS: &str = "i / 7.0, (i % 100000) / 100.0, i * 1.0123456789, i / 3.0::float8, i * 1e-9::float8, i * 1000003, (i % 100000)::int,
+    now() + i * interval '1 us', now() - i * interval '1 s', localtimestamp, localtimestamp + i * interval '1 ms', now(), now(),
+    date '2024-01-01' + (i % 365)::int, null";
 
 /// What is written before a drain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +67,10 @@ pub(crate) enum Load {
     OneTransaction,
     /// Inserts in transactions of 1,000, into a table whose messages are grouped by customer.
     Customers,
+    /// Inserts of rows that are mostly jsonb, in transactions of 1,000.
+    Documents,
+    /// Inserts of rows of numbers and times, in transactions of 1,000.
+    Numbers,
 }
 
 impl Load {
@@ -63,19 +80,17 @@ impl Load {
             Self::Rows | Self::OneTransaction => "items",
             Self::HotKeys => "hot",
             Self::Customers => "outage",
+            Self::Documents => "documents",
+            Self::Numbers => "numbers",
         }
     }
 
     fn sql(self, rows: u32) -> String {
         let (transactions, table) = (rows / TRANSACTION_ROWS, self.table());
         match self {
-            Self::Rows | Self::Customers => format!(
-                "do $$ begin for t in 0..{transactions} - 1 loop
-                    insert into {table} select i, {COLUMNS}
-                        from generate_series(t * {TRANSACTION_ROWS} + 1, (t + 1) * {TRANSACTION_ROWS}) i;
-                    commit;
-                end loop; end $$"
-            ),
+            Self::Rows | Self::Customers => inserts(table, COLUMNS, transactions),
+            Self::Documents => inserts(table, DOCUMENTS, transactions),
+            Self::Numbers => inserts(table, NUMBERS, transactions),
             Self::HotKeys => format!(
                 "do $$ begin for i in 1..{transactions} * {TRANSACTION_ROWS} loop
                     update hot set (customer_id, note, created_at, amount, is_open) = ({COLUMNS}) where id = i % 10 + 1;
@@ -87,6 +102,16 @@ impl Load {
             }
         }
     }
+}
+
+fn inserts(table: &str, columns: &str, transactions: u32) -> String {
+    format!(
+        "do $$ begin for t in 0..{transactions} - 1 loop
+            insert into {table} select i, {columns}
+                from generate_series(t * {TRANSACTION_ROWS} + 1, (t + 1) * {TRANSACTION_ROWS}) i;
+            commit;
+        end loop; end $$"
+    )
 }
 
 /// The database.

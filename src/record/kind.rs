@@ -127,6 +127,16 @@ impl Kind {
     pub fn needs_facts(oid: u32) -> bool {
         builtin::kind(oid).is_none()
     }
+
+    /// Whether values hold attributes of a row type.
+    pub fn holds_row_type(&self) -> bool {
+        match self {
+            Self::Composite(_) => true,
+            Self::Array(array) => array.element.holds_row_type(),
+            Self::Text | Self::Bool | Self::Int | Self::BigInt | Self::Float | Self::Numeric | Self::Json => false,
+            Self::Timestamp | Self::TimestampTz | Self::IntVector | Self::OidVector | Self::Hstore => false,
+        }
+    }
 }
 
 /// One walk through the facts. Each type is looked at once, so that the work is linear however types share others.

@@ -6,6 +6,7 @@
 //! Logical messages outside of transactions come before their commit order is known, and go to nobody. The intake outlives connections: after a reconnect the server sends again what is not
 //! confirmed, and everything up to the last position that was fed is skipped.
 
+mod doubt;
 mod prefixes;
 mod unheard;
 
@@ -15,12 +16,14 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
+use self::doubt::Doubts;
 use self::prefixes::Prefixes;
 use self::unheard::Unheard;
 use crate::change::{Change, Lsn, Position, Row, Table, Transaction};
 use crate::config::{PrefixPattern, SinkConfig};
 use crate::sink::feed::Feed;
 use crate::source::pgoutput::{Message, Relation};
+use crate::source::relation::announced;
 use crate::source::route::{Route, routes};
 
 /// `prefix` of a transactional logical message whose JSON content annotates the rest of the transaction.
@@ -118,6 +121,7 @@ enum Fed {
 pub struct Intake {
     sinks: Vec<SinkConfig>,
     tables: HashMap<u32, Known>,
+    doubts: Doubts,
     open: Option<Open>,
     fed: Option<Position>,
     received: Lsn,
@@ -140,6 +144,7 @@ impl Intake {
         Self {
             sinks,
             tables: HashMap::new(),
+            doubts: Doubts::default(),
             open: None,
             fed: None,
             received: Lsn::ZERO,
@@ -156,6 +161,7 @@ impl Intake {
     /// A new connection starts at `confirmed`: relations will be described anew, and an open transaction starts over.
     pub fn reconnected(&mut self, confirmed: Lsn) {
         self.tables.clear();
+        self.doubts.clear();
         self.open = None;
         self.mark(confirmed);
     }
@@ -185,7 +191,15 @@ impl Intake {
                 batch.push(Feed::Table { scope: route.scope, oid: table.oid, rule: Arc::clone(&route.rule) });
             }
         }
-        self.tables.insert(table.oid, Known { table: Arc::new(table), routes });
+        let table = Arc::new(table);
+        self.doubts.learn(&table);
+        self.tables.insert(table.oid, Known { table, routes });
+    }
+
+    /// The relation of a row that does not fit the types of its table, to be looked up and [`Self::learn`]ed before the row
+    /// is taken.
+    pub fn doubted(&mut self, message: &Message, now: Instant) -> Option<Relation> {
+        self.doubts.about(message, now).map(|table| announced(table))
     }
 
     /// Takes in one message. A relation comes back, to be looked up and [`Self::learn`]ed before the next message.

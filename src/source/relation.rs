@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Row};
 
-use super::pgoutput::Relation;
+use super::pgoutput::{Relation, RelationColumn};
 use super::slot::names::{ENCODING, Name, strings};
 use crate::change::{Column, ReplicaIdentity, Table, TableName};
 use crate::record::{Kind, TypeFacts};
@@ -128,6 +128,23 @@ impl Catalogue {
     }
 }
 
+/// The message that announced a table, as far as it is known.
+pub fn announced(table: &Table) -> Relation {
+    let column = |column: &Column| RelationColumn {
+        name: column.name.clone(),
+        in_identity: column.in_identity,
+        type_oid: column.type_oid,
+        type_modifier: column.type_modifier,
+    };
+    Relation {
+        oid: table.oid,
+        namespace: table.name.schema.clone(),
+        name: table.name.table.clone(),
+        identity: table.identity,
+        columns: table.columns.iter().map(column).collect(),
+    }
+}
+
 /// Names of the primary key's columns; `None` if there is no such table.
 async fn read_primary_key(client: &Client, oid: u32) -> Result<Option<Vec<String>>, tokio_postgres::Error> {
     let rows = client.query_typed(&primary_key(), &[(&oid, Type::OID)]).await?;
@@ -182,7 +199,6 @@ fn key_places(relation: &Relation, key: Option<&[String]>) -> Vec<usize> {
 mod tests {
     use tokio_postgres::NoTls;
 
-    use super::super::pgoutput::RelationColumn;
     use super::*;
     use crate::demo::cluster::{Cluster, ClusterOptions};
 

@@ -115,7 +115,13 @@ impl Source {
                         self.last_read = start;
                     }
                     let relation = match oversize {
-                        None => self.intake.take(pgoutput::decode(payload)?, now)?,
+                        None => {
+                            let message = pgoutput::decode(payload)?;
+                            if let Some(relation) = self.intake.doubted(&message, now) {
+                                self.look_up(stream, relation).await?;
+                            }
+                            self.intake.take(message, now)?
+                        }
                         Some(bytes) => {
                             self.metrics.oversized_changes.increment(1);
                             self.intake.take_reduced(pgoutput::decode_reduced(payload)?, bytes, now)?

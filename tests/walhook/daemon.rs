@@ -199,6 +199,17 @@ impl Daemon {
         Metrics::parse(&text)
     }
 
+    /// The metrics once all that is in the WAL is resolved and shown.
+    pub(crate) async fn wait_shown(&self, postgres: &Postgres) -> Metrics {
+        let end: f64 = postgres.value("SELECT pg_current_wal_lsn() - '0/0'").await.parse().unwrap();
+        until("everything to be resolved", || async {
+            let metrics = self.metrics().await;
+            let resolved = metrics.sum("walhook_sink_resolved_lsn_bytes", &[]);
+            if resolved >= Some(end) { Ok(metrics) } else { Err(resolved) }
+        })
+        .await
+    }
+
     /// A bound of the time that its slowest commit to the store took so far; zero if it cannot be asked yet.
     pub(crate) async fn slowest_commit(&self) -> Duration {
         match self.get("/metrics").await {

@@ -90,7 +90,10 @@ fn promote(postgres: &Postgres) {
     let data = cluster.data();
     let auto = data.join("postgresql.auto.conf");
     let settings = std::fs::read_to_string(&auto).unwrap_or_default();
-    std::fs::write(&auto, settings + "hot_standby = off\n").unwrap();
+    // From 16 on a server in recovery keeps logical slots only if it takes connections, and walhook waits for it.
+    let major: u32 = std::fs::read_to_string(data.join("PG_VERSION")).unwrap().trim().parse().unwrap();
+    let closed = if major < 16 { "hot_standby = off\n" } else { "" };
+    std::fs::write(&auto, settings + closed).unwrap();
     std::fs::write(data.join("standby.signal"), "").unwrap();
     // The server runs as the owner of its data, who must be able to remove the signal.
     let owner = format!("--reference={}", data.display());

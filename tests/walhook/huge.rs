@@ -110,7 +110,9 @@ fn ids(receiver: &Receiver) -> Vec<i64> {
 async fn pitfall_51_a_huge_value_is_a_dead_letter_and_its_neighbours_arrive_in_order() {
     for (megabytes, deadline) in sizes() {
         let bytes = megabytes * 1_000_000;
-        let case = begin(TABLE, "", "group_by = \"table\"\nbatch_size = 10").await;
+        // They would all fit into one delivery by their number.
+        let sink = "group_by = \"table\"\nbatch_size = 10\nbatch_timeout = \"1s\"";
+        let case = begin(TABLE, "", sink).await;
         case.insert(bytes).await;
         case.receiver.wait_within(deadline, "both small rows", |receiver| receiver.message_count() >= 2).await;
         case.wait_dead(1.0, deadline).await;
@@ -328,7 +330,7 @@ async fn pitfall_51_what_the_server_cannot_send_is_skipped_by_a_person() {
     println!("{said}");
 
     let Case { postgres, receiver, config, daemon } = case;
-    drop(daemon.sigterm().await);
+    assert!(daemon.sigterm().await.success());
     postgres.sql("SELECT pg_replication_slot_advance('walhook_app', pg_current_wal_lsn())").await;
     let accepted = config.state_command(&["accept-gap"]);
     println!("{}", crate::daemon::text_of(&accepted));

@@ -186,7 +186,7 @@ async fn every_type_arrives_as_to_jsonb_has_it() {
         state(acknowledged == Some(f64::from(count)), (acknowledged, count))
     })
     .await;
-    let fallbacks = daemon.metrics().await.sum("walhook_source_text_fallback_values_total", &[]);
+    let fallbacks = daemon.wait_shown(&postgres).await.sum("walhook_source_text_fallback_values_total", &[]);
     assert!(daemon.sigterm().await.success());
     assert_eq!(fallbacks, Some(0.0), "every text of every type is understood");
 

@@ -74,7 +74,10 @@ impl House {
         cluster.stop("fast").unwrap();
         let auto = cluster.data().join("postgresql.auto.conf");
         let settings = std::fs::read_to_string(&auto).unwrap_or_default();
-        std::fs::write(&auto, settings + "hot_standby = off\n").unwrap();
+        // From 16 on a server in recovery keeps logical slots only if it takes connections.
+        let major: u32 = std::fs::read_to_string(cluster.data().join("PG_VERSION")).unwrap().trim().parse().unwrap();
+        let closed = if major < 16 { "hot_standby = off\n" } else { "" };
+        std::fs::write(&auto, settings + closed).unwrap();
         let signal = cluster.data().join("standby.signal");
         std::fs::write(&signal, "").unwrap();
         // The server runs as the owner of its data, who must be able to remove the signal.
