@@ -3,7 +3,7 @@
 # components clippy and rustfmt.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-versions bench bench-micro lint fmt doc
+.PHONY: help setup demo test test-versions fuzz bench bench-micro lint fmt doc
 
 help: ## list of targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -19,6 +19,13 @@ test: setup ## all tests, against a real Postgres
 
 test-versions: ## the core tests on Postgres 14 to 18; needs npm and the network
 	scripts/test-versions
+
+fuzz: ## decoder, frames, values and messages, FUZZ_SECONDS each (60); needs a nightly toolchain and cargo-fuzz
+	mkdir -p fuzz/artifacts
+	for target in decoder frames value message; do \
+		cargo +nightly fuzz run $$target -- -max_total_time=$(or $(FUZZ_SECONDS),60) -max_len=4096 -timeout=20 \
+			-malloc_limit_mb=64 -rss_limit_mb=1024 || exit 1; \
+	done
 
 bench: setup ## side by side with pg_recvlogical, in a release build; BENCH="--quick" to try it
 	cargo bench --bench side_by_side -- $(BENCH)

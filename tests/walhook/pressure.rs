@@ -83,10 +83,12 @@ async fn distinct_unacknowledged_messages_never_pass_max_ack_pending() {
     let _daemon = Daemon::start(&Config::one_sink(&postgres, &receiver.url(), sink)).await;
 
     count_up(&client, 300, 2).await;
-    receiver.wait("many failures", |receiver| receiver.request_count() >= 60).await;
+    let is_used = |receiver: &Receiver| receiver.ledger(|ledger| ledger.unacknowledged_max >= 18);
+    receiver
+        .wait("many failures, and the limit used", |receiver| receiver.request_count() >= 60 && is_used(receiver))
+        .await;
     receiver.ledger(|ledger| {
         assert!(ledger.unacknowledged_max <= 20, "{} messages were unacknowledged", ledger.unacknowledged_max);
-        assert!(ledger.unacknowledged_max >= 18, "the limit should be used: {}", ledger.unacknowledged_max);
         ledger.assert_clean();
     });
 

@@ -117,7 +117,9 @@ impl Life {
         loop {
             let before = blocked.len();
             for index in 0..self.model.items.len() {
-                if !self.model.items[index].done && self.model.before(index).any(|earlier| blocked.contains(&earlier)) {
+                let waits = self.model.before(index).any(|earlier| blocked.contains(&earlier))
+                    || self.held_of_table(index).any(|held| blocked.contains(&held));
+                if !self.model.items[index].done && waits {
                     blocked.insert(index);
                 }
             }
@@ -209,10 +211,17 @@ impl Life {
     /// A barrier waits for more than it has to: until what was before it in a life before has come back, and for younger messages
     /// that were in a delivery then.
     fn waits_for_more(&self, index: usize) -> bool {
+        let is_barrier = self.model.items[index].barrier != Barrier::None;
+        is_barrier && (self.scheduler.overflow.has_stored() || self.held_of_table(index).next().is_some())
+    }
+
+    /// For a barrier what deliveries have of its table.
+    fn held_of_table(&self, index: usize) -> impl Iterator<Item = usize> + '_ {
         let item = &self.model.items[index];
-        let is_of_table = |load: &Load| self.model.items[load.item].scope == item.scope;
-        let is_held = self.flights.values().any(|flight| flight.members.iter().any(is_of_table));
-        item.barrier != Barrier::None && (self.scheduler.overflow.has_stored() || is_held)
+        let is_of_table =
+            |load: &&Load| item.barrier != Barrier::None && self.model.items[load.item].scope == item.scope;
+        let loads = self.flights.values().flat_map(|flight| &flight.members).filter(is_of_table);
+        loads.map(|load| load.item).filter(move |held| *held != index)
     }
 
     /// The scheduler has a message of the store in memory.
