@@ -72,6 +72,8 @@ pub struct Tally {
     pub ignored_truncates: u64,
     /// Logical messages that a sink takes.
     pub messages: u64,
+    /// Changes and logical messages that a sink takes and that are larger than they may be.
+    pub oversized: u64,
     /// Commit time of the last transaction, microseconds since 1970-01-01 UTC.
     pub last_commit_micros: Option<i64>,
 }
@@ -297,7 +299,9 @@ impl Intake {
         }
         check_shape(&change)?;
         self.fed = Some(change.position());
-        Ok(feed(&known.routes, change, &mut self.batches, &mut self.scratch))
+        let fed = feed(&known.routes, change, &mut self.batches, &mut self.scratch);
+        self.tally.oversized += u64::from(fed == Fed::Taken && self.oversize.is_some());
+        Ok(fed)
     }
 
     /// Each table is a change of its own, in the server's order, which is that of the statement and what it cascades to.
@@ -332,7 +336,8 @@ impl Intake {
         self.tally.messages += u64::from(!known.routes.is_empty());
         if self.fed.is_none_or(|fed| change.position() > fed) {
             self.fed = Some(change.position());
-            feed(&known.routes, change, &mut self.batches, &mut self.scratch);
+            let fed = feed(&known.routes, change, &mut self.batches, &mut self.scratch);
+            self.tally.oversized += u64::from(fed == Fed::Taken && self.oversize.is_some());
         }
         Ok(())
     }
