@@ -340,7 +340,7 @@ async fn pitfall_01_fetch_goes_without_one_row_that_makes_its_query_fail() {
             $$ BEGIN IF ($1).t LIKE '3x%' THEN RAISE 'not this one'; END IF; RETURN ($1).t; END $$;
         CREATE CAST (big AS text) WITH FUNCTION text_of(big);
         CREATE TABLE docs (id int PRIMARY KEY, title text, body big); ALTER TABLE docs ALTER body SET STORAGE EXTERNAL;
-        INSERT INTO docs SELECT i, 'a', ROW(repeat(i::text || 'x', 5000)) FROM generate_series(1, 5) i";
+        INSERT INTO docs SELECT i, 'a', ROW(repeat(i::text || 'x', 5000))::big FROM generate_series(1, 5) i";
     let case = begin(setup, "batch_size = 10\nbatch_timeout = \"300ms\"").await;
     case.postgres.sql("UPDATE docs SET title = 'b' || id").await;
     case.receiver.wait_messages(5).await;
