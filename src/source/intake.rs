@@ -3,8 +3,9 @@
 //! Every change gets its [`Position`]: a row, each table of a TRUNCATE, a logical message in a transaction. Its place does
 //! not depend on what sinks take, so that a changed configuration changes no idempotency key; only walhook's own messages
 //! have none. A table's changes go to the sinks that take them; a commit or a keepalive becomes a mark for every sink.
-//! Logical messages outside of transactions come before their commit order is known, and go to nobody. The intake outlives connections: after a reconnect the server sends again what is not
-//! confirmed, and everything up to the last position that was fed is skipped.
+//! Logical messages outside of transactions come before their commit order is known, and go to nobody. The intake outlives
+//! connections: after a reconnect the server sends again what is not confirmed, and everything up to the last position
+//! that was fed is skipped.
 
 mod doubt;
 mod prefixes;
