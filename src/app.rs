@@ -20,7 +20,7 @@ use tracing::{info, warn};
 
 use self::opening::Opened;
 use crate::admin::{self, AdminError, AdminState, AdminThread};
-use crate::config::{Config, SinkConfig, SourceConfig, StateConfig, UnchangedToast};
+use crate::config::{Config, LimitsConfig, SinkConfig, SourceConfig, StateConfig, UnchangedToast};
 use crate::deliver::endpoint::{Endpoint, EndpointError};
 use crate::memory::Memory;
 use crate::metrics::{self, MetricsError, SinkMetrics, SourceMetrics};
@@ -159,7 +159,11 @@ fn start(config: Config, mut opened: Opened, views: &SharedViews) -> Result<(Run
             continue;
         }
         // A share for each, so that one source's dead sinks do not hold another.
-        let memory = Memory::with_message_bound(limits.memory_limit / shares, limits.message_bytes_max);
+        let memory = share(&limits, shares);
+        if memory.message_bytes_max() < limits.message_bytes_max {
+            let (source, bytes) = (&source.name, memory.message_bytes_max());
+            info!(source, bytes, "limits.max_message is a quarter of the source's share of limits.memory_limit");
+        }
         let start = Start { config: source, state: &state, sinks: &own, memory: &memory, views, absent };
         running.start_source(start, &mut opened)?;
         memories.push(memory);
@@ -168,6 +172,12 @@ fn start(config: Config, mut opened: Opened, views: &SharedViews) -> Result<(Run
         views.show_unread(&source, troubles);
     }
     Ok((running, memories))
+}
+
+/// The memory of one of so many sources. Two large changes and their bodies have to fit into it beside each other.
+fn share(limits: &LimitsConfig, shares: usize) -> Memory {
+    let limit = limits.memory_limit / shares;
+    Memory::with_message_bound(limit, limits.message_bytes_max.min(limit / 4))
 }
 
 /// A source and its sinks, to be started.
@@ -296,4 +306,17 @@ fn show(views: &Views, memories: &[Memory], (state_path, store): (&Path, &Store)
 fn seed() -> u64 {
     let nanos = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
     u64::try_from(nanos & u128::from(u64::MAX)).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pitfall_51_the_bound_on_a_change_is_divided_with_the_memory() {
+        let limits =
+            LimitsConfig { memory_limit: 256 << 20, message_bytes_max: 32 << 20, shutdown_grace: Duration::ZERO };
+        let bounds = |shares| (share(&limits, shares).limit() >> 20, share(&limits, shares).message_bytes_max() >> 20);
+        assert_eq!([1, 2, 4].map(bounds), [(256, 32), (128, 32), (64, 16)]);
+    }
 }

@@ -131,7 +131,7 @@ table! {
     SOURCE_TEXT_FALLBACK = Counter "walhook_source_text_fallback_values_total" ["values"] SOURCE,
         "Values passed on as Postgres's text because their type has no mapping to JSON.";
     SOURCE_OVERSIZED = Counter "walhook_source_oversized_changes_total" ["changes"] SOURCE,
-        "Changes larger than limits.max_message: their large values are left out, and for each sink that takes them they are dead letters.";
+        "Changes that a sink takes and that are larger than limits.max_message: their large values are left out, and for each sink that takes them they are dead letters.";
     SOURCE_RECONNECTS = Counter "walhook_source_reconnects_total" ["reconnects"] &["source", "reason"],
         "Sessions that ended or could not begin and were tried again, by reason (connect, refused, slot_busy, slot_lost, server_closed, connection_lost, timeout, protocol, store).";
     SOURCE_HELD_SECONDS = Counter "walhook_source_held_seconds_total" ["seconds"] SOURCE,

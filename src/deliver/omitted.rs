@@ -80,6 +80,13 @@ pub fn unchanged(message: &[u8]) -> Option<Unchanged> {
 }
 
 impl Unchanged {
+    /// How many bytes more a message has at most with this value of this column.
+    pub fn bytes_more(&self, column: &str, json: &[u8]) -> usize {
+        // The name stands before the value and once more among those that were fetched, whose list may have to be opened.
+        let name = serde_json::Value::from(column).to_string().len();
+        json.len() + 2 * (name + 2) + b",\"fetched\":[]".len()
+    }
+
     /// Appends the message with these values, one for each of the columns: JSON, or `None` for one that stays away. The columns
     /// that come are named in `metadata.fetched`.
     pub fn append_filled(&self, message: &[u8], values: &[Option<Bytes>], out: &mut Vec<u8>) {

@@ -158,7 +158,10 @@ impl Rendering {
             }
             Row::Truncate => out.extend_from_slice(b"null"),
             Row::Message { .. } if change.oversize.is_some() => out.extend_from_slice(b"null"),
-            Row::Message { content } => self.count(append_value(out, &Kind::Json, content, self.numbers)),
+            Row::Message { content } => {
+                // Plain text is as good a content as JSON: no value of a type without a mapping.
+                append_value(out, &Kind::Json, content, self.numbers);
+            }
         }
     }
 

@@ -39,7 +39,11 @@ impl Fetching {
         if wanted.is_empty() {
             return frozen;
         }
-        let found = self.inner.fetcher.fetch(wanted, self.inner.numbers).await;
+        let mut found = self.inner.fetcher.fetch(wanted, self.inner.numbers).await;
+        if frozen.members.len() > 1 {
+            let room = config.batch_bytes.saturating_sub(frozen.body.len());
+            keep_within(room, lacks.iter().flatten().zip(&mut found));
+        }
         found.iter().for_each(|found| self.count(found));
         if !found.iter().any(|found| found.as_ref().is_ok_and(|values| values.iter().any(Option::is_some))) {
             return frozen;
@@ -67,6 +71,20 @@ fn wanted(frozen: &Frozen, lacks: &[Option<Unchanged>]) -> impl Iterator<Item = 
     })
 }
 
+/// Leaves out the values with which the body would have more bytes than it may: of each message those that find no room
+/// beside the ones before it.
+fn keep_within<'a>(mut room: usize, found: impl Iterator<Item = (&'a Unchanged, &'a mut Result<Found, Missing>)>) {
+    for (lacks, found) in found {
+        for (column, value) in lacks.columns.iter().zip(found.iter_mut().flatten()) {
+            let bytes = value.as_ref().map_or(0, |json| lacks.bytes_more(column, json));
+            match room.checked_sub(bytes) {
+                Some(left) => room = left,
+                None => *value = None,
+            }
+        }
+    }
+}
+
 fn filled(
     config: &SinkConfig,
     memory: &Memory,
@@ -84,4 +102,33 @@ fn filled(
             (Some(_) | None, Some(_) | None) => body.extend_from_slice(message),
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    #[test]
+    fn a_body_of_several_messages_stays_as_small_as_it_is_to_be() {
+        let message = br#"{"record":{"id":1},"metadata":{"table_schema":"p","table_name":"d","unchanged":["a","b"]}}"#;
+        let lacks = omitted::unchanged(message).unwrap();
+        let values = || Ok(vec![Some(Bytes::from_static(b"\"12345678\"")), Some(Bytes::from_static(b"7"))]);
+        let mut sizes = Vec::new();
+        for room in 0..150 {
+            let mut found = [values(), Err(Missing::Row), values()];
+            keep_within(room, std::iter::repeat(&lacks).zip(&mut found));
+            let mut more = 0;
+            for values in found.iter().flatten() {
+                let mut filled = Vec::new();
+                lacks.append_filled(message, values, &mut filled);
+                more += filled.len() - message.len();
+            }
+            assert!(more <= room, "{more} bytes more in a room of {room}");
+            sizes.push(found.iter().flatten().flatten().flatten().count());
+        }
+        assert_eq!((sizes.first(), sizes.last()), (Some(&0), Some(&4)));
+        assert!(sizes.contains(&1), "a small value passes where a large one does not: {sizes:?}");
+    }
 }

@@ -7,8 +7,10 @@
 //! who finds none goes without. Every reason for going without is a [`Missing`], never an error.
 
 mod description;
+mod query;
 mod question;
 mod request;
+mod room;
 mod worker;
 
 use std::time::Duration;
@@ -37,7 +39,7 @@ pub struct Wanted {
     pub columns: Vec<String>,
 }
 
-/// What was found of a row: of each wanted column its JSON, `None` if there was no room for it.
+/// What was found of a row: of each wanted column its JSON, `None` if it is too large or there was no room for it.
 pub type Found = Vec<Option<Bytes>>;
 
 /// Why nothing was found.
@@ -49,7 +51,7 @@ pub enum Missing {
     Table,
     /// The table has no primary key, or the message does not have its values.
     Key,
-    /// The role may not read the table.
+    /// The role may not read the table, or not all of its rows.
     Denied,
     /// No answer in time.
     Timeout,
@@ -82,7 +84,9 @@ impl Missing {
         match self {
             Self::Row | Self::Table => None,
             Self::Key => Some("give the table a primary key of plain types, or REPLICA IDENTITY FULL"),
-            Self::Denied => Some("GRANT SELECT on the table, and USAGE on its schema, to the role of the source's url"),
+            Self::Denied => Some(
+                "GRANT SELECT on the table, and USAGE on its schema, to the role of the source's url; if the table has row level security, make it the role's own or give the role BYPASSRLS",
+            ),
             Self::Timeout => Some("see who locks the table, or why a look-up by its primary key is slow"),
             Self::Unavailable => Some("see whether the database takes connections"),
             Self::Failed => Some("the error says what the database objects to"),

@@ -3,8 +3,9 @@
 //! Every change gets its [`Position`]: a row, each table of a TRUNCATE, a logical message in a transaction. Its place does
 //! not depend on what sinks take, so that a changed configuration changes no idempotency key; only walhook's own messages
 //! have none. A table's changes go to the sinks that take them; a commit or a keepalive becomes a mark for every sink.
-//! Logical messages outside of transactions come before their commit order is known, and go to nobody. The intake outlives connections: after a reconnect the server sends again what is not
-//! confirmed, and everything up to the last position that was fed is skipped.
+//! Logical messages outside of transactions come before their commit order is known, and go to nobody. The intake outlives
+//! connections: after a reconnect the server sends again what is not confirmed, and everything up to the last position
+//! that was fed is skipped.
 
 mod doubt;
 mod prefixes;
@@ -72,6 +73,8 @@ pub struct Tally {
     pub ignored_truncates: u64,
     /// Logical messages that a sink takes.
     pub messages: u64,
+    /// Changes and logical messages that a sink takes and that are larger than they may be.
+    pub oversized: u64,
     /// Commit time of the last transaction, microseconds since 1970-01-01 UTC.
     pub last_commit_micros: Option<i64>,
 }
@@ -309,7 +312,9 @@ impl Intake {
         }
         check_shape(&change)?;
         self.fed = Some(change.position());
-        Ok(feed(&known.routes, change, &mut self.batches, &mut self.scratch, &mut self.oversizes))
+        let fed = feed(&known.routes, change, &mut self.batches, &mut self.scratch, &mut self.oversizes);
+        self.tally.oversized += u64::from(fed == Fed::Taken && self.oversize.is_some());
+        Ok(fed)
     }
 
     /// Each table is a change of its own, in the server's order, which is that of the statement and what it cascades to.
@@ -344,7 +349,8 @@ impl Intake {
         self.tally.messages += u64::from(!known.routes.is_empty());
         if self.fed.is_none_or(|fed| change.position() > fed) {
             self.fed = Some(change.position());
-            feed(&known.routes, change, &mut self.batches, &mut self.scratch, &mut self.oversizes);
+            let fed = feed(&known.routes, change, &mut self.batches, &mut self.scratch, &mut self.oversizes);
+            self.tally.oversized += u64::from(fed == Fed::Taken && self.oversize.is_some());
         }
         Ok(())
     }

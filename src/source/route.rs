@@ -157,7 +157,10 @@ impl Route {
 
     /// Whether the change stands between all earlier and all later ones of the table, whatever their groups.
     pub fn is_barrier(&self, change: &Change) -> bool {
-        matches!((&change.row, &self.grouping), (Row::Truncate, Grouping::Columns { .. }))
+        match &self.grouping {
+            Grouping::Columns { columns, .. } => matches!(change.row, Row::Truncate) || lacks_group(change, columns),
+            Grouping::None | Grouping::Table(_) | Grouping::Messages(_) => false,
+        }
     }
 
     /// The groups of a change of the route's table. `scratch` is room to write in, whatever is in it.
@@ -166,6 +169,7 @@ impl Route {
             Grouping::None => Groups::None,
             Grouping::Table(group) => Groups::One(*group),
             Grouping::Messages(of_prefix) => Groups::One(message_group(change).unwrap_or(*of_prefix)),
+            Grouping::Columns { columns, .. } if lacks_group(change, columns) => Groups::One(self.whole),
             Grouping::Columns { seed, columns } => match &change.row {
                 Row::Truncate | Row::Message { .. } => Groups::One(self.whole),
                 Row::Insert { new } | Row::Read { new } => Groups::One(group(*seed, columns, new, None, scratch)),
@@ -197,6 +201,14 @@ impl Route {
     }
 }
 
+/// Whether a column of the group is among the values that were left out of a change that is too large: then it may be of any
+/// group.
+fn lacks_group(change: &Change, columns: &[usize]) -> bool {
+    let lacks = |row: &Tuple| columns.iter().any(|column| matches!(row.value(*column), Some(Datum::TooLarge(_))));
+    change.oversize.is_some()
+        && (change.new_tuple().is_some_and(lacks) || change.old_row().map(OldRow::tuple).is_some_and(lacks))
+}
+
 /// The group of a row. A value that was not sent because it did not change is taken from the old row.
 fn group(seed: u64, columns: &[usize], row: &Tuple, old: Option<&Tuple>, scratch: &mut Vec<u8>) -> GroupId {
     scratch.clear();
@@ -225,8 +237,8 @@ fn message_group(change: &Change) -> Option<GroupId> {
 }
 
 /// A group's name for people: the column's text, or for several a JSON array of the texts; for a table its name; for a
-/// logical message the group that it names, at most 256 characters of it, or its prefix; `None` without a group. Taken from the new row, or the old
-/// one of a delete.
+/// logical message the group that it names, at most 256 characters of it, or its prefix; `None` without a group. Taken from
+/// the new row, or the old one of a delete.
 pub fn group_text(change: &Change, sink: &SinkConfig) -> Option<String> {
     if let Row::Message { content } = &change.row {
         return message_text(content, &change.table, sink);

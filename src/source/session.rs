@@ -122,10 +122,7 @@ impl Source {
                             }
                             self.intake.take(message, now)?
                         }
-                        Some(bytes) => {
-                            self.metrics.oversized_changes.increment(1);
-                            self.intake.take_reduced(pgoutput::decode_reduced(payload)?, bytes, now)?
-                        }
+                        Some(bytes) => self.intake.take_reduced(pgoutput::decode_reduced(payload)?, bytes, now)?,
                     };
                     if let Some(relation) = relation {
                         self.look_up(stream, relation).await?;
@@ -175,6 +172,7 @@ impl Source {
         metrics.truncates.increment(tally.truncates);
         metrics.ignored_truncates.increment(tally.ignored_truncates);
         metrics.messages.increment(tally.messages);
+        metrics.oversized_changes.increment(tally.oversized);
         let Some(micros) = tally.last_commit_micros.and_then(|micros| u64::try_from(micros).ok()) else { return };
         let committed = SystemTime::UNIX_EPOCH + Duration::from_micros(micros);
         if let Ok(taken) = SystemTime::now().duration_since(committed) {

@@ -320,3 +320,88 @@ async fn pitfall_01_fetch_happens_once_and_every_attempt_sends_the_same() {
     case.receiver.script(|_| Reply::status(200));
     case.receiver.wait_acknowledged(2).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pitfall_01_fetch_reads_a_column_by_the_type_that_it_has_then() {
+    let case = begin(DOCS, "").await;
+    case.postgres.sql("UPDATE docs SET title = 'before' WHERE id = 1").await;
+    assert_eq!(case.titled("before").await["record"]["body"], "1x".repeat(5000));
+    case.postgres
+        .sql("BEGIN; UPDATE docs SET title = 'after' WHERE id = 2; ALTER TABLE docs ALTER body TYPE json USING pg_catalog.to_json(ARRAY[body]); COMMIT")
+        .await;
+    assert_eq!(case.titled("after").await["record"]["body"], json!(["2x".repeat(5000)]));
+    case.wait_result("filled", 2.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pitfall_01_fetch_goes_without_one_row_that_makes_its_query_fail() {
+    let setup = "CREATE TYPE big AS (t text);
+        CREATE FUNCTION text_of(big) RETURNS text LANGUAGE plpgsql AS
+            $$ BEGIN IF ($1).t LIKE '3x%' THEN RAISE 'not this one'; END IF; RETURN ($1).t; END $$;
+        CREATE CAST (big AS text) WITH FUNCTION text_of(big);
+        CREATE TABLE docs (id int PRIMARY KEY, title text, body big); ALTER TABLE docs ALTER body SET STORAGE EXTERNAL;
+        INSERT INTO docs SELECT i, 'a', ROW(repeat(i::text || 'x', 5000))::big FROM generate_series(1, 5) i";
+    let case = begin(setup, "batch_size = 10\nbatch_timeout = \"300ms\"").await;
+    case.postgres.sql("UPDATE docs SET title = 'b' || id").await;
+    case.receiver.wait_messages(5).await;
+    assert_left_out(&case.titled("b3").await);
+    for id in [1, 2, 4, 5] {
+        let message = case.titled(&format!("b{id}")).await;
+        assert_eq!(message["record"]["body"], json!({"t": format!("{id}x").repeat(5000)}));
+    }
+    case.wait_result("filled", 4.0).await;
+    case.wait_result("failed", 1.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pitfall_01_fetch_calls_no_operator_that_stands_in_another_schema() {
+    let setup = "CREATE TABLE docs (id varchar PRIMARY KEY, title text, body text); ALTER TABLE docs ALTER body SET STORAGE EXTERNAL;
+        INSERT INTO docs VALUES ('k', 'a', repeat('kx', 5000));
+        CREATE FUNCTION public.hostile(varchar, varchar) RETURNS bool LANGUAGE plpgsql AS $$ BEGIN RAISE 'called'; END $$;
+        CREATE OPERATOR public.= (LEFTARG = varchar, RIGHTARG = varchar, FUNCTION = public.hostile)";
+    let case = begin(setup, "").await;
+    case.postgres.sql("UPDATE docs SET title = 'called'").await;
+    assert_eq!(case.titled("called").await["metadata"]["fetched"], json!(["body"]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pitfall_01_fetch_takes_a_hidden_row_for_one_it_may_not_read() {
+    let case = begin_as_reader().await;
+    case.postgres
+        .sql("GRANT SELECT ON docs TO reader; ALTER TABLE docs ENABLE ROW LEVEL SECURITY; CREATE POLICY none ON docs USING (false)")
+        .await;
+    case.postgres.sql("UPDATE docs SET title = 'hidden' WHERE id = 1").await;
+    assert_left_out(&case.titled("hidden").await);
+    case.wait_result("denied", 1.0).await;
+    case.daemon.wait_logged("BYPASSRLS").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pitfall_01_fetch_that_hangs_on_several_tables_holds_no_other_table() {
+    let locked: Vec<String> = (1..=8).map(|number| format!("locked{number}")).collect();
+    let each = |sql: &str| locked.iter().map(|table| sql.replace("TABLE_", table)).collect::<Vec<_>>().join(";");
+    let tables = each(
+        "CREATE TABLE TABLE_ (id int PRIMARY KEY, title text, body text); ALTER TABLE TABLE_ ALTER body SET STORAGE EXTERNAL;
+         INSERT INTO TABLE_ VALUES (1, 'a', repeat('z', 9000))",
+    );
+    let case = begin(&format!("{DOCS}; {tables}"), "request_timeout = \"500ms\"").await;
+    // A table that is known to answer goes before those that have never been asked.
+    case.postgres.sql("UPDATE docs SET title = 'known' WHERE id = 2").await;
+    assert_eq!(case.titled("known").await["metadata"]["fetched"], json!(["body"]));
+    // The second change of a row waits for the first, so that the locks are there before it is asked for.
+    case.receiver.script(|_| Reply::Never);
+    case.postgres.sql(&each("UPDATE TABLE_ SET body = repeat('y', 9000)")).await;
+    case.postgres.sql(&each("UPDATE TABLE_ SET title = 'hung'")).await;
+    let are_begun = |receiver: &crate::receiver::Receiver| receiver.request_count() >= 9;
+    case.receiver.wait("the first changes", are_begun).await;
+    let locker = case.postgres.client().await;
+    locker.batch_execute(&format!("BEGIN; LOCK TABLE {} IN ACCESS EXCLUSIVE MODE", locked.join(", "))).await.unwrap();
+    case.receiver.script(|_| Reply::status(200));
+    // Then all the others are asked for.
+    case.receiver.wait_acknowledged(9).await;
+    case.postgres.sql("UPDATE docs SET title = 'passes' WHERE id = 1").await;
+    assert_eq!(case.titled("passes").await["metadata"]["fetched"], json!(["body"]));
+    case.wait_result("timeout", 8.0).await;
+    drop(locker);
+    case.receiver.ledger(|ledger| ledger.assert_clean());
+}

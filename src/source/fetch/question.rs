@@ -17,6 +17,8 @@ pub(super) struct KeyColumn {
     pub(super) name: String,
     /// Its type, as it is written in a cast.
     pub(super) sql_type: String,
+    /// The key's own operator for equality, as it is written after `OPERATOR`; `None` is that of `pg_catalog`.
+    pub(super) equals: Option<String>,
 }
 
 /// Which values are wanted.
@@ -33,25 +35,39 @@ pub(super) struct Question<'a> {
 
 impl Question<'_> {
     /// The query for rows with these keys. Its rows: the number of the key, then of each column the length of its text, NULL
-    /// if the value is, and the value, NULL also where it is left out.
+    /// if the value is, the value, NULL also where it is left out, and the OID of its type at the time of the query.
+    ///
+    /// Every function and operator that it calls is either named with its schema or has an exact match in `pg_catalog`, so
+    /// that none of another schema is called in its place.
     pub(super) fn sql(&self, keys: &[Vec<String>]) -> String {
-        let lengths: Vec<String> =
-            self.columns.iter().map(|column| format!("octet_length(t.{}::text)", identifier(column))).collect();
+        let length = |column: &String| format!("pg_catalog.octet_length(t.{}::pg_catalog.text)", identifier(column));
+        let lengths: Vec<String> = self.columns.iter().map(length).collect();
         let mut sql = String::from("SELECT n");
         for index in 0..self.columns.len() {
             let most = self.bytes_max;
             append(
                 &mut sql,
-                format_args!(", l{index}, CASE WHEN l{index} <= {most} AND total <= {most} THEN v{index} END"),
+                format_args!(
+                    ", l{index}, CASE WHEN l{index} <= {most} AND total <= {most} THEN v{index} END, y{index}"
+                ),
             );
         }
         sql.push_str(" FROM (SELECT k.n");
         for (index, (column, length)) in self.columns.iter().zip(&lengths).enumerate() {
-            append(&mut sql, format_args!(", t.{} AS v{index}, {length} AS l{index}", identifier(column)));
+            let column = identifier(column);
+            append(
+                &mut sql,
+                format_args!(
+                    ", t.{column} AS v{index}, {length} AS l{index}, pg_catalog.pg_typeof(t.{column})::pg_catalog.oid AS y{index}"
+                ),
+            );
         }
         let counted = |length: &String| format!("CASE WHEN {length} <= {} THEN {length} ELSE 0 END", self.bytes_max);
         let all: Vec<String> = lengths.iter().map(counted).collect();
-        append(&mut sql, format_args!(", sum({}) OVER (ORDER BY k.n) AS total FROM (VALUES ", all.join(" + ")));
+        append(
+            &mut sql,
+            format_args!(", pg_catalog.sum({}) OVER (ORDER BY k.n) AS total FROM (VALUES ", all.join(" + ")),
+        );
         for (number, key) in keys.iter().enumerate() {
             append(&mut sql, format_args!("{}({number}", if number > 0 { ", " } else { "" }));
             for value in key {
@@ -66,9 +82,10 @@ impl Question<'_> {
         let only = if self.is_partitioned { "" } else { "ONLY " };
         let (schema, table) = (identifier(&self.table.schema), identifier(&self.table.table));
         append(&mut sql, format_args!(") JOIN {only}{schema}.{table} AS t ON "));
-        for (index, KeyColumn { name, sql_type }) in self.key.iter().enumerate() {
+        for (index, KeyColumn { name, sql_type, equals }) in self.key.iter().enumerate() {
             let and = if index > 0 { " AND " } else { "" };
-            append(&mut sql, format_args!("{and}t.{} = k.k{index}::{sql_type}", identifier(name)));
+            let equals = equals.as_deref().unwrap_or("pg_catalog.=");
+            append(&mut sql, format_args!("{and}t.{} OPERATOR({equals}) k.k{index}::{sql_type}", identifier(name)));
         }
         sql.push_str(") AS found");
         sql
@@ -109,7 +126,8 @@ mod tests {
     use super::*;
 
     fn key(names: &[&str]) -> Vec<KeyColumn> {
-        names.iter().map(|name| KeyColumn { name: (*name).to_owned(), sql_type: "int8".to_owned() }).collect()
+        let column = |name: &&str| KeyColumn { name: (*name).to_owned(), sql_type: "int8".to_owned(), equals: None };
+        names.iter().map(column).collect()
     }
 
     #[test]
@@ -118,7 +136,10 @@ mod tests {
         let (key, columns) = (key(&["i\"d"]), ["b\"ody".to_owned()]);
         let question = Question { table: &table, is_partitioned: false, key: &key, columns: &columns, bytes_max: 9 };
         let sql = question.sql(&[vec!["7".into()], vec!["'; DROP \\' --".into()]]);
-        assert!(sql.contains(r#"JOIN ONLY "we""ird"."Ta ble" AS t ON t."i""d" = k.k0::int8"#), "{sql}");
+        assert!(
+            sql.contains(r#"JOIN ONLY "we""ird"."Ta ble" AS t ON t."i""d" OPERATOR(pg_catalog.=) k.k0::int8"#),
+            "{sql}"
+        );
         assert!(sql.contains(r"(VALUES (0, E'7'), (1, E'''; DROP \\'' --'))"), "{sql}");
         assert!(sql.contains(r#"t."b""ody" AS v0"#), "{sql}");
     }

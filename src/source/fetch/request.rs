@@ -3,6 +3,7 @@
 use tokio::sync::oneshot;
 
 use super::{Found, Missing, Request, Wanted};
+use crate::config::Numbers;
 
 /// Which row of which request.
 pub(super) type Place = (usize, usize);
@@ -20,6 +21,7 @@ pub(super) fn complete(places: &[Place], found: &[Result<Found, Missing>]) -> us
 /// A request that is not answered whole.
 pub(super) struct Open {
     pub(super) rows: Vec<Wanted>,
+    pub(super) numbers: Numbers,
     found: Vec<Option<Result<Found, Missing>>>,
     left: usize,
     answer: Option<oneshot::Sender<Vec<Result<Found, Missing>>>>,
@@ -27,9 +29,20 @@ pub(super) struct Open {
 
 impl Open {
     pub(super) fn new(request: Request) -> Self {
-        let Request { rows, answer, .. } = request;
+        let Request { rows, numbers, answer } = request;
         let (found, left) = (rows.iter().map(|_| None).collect(), rows.len());
-        Self { rows, found, left, answer: Some(answer) }
+        Self { rows, numbers, found, left, answer: Some(answer) }
+    }
+
+    /// Whether it is not answered and somebody waits for that.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.answer.as_ref().is_some_and(|answer| !answer.is_closed())
+    }
+
+    /// The rows that have no answer.
+    pub(super) fn unanswered(&self) -> impl Iterator<Item = (usize, &Wanted)> {
+        let rows = self.rows.iter().zip(&self.found).enumerate();
+        rows.filter(|(_, (_, found))| found.is_none()).map(|(place, (row, _))| (place, row))
     }
 
     /// What was found of a row; with the last one the request is answered.

@@ -1,35 +1,46 @@
 //! Answers what is asked for: gathers what waits, asks one query for each table and choice of columns, and leaves alone what
 //! makes it wait.
+//!
+//! One question is asked at a time, so a table that is locked could hold those of all others. So tables that are known to
+//! answer go first and those that made a question wait go last; after the first such wait the others are short; nothing is
+//! asked for whoever has left; and whoever comes meanwhile is looked at twice a second.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
-use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
+use tokio_postgres::Client;
 use tracing::{debug, warn};
 
 use super::description::{DescribeError, Description, describe};
-use super::question::{Question, key_of};
+use super::query::{Kin, Trouble, query};
 use super::request::{Open, Place, complete};
+use super::room::Room;
 use super::{Fetcher, Found, LIMIT, Missing, QUEUE_MAX, Request, Wanted};
 use crate::change::TableName;
 use crate::config::Numbers;
 use crate::memory::Memory;
-use crate::record::append_value;
 use crate::source::address::PgAddress;
 use crate::source::{chain, connection};
 
-/// How long the server lets a query run, and how much of that it lets it wait for a lock.
+/// How long the server lets a query run. A policy of row level security that hides rows would look as if they were gone; this
+/// makes it an error.
 const SESSION: &str =
-    "SET statement_timeout = '1500ms'; SET lock_timeout = '1s'; SET default_transaction_read_only = on";
+    "SET statement_timeout = '1500ms'; SET default_transaction_read_only = on; SET row_security = off";
+/// How many milliseconds of that a query may wait for a lock, and how many while some table is known to be locked.
+const LOCK_MILLIS: (u32, u32) = (1000, 100);
 /// How long a table is left alone on which a query had to wait or that may not be read, and a server that let nobody in.
 const LEFT_ALONE: Duration = Duration::from_secs(5);
+/// How long it is at most, when it makes queries wait again and again.
+const LEFT_ALONE_MAX: Duration = Duration::from_secs(60);
 /// Rows that are asked for together, unless one delivery has more.
 const ROWS_AT_ONCE: usize = 1000;
+/// Rows that are asked for one by one when one of several makes their query fail.
+const ROWS_ALONE: usize = 50;
+/// After so long of asking, who came meanwhile is looked at.
+const TURN: Duration = Duration::from_millis(500);
 /// How long the connection is kept without a question.
 const IDLE: Duration = Duration::from_secs(60);
 /// How long a description of a table is believed; an error ends that sooner.
@@ -43,11 +54,11 @@ const SAY_EVERY: Duration = Duration::from_secs(60);
 pub struct Worker {
     source: String,
     address: PgAddress,
-    memory: Memory,
+    room: Room,
     requests: mpsc::Receiver<Request>,
     session: Option<Session>,
     tables: HashMap<TableName, Description>,
-    left_alone: HashMap<TableName, (Instant, Missing)>,
+    left_alone: HashMap<TableName, LeftAlone>,
     /// No connection before.
     connect_at: Option<Instant>,
     said: HashMap<Missing, Instant>,
@@ -59,12 +70,11 @@ struct Session {
     _driver: JoinSet<()>,
 }
 
-/// Rows of one table, wanted with the same columns in the same form.
-#[derive(PartialEq, Eq, Hash)]
-struct Kin {
-    table: TableName,
-    columns: Vec<String>,
-    as_strings: bool,
+/// A table that gave trouble when it was last asked.
+struct LeftAlone {
+    until: Instant,
+    lasts: Duration,
+    missing: Missing,
 }
 
 impl Worker {
@@ -74,7 +84,7 @@ impl Worker {
         let worker = Self {
             source: source.to_owned(),
             address,
-            memory: memory.clone(),
+            room: Room::new(memory),
             requests,
             session: None,
             tables: HashMap::new(),
@@ -87,55 +97,53 @@ impl Worker {
 
     /// Answers until nobody can ask any more.
     pub async fn run(mut self) {
+        let mut open = Vec::new();
         loop {
-            let next = if self.session.is_some() {
-                let Ok(next) = timeout(IDLE, self.requests.recv()).await else {
-                    self.session = None;
-                    continue;
+            open.retain(Open::is_awaited);
+            if open.is_empty() {
+                let next = if self.session.is_some() {
+                    let Ok(next) = timeout(IDLE, self.requests.recv()).await else {
+                        self.session = None;
+                        continue;
+                    };
+                    next
+                } else {
+                    self.requests.recv().await
                 };
-                next
-            } else {
-                self.requests.recv().await
-            };
-            let Some(first) = next else { return };
-            let requests = self.gather(first);
-            self.answer(requests).await;
+                let Some(first) = next else { return };
+                open.push(Open::new(first));
+            }
+            self.gather(&mut open);
+            self.turn(&mut open).await;
         }
     }
 
     /// What else waits. Who has given up waiting is passed over.
-    fn gather(&mut self, first: Request) -> Vec<Request> {
-        let mut rows = first.rows.len();
-        let mut requests = vec![first];
+    fn gather(&mut self, open: &mut Vec<Open>) {
+        let mut rows: usize = open.iter().map(|open| open.rows.len()).sum();
         while rows < ROWS_AT_ONCE
             && let Ok(request) = self.requests.try_recv()
         {
             rows += request.rows.len();
-            requests.push(request);
+            open.push(Open::new(request));
         }
-        requests.retain(|request| !request.answer.is_closed());
-        requests
+        open.retain(Open::is_awaited);
     }
 
-    async fn answer(&mut self, requests: Vec<Request>) {
-        let mut kin: Vec<(Kin, Vec<Place>)> = Vec::new();
-        let mut places: HashMap<Kin, usize> = HashMap::new();
-        for (request, Request { rows, numbers, .. }) in requests.iter().enumerate() {
-            for (row, Wanted { table, columns, .. }) in rows.iter().enumerate() {
-                let as_strings = *numbers == Numbers::String;
-                let one = || Kin { table: table.clone(), columns: columns.clone(), as_strings };
-                let place = *places.entry(one()).or_insert_with(|| {
-                    kin.push((one(), Vec::new()));
-                    kin.len() - 1
-                });
-                if let Some((_, places)) = kin.get_mut(place) {
-                    places.push((request, row));
+    /// Asks for what is open, until there is nothing or the turn is over.
+    async fn turn(&mut self, open: &mut [Open]) {
+        let end = Instant::now() + TURN;
+        let mut agenda = agenda(open);
+        agenda.sort_by_key(|(kin, _)| self.wariness(&kin.table));
+        for (kin, mut places) in agenda {
+            loop {
+                places.retain(|(at, _)| open.get(*at).is_some_and(Open::is_awaited));
+                if places.is_empty() {
+                    break;
                 }
-            }
-        }
-        let mut open: Vec<Open> = requests.into_iter().map(Open::new).collect();
-        for (kin, mut places) in kin {
-            while !places.is_empty() {
+                if Instant::now() >= end {
+                    return;
+                }
                 let rows: Vec<&Wanted> = places.iter().filter_map(|(at, row)| open.get(*at)?.rows.get(*row)).collect();
                 let found = self.ask(&kin, &rows).await;
                 let rest = places.split_off(complete(&places, &found));
@@ -148,10 +156,19 @@ impl Worker {
         }
     }
 
+    /// Lower for tables that are likelier to answer at once.
+    fn wariness(&self, table: &TableName) -> u8 {
+        match (self.left_alone.contains_key(table), self.tables.contains_key(table)) {
+            (true, _) => 2,
+            (false, false) => 1,
+            (false, true) => 0,
+        }
+    }
+
     /// Asks for rows of one table; an answer for each.
     async fn ask(&mut self, kin: &Kin, rows: &[&Wanted]) -> Vec<Result<Found, Missing>> {
         let now = Instant::now();
-        if let Some((until, missing)) = self.left_alone.get(&kin.table)
+        if let Some(LeftAlone { until, missing, .. }) = self.left_alone.get(&kin.table)
             && *until > now
         {
             return vec![Err(*missing); rows.len()];
@@ -163,42 +180,97 @@ impl Worker {
         });
         match asked {
             Ok(found) => {
+                self.left_alone.remove(&kin.table);
                 for missing in found.iter().filter_map(|found| found.as_ref().err()) {
                     self.say(&kin.table, *missing, "");
                 }
                 found
             }
             Err(Trouble { missing, error }) => {
-                if matches!(missing, Missing::Timeout | Missing::Denied) {
-                    if self.left_alone.len() >= TABLES_MAX {
-                        self.left_alone.clear();
-                    }
-                    self.left_alone.insert(kin.table.clone(), (Instant::now() + LEFT_ALONE, missing));
-                }
+                self.leave_alone(&kin.table, missing, rows.len());
                 self.say(&kin.table, missing, &error);
                 vec![Err(missing); rows.len()]
             }
         }
     }
 
+    fn leave_alone(&mut self, table: &TableName, missing: Missing, rows: usize) {
+        let lasts = match missing {
+            Missing::Timeout => {
+                let before = self.left_alone.get(table).filter(|left| left.missing == Missing::Timeout);
+                before.map_or(LEFT_ALONE, |left| (left.lasts * 2).min(LEFT_ALONE_MAX))
+            }
+            Missing::Denied => LEFT_ALONE,
+            // One row that cannot be read says nothing of others.
+            Missing::Failed if rows > 1 => LEFT_ALONE,
+            Missing::Failed | Missing::Row | Missing::Table | Missing::Key | Missing::Unavailable => return,
+        };
+        if self.left_alone.len() >= TABLES_MAX {
+            self.left_alone.clear();
+        }
+        self.left_alone.insert(table.clone(), LeftAlone { until: Instant::now() + lasts, lasts, missing });
+    }
+
     async fn try_to_ask(&mut self, kin: &Kin, rows: &[&Wanted]) -> Result<Vec<Result<Found, Missing>>, Trouble> {
         let was_connected = self.session.is_some();
         self.connect().await?;
-        let is_known = self.tables.get(&kin.table).is_some_and(|table| {
-            table.read_at.elapsed() < DESCRIBED_FOR && kin.columns.iter().all(|column| table.kinds.contains_key(column))
-        });
+        let is_known = self
+            .tables
+            .get(&kin.table)
+            .is_some_and(|table| table.read_at.elapsed() < DESCRIBED_FOR && table.keeps(&kin.columns));
         if !is_known {
             self.describe(&kin.table).await?;
         }
-        match self.query(kin, rows).await {
+        let mut asked = self.query(kin, rows).await;
+        let is_worth_another = match &asked {
             // The connection may have been lost long ago, and the table may be another by now.
-            Err(Trouble { missing: Missing::Unavailable, .. }) if was_connected => {}
-            Err(Trouble { missing: Missing::Table | Missing::Failed, .. }) if is_known => {}
-            asked => return asked,
+            Err(Trouble { missing: Missing::Unavailable, .. }) => was_connected,
+            Err(Trouble { missing: Missing::Table | Missing::Failed, .. }) => is_known,
+            Ok(_) | Err(_) => false,
+        };
+        if is_worth_another {
+            self.connect().await?;
+            self.describe(&kin.table).await?;
+            asked = self.query(kin, rows).await;
         }
-        self.connect().await?;
-        self.describe(&kin.table).await?;
-        self.query(kin, rows).await
+        match asked {
+            Err(Trouble { missing: Missing::Failed, .. }) if rows.len() > 1 => self.one_by_one(kin, rows).await,
+            asked => asked,
+        }
+    }
+
+    /// So that a row which cannot be read does not take others along.
+    async fn one_by_one(&mut self, kin: &Kin, rows: &[&Wanted]) -> Result<Vec<Result<Found, Missing>>, Trouble> {
+        let (mut all, mut why) = (Vec::with_capacity(rows.len()), String::new());
+        for row in rows.iter().take(ROWS_ALONE) {
+            match self.query(kin, &[*row]).await {
+                Ok(found) => all.extend(found),
+                Err(Trouble { missing: Missing::Failed, error }) => {
+                    all.push(Err(Missing::Failed));
+                    why = error;
+                }
+                Err(trouble) => return Err(trouble),
+            }
+        }
+        if all.iter().all(|found| *found == Err(Missing::Failed)) {
+            return Err(Trouble { missing: Missing::Failed, error: why });
+        }
+        if !why.is_empty() {
+            self.say(&kin.table, Missing::Failed, &why);
+        }
+        all.resize(rows.len(), Err(Missing::Failed));
+        Ok(all)
+    }
+
+    async fn query(&self, kin: &Kin, rows: &[&Wanted]) -> Result<Vec<Result<Found, Missing>>, Trouble> {
+        let (Some(session), Some(table)) = (&self.session, self.tables.get(&kin.table)) else {
+            return Ok(vec![Err(Missing::Unavailable); rows.len()]);
+        };
+        let now = Instant::now();
+        let is_lately = |left: &LeftAlone| left.missing == Missing::Timeout && now < left.until + LEFT_ALONE_MAX;
+        let is_locked = self.left_alone.values().any(is_lately);
+        let lock_millis = if is_locked { LOCK_MILLIS.1 } else { LOCK_MILLIS.0 };
+        query(&session.client, (kin, table), rows, &self.room, lock_millis).await
     }
 
     async fn connect(&mut self) -> Result<(), Trouble> {
@@ -227,15 +299,9 @@ impl Worker {
     async fn describe(&mut self, name: &TableName) -> Result<(), Trouble> {
         let Some(session) = &self.session else { return Ok(()) };
         self.tables.remove(name);
-        let described = describe(&session.client, name).await.map_err(|error| Trouble {
-            missing: match &error {
-                DescribeError::Columns(error) => missing_of(error),
-                DescribeError::Catalogue(_) => Missing::Failed,
-            },
-            error: match &error {
-                DescribeError::Columns(error) => said(error),
-                DescribeError::Catalogue(error) => chain(error),
-            },
+        let described = describe(&session.client, name).await.map_err(|error| match &error {
+            DescribeError::Columns(error) => Trouble::of(error),
+            DescribeError::Catalogue(error) => Trouble { missing: Missing::Failed, error: chain(error) },
         })?;
         let Some(description) = described else {
             return Err(Trouble { missing: Missing::Table, error: String::new() });
@@ -245,65 +311,6 @@ impl Worker {
         }
         self.tables.insert(name.clone(), description);
         Ok(())
-    }
-
-    async fn query(&self, kin: &Kin, rows: &[&Wanted]) -> Result<Vec<Result<Found, Missing>>, Trouble> {
-        let (Some(session), Some(table)) = (&self.session, self.tables.get(&kin.table)) else {
-            return Ok(vec![Err(Missing::Unavailable); rows.len()]);
-        };
-        if !kin.columns.iter().all(|column| table.kinds.contains_key(column)) {
-            return Ok(vec![Err(Missing::Table); rows.len()]);
-        }
-        let (mut found, mut asked, mut keys) = (Vec::with_capacity(rows.len()), Vec::new(), Vec::new());
-        for row in rows {
-            let key = if table.key.is_empty() { None } else { key_of(&row.record, &table.key) };
-            found.push(Err(if key.is_some() { Missing::Row } else { Missing::Key }));
-            if let Some(key) = key {
-                asked.push(found.len() - 1);
-                keys.push(key);
-            }
-        }
-        if keys.is_empty() {
-            return Ok(found);
-        }
-        let question = Question {
-            table: &kin.table,
-            is_partitioned: table.is_partitioned,
-            key: &table.key,
-            columns: &kin.columns,
-            bytes_max: self.memory.message_bytes_max().min(1 << 30),
-        };
-        let trouble = |error: tokio_postgres::Error| Trouble { missing: missing_of(&error), error: said(&error) };
-        for message in session.client.simple_query(&question.sql(&keys)).await.map_err(trouble)? {
-            if let SimpleQueryMessage::Row(row) = message {
-                let number = row.try_get(0).map_err(trouble)?.and_then(|number| number.parse::<usize>().ok());
-                let place = number.and_then(|number| found.get_mut(*asked.get(number)?));
-                if let Some(place) = place {
-                    *place = Ok(self.values(&row, kin, table).map_err(trouble)?);
-                }
-            }
-        }
-        Ok(found)
-    }
-
-    /// The values of one row of the answer.
-    fn values(&self, row: &SimpleQueryRow, kin: &Kin, table: &Description) -> Result<Found, tokio_postgres::Error> {
-        let numbers = if kin.as_strings { Numbers::String } else { Numbers::Json };
-        let mut found = Vec::with_capacity(kin.columns.len());
-        for (index, column) in kin.columns.iter().enumerate() {
-            let (length, text) = (row.try_get(2 * index + 1)?, row.try_get(2 * index + 2)?);
-            let json = match (length, text, table.kinds.get(column)) {
-                (None, _, _) => Some(Bytes::from_static(b"null")),
-                (Some(_), Some(text), Some(kind)) => {
-                    let mut json = Vec::with_capacity(text.len() + 2);
-                    append_value(&mut json, kind, text.as_bytes(), numbers);
-                    Some(self.memory.hold(json))
-                }
-                (Some(_), _, _) => None,
-            };
-            found.push(json);
-        }
-        Ok(found)
     }
 
     /// Says why values are missing, once a minute for each reason.
@@ -322,29 +329,29 @@ impl Worker {
     }
 }
 
-/// Why a question has no answer at all.
-struct Trouble {
-    missing: Missing,
-    error: String,
-}
-
-/// An error of a query without its text, in which a key may stand.
-fn said(error: &tokio_postgres::Error) -> String {
-    error.code().map_or_else(|| chain(error), |code| format!("SQLSTATE {}", code.code()))
-}
-
-fn missing_of(error: &tokio_postgres::Error) -> Missing {
-    match error.code() {
-        Some(code) if *code == SqlState::INSUFFICIENT_PRIVILEGE => Missing::Denied,
-        Some(code) if *code == SqlState::UNDEFINED_TABLE || *code == SqlState::UNDEFINED_COLUMN => Missing::Table,
-        Some(code) if *code == SqlState::LOCK_NOT_AVAILABLE || *code == SqlState::QUERY_CANCELED => Missing::Timeout,
-        Some(_) => Missing::Failed,
-        None => Missing::Unavailable,
+/// What has no answer, by the query that asks for it.
+fn agenda(open: &[Open]) -> Vec<(Kin, Vec<Place>)> {
+    let mut agenda: Vec<(Kin, Vec<Place>)> = Vec::new();
+    let mut places: HashMap<Kin, usize> = HashMap::new();
+    for (request, open) in open.iter().enumerate() {
+        for (row, Wanted { table, columns, .. }) in open.unanswered() {
+            let as_strings = open.numbers == Numbers::String;
+            let kin = Kin { table: table.clone(), columns: columns.clone(), as_strings };
+            let place = *places.entry(kin).or_insert_with_key(|kin| {
+                agenda.push((kin.clone(), Vec::new()));
+                agenda.len() - 1
+            });
+            if let Some((_, places)) = agenda.get_mut(place) {
+                places.push((request, row));
+            }
+        }
     }
+    agenda
 }
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use tokio::sync::oneshot;
 
     use super::*;
@@ -369,7 +376,8 @@ mod tests {
         }
         let found = fetcher.fetch(vec![row], Numbers::Json).await;
         assert_eq!(found, [Err(Missing::Unavailable)]);
-        let first = worker.requests.recv().await.unwrap();
-        assert!(worker.gather(first).is_empty(), "nobody waits for these any more");
+        let mut open = vec![Open::new(worker.requests.recv().await.unwrap())];
+        worker.gather(&mut open);
+        assert!(open.is_empty(), "nobody waits for these any more");
     }
 }

@@ -332,3 +332,13 @@ fn a_row_of_another_shape_than_its_table_is_refused() {
     let error = intake.take(Message::Insert { relation: 0, new }, Instant::now());
     assert!(matches!(error, Err(IntakeError::Shape { values: 2, columns: 1, .. })), "{error:?}");
 }
+
+#[test]
+fn of_changes_that_are_too_large_those_count_that_a_sink_takes() {
+    let mut intake = intake();
+    take(&mut intake, vec![begin(10)]);
+    for message in [insert(0, "1"), insert(5, "1"), insert(9, "1"), logical("nobody's", "text")] {
+        intake.take_reduced(message, 80_000, Instant::now()).unwrap();
+    }
+    assert_eq!(intake.tally().oversized, 2);
+}

@@ -183,6 +183,27 @@ fn pitfall_09_a_truncate_is_of_the_table_as_a_whole_and_a_barrier_where_rows_hav
     }
 }
 
+#[test]
+fn a_change_whose_group_was_too_large_to_take_in_is_a_barrier_of_its_table() {
+    let sink = sink("group_by = [\"customer\"]");
+    let table = orders_full();
+    let route = routes(&table, std::slice::from_ref(&sink)).remove(0);
+    let row = |group| Tuple::from_values(&[Datum::Text(b"1"), group]);
+    let whole = route.groups(&change(&table, Row::Truncate), &mut Vec::new());
+    let lacks = || row(Datum::TooLarge(70_000));
+    for row in [
+        Row::Insert { new: lacks() },
+        Row::Update { old: Some(OldRow::Full(lacks())), new: row(Datum::Text(b"7")) },
+        Row::Delete { old: OldRow::Full(lacks()) },
+    ] {
+        let change = Change { oversize: Some(80_000), ..change(&table, row) };
+        assert!(route.is_barrier(&change), "{change:?}");
+        assert_eq!(route.groups(&change, &mut Vec::new()), whole);
+    }
+    let known = Change { oversize: Some(80_000), ..change(&table, insert("1", "7")) };
+    assert!(!route.is_barrier(&known), "another column was too large");
+}
+
 /// Groups and the group's text of a message with this prefix and content.
 fn said(prefix: &str, content: &str, lines: &str) -> (Groups, Option<String>) {
     let sink = sink(&format!("messages = [\"*\"]\n{lines}"));
