@@ -363,14 +363,14 @@ impl<P> Scheduler<P> {
             blocked: self.blocked,
             lane_messages: self.backlog.lane_messages,
             overflow_messages: self.overflow.stored(),
-            barriers_pending: self.backlog.barriers.pending().0,
+            barriers_pending: self.backlog.barriers.held(),
             breaker: self.breaker.state(),
         }
     }
 
-    /// Since when the oldest pending barrier has been pending.
+    /// Since when the oldest pending barrier has been pending, in this process. Looks through all tables.
     pub fn oldest_barrier(&self) -> Option<Instant> {
-        self.backlog.barriers.pending().1
+        self.backlog.barriers.oldest()
     }
 
     /// Whether messages of the table are not delivered.

@@ -195,7 +195,7 @@ pub struct SinkView {
     /// Tables that are held up: a TRUNCATE, or the first change by another key or under another name, waits for all earlier
     /// changes of its table.
     pub tables_held: usize,
-    /// Since when the first of these has been.
+    /// Since when the first of these has been, in this process.
     pub tables_held_since: Option<SystemTime>,
     /// When the oldest unresolved message was received.
     pub oldest_received_at: Option<SystemTime>,

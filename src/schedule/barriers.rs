@@ -3,7 +3,8 @@
 //! Of each table ([`ScopeId`]) it is counted how many messages are admitted and not delivered: in memory, in a lane, or in a
 //! delivery that is not acknowledged. Pending barriers part this count into segments. A barrier may go when it is the first
 //! of its tables and nothing is left before it; any other message when no pending barrier stands before it. So whatever is
-//! in a delivery is in the first segment, or is the first barrier, and need not say where it stood when it is resolved.
+//! in a delivery is in the first segment, or is the first barrier, except after a restart: what comes again as a barrier may
+//! be older than messages in the store's deliveries. It does not wait for these, nor they for it.
 //!
 //! A group whose first message may not go sleeps until it can: behind the last barrier before the message, or, if the message
 //! is a barrier, with it. Messages without a group have no order; they are neither counted nor held up.
@@ -11,10 +12,10 @@
 //! Without pending barriers all this costs one look-up for a message that is admitted and one for a message that is resolved.
 //!
 //! After a restart the lanes hold messages of which only the positions between which they stand are known. That is enough,
-//! since a barrier that comes after them is at one of these positions. Messages of the overflow count when they are admitted, as
-//! they did before; a barrier in a lane waits until those before it have come back ([`Barriers::come_back_to`]).
+//! since a barrier that comes after them is at one of these positions. Messages of the overflow count when they are admitted,
+//! whichever life they are of; a barrier in a lane waits until those before it have come back ([`Barriers::come_back_to`]).
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::hash::BuildHasherDefault;
 use std::time::Instant;
 
@@ -43,6 +44,10 @@ pub(super) struct Barriers {
     held: usize,
     /// Messages that are not delivered and of which the table is not known: all barriers wait for them.
     unknown: usize,
+    /// Some table knows what a life before has left.
+    has_left: bool,
+    /// The store has lost messages that were counted: counts are at most what they should be.
+    has_lost: bool,
     /// How far the overflow has come back, while there is something in it of a life before.
     come_back_to: Option<Position>,
     /// Groups whose sleep has ended.
@@ -58,6 +63,8 @@ struct Scope {
     pending: VecDeque<Pending>,
     /// Messages in lanes that a life before has left: how many stand between this position and the next.
     left: Vec<(Position, usize)>,
+    /// Messages of deliveries that a life before has left, while barriers may come that are older.
+    members: BTreeSet<Position>,
 }
 
 #[derive(Debug)]
@@ -100,13 +107,17 @@ impl Barriers {
         self.held == 0
     }
 
-    /// Tables with pending barriers, and since when the oldest of these has been pending.
-    pub(super) fn pending(&self) -> (usize, Option<Instant>) {
+    /// Tables with pending barriers.
+    pub(super) fn held(&self) -> usize {
+        self.held
+    }
+
+    /// Since when the oldest pending barrier has been pending. Looks through all tables.
+    pub(super) fn oldest(&self) -> Option<Instant> {
         if self.is_idle() {
-            return (0, None);
+            return None;
         }
-        let since = self.scopes.values().filter_map(|scope| scope.pending.front()).map(|pending| pending.since).min();
-        (self.held, since)
+        self.scopes.values().filter_map(|scope| scope.pending.front()).map(|pending| pending.since).min()
     }
 
     /// Whether anything of the table is not delivered, as far as it was admitted.
@@ -166,6 +177,22 @@ impl Barriers {
         self.unknown == 0 && has_come_back && ties.barred().all(is_first)
     }
 
+    /// Whether a pending barrier of the table holds up whatever comes after a position.
+    pub(super) fn holds_all_after(&self, scope: ScopeId, after: Position) -> bool {
+        let first = || self.scopes.get(&scope).and_then(|scope| scope.pending.front());
+        !self.is_idle() && first().is_some_and(|first| first.position <= after)
+    }
+
+    /// The group's next message comes after a position and may not go: the group is told when what comes there may.
+    pub(super) fn sleep_after(&mut self, group: GroupId, scope: ScopeId, after: Position) {
+        if let Some(scope) = self.scopes.get_mut(&scope)
+            && let Some(last) = scope.after(after).checked_sub(1)
+            && let Some(pending) = scope.pending.get_mut(last)
+        {
+            pending.sleeping.insert(group);
+        }
+    }
+
     /// The group's next message may not go: the group is told when it may.
     pub(super) fn sleep(&mut self, group: GroupId, ties: &Ties, position: Position) {
         if ties.is_barrier() {
@@ -176,11 +203,8 @@ impl Barriers {
                     pending.own.push(group);
                 }
             }
-        } else if let Some(scope) = self.scopes.get_mut(&ties.scope)
-            && let Some(last) = scope.after(position).checked_sub(1)
-            && let Some(pending) = scope.pending.get_mut(last)
-        {
-            pending.sleeping.insert(group);
+        } else {
+            self.sleep_after(group, ties.scope, position);
         }
     }
 
@@ -190,31 +214,63 @@ impl Barriers {
     }
 
     /// A message is delivered, dead or discarded.
-    pub(super) fn resolve(&mut self, ties: &Ties) {
+    pub(super) fn resolve(&mut self, ties: &Ties, position: Position) {
         if ties.is_barrier() {
-            ties.barred().for_each(|scope| self.end(scope));
+            ties.barred().for_each(|scope| self.end(scope, position));
         } else if ties.scope == ScopeId::UNKNOWN {
-            self.unknown = self.unknown.saturating_sub(1);
-            if self.unknown == 0 {
-                self.wake_first(|_| true);
-            }
+            self.count_off_unknown(1);
         } else if ties.is_counted()
             && let Some(scope) = self.scopes.get_mut(&ties.scope)
         {
-            debug_assert!(scope.first > 0, "what is in a delivery is in the first segment");
-            scope.first = scope.first.saturating_sub(1);
+            scope.members.remove(&position);
+            let count = scope.segment(position);
+            debug_assert!(*count > 0 || self.has_lost, "what is in a delivery was counted");
+            *count = count.saturating_sub(1);
             if scope.first == 0 {
                 self.is_first_free(ties.scope);
             }
         }
     }
 
-    /// The first barrier of a table is resolved.
-    fn end(&mut self, id: ScopeId) {
+    fn count_off_unknown(&mut self, messages: usize) {
+        self.unknown = self.unknown.saturating_sub(messages);
+        if self.unknown == 0 {
+            self.wake_first(|_| true);
+        }
+    }
+
+    /// The store has lost so many messages of one group, the first of which came after this: nothing waits for them. Of which
+    /// of them a barrier stands before the next is not known, nor which had two groups and are lost twice.
+    pub(super) fn lose(&mut self, id: ScopeId, after: Option<Position>, messages: usize) {
+        self.has_lost = true;
+        if id == ScopeId::UNKNOWN {
+            return self.count_off_unknown(messages);
+        }
         let Some(scope) = self.scopes.get_mut(&id) else { return };
-        let Some(ended) = scope.pending.pop_front() else { return };
-        scope.first += ended.behind;
-        self.woken.extend(ended.sleeping);
+        let mut left = messages;
+        for barriers in after.map_or(0, |after| scope.after(after))..=scope.pending.len() {
+            let count = scope.segment_of(barriers);
+            let off = left.min(*count);
+            (*count, left) = (*count - off, left - off);
+        }
+        if scope.first == 0 {
+            self.is_first_free(id);
+        }
+    }
+
+    /// A barrier of a table is resolved: the first one, but for those of a life before.
+    fn end(&mut self, id: ScopeId, position: Position) {
+        let Some(scope) = self.scopes.get_mut(&id) else { return };
+        let place = scope.before(position);
+        if scope.pending.get(place).is_none_or(|pending| pending.position != position) {
+            return;
+        }
+        let Some(ended) = scope.pending.remove(place) else { return };
+        *scope.segment_of(place) += ended.behind;
+        match place.checked_sub(1).and_then(|last| scope.pending.get_mut(last)) {
+            Some(last) => last.sleeping.extend(ended.sleeping),
+            None => self.woken.extend(ended.sleeping),
+        }
         self.held -= usize::from(scope.pending.is_empty());
         if scope.first == 0 {
             self.is_first_free(id);
@@ -253,10 +309,10 @@ impl Barriers {
 
     /// The store has a delivery with this message.
     pub(super) fn restore_member(&mut self, now: Instant, ties: &Ties, position: Position) {
+        self.admit(now, ties, position);
         if ties.is_counted() && !ties.is_barrier() && ties.scope != ScopeId::UNKNOWN {
-            self.scopes.entry(ties.scope).or_default().first += 1;
-        } else {
-            self.admit(now, ties, position);
+            self.scopes.entry(ties.scope).or_default().members.insert(position);
+            self.has_left = true;
         }
     }
 
@@ -271,12 +327,15 @@ impl Barriers {
         *scope.segment_of(barriers) += left.messages;
         if let Some(after) = left.after {
             scope.left.push((after, left.messages));
+            self.has_left = true;
         }
     }
 
     /// Nothing that was there before the restart comes again any more.
     pub(super) fn forget_left(&mut self) {
-        self.scopes.values_mut().for_each(|scope| scope.left = Vec::new());
+        if std::mem::take(&mut self.has_left) {
+            self.scopes.values_mut().for_each(|scope| (scope.left, scope.members) = Default::default());
+        }
     }
 
     /// The overflow holds messages of a life before: none of them has come back.
@@ -327,7 +386,12 @@ impl Scope {
         let (place, position) = (self.before(pending.position), pending.position);
         let next = self.pending.get(place).map(|next| next.position);
         let is_behind = |after: Position| after >= position && next.is_none_or(|next| after < next);
-        let behind = self.left.iter().filter(|(after, _)| is_behind(*after)).map(|(_, messages)| messages).sum();
+        let left = self.left.iter().filter(|(after, _)| is_behind(*after)).map(|(_, messages)| messages);
+        let members = match next {
+            Some(next) => self.members.range(position..next).count(),
+            None => self.members.range(position..).count(),
+        };
+        let behind = members + left.sum::<usize>();
         let split = self.segment_of(place);
         debug_assert!(*split >= behind, "what is behind was counted");
         *split = split.saturating_sub(behind);

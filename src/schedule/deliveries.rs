@@ -10,6 +10,7 @@ use super::{
     Command, DeliveryKey, Exhausted, Failure, GroupId, Groups, OnExhausted, Outcome, Restored, Scheduler, StoreRoom,
     Tied, Ties, Verdict, retry, split,
 };
+use crate::change::Position;
 
 /// Whether the store has a delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +39,7 @@ pub(super) enum Rest {
 pub(super) struct Member {
     /// If only the WAL has it.
     pub(super) token: Option<Token>,
+    pub(super) position: Position,
     pub(super) ties: Ties,
 }
 
@@ -225,7 +227,7 @@ impl<P> Scheduler<P> {
         for token in delivery.members.iter().filter_map(|member| member.token) {
             self.watermark.resolve(token);
         }
-        delivery.members.iter().for_each(|member| self.backlog.barriers.resolve(&member.ties));
+        delivery.members.iter().for_each(|member| self.backlog.barriers.resolve(&member.ties, member.position));
         self.let_go(now, key, &delivery);
         self.backlog.awaken(now);
     }
@@ -370,7 +372,8 @@ impl<P> Scheduler<P> {
         for Tied { position, ties } in &one.members {
             self.backlog.barriers.restore_member(now, ties, *position);
         }
-        let members = one.members.into_iter().map(|member| Member { token: None, ties: member.ties }).collect();
+        let members = one.members.into_iter().map(|Tied { position, ties }| Member { token: None, position, ties });
+        let members = members.collect();
         let mut delivery = Delivery::new(key, members);
         let groups = delivery.groups();
         let mut elders: Vec<DeliveryKey> = groups.iter().filter_map(|id| self.backlog.holder(*id)).collect();

@@ -6,8 +6,8 @@ use super::deliveries::Kept;
 use super::queue::{Backing, Waiting};
 use super::watermark::{Place, Token};
 use super::{
-    BEHIND_AFTER, BreakerState, Command, DeliveryKey, GroupId, KEEP_AFTER, Message, Position, Scheduler, StoreRoom,
-    StoredScope, Tied, WriteId,
+    BEHIND_AFTER, BreakerState, Command, DeliveryKey, GroupId, KEEP_AFTER, Message, Position, Scheduler, ScopeId,
+    StoreRoom, StoredScope, Tied, WriteId,
 };
 
 /// How often messages are looked through for their age.
@@ -390,6 +390,11 @@ impl<P> Scheduler<P> {
         if overflow > 0 {
             self.backlog.barriers.nothing_has_come_back();
         }
+    }
+
+    /// Where lanes begin that are of one table. Comes after [`Self::restore_waiting`].
+    pub fn restore_beginnings(&mut self, lanes: impl IntoIterator<Item = (GroupId, ScopeId, Position)>) {
+        lanes.into_iter().for_each(|(group, scope, first)| self.backlog.restore_beginning(group, scope, first));
     }
 
     /// The barriers in the lanes, and how many messages of each table stand between them. Comes between [`Self::restore`] and

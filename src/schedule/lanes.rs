@@ -14,7 +14,7 @@ use hashbrown::hash_map::Entry as MapEntry;
 
 use super::backlog::Backlog;
 use super::queue::{Backing, Group, NONE, Queue, ReadyItem, State, Waiting};
-use super::{GroupId, Groups, Message, Want};
+use super::{GroupId, Groups, Message, ScopeId, Want};
 use crate::change::{Lsn, Position};
 
 /// See the module.
@@ -26,8 +26,10 @@ pub(super) struct Lane {
     pub(super) writing: usize,
     /// The last message that went into the store.
     pub(super) last: Position,
-    /// The last one that came back; `None`: none of those of a life before.
+    /// The next message comes after this: the last one that came back. `None`: the first is next, and its place is not known.
     after: Option<Position>,
+    /// The table of its messages, if it is known and they have a group.
+    scope: Option<ScopeId>,
     /// Messages in memory that come after all these.
     pub(super) behind: Queue,
     /// One older than others in it is on its way.
@@ -50,6 +52,7 @@ impl Lane {
             writing: 0,
             last,
             after: None,
+            scope: None,
             behind,
             is_disordered: false,
             is_read: false,
@@ -60,9 +63,9 @@ impl Lane {
         }
     }
 
-    /// One of which this is the first message.
-    pub(super) fn begin(first: Position) -> Self {
-        Self { after: Some(before(first)), ..Self::new(first) }
+    /// One of which this is the first message, of this table if it has a group.
+    pub(super) fn begin(first: Position, scope: Option<ScopeId>) -> Self {
+        Self { after: Some(before(first)), scope, ..Self::new(first) }
     }
 
     pub(super) fn add(&mut self, position: Position) {
@@ -74,7 +77,9 @@ impl Lane {
     }
 
     /// A message that came back is in memory no longer.
-    pub(super) fn take_back(&mut self, position: Position) {
+    pub(super) fn take_back(&mut self, position: Position, scope: Option<ScopeId>) {
+        // Messages of no known table are held up by nothing.
+        self.scope = self.scope.filter(|own| Some(*own) == scope);
         self.stored += 1;
         self.last = self.last.max(position);
         self.step_back(position);
@@ -112,6 +117,13 @@ impl<P> Backlog<P> {
         self.lane_is_next(id);
     }
 
+    /// Where a lane of a life before begins, and its table: so that it need not be read to know that a barrier holds it up.
+    pub(super) fn restore_beginning(&mut self, id: GroupId, scope: ScopeId, first: Position) {
+        if let Some(lane) = self.lanes.get_mut(&id) {
+            (lane.after, lane.scope) = (Some(before(first)), Some(scope));
+        }
+    }
+
     /// Messages of these groups are durable. A lane may have been read to its end already.
     pub(super) fn lanes_written(&mut self, groups: impl IntoIterator<Item = GroupId>) {
         for id in groups {
@@ -143,8 +155,9 @@ impl<P> Backlog<P> {
         }
     }
 
-    /// Lanes to be read. What is on its way into a lane becomes durable in the order of positions, but for the odd one that
-    /// is older than others there: then all are waited for.
+    /// Lanes to be read, but for those of which it is known that a barrier holds them up. What is on its way into a lane
+    /// becomes durable in the order of positions, but for the odd one that is older than others there: then all are waited
+    /// for.
     pub(super) fn wants(&mut self, lanes_max: usize) -> Vec<Want> {
         let mut wants = Vec::new();
         while wants.len() < lanes_max
@@ -157,6 +170,13 @@ impl<P> Backlog<P> {
             lane.asked = lane.stored.saturating_sub(lane.writing);
             let waits = lane.waits_at.is_some() || lane.held_up_at.is_some();
             if is_held || lane.is_read || waits || lane.is_disordered || lane.asked == 0 {
+                continue;
+            }
+            if let (Some(scope), Some(after)) = (lane.scope, lane.after)
+                && self.barriers.holds_all_after(scope, after)
+            {
+                self.barriers.sleep_after(id, scope, after);
+                lane.held_up_at = Some(after);
                 continue;
             }
             lane.is_read = true;
@@ -206,18 +226,25 @@ impl<P> Backlog<P> {
             }
             self.push_back(now, message);
         }
-        let missing = match self.lanes.get_mut(&id) {
-            Some(lane) => {
-                lane.is_read = false;
-                let missing = if is_empty { lane.asked.min(lane.stored) } else { 0 };
-                lane.stored -= missing;
-                self.lane_messages -= missing;
-                missing
-            }
-            None => 0,
-        };
+        let missing = self.is_read(id, is_empty);
         self.settle(now, id);
         self.lane_is_next(id);
+        self.awaken(now);
+        missing
+    }
+
+    /// Counts off what the store should have had and has not.
+    fn is_read(&mut self, id: GroupId, is_empty: bool) -> usize {
+        let Some(lane) = self.lanes.get_mut(&id) else { return 0 };
+        lane.is_read = false;
+        let missing = if is_empty { lane.asked.min(lane.stored) } else { 0 };
+        lane.stored -= missing;
+        self.lane_messages -= missing;
+        if let Some(scope) = lane.scope
+            && missing > 0
+        {
+            self.barriers.lose(scope, lane.after, missing);
+        }
         missing
     }
 

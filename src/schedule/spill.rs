@@ -6,7 +6,7 @@ use super::backlog::Backlog;
 use super::barriers::Whereabouts;
 use super::lanes::{Lane, own_lane};
 use super::queue::{Backing, Group, NONE, Queue, State, Waiting, place};
-use super::{Barrier, DeliveryKey, GroupId, Groups};
+use super::{Barrier, DeliveryKey, GroupId, Groups, ScopeId};
 use crate::change::Position;
 
 impl<P> Backlog<P> {
@@ -31,7 +31,7 @@ impl<P> Backlog<P> {
             if groups == Groups::None {
                 let own = own_lane(message.position);
                 message.groups = Groups::One(own);
-                self.lanes.entry(own).or_insert_with(|| Lane::begin(message.position)).add(message.position);
+                self.lanes.entry(own).or_insert_with(|| Lane::begin(message.position, None)).add(message.position);
                 self.lane_messages += 1;
             }
             out.push(message);
@@ -41,8 +41,8 @@ impl<P> Backlog<P> {
     }
 
     /// A message and all that go into the store with it, oldest first: those before it in its groups' queues, those before
-    /// these in theirs, the last barriers before any of them. What has come back from a lane is still there, and may stay in memory; only of a queue before a
-    /// lane all go, since that is read from the first of them on.
+    /// these in theirs, the last barriers before any of them. What has come back from a lane is still there, and may stay in
+    /// memory; only of a queue before a lane all go, since that is read from the first of them on.
     fn goes_along(&self, index: u32, kept: impl Fn(DeliveryKey) -> bool) -> Result<Vec<u32>, DeliveryKey> {
         let mut going = BTreeMap::new();
         // How far the groups' queues, and their lanes' second ones, have been walked along.
@@ -89,7 +89,7 @@ impl<P> Backlog<P> {
     /// A message goes into the store that is the first of its queue, but for those that are there.
     fn leave_queue(&mut self, id: GroupId, index: u32) {
         let Some(message) = self.message(index) else { return };
-        let (position, bytes, side) = (message.position, message.bytes, message.groups.side(id));
+        let (position, scope, bytes, side) = (message.position, message.scope, message.bytes, message.groups.side(id));
         let next = self.slots.get(place(index)).map_or(NONE, |slot| slot.next[side]);
         let is_before = self.lanes.get(&id).is_some_and(|lane| position <= lane.last);
         if is_before {
@@ -98,7 +98,7 @@ impl<P> Backlog<P> {
             }
             self.pop(id, index);
         } else if !self.lanes.contains_key(&id) {
-            self.begin_lane(id, index, position);
+            self.begin_lane(id, index, (position, scope));
         }
         self.lane_messages += 1;
         let Some(lane) = self.lanes.get_mut(&id) else { return };
@@ -119,8 +119,8 @@ impl<P> Backlog<P> {
     }
 
     /// The group's queue from this message on becomes what is behind its lane; those before it are in the store already.
-    fn begin_lane(&mut self, id: GroupId, index: u32, position: Position) {
-        let mut lane = Lane::begin(position);
+    fn begin_lane(&mut self, id: GroupId, index: u32, (position, scope): (Position, ScopeId)) {
+        let mut lane = Lane::begin(position, Some(scope));
         let mut kept = Queue::EMPTY;
         let mut next = self.groups.get(&id).map_or(NONE, |group| group.queue.head);
         while next != index
@@ -164,7 +164,7 @@ impl<P> Backlog<P> {
     /// the lane.
     fn cut(&mut self, id: GroupId, from: Option<Position>) -> Vec<u32> {
         let Some(whole) = self.groups.get(&id).map(|group| group.queue) else { return Vec::new() };
-        let (mut kept, mut gone, mut positions) = (Queue::EMPTY, Vec::new(), Vec::new());
+        let (mut kept, mut gone, mut positions, mut scope) = (Queue::EMPTY, Vec::new(), Vec::new(), None);
         let (mut next, mut bytes) = (whole.head, 0);
         while let Some(message) = self.message(next)
             && message.backing == Backing::Lane
@@ -173,6 +173,7 @@ impl<P> Backlog<P> {
             if is_kept {
                 kept.push(next, message.bytes);
             } else {
+                scope = scope.or(Some(message.scope));
                 gone.push(next);
                 positions.push(message.position);
                 bytes += message.bytes;
@@ -180,8 +181,8 @@ impl<P> Backlog<P> {
             next = self.slots.get(place(next)).map_or(NONE, |slot| slot.next[message.groups.side(id)]);
         }
         let Some(first) = positions.first() else { return gone };
-        let lane = self.lanes.entry(id).or_insert_with(|| Lane::begin(*first));
-        positions.iter().for_each(|position| lane.take_back(*position));
+        let lane = self.lanes.entry(id).or_insert_with(|| Lane::begin(*first, scope));
+        positions.iter().for_each(|position| lane.take_back(*position, scope));
         self.lane_messages += gone.len();
         let messages = whole.messages - kept.messages;
         let behind = lane.behind;

@@ -55,7 +55,7 @@ impl<P> Scheduler<P> {
             if ties.barrier != Barrier::None {
                 self.backlog.barriers.moved(&ties, message.position, Whereabouts::Held(key));
             }
-            members.push(Member { token, ties });
+            members.push(Member { token, position: message.position, ties });
             messages.push(message.payload);
         }
         self.deliveries.insert(key, Delivery::new(key, members));

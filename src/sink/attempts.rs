@@ -133,6 +133,13 @@ impl Task {
     fn not_sent(&mut self, key: DeliveryKey, frozen: Option<Frozen>, failed: Failed) {
         let failure = Failure { ours: true, too_large: true, ..Failure::default() };
         let Some(verdict) = self.judged(key, frozen.as_ref(), &failed, failure) else { return };
+        match verdict {
+            // Said when it is a dead letter.
+            schedule::Verdict::Done | schedule::Verdict::Split { .. } | schedule::Verdict::Dead { .. } => {}
+            schedule::Verdict::Retry(_) | schedule::Verdict::Blocked(_) => {
+                self.say_failed(key, frozen.as_ref(), &failed, &verdict);
+            }
+        }
         self.settle_failed(key, frozen, verdict);
     }
 
@@ -171,19 +178,17 @@ impl Task {
         };
         self.sink.metrics.failed(category.as_str());
         let Some(verdict) = self.judged(key, frozen.as_ref(), &failed, failure) else { return };
-        let Some(delivery) = self.deliveries.get(&key) else { return };
-        let id = frozen.as_ref().map(|frozen| frozen.id).or(delivery.stored);
-        self.log_failed(delivery, id, (failed.number, &failed.attempt), (category, &failed.message));
-        let told = report::Failed {
-            number: failed.number,
-            attempt: &failed.attempt,
-            category,
-            message: &failed.message,
-            verdict: &verdict,
-            id,
-        };
-        self.report.failed(&told, &delivery.facts);
+        self.say_failed(key, frozen.as_ref(), &failed, &verdict);
         self.settle_failed(key, frozen, verdict);
+    }
+
+    fn say_failed(&mut self, key: DeliveryKey, frozen: Option<&Frozen>, failed: &Failed, verdict: &schedule::Verdict) {
+        let Some(delivery) = self.deliveries.get(&key) else { return };
+        let id = frozen.map(|frozen| frozen.id).or(delivery.stored);
+        let Failed { number, attempt, category, message } = failed;
+        self.log_failed(delivery, id, (*number, attempt), (*category, message));
+        let told = report::Failed { number: *number, attempt, category: *category, message, verdict, id };
+        self.report.failed(&told, &delivery.facts);
     }
 
     /// What the scheduler makes of a failure.

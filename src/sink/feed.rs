@@ -16,7 +16,8 @@ pub enum Feed {
         /// What `IDENTIFY_SYSTEM` calls `systemid`.
         system_id: u64,
     },
-    /// A table was described. Comes before the first change of each table of a session, and again when its name or its rule is another.
+    /// A table was described. Comes before the first change of each table of a session, and again when its name or its rule
+    /// is another.
     Table {
         /// Its name's.
         scope: ScopeId,

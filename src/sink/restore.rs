@@ -33,8 +33,10 @@ impl Task {
         }
         self.scheduler.restore_scopes(now, barriers, scopes);
         self.tables = Tables::new(tables);
+        let beginnings: Vec<_> = lanes.iter().filter_map(|lane| Some((lane.group, lane.scope?, lane.first))).collect();
         let lanes = lanes.into_iter().map(|lane| (lane.group, count_of(lane.messages), lane.last));
         self.scheduler.restore_waiting(lanes, count_of(overflow.messages));
+        self.scheduler.restore_beginnings(beginnings);
         let config = &self.sink.config;
         if config.paused {
             self.scheduler.pause();

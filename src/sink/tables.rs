@@ -5,7 +5,8 @@
 //! after a crash, when the rule was changed meanwhile: what was kept of the table before stands under the old one. The store
 //! has from which change on which rule was in force, so that this is told from what comes again as it was.
 //!
-//! The first change of a table that is not known is no barrier.
+//! The first change of a table that is not known is a barrier if anything of the table waits, since nobody knows by which
+//! rule: a store of before these rules were kept, or a table that was forgotten.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use crate::change::{Lsn, Position};
 use crate::schedule::{Barrier, ScopeId};
 use crate::store::{Grouped, Op};
 
-/// What is known at most; of more, tables that nothing waits for are forgotten.
+/// What is known at most; of more, tables that nothing waits for are forgotten, and noted again with their next change.
 const KNOWN_MAX: usize = 4096;
 
 /// See the module.
@@ -69,7 +70,7 @@ impl Tables {
             Some(_) if is_known => Barrier::None,
             Some(last) if last.scope != described.scope => Barrier::Scopes(last.scope),
             Some(_) => Barrier::Scope,
-            None if is_new && self.is_made_anew(oid, &described) => Barrier::Scope,
+            None if waits(described.scope) || is_new && self.is_made_anew(oid, &described) => Barrier::Scope,
             None => Barrier::None,
         };
         if is_known
@@ -96,9 +97,11 @@ impl Tables {
 
     /// Forgets what was in force before a rule from whose first change on all is unresolved at most: no change before that
     /// comes again. And if much is known, what nothing waits for.
+    ///
+    /// A mark is where a transaction ends, and the next may commit right there: what begins at it is not resolved.
     fn forget(&mut self, oid: u32, resolved: Lsn, waits: impl Fn(ScopeId) -> bool) -> Vec<(u32, Position)> {
         let of_table = self.known.range((oid, FIRST)..=(oid, LAST));
-        let current = of_table.rev().map(|(key, _)| *key).find(|(_, since)| since.commit_lsn <= resolved);
+        let current = of_table.rev().map(|(key, _)| *key).find(|(_, since)| since.commit_lsn < resolved);
         let mut forgotten: Vec<(u32, Position)> = match current {
             Some(current) => self.known.range((oid, FIRST)..current).map(|(key, _)| *key).collect(),
             None => Vec::new(),
@@ -107,8 +110,13 @@ impl Tables {
             let others = self.known.values().filter(|one| one.oid != oid && !waits(one.scope));
             forgotten.extend(others.map(|one| (one.oid, one.since)));
         }
+        // In order, so that of a table which is forgotten wholly the last rule stays described.
         for key in &forgotten {
-            self.known.remove(key);
+            let Some(Grouped { scope, rule, .. }) = self.known.remove(key) else { continue };
+            let is_known = self.known.range((key.0, FIRST)..=(key.0, LAST)).next().is_some();
+            if !is_known {
+                self.described.entry(key.0).or_insert(Described { scope, rule });
+            }
         }
         forgotten
     }
@@ -133,11 +141,12 @@ mod tests {
         /// As the store has it.
         kept: BTreeMap<(u32, Position), Grouped>,
         resolved: u64,
+        waiting: Vec<ScopeId>,
     }
 
     impl Play {
         fn new() -> Self {
-            Self { tables: Tables::default(), kept: BTreeMap::new(), resolved: 0 }
+            Self { tables: Tables::default(), kept: BTreeMap::new(), resolved: 0, waiting: Vec::new() }
         }
 
         fn describe(&mut self, oid: u32, scope: ScopeId, rule: &str) {
@@ -146,7 +155,7 @@ mod tests {
 
         fn arrive(&mut self, oid: u32, lsn: u64, is_new: bool) -> Barrier {
             let change = Arrival { oid, position: at(lsn), is_new, resolved: Lsn(self.resolved) };
-            let (barrier, op) = self.tables.arrive(change, |_| false);
+            let (barrier, op) = self.tables.arrive(change, |scope| self.waiting.contains(&scope));
             if let Some(Op::Grouped { grouped, forgotten }) = op {
                 forgotten.iter().for_each(|key| drop(self.kept.remove(key)));
                 self.kept.insert((grouped.oid, grouped.since), grouped);
@@ -232,6 +241,53 @@ mod tests {
     }
 
     #[test]
+    fn a_table_that_is_not_known_waits_for_what_the_store_has_of_it() {
+        let mut play = Play::new();
+        play.waiting = vec![OLD];
+        play.describe(7, OLD, "id");
+        play.describe(8, NEW, "id");
+        assert_eq!([play.again(7, 1), play.again(8, 2)], [Barrier::Scope, Barrier::None]);
+        assert_eq!([play.new_change(7, 3), play.new_change(7, 4)], [Barrier::Scope, Barrier::None]);
+    }
+
+    #[test]
+    fn a_table_that_was_forgotten_is_noted_again_with_its_next_change() {
+        let mut play = Play::new();
+        play.describe(7, OLD, "id");
+        play.new_change(7, 1);
+        let many = 10..10 + u32::try_from(KNOWN_MAX).unwrap();
+        for oid in many {
+            play.describe(oid, ScopeId(u64::from(oid)), "id");
+            play.new_change(oid, u64::from(oid));
+        }
+        assert!(!play.kept.keys().any(|(oid, _)| *oid == 7), "it is forgotten");
+        assert_eq!(play.new_change(7, 10_001), Barrier::None);
+        assert!(play.kept.contains_key(&(7, at(10_001))));
+        // So that a change of the rule is seen, be it at once or after a restart.
+        play.restart();
+        play.describe(7, OLD, "key");
+        assert_eq!(play.new_change(7, 10_002), Barrier::Scope);
+    }
+
+    #[test]
+    fn a_rule_from_a_change_on_that_may_come_again_leaves_the_one_before_known() {
+        let mut play = Play::new();
+        play.describe(7, OLD, "id");
+        play.new_change(7, 1);
+        // The transaction before has ended where this one commits.
+        play.resolved = 5;
+        play.describe(7, OLD, "key");
+        assert_eq!(play.new_change(7, 5), Barrier::Scope);
+        play.restart();
+        play.describe(7, OLD, "key");
+        assert_eq!(play.again(7, 5), Barrier::Scope);
+        play.resolved = 6;
+        play.describe(7, OLD, "id");
+        play.new_change(7, 7);
+        assert!(!play.kept.contains_key(&(7, at(1))), "it cannot come again");
+    }
+
+    #[test]
     fn only_what_may_come_again_is_remembered() {
         let mut play = Play::new();
         for lsn in 1..100 {
@@ -239,7 +295,7 @@ mod tests {
             play.new_change(7, lsn);
             play.resolved = lsn.saturating_sub(2);
         }
-        assert!(play.kept.len() <= 4, "{}", play.kept.len());
+        assert!(play.kept.len() <= 5, "{}", play.kept.len());
         assert_eq!(play.kept.len(), play.tables.known.len());
         for oid in 10..10_000 {
             play.describe(oid, ScopeId(u64::from(oid)), "id");

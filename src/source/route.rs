@@ -49,14 +49,17 @@ enum Grouping {
 }
 
 impl Grouping {
+    /// The types of the columns belong to it: as another type a column's values have other texts, and thereby other groups.
     fn text(&self, table: &Table) -> String {
         match self {
             Self::None => "none".to_owned(),
             Self::Table(_) => "table".to_owned(),
             Self::Messages(_) => "messages".to_owned(),
             Self::Columns { columns, .. } => {
-                let names = columns.iter().filter_map(|column| table.columns.get(*column));
-                format!("{:?}", names.map(|column| column.name.as_str()).collect::<Vec<_>>())
+                let columns = columns.iter().filter_map(|column| table.columns.get(*column));
+                let typed =
+                    columns.map(|column| format!("{}:{}:{}", column.name, column.type_oid, column.type_modifier));
+                format!("{:?}", typed.collect::<Vec<_>>())
             }
         }
     }

@@ -260,8 +260,12 @@ pub struct Batch {
 pub struct LaneSummary {
     /// Which group.
     pub group: GroupId,
+    /// The first one's table, if the store knows.
+    pub scope: Option<ScopeId>,
     /// How many.
     pub messages: u64,
+    /// The first one's position.
+    pub first: Position,
     /// The last one's position.
     pub last: Position,
 }

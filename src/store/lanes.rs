@@ -79,12 +79,13 @@ fn summaries(
     while let Some(row) = rows.next()? {
         let group = GroupId(row.get::<_, i64>(0)?.cast_unsigned());
         let last = position(row, 1)?;
-        if let Some(scope) = row.get::<_, Option<i64>>(3)? {
-            count(ScopeId(scope.cast_unsigned()), last);
+        let scope = row.get::<_, Option<i64>>(3)?.map(|scope| ScopeId(scope.cast_unsigned()));
+        if let Some(scope) = scope {
+            count(scope, last);
         }
         match lanes.last_mut() {
             Some(lane) if lane.group == group => (lane.messages, lane.last) = (lane.messages + 1, last),
-            Some(_) | None => lanes.push(LaneSummary { group, messages: 1, last }),
+            Some(_) | None => lanes.push(LaneSummary { group, scope, messages: 1, first: last, last }),
         }
     }
     Ok(lanes)

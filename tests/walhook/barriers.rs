@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use serde_json::Value;
+
 use crate::daemon::{Config, Daemon};
 use crate::outage::wait_confirmed;
 use crate::postgres::{Postgres, state, until};
@@ -42,16 +44,14 @@ impl Stage {
         self.postgres.sql(sql).await;
     }
 
-    /// What was acknowledged or refused of the column `v`, each at its first coming.
+    /// What came of the column `v`, acknowledged or refused, each at its first coming.
     fn seen(&self) -> Vec<String> {
-        let mut seen: Vec<String> = Vec::new();
-        for message in self.receiver.messages() {
-            let v = message["record"]["v"].as_str().unwrap_or_else(|| message["action"].as_str().unwrap()).to_owned();
-            if !seen.contains(&v) {
-                seen.push(v);
-            }
-        }
-        seen
+        first_comings(self.receiver.messages())
+    }
+
+    /// What was acknowledged, each at its first time.
+    fn acknowledged(&self) -> Vec<String> {
+        first_comings(self.receiver.acknowledged())
     }
 
     async fn wait_seen(&self, v: &str) {
@@ -63,18 +63,39 @@ impl Stage {
         let of_table =
             |seen: Vec<String>| -> Vec<String> { seen.into_iter().filter(|v| !v.starts_with("other")).collect() };
         assert_eq!(of_table(self.seen()), ["a"], "nothing of the table goes before its first change");
+        assert_eq!(of_table(self.acknowledged()), [""; 0]);
         self.open.store(true, Ordering::Relaxed);
-        self.wait_seen(order.last().unwrap()).await;
-        assert_eq!(of_table(self.seen()), order);
+        let last = *order.last().unwrap();
+        self.receiver.wait("the last to be acknowledged", |_| self.acknowledged().iter().any(|v| v == last)).await;
+        assert_eq!((of_table(self.seen()), of_table(self.acknowledged())), (owned(order), owned(order)));
     }
 
     async fn wait_held(&self, daemon: &Daemon) {
+        self.wait_held_tables(daemon, 1.0).await;
+    }
+
+    async fn wait_held_tables(&self, daemon: &Daemon, count: f64) {
         let held = || async {
             let held = daemon.metrics().await.sum("walhook_sink_held_tables", &[]);
-            state(held == Some(1.0), held)
+            state(held == Some(count), held)
         };
-        until("the table to be held up", held).await;
+        until("tables to be held up", held).await;
     }
+}
+
+fn first_comings(messages: Vec<Value>) -> Vec<String> {
+    let mut seen: Vec<String> = Vec::new();
+    for message in messages {
+        let v = message["record"]["v"].as_str().unwrap_or_else(|| message["action"].as_str().unwrap()).to_owned();
+        if !seen.contains(&v) {
+            seen.push(v);
+        }
+    }
+    seen
+}
+
+fn owned(order: &[&str]) -> Vec<String> {
+    order.iter().map(|v| (*v).to_owned()).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -130,19 +151,34 @@ async fn pitfall_05_what_comes_again_by_another_key_than_it_was_kept_under_follo
     stage.sql("ALTER TABLE t DROP CONSTRAINT t_pkey, ADD PRIMARY KEY (k)").await;
     stage.sql("UPDATE t SET v = 'c'; INSERT INTO other VALUES (2, 'other 2')").await;
 
-    let _daemon = stage.daemon().await;
+    let daemon = stage.daemon().await;
     stage.wait_seen("other 2").await;
+    stage.wait_held(&daemon).await;
     stage.opens(&["a", "b", "c"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pitfall_05_a_renamed_table_waits_for_what_it_was() {
     let stage = Stage::new("").await;
-    let _daemon = stage.daemon().await;
+    let daemon = stage.daemon().await;
     stage.sql("INSERT INTO t VALUES (1, 100, 'a')").await;
     stage.wait_seen("a").await;
     stage.sql("ALTER TABLE t RENAME TO t2").await;
     stage.sql("UPDATE t2 SET v = 'b'; INSERT INTO other VALUES (1, 'other 1')").await;
     stage.wait_seen("other 1").await;
+    stage.wait_held_tables(&daemon, 2.0).await;
+    stage.opens(&["a", "b"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pitfall_05_a_key_of_another_type_waits_for_what_it_was() {
+    let stage = Stage::new("").await;
+    let daemon = stage.daemon().await;
+    stage.sql("INSERT INTO t VALUES (1, 100, 'a')").await;
+    stage.wait_seen("a").await;
+    stage.sql("ALTER TABLE t ALTER id TYPE numeric(12, 2)").await;
+    stage.sql("UPDATE t SET v = 'b'; INSERT INTO other VALUES (1, 'other 1')").await;
+    stage.wait_seen("other 1").await;
+    stage.wait_held(&daemon).await;
     stage.opens(&["a", "b"]).await;
 }

@@ -140,6 +140,14 @@ impl Receiver {
         self.shared.book().request_count
     }
 
+    /// Messages of requests that were answered with 200, in the order of these answers.
+    pub(crate) fn acknowledged(&self) -> Vec<Value> {
+        let requests = self.requests();
+        let of = |number: u64| requests.iter().filter(move |request| request.number == number);
+        let answers = self.answers().into_iter().filter(|(_, status)| *status == 200);
+        answers.flat_map(|(number, _)| of(number)).flat_map(|request| request.messages.clone()).collect()
+    }
+
     /// What was answered, by request number; 0 where there was no answer.
     pub(crate) fn answers(&self) -> Vec<(u64, u16)> {
         self.shared.book().answers.clone()

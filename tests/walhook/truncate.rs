@@ -1,5 +1,6 @@
 //! TRUNCATE: a message of each table where a sink asks for it, counted and logged where none does.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -188,6 +189,11 @@ async fn pitfall_09_truncate_waits_for_the_rows_before_it_and_those_after_it_wai
     let at = messages.iter().position(|message| message["action"] == "truncate").unwrap();
     let late =
         |message: &Value| message["metadata"]["table_name"] == "t" && message["record"]["id"].as_i64() > Some(10);
+    let acknowledged = receiver.acknowledged();
+    let truncated = acknowledged.iter().position(|message| message["action"] == "truncate").unwrap();
+    let early = acknowledged[..truncated].iter().filter(|message| message["metadata"]["table_name"] == "t");
+    let early: BTreeSet<i64> = early.filter_map(|message| message["record"]["id"].as_i64()).collect();
+    assert!(early.iter().copied().eq(1..=10), "acknowledged before it: {early:?}");
     assert_eq!(messages[..at].iter().filter(|message| late(message)).count(), 0, "a later row overtook it");
     assert_eq!(messages[at..].iter().filter(|message| late(message)).count(), 10);
     assert!(daemon.sigterm().await.success());

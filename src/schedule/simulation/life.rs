@@ -383,6 +383,10 @@ impl Life {
         let lanes = lanes.into_iter().map(|(group, (count, last))| (group, count, self.model.items[last].position));
         let overflow = self.durable.pages.values().map(Vec::len).sum();
         self.scheduler.restore_waiting(lanes, overflow);
+        self.scheduler.restore_beginnings(self.durable.lanes.keys().rev().flat_map(|item| {
+            let Tied { position, ties } = self.model.items[*item].tied();
+            ties.groups.iter().map(move |group| (group, ties.scope, position))
+        }));
         self.next_page_read = 0;
         self.restored = self.durable.items().collect();
         self.next_page_written = self.durable.next_page;

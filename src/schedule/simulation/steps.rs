@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use super::life::{Flight, Life};
-use super::store::Load;
 use super::*;
 
 const MS: Duration = Duration::from_millis(1);
@@ -117,8 +116,7 @@ impl Life {
         loop {
             let before = blocked.len();
             for index in 0..self.model.items.len() {
-                let waits = self.model.before(index).any(|earlier| blocked.contains(&earlier))
-                    || self.held_of_table(index).any(|held| blocked.contains(&held));
+                let waits = self.model.before(index).any(|earlier| blocked.contains(&earlier));
                 if !self.model.items[index].done && waits {
                     blocked.insert(index);
                 }
@@ -208,20 +206,10 @@ impl Life {
         self.flights.values().any(|flight| flight.has(index))
     }
 
-    /// A barrier waits for more than it has to: until what was before it in a life before has come back, and for younger messages
-    /// that were in a delivery then.
+    /// A barrier waits for more than it has to: until what was before it in a life before has come back.
     fn waits_for_more(&self, index: usize) -> bool {
         let is_barrier = self.model.items[index].barrier != Barrier::None;
-        is_barrier && (self.scheduler.overflow.has_stored() || self.held_of_table(index).next().is_some())
-    }
-
-    /// For a barrier what deliveries have of its table.
-    fn held_of_table(&self, index: usize) -> impl Iterator<Item = usize> + '_ {
-        let item = &self.model.items[index];
-        let is_of_table =
-            |load: &&Load| item.barrier != Barrier::None && self.model.items[load.item].scope == item.scope;
-        let loads = self.flights.values().flat_map(|flight| &flight.members).filter(is_of_table);
-        loads.map(|load| load.item).filter(move |held| *held != index)
+        is_barrier && self.scheduler.overflow.has_stored()
     }
 
     /// The scheduler has a message of the store in memory.

@@ -148,6 +148,20 @@ fn without_a_key_or_with_columns_that_old_rows_do_not_carry_the_whole_table_is_t
 }
 
 #[test]
+fn pitfall_05_a_key_of_another_type_is_another_rule() {
+    let sinks = [sink("")];
+    let rule = |table: &Table| routes(table, &sinks)[0].rule.clone();
+    let before = rule(&orders());
+    let mut retyped = orders();
+    retyped.columns[1].type_oid = 1700;
+    assert_eq!(rule(&retyped), before, "it is not of the key");
+    retyped.columns[0].type_modifier = 786_438;
+    let rescaled = rule(&retyped);
+    retyped.columns[0].type_oid = 1700;
+    assert!(rescaled != before && rule(&retyped) != rescaled && rule(&retyped) != before);
+}
+
+#[test]
 fn a_table_may_have_a_rule_of_its_own() {
     let sink = sink("[sink.s.table.\"public.orders\"]\ngroup_by = \"none\"");
     assert_eq!(groups(&orders(), &sink, insert("1", "a")), Groups::None);

@@ -138,3 +138,34 @@ fn json_is_packed_and_noise_is_not() {
     let noise: Vec<u8> = std::iter::repeat_with(|| rng.u8(..)).take(1000).collect();
     assert_eq!(seal(&noise, Packing::Lz4).len(), noise.len() + 11);
 }
+
+/// Byte by byte, so that what stores hold stays readable: without a group, of one, of two.
+#[test]
+fn messages_of_before_there_were_barriers_read_as_they_were_written() {
+    let hashes: &[u8] = b"\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0";
+    let kinds = [Groups::None, Groups::One(GroupId(1)), Groups::Two(GroupId(1), GroupId(2))];
+    for (count, groups) in kinds.into_iter().enumerate() {
+        let kind = [u8::try_from(count).unwrap()];
+        let bytes: [&[u8]; 4] = [
+            b"\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x09\xAC\x02\x03",
+            &kind,
+            &hashes[..8 * count],
+            b"\x0E\x04t.up\x01\x01g{\"record\":{}}",
+        ];
+        let bytes = bytes.concat();
+        let event: Arc<str> = "t.up".into();
+        let facts = MessageFacts {
+            id: MessageId(9),
+            position: Position { commit_lsn: Lsn(300), index: 3 },
+            groups,
+            scope: ScopeId::of_event(&event),
+            barrier: Barrier::None,
+            commit_micros: 7,
+            event,
+            group: Some("g".into()),
+        };
+        let message = KeptMessage { facts, json: Bytes::from_static(b"{\"record\":{}}") };
+        assert_eq!(message_to_bytes(&message), bytes);
+        assert_eq!(message_from_bytes(&Bytes::from(bytes), &mut Words::default()), Ok(message));
+    }
+}

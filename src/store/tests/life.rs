@@ -6,6 +6,7 @@ use rusqlite::Connection;
 
 use super::super::mend;
 use super::*;
+use crate::schedule::{ScopeId, StoredScope};
 
 #[test]
 fn the_directory_is_ours_alone_and_locked() {
@@ -86,7 +87,10 @@ fn a_file_of_an_earlier_version_is_brought_to_this_one_with_what_it_holds() {
     let rig = Rig::new();
     let (store, sink) = rig.one();
     store.bind(&binding(None)).unwrap();
-    write_with(&store, sink, vec![park(1)], Some(progress(5, None, &[])));
+    let moved = message_of(at(7, 1), Groups::Two(GroupId(1), GroupId(2)));
+    let lanes = Op::Lanes(vec![message(6, 1), moved.clone()]);
+    let page = Op::Page { page: 0, messages: vec![message(8, 1)] };
+    write_with(&store, sink, vec![park(1), lanes, page], Some(progress(5, None, &[])));
     store.close();
     let db = Connection::open(rig.config.path.join("state.db")).unwrap();
     db.execute_batch(
@@ -98,10 +102,21 @@ fn a_file_of_an_earlier_version_is_brought_to_this_one_with_what_it_holds() {
     drop(db);
     let only_read = super::mend::open_to_show(&rig.config).unwrap_err().to_string();
     assert!(only_read.contains("version 1") && only_read.contains("walhook run"), "{only_read}");
-    let (store, _) = rig.one();
+    let (store, sink) = rig.one();
     let bound = store.source("app").unwrap().unwrap();
     assert_eq!((bound.timeline, bound.confirmed, bound.seen), (None, Some(Lsn(5)), Some(Lsn(5))));
-    assert_eq!(loaded(&store).deliveries.len(), 1);
+    let loaded = loaded(&store);
+    assert_eq!((loaded.deliveries.len(), loaded.overflow.messages, loaded.barriers.len()), (1, 1, 0));
+    let lanes = loaded.lanes.iter().map(|lane| (lane.group.0, lane.messages, lane.scope));
+    assert_eq!(lanes.collect::<Vec<_>>(), [(1, 2, None), (2, 1, None)]);
+    let unknown = StoredScope { scope: ScopeId::UNKNOWN, after: None, messages: 2 };
+    assert_eq!(loaded.scopes, [unknown], "one of two groups counts once");
+    let read = |group| -> Vec<(Position, Bytes)> {
+        let messages = lane(&store, sink, group).into_iter();
+        messages.map(|message| (message.facts.position, message.json)).collect()
+    };
+    let (first, moved) = ((at(6, 1), message(6, 1).json), (at(7, 1), moved.json));
+    assert_eq!((read(1), read(2)), (vec![first, moved.clone()], vec![moved]));
     store.bind(&binding(None)).unwrap();
     assert_eq!(store.source("app").unwrap().unwrap().timeline, Some(3));
 }

@@ -120,8 +120,9 @@ fn lanes_are_read_by_group_in_order_and_from_a_position() {
     let reads = now(store.lanes(sink, vec![want(1, Some(at(1, 1))), want(2, Some(at(3, 1)))], 10, 1 << 20)).unwrap();
     assert_eq!(reads[0].messages, std::slice::from_ref(&moved));
     assert_eq!(reads[1].messages, []);
-    let summary = |group, messages, last| LaneSummary { group: GroupId(group), messages, last };
-    assert_eq!(loaded(&store).lanes, [summary(0, 1, at(3, 2)), summary(1, 2, at(3, 1)), summary(2, 2, at(3, 1))]);
+    let lanes = loaded(&store).lanes.into_iter().map(|lane| (lane.group.0, lane.messages, lane.first, lane.last));
+    let lanes: Vec<_> = lanes.collect();
+    assert_eq!(lanes, [(0, 1, at(3, 2), at(3, 2)), (1, 2, at(1, 1), at(3, 1)), (2, 2, at(2, 1), at(3, 1))]);
     write(&store, sink, vec![Op::Leave(vec![Home::Lane(at(3, 1))])]);
     assert_eq!(lane(&store, sink, 2), [second], "a message of two groups leaves both lanes");
     assert_eq!(lane(&store, sink, 1).len(), 1);
