@@ -35,6 +35,7 @@ mod keeping;
 mod lanes;
 mod overflow;
 mod queue;
+mod restoring;
 pub mod resume;
 mod retry;
 #[cfg(test)]

@@ -6,8 +6,8 @@ use super::deliveries::Kept;
 use super::queue::{Backing, Waiting};
 use super::watermark::{Place, Token};
 use super::{
-    BEHIND_AFTER, BreakerState, Command, DeliveryKey, GroupId, KEEP_AFTER, Message, Position, Scheduler, ScopeId,
-    StoreRoom, StoredScope, Tied, WriteId,
+    BEHIND_AFTER, BreakerState, Command, DeliveryKey, GroupId, KEEP_AFTER, Message, Position, Scheduler, StoreRoom,
+    WriteId,
 };
 
 /// How often messages are looked through for their age.
@@ -379,41 +379,6 @@ impl<P> Scheduler<P> {
     /// The store could not be read: nothing is asked of it for a moment.
     pub fn unreadable(&mut self, now: Instant) {
         self.read_again_at = Some(now + READ_AGAIN_AFTER);
-    }
-
-    /// The store has messages of these groups from a life before. Comes before anything else but [`Self::restore`].
-    pub fn restore_waiting(&mut self, lanes: impl IntoIterator<Item = (GroupId, usize, Position)>, overflow: usize) {
-        for (group, messages, last) in lanes {
-            self.backlog.restore_lane(group, messages, last);
-        }
-        self.overflow.restore(overflow);
-        if overflow > 0 {
-            self.backlog.barriers.nothing_has_come_back();
-        }
-    }
-
-    /// Where lanes begin that are of one table. Comes after [`Self::restore_waiting`].
-    pub fn restore_beginnings(&mut self, lanes: impl IntoIterator<Item = (GroupId, ScopeId, Position)>) {
-        lanes.into_iter().for_each(|(group, scope, first)| self.backlog.restore_beginning(group, scope, first));
-    }
-
-    /// The barriers in the lanes, and how many messages of each table stand between them. Comes between [`Self::restore`] and
-    /// [`Self::restore_waiting`].
-    pub fn restore_scopes(
-        &mut self,
-        now: Instant,
-        barriers: impl IntoIterator<Item = Tied>,
-        scopes: impl IntoIterator<Item = StoredScope>,
-    ) {
-        for Tied { position, ties } in barriers {
-            self.backlog.barriers.admit(now, &ties, position);
-        }
-        scopes.into_iter().for_each(|scope| self.backlog.barriers.restore_left(&scope));
-    }
-
-    /// How far it had come in the life before. Comes before anything else.
-    pub fn restore_progress(&mut self, resolved: crate::change::Lsn, high: Option<Position>) {
-        self.watermark = super::Watermark::resumed(resolved, high);
     }
 
     /// The endpoint's health.
