@@ -7,6 +7,7 @@
 //! connections: after a reconnect the server sends again what is not confirmed, and everything up to the last position
 //! that was fed is skipped.
 
+mod annotations;
 mod doubt;
 mod prefixes;
 mod unheard;
@@ -17,6 +18,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
+use self::annotations::Word;
 use self::doubt::Doubts;
 use self::prefixes::Prefixes;
 use self::unheard::{Lines, Unheard};
@@ -26,14 +28,6 @@ use crate::sink::feed::Feed;
 use crate::source::pgoutput::{Message, Relation};
 use crate::source::relation::announced;
 use crate::source::route::{Route, routes};
-
-/// `prefix` of a transactional logical message whose JSON content annotates the rest of the transaction.
-const ANNOTATE: &[u8] = b"walhook:transaction_annotations.set";
-/// `prefix` that ends an annotation.
-const ANNOTATE_NO_MORE: &[u8] = b"walhook:transaction_annotations.clear";
-
-/// Bytes of an annotation at most; every message of the transaction carries it.
-const ANNOTATION_BYTES_MAX: usize = 16 << 10;
 
 /// The stream does not hang together.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -357,22 +351,21 @@ impl Intake {
 
     fn annotate(&mut self, prefix: &[u8], content: &[u8], now: Instant) {
         let Some(open) = &mut self.open else { return };
-        if prefix == ANNOTATE_NO_MORE {
-            open.annotations = None;
-        } else if prefix == ANNOTATE {
-            let bytes = self.oversize.unwrap_or(content.len());
-            open.annotations = Some(if bytes > ANNOTATION_BYTES_MAX {
+        match annotations::read(prefix, content, self.oversize) {
+            Word::Set(text) => open.annotations = Some(text),
+            Word::SetTooLarge { text, bytes } => {
+                open.annotations = Some(text);
                 if let Some(unlogged) = self.long_annotations.one(now) {
                     tracing::warn!(
                         bytes,
                         unlogged,
-                        "an annotation is left out: {ANNOTATION_BYTES_MAX} bytes are allowed"
+                        "an annotation is left out: {} bytes are allowed",
+                        annotations::BYTES_MAX
                     );
                 }
-                left_out(bytes)
-            } else {
-                annotation(content)
-            });
+            }
+            Word::Clear => open.annotations = None,
+            Word::Other => {}
         }
     }
 }
@@ -421,21 +414,6 @@ fn say_oversize(change: &Change, bytes: usize, unlogged: u64) {
         unlogged,
         "a change is larger than limits.max_message: its large values are left out, and it becomes a dead letter"
     );
-}
-
-/// A JSON string in the place of an annotation that is too large.
-fn left_out(bytes: usize) -> Arc<str> {
-    let said = format!("annotation of {bytes} bytes left out: {ANNOTATION_BYTES_MAX} are allowed");
-    serde_json::Value::String(said).to_string().into()
-}
-
-/// The content if it is JSON, else a JSON string of it.
-fn annotation(content: &[u8]) -> Arc<str> {
-    let text = String::from_utf8_lossy(content);
-    if serde_json::from_str::<serde::de::IgnoredAny>(&text).is_ok() {
-        return text.into();
-    }
-    serde_json::Value::String(text.into_owned()).to_string().into()
 }
 
 /// A tuple has as many values as its table has columns; everything behind here relies on it.
