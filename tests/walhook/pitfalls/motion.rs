@@ -188,7 +188,7 @@ async fn a_table_made_anew_within_the_publication_loses_nothing() {
 async fn a_table_made_anew_beside_the_publication_is_published_again_and_its_gap_is_said() {
     let motion = Motion::begin(&counted("t"), "tables = [\"public.t\"]", row_of).await;
     let load = motion.load(|round| raised("t", round).collect());
-    motion.change(&["UPDATE t SET note = 'old'"]).await;
+    motion.change(&["UPDATE t SET note = 'old', n = n + 1"]).await;
     let anew = "BEGIN; LOCK TABLE t; CREATE TEMP TABLE before ON COMMIT DROP AS SELECT id, n FROM t; DROP TABLE t;
         CREATE TABLE t (id int PRIMARY KEY, n bigint NOT NULL);
         INSERT INTO t (id, n) SELECT id, n + 1 FROM before; COMMIT";
