@@ -52,7 +52,7 @@ const DOCUMENTS: &str = "jsonb_build_object('name', md5(i::text), 'total', (i % 
         jsonb_build_object('sku', md5((i + 2)::text), 'n', 1, 'price', 0.99, 'note', E'line \\n \"two\"')),
     'address', jsonb_build_object('street', 'Long street ' || i % 100, 'zip', '12345', 'city', 'Zürich')),
     jsonb_build_array('a', 'b', i, null, true)";
-const NUMBERS: &str = "i / 7.0, (i % 100000) / 100.0, i * 1.0123456789, i / 3.0::float8, i * 1e-9::float8, i * 1000003, (i % 100000)::int,
+const NUMBERS: &str = "i / 7.0, (i % 100000) / 100.0, i * 1.0123456789, i / 3.0::float8, i * 1e-9::float8, i::int8 * 1000003, (i % 100000)::int,
     now() + i * interval '1 us', now() - i * interval '1 s', localtimestamp, localtimestamp + i * interval '1 ms', now(), now(),
     date '2024-01-01' + (i % 365)::int, null";
 
