@@ -50,19 +50,25 @@ fn of_a_refused_delivery_of_one_group_the_second_half_waits_for_the_first() {
     assert_eq!(play.commands(), [(5, vec![5])]);
 }
 
-#[test]
-fn a_family_of_a_life_before_goes_in_its_order() {
-    let mut play = Play::new(rules());
-    let part = |position: u64, groups: &[u64]| Restored {
+/// A part of a delivery that was split in a life before: one message of each group.
+fn restored_part(now: Instant, position: u64, groups: &[u64]) -> Restored {
+    Restored {
         members: groups.iter().map(|group| tied(position, Groups::One(GroupId(*group)))).collect(),
         position: at(position),
         attempts: 1,
         failures: 1,
         refusals: 1,
-        first_attempt: Some(play.now),
-        due: Some(play.now),
+        first_attempt: Some(now),
+        due: Some(now),
         is_part: true,
-    };
+    }
+}
+
+#[test]
+fn a_family_of_a_life_before_goes_in_its_order() {
+    let mut play = Play::new(rules());
+    let now = play.now;
+    let part = |position, groups| restored_part(now, position, groups);
     let restored = vec![part(5, &[1, 1]), part(1, &[1]), part(2, &[3])];
     assert_eq!(play.scheduler.restore(play.now, restored), [DeliveryKey(2), DeliveryKey(0), DeliveryKey(1)]);
     let counts = play.scheduler.counts();
@@ -99,16 +105,8 @@ fn parts_that_share_a_group_go_by_their_first_messages_before_and_after_a_restar
 #[test]
 fn a_family_of_a_life_before_is_found_through_all_its_members() {
     let mut play = Play::new(rules());
-    let part = |position: u64, groups: &[u64]| Restored {
-        members: groups.iter().map(|group| tied(position, Groups::One(GroupId(*group)))).collect(),
-        position: at(position),
-        attempts: 1,
-        failures: 1,
-        refusals: 1,
-        first_attempt: Some(play.now),
-        due: Some(play.now),
-        is_part: true,
-    };
+    let now = play.now;
+    let part = |position, groups| restored_part(now, position, groups);
     let restored = vec![part(1, &[1]), part(2, &[2, 3]), part(3, &[1, 2]), part(4, &[3])];
     play.scheduler.restore(play.now, restored);
     assert_eq!(play.commands(), [(0, vec![]), (1, vec![])]);
