@@ -3,7 +3,7 @@
 # components clippy and rustfmt.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-versions fuzz bench bench-micro lint fmt doc
+.PHONY: help setup demo test test-bare test-versions fuzz bench bench-micro lint fmt doc
 
 help: ## list of targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -11,11 +11,14 @@ help: ## list of targets
 setup: ## install what is missing: a Postgres server, a C compiler
 	scripts/setup
 
-demo: setup ## watch rows of a throw-away Postgres arrive at a receiver
-	cargo run --bin walhook -- demo
+demo: setup ## watch rows of a throw-away Postgres arrive at a receiver; DEMO="--messages 20" ends by itself
+	cargo run --example demo -- $(DEMO)
 
-test: setup ## all tests, against a real Postgres
-	scripts/test
+test: setup ## all tests, against a real Postgres; RUNNER=cargo does without nextest
+	scripts/test $(RUNNER)
+
+test-bare: ## the same on a bare Debian made by debootstrap, in a chroot; needs root, debootstrap and the network
+	scripts/test-bare
 
 test-versions: ## the core tests on Postgres 14 to 18; needs npm and the network
 	scripts/test-versions

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags};
+use rustix::fs::{Access, access};
 use tracing::debug;
 
 use super::error::StoreError;
@@ -53,12 +54,12 @@ impl Paths {
         }
     }
 
-    /// Takes the lock, which lasts until the file is closed.
-    pub(super) fn lock(&self) -> Result<File, StoreError> {
+    /// Takes the lock, which lasts until it is dropped.
+    pub(super) fn lock(&self) -> Result<DirectoryLock, StoreError> {
         let path = self.directory.join("lock");
         let file = create(&path)?;
         match file.try_lock() {
-            Ok(()) => Ok(file),
+            Ok(()) => Ok(DirectoryLock { file }),
             Err(TryLockError::WouldBlock) => Err(StoreError::Locked { path }),
             Err(TryLockError::Error(source)) => Err(StoreError::File { path, source }),
         }
@@ -83,6 +84,24 @@ impl Paths {
     pub(super) fn all_bytes(&self) -> u64 {
         let shared = ["state.db-shm", "log.db-shm"].map(|name| bytes_of(&self.directory.join(name)));
         bytes_of(&self.state) + self.wal_bytes() + self.log_bytes() + shared.iter().sum::<u64>()
+    }
+}
+
+/// The directory is ours alone while this lives.
+///
+/// The lock belongs to the open file, not to the process (flock(2)): a child that another thread forks has the file open
+/// too, until it executes its program. Closing our descriptor would leave the lock with that child for a moment, so it is
+/// given back by name.
+#[derive(Debug)]
+pub(super) struct DirectoryLock {
+    file: File,
+}
+
+impl Drop for DirectoryLock {
+    fn drop(&mut self) {
+        if let Err(error) = self.file.unlock() {
+            debug!(%error, "the lock of the store's directory ends with its file");
+        }
     }
 }
 
@@ -189,7 +208,10 @@ pub(super) fn empty_wal(db: &Connection, limit: Duration) -> rusqlite::Result<bo
 
 /// A connection that only reads.
 pub(super) fn open_to_read(path: &Path, schema: &Schema) -> Result<Connection, StoreError> {
-    File::open(path).map_err(|source: io::Error| StoreError::File { path: path.to_owned(), source })?;
+    // SQLite does not say why it cannot open a file. The file is not opened to find out: closing it would take the locks of
+    // all of this process's connections to it away (fcntl(2)).
+    access(path, Access::READ_OK)
+        .map_err(|source| StoreError::File { path: path.to_owned(), source: source.into() })?;
     let failed = |source| StoreError::Open { path: path.to_owned(), source };
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let db = Connection::open_with_flags(path, flags).map_err(failed)?;
@@ -203,6 +225,19 @@ pub(super) fn open_to_read(path: &Path, schema: &Schema) -> Result<Connection, S
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_lock_ends_although_a_child_still_has_the_file_open() {
+        let directory = tempfile::tempdir().unwrap();
+        let paths = Paths::of(directory.path());
+        let lock = paths.lock().unwrap();
+        // As a child has it between fork and exec.
+        let inherited = lock.file.try_clone().unwrap();
+        assert!(matches!(paths.lock(), Err(StoreError::Locked { .. })));
+        drop(lock);
+        drop(paths.lock().unwrap());
+        drop(inherited);
+    }
 
     #[test]
     fn every_directory_that_leads_to_a_new_one_is_synced() {

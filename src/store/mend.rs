@@ -2,14 +2,12 @@
 //!
 //! Showing reads only, and works beside a running daemon. The others take the lock, so no daemon may run.
 
-use std::fs::File;
-
 use rusqlite::{Connection, Row};
 
 use super::apply::{BLOCKED, Keeping, RETRYING, lsn_of};
 use super::batch::SinkKey;
 use super::error::StoreError;
-use super::files::{self, Paths};
+use super::files::{self, DirectoryLock, Paths};
 use super::gaps::{self, Gap};
 use super::holdings::{Holdings, holdings};
 use super::ledger::Ledger;
@@ -192,7 +190,7 @@ pub fn resume(config: &StateConfig, source: Option<&str>, sink: &str) -> Result<
 /// The files of a store that exists, locked.
 struct Files {
     ledger: Ledger,
-    _lock: File,
+    _lock: DirectoryLock,
 }
 
 impl Files {

@@ -5,13 +5,13 @@
 //! The log and the upkeep of the files have their turn when no batch waits, or when they have waited for long.
 
 use std::collections::VecDeque;
-use std::fs::File;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use tracing::{debug, error, info, warn};
 
 use super::batch::Batch;
+use super::files::DirectoryLock;
 use super::health::{HealthCell, dead_trouble};
 use super::inbox::{Inbox, Known, Submitted};
 use super::ledger::{Ledger, weight};
@@ -56,7 +56,7 @@ pub(super) struct Writer {
     room_at: Instant,
     closed_at: Option<Instant>,
     /// Held until the thread ends.
-    _lock: File,
+    _lock: DirectoryLock,
 }
 
 /// Writes fail.
@@ -72,7 +72,7 @@ impl Writer {
         health: Arc<HealthCell>,
         ledger: Ledger,
         logbook: Logbook,
-        lock: File,
+        lock: DirectoryLock,
     ) -> Self {
         let now = Instant::now();
         let mut writer = Self {
