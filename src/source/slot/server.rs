@@ -41,6 +41,7 @@ pub(crate) struct ServerFacts {
     pub(crate) output_plugins: Option<String>,
 }
 
+/// `current_setting` raises for a setting that the role may not see; pg_settings leaves it out.
 const FACTS: &str = "
 select current_setting('server_version_num')::int4,
        coalesce(current_setting('effective_wal_level', true), current_setting('wal_level')),
@@ -51,7 +52,7 @@ select current_setting('server_version_num')::int4,
          or exists (select from pg_roles r where r.rolname = 'rds_replication' and pg_has_role(r.oid, 'MEMBER')),
        has_database_privilege(current_database(), 'CREATE'),
        exists (select from pg_roles where rolname = 'rds_replication'),
-       current_setting('output_plugin_libraries', true),
+       (select setting from pg_settings where name = 'output_plugin_libraries'),
        extract(epoch from coalesce(current_setting('idle_replication_slot_timeout', true), '0')::interval)::int8";
 
 /// Reads the facts.
