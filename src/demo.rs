@@ -16,6 +16,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use self::cluster::roles::Role;
 use self::cluster::{Cluster, ClusterOptions};
 use crate::app::{self, Orders};
 use crate::cli::listen::receiver::{Behaviour, Counts, Receiver};
@@ -60,7 +61,7 @@ async fn play(args: DemoArgs, orders: Orders) -> anyhow::Result<u8> {
     print("walhook demo: starting a throw-away Postgres …\n");
     let cluster = tokio::task::spawn_blocking(|| Cluster::start(&ClusterOptions::default())).await?;
     let cluster = cluster.context("cannot start a throw-away Postgres")?;
-    let shop = shop::Shop::open(&cluster.url("postgres")).await?;
+    let shop = shop::Shop::open(&cluster.url_as(Role::Owner, "postgres")).await?;
     let mut tasks = JoinSet::new();
     let receivers =
         [receive(&mut tasks, "orders", 0.0, &orders).await?, receive(&mut tasks, "stock", 0.3, &orders).await?];
@@ -160,7 +161,7 @@ fn introduction(cluster: &Cluster, args: &DemoArgs, receivers: &[Endpoint; 2]) -
         orders.address,
         stock.address,
         metrics,
-        cluster.url("postgres"),
+        cluster.url_as(Role::Owner, "postgres"),
     )
 }
 

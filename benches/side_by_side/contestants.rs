@@ -9,6 +9,7 @@ use anyhow::{Context as _, bail};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::process::{ChildStdout, Command};
+use walhook::demo::cluster::roles::Role;
 
 use crate::ground::{Ground, PUBLICATION};
 use crate::process::{Deadline, Watched, tail};
@@ -17,7 +18,16 @@ use crate::receiver::{Away, Counted};
 /// `pg_recvlogical` on a slot, to `output`, until `end` or for ever.
 pub(crate) fn reader(ground: &Ground, slot: &str, end: Option<&str>, output: Stdio) -> anyhow::Result<Watched> {
     let mut command = Command::new(ground.cluster.bin().join("pg_recvlogical"));
-    command.args(["-h", "127.0.0.1", "-p", &ground.cluster.port().to_string(), "-U", "postgres", "-d", "postgres"]);
+    command.args([
+        "-h",
+        "127.0.0.1",
+        "-p",
+        &ground.cluster.port().to_string(),
+        "-U",
+        "walhook_reader",
+        "-d",
+        "postgres",
+    ]);
     command.args(["--start", "--no-loop", "-F", "0", "-s", "1", "-S", slot, "-o", "proto_version=1"]);
     command.arg("-o").arg(format!("publication_names={PUBLICATION}"));
     match end {
@@ -56,6 +66,10 @@ pub(crate) struct Delivering {
 impl Delivering {
     /// Starts the receiver, then walhook.
     pub(crate) async fn start(ground: &Ground, task: Task<'_>) -> anyhow::Result<Self> {
+        if task.program.is_some() {
+            // Builds of before want to read settings that the role may not see on the newest minor releases.
+            ground.value("grant pg_read_all_settings to walhook_reader").await?;
+        }
         let (receiver, mut lines) = receiver(task)?;
         let port: u16 = lines.next_line().await?.context("the receiver does not listen")?.parse()?;
         let directory = tempfile::tempdir()?;
@@ -135,7 +149,7 @@ fn receiver(task: Task<'_>) -> anyhow::Result<(Watched, Lines<BufReader<ChildStd
 
 /// Defaults but for what the task names.
 fn config_text(ground: &Ground, task: Task<'_>, port: u16) -> String {
-    let (url, Task { slot, table, batch_size, .. }) = (ground.cluster.url("postgres"), task);
+    let (url, Task { slot, table, batch_size, .. }) = (ground.cluster.url_as(Role::Reader, "postgres"), task);
     let grouping = if task.away.is_some() { "group_by = [\"customer_id\"]\n" } else { "" };
     format!(
         "[source.app]\nurl = \"{url}\"\nslot = \"{slot}\"\npublication = \"{PUBLICATION}\"\ncreate = false\n\

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use tokio::task::JoinSet;
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
+use walhook::demo::cluster::roles::Role;
 use walhook::demo::cluster::{Cluster, ClusterOptions};
 
 /// The publication of all tables.
@@ -116,8 +117,11 @@ fn inserts(table: &str, columns: &str, transactions: u32) -> String {
 
 /// The database.
 pub(crate) struct Ground {
-    client: Client,
-    _driver: JoinSet<()>,
+    /// The owner of the tables.
+    owner: Client,
+    /// A superuser, for slots and checkpoints.
+    admin: Client,
+    _drivers: JoinSet<()>,
     /// Last, so that the connections end before it.
     pub(crate) cluster: Cluster,
 }
@@ -127,12 +131,11 @@ impl Ground {
     pub(crate) async fn start() -> anyhow::Result<Self> {
         let settings = SETTINGS.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let cluster = Cluster::start(&ClusterOptions { settings, ..ClusterOptions::default() })?;
-        let (client, driver) = tokio_postgres::connect(&cluster.url("postgres"), NoTls).await?;
-        let mut tasks = JoinSet::new();
-        tasks.spawn(async move { drop(driver.await) });
-        let ground = Self { client, _driver: tasks, cluster };
-        ground.client.batch_execute(SCHEMA).await?;
-        Ok(ground)
+        let mut drivers = JoinSet::new();
+        let owner = connect(&cluster, Role::Owner, &mut drivers).await?;
+        let admin = connect(&cluster, Role::Superuser, &mut drivers).await?;
+        owner.batch_execute(SCHEMA).await?;
+        Ok(Self { owner, admin, _drivers: drivers, cluster })
     }
 
     /// What the server calls itself.
@@ -143,23 +146,22 @@ impl Ground {
     /// Writes the load behind a new base slot; gives the position where it ends.
     pub(crate) async fn load(&self, load: Load, rows: u32) -> anyhow::Result<String> {
         if load.table() == "items" {
-            self.client.batch_execute("truncate items").await?;
+            self.owner.batch_execute("truncate items").await?;
         }
         self.create_slot(BASE).await?;
-        self.client.batch_execute(&load.sql(rows)).await?;
+        self.owner.batch_execute(&load.sql(rows)).await?;
         let end = self.value("select pg_current_wal_insert_lsn()").await?.context("the server has no position")?;
         // Something behind the end, so that the server's position passes it.
         self.value("select pg_logical_emit_message(false, 'bench', 'the end')").await?;
-        self.client.batch_execute("checkpoint").await?;
+        self.admin.batch_execute("checkpoint").await?;
         Ok(end)
     }
 
     /// Writes the load on a connection of its own, while others work; gives the position where it ends, and when its last
     /// transaction was committed.
     pub(crate) async fn write(&self, load: Load, rows: u32) -> anyhow::Result<(String, Instant)> {
-        let (client, driver) = tokio_postgres::connect(&self.cluster.url("postgres"), NoTls).await?;
-        let mut tasks = JoinSet::new();
-        tasks.spawn(async move { drop(driver.await) });
+        let mut drivers = JoinSet::new();
+        let client = connect(&self.cluster, Role::Owner, &mut drivers).await?;
         client.batch_execute(&load.sql(rows)).await?;
         let committed = Instant::now();
         let end = self.value("select pg_current_wal_insert_lsn()").await?.context("the server has no position")?;
@@ -206,10 +208,17 @@ impl Ground {
         self.drop_slot(BASE).await
     }
 
-    /// The first value of the first row.
+    /// The first value of the first row, as superuser.
     pub(crate) async fn value(&self, sql: &str) -> anyhow::Result<Option<String>> {
-        let messages = self.client.simple_query(sql).await.with_context(|| sql.to_owned())?;
+        let messages = self.admin.simple_query(sql).await.with_context(|| sql.to_owned())?;
         let row = |message| if let SimpleQueryMessage::Row(row) = message { Some(row) } else { None };
         Ok(messages.into_iter().find_map(row).and_then(|row| row.get(0).map(str::to_owned)))
     }
+}
+
+/// A session that is driven for as long as `drivers` lives.
+async fn connect(cluster: &Cluster, role: Role, drivers: &mut JoinSet<()>) -> anyhow::Result<Client> {
+    let (client, driver) = tokio_postgres::connect(&cluster.url_as(role, "postgres"), NoTls).await?;
+    drivers.spawn(async move { drop(driver.await) });
+    Ok(client)
 }

@@ -10,6 +10,7 @@ use anyhow::{Context as _, anyhow};
 use tokio::io::AsyncReadExt as _;
 use tokio::task::JoinSet;
 use tokio_postgres::NoTls;
+use walhook::demo::cluster::roles::Role;
 use walhook::source::wire::{Cursor, WireError};
 
 use crate::contestants::{self, Delivering, Task};
@@ -186,7 +187,7 @@ struct Writer {
 
 impl Writer {
     fn start(ground: &Ground, rows: u32) -> Self {
-        let (url, stop) = (ground.cluster.url("postgres"), Arc::new(AtomicBool::new(false)));
+        let (url, stop) = (ground.cluster.url_as(Role::Owner, "postgres"), Arc::new(AtomicBool::new(false)));
         let stopped = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -2,6 +2,9 @@
 //!
 //! `walhook demo` shows the product on one; the tests run on them. Data outlives nothing: `fsync` is off. Postgres
 //! refuses to run as root, so for root the server runs as the user `postgres`, or else `nobody`.
+//!
+//! The roles of docs/OPERATING.md are in it from the start, with the grants that stand there: what runs on such a server
+//! speaks to it as a user's walhook does.
 
 use std::io;
 use std::net::{Ipv4Addr, TcpListener};
@@ -9,6 +12,10 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+
+use self::roles::Role;
+
+pub mod roles;
 
 /// Why a cluster could not be made or used.
 #[derive(Debug, thiserror::Error)]
@@ -65,7 +72,7 @@ pub struct ClusterOptions {
     pub template: bool,
 }
 
-/// A running (or stopped) throw-away cluster, superuser `postgres`.
+/// A running (or stopped) throw-away cluster, with every [`Role`].
 #[derive(Debug)]
 pub struct Cluster {
     dir: PathBuf,
@@ -102,9 +109,14 @@ impl Cluster {
         }
     }
 
-    /// `postgres://postgres@127.0.0.1:PORT/DATABASE`
+    /// `postgres://walhook@127.0.0.1:PORT/DATABASE`: as the role that walhook is documented to have.
     pub fn url(&self, database: &str) -> String {
-        format!("postgres://postgres@127.0.0.1:{}/{database}", self.port)
+        self.url_as(Role::Walhook, database)
+    }
+
+    /// The same as another role.
+    pub fn url_as(&self, role: Role, database: &str) -> String {
+        format!("postgres://{role}@127.0.0.1:{}/{database}", self.port)
     }
 
     /// TCP port on 127.0.0.1.
@@ -237,16 +249,28 @@ impl Cluster {
         let data = data.to_string_lossy();
         arguments.push(&data);
         arguments.extend(options.initdb_args.iter().map(String::as_str));
-        self.run(&self.bin.join("initdb"), &arguments)
+        self.run(&self.bin.join("initdb"), &arguments)?;
+        self.make_roles()
+    }
+
+    /// Without a server: a single backend takes the statements, one a line, and ends at the first that fails.
+    fn make_roles(&self) -> Result<(), ClusterError> {
+        let sql = self.dir.join("roles.sql");
+        let statements = [roles::MAKE, &roles::grants("postgres")].concat();
+        std::fs::write(&sql, statements).map_err(|source| self.directory_error(source))?;
+        let data = self.data();
+        let arguments = ["--single", "-c", "exit_on_error=on", "-D", &data.to_string_lossy(), "postgres"];
+        let input = std::fs::File::open(&sql).map_err(|source| self.directory_error(source))?;
+        self.run_with(&self.bin.join("postgres"), &arguments, input.into())
     }
 
     /// One template a server version and user, so that no version meets another's files.
     fn template_path(&self) -> Result<PathBuf, ClusterError> {
-        let output = self.output(&self.bin.join("initdb"), &["--version"])?;
+        let output = self.output(&self.bin.join("initdb"), &["--version"], Stdio::null())?;
         let version = String::from_utf8_lossy(&output.stdout);
         let version: String = version.chars().filter(|c| c.is_ascii_digit() || *c == '.').collect();
         let owner = std::fs::metadata(&self.dir).map_err(|source| self.directory_error(source))?.uid();
-        Ok(std::env::temp_dir().join(format!("walhook-pg-template-{version}-{owner}")))
+        Ok(std::env::temp_dir().join(format!("walhook-pg-template-roles-{version}-{owner}")))
     }
 
     /// Copies our fresh data directory beside the template's place and renames it, so that nobody sees half of one. When
@@ -309,7 +333,11 @@ impl Cluster {
     }
 
     fn run(&self, program: &Path, arguments: &[&str]) -> Result<(), ClusterError> {
-        let output = self.output(program, arguments)?;
+        self.run_with(program, arguments, Stdio::null())
+    }
+
+    fn run_with(&self, program: &Path, arguments: &[&str], input: Stdio) -> Result<(), ClusterError> {
+        let output = self.output(program, arguments, input)?;
         if output.status.success() {
             return Ok(());
         }
@@ -320,12 +348,12 @@ impl Cluster {
 
     /// Runs a program as the server's user, in a process group of its own so that Ctrl-C does not reach it, with its output
     /// in files: the server inherits them, and a pipe would stay open.
-    fn output(&self, program: &Path, arguments: &[&str]) -> Result<Output, ClusterError> {
+    fn output(&self, program: &Path, arguments: &[&str], input: Stdio) -> Result<Output, ClusterError> {
         let path = self.dir.join("output");
         let file = std::fs::File::create(&path).map_err(|source| self.directory_error(source))?;
         let other = file.try_clone().map_err(|source| self.directory_error(source))?;
         let mut command = Command::new(program);
-        command.args(arguments).current_dir(&self.dir).stdin(Stdio::null()).stdout(file).stderr(other).process_group(0);
+        command.args(arguments).current_dir(&self.dir).stdin(input).stdout(file).stderr(other).process_group(0);
         if let Some((uid, gid)) = self.run_as {
             command.uid(uid).gid(gid);
         }

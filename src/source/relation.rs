@@ -200,6 +200,7 @@ mod tests {
     use tokio_postgres::NoTls;
 
     use super::*;
+    use crate::demo::cluster::roles::Role;
     use crate::demo::cluster::{Cluster, ClusterOptions};
 
     fn relation(oid: u32, identity: ReplicaIdentity, columns: &[(&str, bool, u32)]) -> Relation {
@@ -234,9 +235,14 @@ mod tests {
     #[tokio::test]
     async fn keys_and_types_come_from_the_catalogue() {
         let cluster = Cluster::start(&ClusterOptions::default()).unwrap();
-        let (client, connection) = tokio_postgres::connect(&cluster.url("postgres"), NoTls).await.unwrap();
         let mut tasks = tokio::task::JoinSet::new();
-        tasks.spawn(connection);
+        let mut sessions = Vec::new();
+        for role in [Role::Owner, Role::Walhook] {
+            let (client, connection) = tokio_postgres::connect(&cluster.url_as(role, "postgres"), NoTls).await.unwrap();
+            tasks.spawn(connection);
+            sessions.push(client);
+        }
+        let [client, own] = &sessions[..] else { panic!("two sessions") };
         let sql =
             "CREATE TYPE mood AS ENUM ('ok'); CREATE DOMAIN small AS int8; CREATE TYPE pair AS (a small, b mood[]);
             ALTER TYPE pair ADD ATTRIBUTE gone text; ALTER TYPE pair DROP ATTRIBUTE gone;
@@ -247,7 +253,7 @@ mod tests {
         let announced = relation(row.get(0), ReplicaIdentity::Default, &columns);
         let mut catalogue = Catalogue::new();
 
-        let table = catalogue.table(&client, &announced).await.unwrap();
+        let table = catalogue.table(own, &announced).await.unwrap();
         assert_eq!(table.primary_key, [2, 0]);
         let kinds: Vec<_> = table.columns.iter().map(|column| column.kind.clone()).collect();
         let mut json = Vec::new();
@@ -255,10 +261,10 @@ mod tests {
         assert_eq!(String::from_utf8(json).unwrap(), r#"[{"a":7,"b":["ok"]}]"#);
 
         client.batch_execute("DROP TABLE orders; DROP TYPE pair").await.unwrap();
-        let after = catalogue.table(&client, &announced).await.unwrap();
+        let after = catalogue.table(own, &announced).await.unwrap();
         assert_eq!(after.primary_key, [0, 2], "the flagged columns, for want of the catalogue's");
         assert_eq!(after.columns[1].kind, kinds[1], "what was known of a type outlives it");
-        let unknown = Catalogue::new().table(&client, &announced).await.unwrap();
+        let unknown = Catalogue::new().table(own, &announced).await.unwrap();
         assert_eq!(unknown.columns[1].kind, Kind::Text);
     }
 }

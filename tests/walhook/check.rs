@@ -24,7 +24,7 @@ fn evened(printed: &str, receiver: &str, version: &str) -> String {
     printed
         .replace(receiver, &place)
         .replace(
-            &format!("Postgres {version}, database postgres, role postgres"),
+            &format!("Postgres {version}, database postgres, role walhook"),
             "Postgres 17.6, database app, role walhook",
         )
         .replace(", idle_replication_slot_timeout 0", "")

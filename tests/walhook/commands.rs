@@ -117,7 +117,7 @@ async fn secrets_of_the_config_and_row_values_are_never_printed() {
     })
     .await;
     let endpoint = receiver.url() + "/rosebud";
-    let source = Config::source(&postgres).replace("postgres@", "postgres:hunter2@");
+    let source = Config::source(&postgres).replace("walhook@", "walhook:hunter2@");
     let sink = "headers = { authorization = \"Bearer swordfish\" }\nsigning_secrets = [\"whsec_c3dvcmRmaXNoc3dvcmRmaXNoc3dvcmRmaXNo\"]\nbatch_sise = 1";
     let bad = source.replace("[log]", "[log]\nlevel = \"debug\"") + &Config::sink("orders", &endpoint, sink);
     let good = bad.replace("batch_sise", "batch_size");

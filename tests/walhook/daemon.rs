@@ -35,9 +35,17 @@ impl Config {
 
     /// `[source.app]`, and the admin side on a port of the system's choice.
     pub(crate) fn source(postgres: &Postgres) -> String {
+        Self::source_at(&postgres.url())
+    }
+
+    /// The same with `create = false`, as the role that may only read the stream.
+    pub(crate) fn reader_source(postgres: &Postgres) -> String {
+        Self::source_at(&postgres.reader_url()) + "create = false\n"
+    }
+
+    fn source_at(url: &str) -> String {
         format!(
-            "[admin]\nlisten = \"127.0.0.1:0\"\n[log]\nformat = \"json\"\n[source.app]\nurl = \"{}\"\nheartbeat = \"1s\"\n",
-            postgres.url()
+            "[admin]\nlisten = \"127.0.0.1:0\"\n[log]\nformat = \"json\"\n[source.app]\nurl = \"{url}\"\nheartbeat = \"1s\"\n"
         )
     }
 

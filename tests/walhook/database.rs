@@ -66,7 +66,7 @@ async fn it_goes_on_by_itself_after_its_session_was_terminated() {
         receiver.wait("load", |receiver| receiver.request_count() >= until_requests).await;
         let before = postgres.reader(SLOT).await;
         postgres
-            .sql(&format!(
+            .admin_sql(&format!(
                 "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = '{SLOT}'"
             ))
             .await;
@@ -101,7 +101,7 @@ async fn pitfall_23_the_publication_is_there_before_the_slot_is_begun() {
     until("the making of the slot to wait", || async {
         let waiting =
             "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%pg_create_logical%'";
-        let rows = postgres.rows(waiting).await;
+        let rows = postgres.admin_rows(waiting).await;
         state(!rows.is_empty(), rows)
     })
     .await;
@@ -118,7 +118,7 @@ async fn pitfall_23_the_publication_is_there_before_the_slot_is_begun() {
 async fn hold_slot(postgres: &Postgres) -> TcpStream {
     let mut socket = TcpStream::connect(("127.0.0.1", postgres.cluster.port())).await.unwrap();
     let mut startup = 196_608_u32.to_be_bytes().to_vec();
-    startup.extend_from_slice(b"user\0postgres\0database\0postgres\0replication\0database\0\0");
+    startup.extend_from_slice(b"user\0walhook_reader\0database\0postgres\0replication\0database\0\0");
     let length = u32::try_from(startup.len() + 4).unwrap().to_be_bytes();
     socket.write_all(&[&length[..], &startup].concat()).await.unwrap();
     read_until(&mut socket, b'Z').await;

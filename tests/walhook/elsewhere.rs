@@ -49,7 +49,9 @@ impl Drop for Door {
 }
 
 async fn end_sessions(postgres: &Postgres) {
-    postgres.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'walhook'").await;
+    postgres
+        .admin_sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'walhook'")
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -34,8 +34,9 @@ async fn watch(postgres: &Postgres, url: &str, lines: &str) -> Watched {
     Watched { daemon, receiver, config }
 }
 
-/// Runs statements in the database at `url`.
+/// Runs statements in the database at `url` as the owner of its tables.
 async fn run(url: &str, sql: &str) {
+    let url = &url.replace("walhook@", "app@");
     let (client, connection) = tokio_postgres::connect(url, NoTls).await.unwrap();
     tokio::spawn(connection);
     client.simple_query(sql).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
@@ -78,18 +79,17 @@ const ODD_CHANGES: &str = r"INSERT INTO public.odd VALUES (1, '0044-03-15 BC', '
 async fn pitfall_10_settings_of_database_and_role_change_no_message() {
     let postgres = Postgres::start();
     for database in ["plain", "hostile", "roled"] {
-        postgres.sql(&format!("CREATE DATABASE {database}")).await;
+        postgres.database(database, "").await;
     }
-    postgres.sql("CREATE ROLE odd SUPERUSER LOGIN").await;
     for (name, value) in HOSTILE {
-        postgres.sql(&format!("ALTER DATABASE hostile SET {name} = {value}")).await;
-        postgres.sql(&format!("ALTER ROLE odd IN DATABASE roled SET {name} = {value}")).await;
+        postgres.admin_sql(&format!("ALTER DATABASE hostile SET {name} = {value}")).await;
+        postgres.admin_sql(&format!("ALTER ROLE walhook IN DATABASE roled SET {name} = {value}")).await;
     }
     let mut all = Vec::new();
-    for (who, database) in [("postgres", "plain"), ("postgres", "hostile"), ("odd", "roled")] {
+    for database in ["plain", "hostile", "roled"] {
         let url = postgres.cluster.url(database);
         run(&url, ODD_VALUES).await;
-        let watched = watch(&postgres, &url.replace("postgres@", &format!("{who}@")), "").await;
+        let watched = watch(&postgres, &url, "").await;
         // With array_nulls off NULL is a word; the row is written with the default.
         run(&url, &format!("SET array_nulls = on; {ODD_CHANGES}")).await;
         all.push(contents(&watched.receiver.wait_messages(3).await));
@@ -114,7 +114,7 @@ async fn pitfall_10_settings_of_database_and_role_change_no_message() {
 #[tokio::test(flavor = "multi_thread")]
 async fn pitfall_14_a_latin1_database_speaks_utf8() {
     let postgres = Postgres::start();
-    postgres.sql("CREATE DATABASE latin ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0").await;
+    postgres.database("latin", "ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0").await;
     let url = postgres.cluster.url("latin");
     let table = "CREATE TYPE laune AS ENUM ('früh', 'spät');
         CREATE TABLE \"Straßen\" (\"größe\" text PRIMARY KEY, l laune, ls text[], j json, b bytea);
@@ -134,7 +134,7 @@ async fn pitfall_14_a_latin1_database_speaks_utf8() {
 #[tokio::test(flavor = "multi_thread")]
 async fn pitfall_14_bytes_that_are_no_utf8_wedge_nothing() {
     let postgres = Postgres::start();
-    postgres.sql("CREATE DATABASE ascii ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0").await;
+    postgres.database("ascii", "ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0").await;
     let url = postgres.cluster.url("ascii");
     run(&url, "CREATE TABLE notes (id text PRIMARY KEY, body text, tags text[], doc json, pad text)").await;
     run(&url, "ALTER TABLE notes REPLICA IDENTITY FULL").await;
@@ -169,7 +169,7 @@ async fn pitfall_14_bytes_that_are_no_utf8_wedge_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn pitfall_14_names_that_are_no_utf8_wedge_nothing() {
     let postgres = Postgres::start();
-    postgres.sql("CREATE DATABASE ascii ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0").await;
+    postgres.database("ascii", "ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0").await;
     let url = postgres.cluster.url("ascii");
     // A column, the members of a row type, and a table beside it that cannot even be named.
     run(
@@ -268,7 +268,7 @@ async fn pitfall_47_a_pooler_that_drops_options_is_named_at_the_start() {
     let postgres = Postgres::start();
     postgres.sql("CREATE TABLE t (id int PRIMARY KEY); ALTER DATABASE postgres SET DateStyle = 'German'").await;
     let pooler = Pooler::start(postgres.cluster.port(), STRIP).await;
-    let url = format!("postgres://postgres@127.0.0.1:{}/postgres", pooler.port);
+    let url = format!("postgres://walhook@127.0.0.1:{}/postgres", pooler.port);
     let (code, said) = run_to_its_end(&config(&postgres, &url, "http://127.0.0.1:9", "")).await;
     assert_eq!(code, Some(69), "{said}");
     assert!(said.contains("DateStyle") && said.contains("pooler") && said.contains("direct address"), "{said}");
@@ -280,7 +280,7 @@ async fn pitfall_47_a_pooler_without_replication_is_named_at_the_start() {
     let postgres = Postgres::start();
     postgres.sql("CREATE TABLE t (id int PRIMARY KEY)").await;
     let pooler = Pooler::start(postgres.cluster.port(), REFUSE).await;
-    let url = format!("postgres://postgres@127.0.0.1:{}/postgres", pooler.port);
+    let url = format!("postgres://walhook@127.0.0.1:{}/postgres", pooler.port);
     let (code, said) = run_to_its_end(&config(&postgres, &url, "http://127.0.0.1:9", "")).await;
     assert_eq!(code, Some(69), "{said}");
     assert!(said.contains("replication") && said.contains("pooler") && said.contains("direct address"), "{said}");
@@ -292,7 +292,7 @@ async fn pitfall_47_a_pooler_that_begins_to_drop_options_is_named_while_running(
     let setup = "CREATE TABLE t (id int PRIMARY KEY, d date); ALTER DATABASE postgres SET DateStyle = 'German'";
     postgres.sql(setup).await;
     let pooler = Pooler::start(postgres.cluster.port(), PASS).await;
-    let url = format!("postgres://postgres@127.0.0.1:{}/postgres", pooler.port);
+    let url = format!("postgres://walhook@127.0.0.1:{}/postgres", pooler.port);
     let Watched { daemon, receiver, .. } = watch(&postgres, &url, "").await;
     let daemon = daemon.allow_error("DateStyle");
     postgres.sql("INSERT INTO t VALUES (1, '2024-02-03')").await;
@@ -302,7 +302,7 @@ async fn pitfall_47_a_pooler_that_begins_to_drop_options_is_named_while_running(
     let others =
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND backend_type IN
         ('client backend', 'walsender')";
-    postgres.sql(others).await;
+    postgres.admin_sql(others).await;
     postgres.sql("INSERT INTO t VALUES (2, '2024-02-03')").await;
     let troubles = troubles(&daemon.wait_not_ready().await);
     daemon.wait_logged("DateStyle").await;

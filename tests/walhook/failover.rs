@@ -25,7 +25,7 @@ impl Pair {
     async fn start(primary: &[(&str, &str)], standby: &[(&str, &str)]) -> Self {
         let primary = Postgres::with(primary);
         counters(&primary).await;
-        primary.sql("SELECT pg_create_physical_replication_slot('standby', true)").await;
+        primary.admin_sql("SELECT pg_create_physical_replication_slot('standby', true)").await;
         let standby = tokio::task::block_in_place(|| primary.cluster.standby(standby));
         let standby = Postgres { cluster: standby.unwrap_or_else(|error| panic!("{error}")) };
         let pair = Self { primary, standby };
@@ -123,23 +123,23 @@ async fn pitfall_39_a_promoted_standby_is_read_on_and_no_change_is_lost_or_out_o
     let pair = Pair::start(&[], &[("sync_replication_slots", "on")]).await;
     // What is committed is on the standby, and what walhook was sent is there too.
     let settings = "ALTER SYSTEM SET synchronous_standby_names = 'walreceiver'";
-    pair.primary.sql(settings).await;
-    pair.primary.sql("ALTER SYSTEM SET synchronized_standby_slots = 'standby'").await;
-    pair.primary.sql("SELECT pg_reload_conf()").await;
+    pair.primary.admin_sql(settings).await;
+    pair.primary.admin_sql("ALTER SYSTEM SET synchronized_standby_slots = 'standby'").await;
+    pair.primary.admin_sql("SELECT pg_reload_conf()").await;
     pair.primary.sql("INSERT INTO counters SELECT i, 0 FROM generate_series(1, 10) i").await;
     let receiver = Receiver::with(Keep::Ledger, unreliable(7, 10, &[500, 503], 0..10), row_of).await;
     let daemon = Daemon::start(&pair.config(&receiver.url(), "failover = true")).await;
     let failover = format!("SELECT failover FROM pg_replication_slots WHERE slot_name = '{SLOT}'");
     assert_eq!(pair.primary.value(&failover).await, "t");
     until("the standby to have its copy of the slot", || async {
-        pair.primary.sql("SELECT pg_log_standby_snapshot()").await;
+        pair.primary.admin_sql("SELECT pg_log_standby_snapshot()").await;
         let sql = format!("SELECT synced AND NOT temporary FROM pg_replication_slots WHERE slot_name = '{SLOT}'");
         let synced = pair.standby.value(&sql).await;
         state(synced == "t", synced)
     })
     .await;
 
-    let rounds = Rounds::on([pair.primary.url(), pair.standby.url()]);
+    let rounds = Rounds::on([pair.primary.owner_url(), pair.standby.owner_url()]);
     receiver.wait("changes of the primary", |receiver| receiver.request_count() >= 100).await;
     pair.fail_over();
     daemon.wait_logged("the database was promoted").await;
@@ -282,7 +282,7 @@ async fn pitfall_42_a_standby_is_read_and_what_its_primary_must_do_is_said() {
         let mut ticks = tokio::time::interval(std::time::Duration::from_millis(300));
         loop {
             ticks.tick().await;
-            pair.primary.sql("SELECT pg_log_standby_snapshot()").await;
+            pair.primary.admin_sql("SELECT pg_log_standby_snapshot()").await;
         }
     };
     tokio::select! {
@@ -325,14 +325,14 @@ async fn pitfall_42_a_slot_that_the_primary_cost_says_so() {
         let mut ticks = tokio::time::interval(std::time::Duration::from_millis(300));
         loop {
             ticks.tick().await;
-            pair.primary.sql("SELECT pg_log_standby_snapshot()").await;
+            pair.primary.admin_sql("SELECT pg_log_standby_snapshot()").await;
         }
     };
     tokio::select! {
         () = until_ready => {}
         () = daemon.wait_ready() => {}
     }
-    pair.primary.sql("ALTER SYSTEM SET wal_level = replica").await;
+    pair.primary.admin_sql("ALTER SYSTEM SET wal_level = replica").await;
     tokio::task::block_in_place(|| {
         pair.primary.cluster.stop("fast").unwrap();
         pair.primary.cluster.resume().unwrap();

@@ -336,7 +336,7 @@ async fn pitfall_51_what_the_server_cannot_send_is_skipped_by_a_person() {
 
     let Case { postgres, receiver, config, daemon } = case;
     assert!(daemon.sigterm().await.success());
-    postgres.sql("SELECT pg_replication_slot_advance('walhook_app', pg_current_wal_lsn())").await;
+    postgres.admin_sql("SELECT pg_replication_slot_advance('walhook_app', pg_current_wal_lsn())").await;
     let accepted = config.state_command(&["accept-gap"]);
     println!("{}", crate::daemon::text_of(&accepted));
     let daemon = Daemon::start(&config).await;

@@ -28,9 +28,9 @@ async fn lose_slot(postgres: &Postgres) {
     until("the server to give the slot up", || async {
         for _ in 0..4 {
             postgres.sql("CREATE TABLE junk (); DROP TABLE junk").await;
-            postgres.sql("SELECT pg_switch_wal()").await;
+            postgres.admin_sql("SELECT pg_switch_wal()").await;
         }
-        postgres.sql("CHECKPOINT").await;
+        postgres.admin_sql("CHECKPOINT").await;
         let status =
             postgres.value(&format!("SELECT wal_status FROM pg_replication_slots WHERE slot_name = '{SLOT}'")).await;
         state(status == "lost" || status.is_empty(), status)
@@ -39,8 +39,8 @@ async fn lose_slot(postgres: &Postgres) {
 }
 
 async fn set_keep_size(postgres: &Postgres, size: &str) {
-    postgres.sql(&format!("ALTER SYSTEM SET max_slot_wal_keep_size = '{size}'")).await;
-    postgres.sql("SELECT pg_reload_conf()").await;
+    postgres.admin_sql(&format!("ALTER SYSTEM SET max_slot_wal_keep_size = '{size}'")).await;
+    postgres.admin_sql("SELECT pg_reload_conf()").await;
     until("the setting to take effect", || async {
         let shown = postgres.value("SHOW max_slot_wal_keep_size").await;
         state(shown == size, shown)
@@ -212,8 +212,8 @@ async fn pitfall_35_an_idle_timeout_is_warned_of_and_named_when_it_cost_the_slot
         return;
     }
     counters(&postgres).await;
-    postgres.sql("ALTER SYSTEM SET idle_replication_slot_timeout = '1s'").await;
-    postgres.sql("SELECT pg_reload_conf()").await;
+    postgres.admin_sql("ALTER SYSTEM SET idle_replication_slot_timeout = '1s'").await;
+    postgres.admin_sql("SELECT pg_reload_conf()").await;
     let receiver = Receiver::start().await;
     let config = config(&postgres, &receiver, "");
     let daemon = Daemon::start(&config).await;
@@ -223,7 +223,7 @@ async fn pitfall_35_an_idle_timeout_is_warned_of_and_named_when_it_cost_the_slot
     assert!(said.contains("idle_replication_slot_timeout is 1 s"), "{said}");
     assert!(daemon.sigterm().await.success());
     until("the server to give the slot up", || async {
-        postgres.sql("CHECKPOINT").await;
+        postgres.admin_sql("CHECKPOINT").await;
         let why = postgres.value("SELECT invalidation_reason FROM pg_replication_slots").await;
         state(why == "idle_timeout", why)
     })

@@ -65,11 +65,11 @@ impl Case {
     }
 
     async fn drop_slot(&self) {
-        self.postgres.sql(&format!("SELECT pg_drop_replication_slot('{SLOT}')")).await;
+        self.postgres.admin_sql(&format!("SELECT pg_drop_replication_slot('{SLOT}')")).await;
     }
 
     async fn create_slot(&self) {
-        self.postgres.sql(&format!("SELECT pg_create_logical_replication_slot('{SLOT}', 'pgoutput')")).await;
+        self.postgres.admin_sql(&format!("SELECT pg_create_logical_replication_slot('{SLOT}', 'pgoutput')")).await;
     }
 
     async fn confirmed(&self) -> String {
@@ -106,7 +106,7 @@ async fn the_store_of_another_database_of_the_cluster_is_refused() {
     let case = Case::begin().await;
     case.deliver_all_but_row_5().await;
     case.drop_slot().await;
-    case.postgres.sql("CREATE DATABASE second").await;
+    case.postgres.database("second", "").await;
     let text = Config::source(&case.postgres).replace("/postgres\"", "/second\"");
     assert!(text.contains("/second\""), "{text}");
     case.config.rewrite(&(text + &Config::sink("orders", &case.receiver.url(), "")));

@@ -155,7 +155,8 @@ async fn every_type_arrives_as_to_jsonb_has_it() {
     let seed = std::env::var("WALHOOK_ORACLE_SEED").map_or(4, |seed| seed.parse().unwrap());
     println!("seed {seed}");
     let postgres = Postgres::start();
-    for setup in [EXTENSIONS, MADE, AUDIT] {
+    postgres.admin_sql(EXTENSIONS).await;
+    for setup in [MADE, AUDIT] {
         postgres.sql(setup).await;
     }
     if !postgres.value("SELECT to_regtype('hstore')").await.is_empty() {

@@ -130,13 +130,13 @@ impl Outage {
     async fn retained_is_small(&self) {
         until("the server to be free to remove the WAL", || async {
             // The slot's restart position moves with the records of running transactions, which a checkpoint writes.
-            self.postgres.sql("CHECKPOINT").await;
+            self.postgres.admin_sql("CHECKPOINT").await;
             let kept = "SELECT pg_current_wal_lsn() - restart_lsn FROM pg_replication_slots";
             let bytes: i64 = self.postgres.value(kept).await.parse().unwrap();
             state(bytes < 1_000_000, bytes)
         })
         .await;
-        let wal: i64 = self.postgres.value("SELECT sum(size)::bigint FROM pg_ls_waldir()").await.parse().unwrap();
+        let wal: i64 = self.postgres.admin_value("SELECT sum(size)::bigint FROM pg_ls_waldir()").await.parse().unwrap();
         assert!(wal <= 192 << 20, "pg_wal holds {wal} bytes");
     }
 

@@ -280,10 +280,8 @@ async fn pitfall_27_annotations_are_of_their_transaction_and_everything_else_is_
 #[tokio::test(flavor = "multi_thread")]
 async fn in_a_database_that_is_not_utf8_the_prefix_is_converted_and_the_content_is_as_it_was_written() {
     let postgres = Postgres::start();
-    postgres.sql("CREATE DATABASE latin ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0").await;
-    let (client, connection) =
-        tokio_postgres::connect(&postgres.cluster.url("latin"), tokio_postgres::NoTls).await.unwrap();
-    tokio::spawn(connection);
+    postgres.database("latin", "ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0").await;
+    let client = postgres.client_of("latin").await;
     let receiver = Receiver::start().await;
     let text = Config::source(&postgres).replace(&postgres.url(), &postgres.cluster.url("latin"))
         + &Config::sink("orders", &receiver.url(), "messages = [\"é.*\"]\nmax_in_flight = 1");

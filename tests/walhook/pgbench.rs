@@ -40,7 +40,7 @@ fn apply(copies: &Copies, messages: &[Value]) {
 /// Runs pgbench to its end; what it printed.
 async fn pgbench(cluster: &Cluster, arguments: &[&str]) -> String {
     let mut command = Command::new(cluster.bin().join("pgbench"));
-    command.args(arguments).args(["-h", "127.0.0.1", "-U", "postgres", "-p", &cluster.port().to_string(), "postgres"]);
+    command.args(arguments).args(["-h", "127.0.0.1", "-U", "app", "-p", &cluster.port().to_string(), "postgres"]);
     let ended = tokio::task::spawn_blocking(move || command.stdin(Stdio::null()).output().unwrap()).await.unwrap();
     let text = String::from_utf8_lossy(&[ended.stdout, ended.stderr].concat()).into_owned();
     assert!(ended.status.success(), "{text}");

@@ -1,10 +1,15 @@
-//! A real Postgres for one test.
+//! A real Postgres for one test, with the roles of docs/OPERATING.md.
+//!
+//! walhook connects as `walhook`, or with `create = false` as `walhook_reader`; what a test does to its tables it does as
+//! their owner, `app`. The superuser is for what an administrator does to a server: a test in which walhook itself
+//! connects as one says so in its name.
 
 use std::fmt::Debug;
 use std::future::Future;
 use std::time::{Duration, Instant};
 
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
+use walhook::demo::cluster::roles::{Role, grants};
 use walhook::demo::cluster::{Cluster, ClusterOptions};
 
 /// How long [`until`] waits. Generous: it only ends tests that fail anyway.
@@ -30,43 +35,86 @@ impl Postgres {
         Self { cluster: Cluster::start(&options).unwrap_or_else(|error| panic!("{error}")) }
     }
 
-    /// Address of the database `postgres`.
+    /// Address of the database `postgres` as walhook's role.
     pub(crate) fn url(&self) -> String {
         self.cluster.url("postgres")
     }
 
-    /// A connection of one's own.
+    /// The same as the owner of the tables.
+    pub(crate) fn owner_url(&self) -> String {
+        self.cluster.url_as(Role::Owner, "postgres")
+    }
+
+    /// The same as the role for `create = false`, which owns nothing and may read no table.
+    pub(crate) fn reader_url(&self) -> String {
+        self.cluster.url_as(Role::Reader, "postgres")
+    }
+
+    /// The same as superuser.
+    pub(crate) fn admin_url(&self) -> String {
+        self.cluster.url_as(Role::Superuser, "postgres")
+    }
+
+    /// A connection of the tables' owner.
     pub(crate) async fn client(&self) -> Client {
         self.try_client().await.unwrap()
     }
 
-    /// A connection, if the server takes one.
+    /// The same, if the server takes one.
     pub(crate) async fn try_client(&self) -> Result<Client, tokio_postgres::Error> {
-        let (client, connection) = tokio_postgres::connect(&self.url(), NoTls).await?;
-        // Ends by itself when the client is dropped.
-        tokio::spawn(connection);
-        Ok(client)
+        connect(&self.owner_url()).await
     }
 
-    /// Runs statements and gives all rows as text.
+    /// A superuser's connection.
+    pub(crate) async fn admin_client(&self) -> Client {
+        connect(&self.admin_url()).await.unwrap()
+    }
+
+    /// Runs statements as the tables' owner and gives all rows as text.
     pub(crate) async fn rows(&self, sql: &str) -> Vec<Vec<Option<String>>> {
-        let client = self.client().await;
-        let messages = client.simple_query(sql).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
-        let row = |message| match message {
-            SimpleQueryMessage::Row(row) => Some((0..row.len()).map(|i| row.get(i).map(str::to_owned)).collect()),
-            _ => None,
-        };
-        messages.into_iter().filter_map(row).collect()
+        rows(&self.client().await, sql).await
     }
 
-    /// Runs statements.
+    /// Runs statements as the tables' owner.
     pub(crate) async fn sql(&self, sql: &str) {
         self.rows(sql).await;
     }
 
     /// The first value of the first row as text; empty if there is none or it is NULL.
     pub(crate) async fn value(&self, sql: &str) -> String {
-        self.rows(sql).await.into_iter().flatten().flatten().next().unwrap_or_default()
+        first(self.rows(sql).await)
+    }
+
+    /// As [`Self::rows`], as superuser.
+    pub(crate) async fn admin_rows(&self, sql: &str) -> Vec<Vec<Option<String>>> {
+        rows(&self.admin_client().await, sql).await
+    }
+
+    /// As [`Self::sql`], as superuser.
+    pub(crate) async fn admin_sql(&self, sql: &str) {
+        self.admin_rows(sql).await;
+    }
+
+    /// As [`Self::value`], as superuser.
+    pub(crate) async fn admin_value(&self, sql: &str) -> String {
+        first(self.admin_rows(sql).await)
+    }
+
+    /// Makes another database, such as `ENCODING 'LATIN1' TEMPLATE template0`, with the same grants.
+    pub(crate) async fn database(&self, name: &str, how: &str) {
+        self.admin_sql(&format!("CREATE DATABASE {name} {how}")).await;
+        self.admin_sql(&grants(name)).await;
+    }
+
+    /// Makes a slot, as the role for `create = false` does by docs/OPERATING.md.
+    pub(crate) async fn make_slot(&self, slot: &str) {
+        let client = connect(&self.reader_url()).await.unwrap();
+        rows(&client, &format!("SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')")).await;
+    }
+
+    /// A connection of the owner of that database's tables.
+    pub(crate) async fn client_of(&self, database: &str) -> Client {
+        connect(&self.cluster.url_as(Role::Owner, database)).await.unwrap()
     }
 
     /// Major version of the server.
@@ -87,6 +135,26 @@ impl Postgres {
             .parse()
             .ok()
     }
+}
+
+/// A connection that ends by itself when the client is dropped.
+async fn connect(url: &str) -> Result<Client, tokio_postgres::Error> {
+    let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
+    tokio::spawn(connection);
+    Ok(client)
+}
+
+async fn rows(client: &Client, sql: &str) -> Vec<Vec<Option<String>>> {
+    let messages = client.simple_query(sql).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+    let row = |message| match message {
+        SimpleQueryMessage::Row(row) => Some((0..row.len()).map(|i| row.get(i).map(str::to_owned)).collect()),
+        _ => None,
+    };
+    messages.into_iter().filter_map(row).collect()
+}
+
+fn first(rows: Vec<Vec<Option<String>>>) -> String {
+    rows.into_iter().flatten().flatten().next().unwrap_or_default()
 }
 
 /// Waits for a state: asks until the answer is `Ok`, and fails with the last `Err` when the deadline has passed.

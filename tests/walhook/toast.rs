@@ -197,14 +197,10 @@ async fn pitfall_01_fetch_leaves_out_what_is_larger_than_a_message_may_be() {
 async fn begin_as_reader() -> Case {
     let postgres = Postgres::start();
     postgres.sql(DOCS).await;
-    postgres.sql("CREATE ROLE reader LOGIN REPLICATION; CREATE PUBLICATION walhook_app FOR TABLE docs").await;
-    postgres.sql("SELECT pg_create_logical_replication_slot('walhook_app', 'pgoutput')").await;
+    postgres.sql("CREATE PUBLICATION walhook_app FOR TABLE docs").await;
+    postgres.make_slot("walhook_app").await;
     let receiver = Receiver::start().await;
-    let url = postgres.url();
-    let url = if url.contains('?') { format!("{url}&user=reader") } else { format!("{url}?user=reader") };
-    let text = Config::source(&postgres).replace(&postgres.url(), &url)
-        + "create = false\n"
-        + &Config::sink("orders", &receiver.url(), FETCH);
+    let text = Config::reader_source(&postgres) + &Config::sink("orders", &receiver.url(), FETCH);
     let config = Config::new(&text);
     let daemon = Daemon::start(&config).await;
     Case { postgres, receiver, config, daemon }
@@ -217,7 +213,7 @@ async fn pitfall_01_fetch_goes_without_the_privilege_until_it_is_granted() {
     assert_left_out(&case.titled("denied").await);
     case.wait_result("denied", 1.0).await;
     case.daemon.wait_logged("GRANT SELECT").await;
-    case.postgres.sql("GRANT SELECT ON docs TO reader").await;
+    case.postgres.sql("GRANT SELECT ON docs TO walhook_reader").await;
     until("a value to be fetched", || async {
         case.postgres.sql("UPDATE docs SET title = 'granted' WHERE id = 2").await;
         let metrics = case.daemon.metrics().await;
@@ -230,11 +226,12 @@ async fn pitfall_01_fetch_goes_without_the_privilege_until_it_is_granted() {
 #[tokio::test(flavor = "multi_thread")]
 async fn pitfall_01_fetch_goes_without_while_there_is_no_connection() {
     let case = begin_as_reader().await;
-    case.postgres.sql("GRANT SELECT ON docs TO reader; ALTER ROLE reader CONNECTION LIMIT 0").await;
+    case.postgres.sql("GRANT SELECT ON docs TO walhook_reader").await;
+    case.postgres.admin_sql("ALTER ROLE walhook_reader CONNECTION LIMIT 0").await;
     case.postgres.sql("UPDATE docs SET title = 'alone' WHERE id = 1").await;
     assert_left_out(&case.titled("alone").await);
     case.wait_result("unavailable", 1.0).await;
-    case.postgres.sql("ALTER ROLE reader CONNECTION LIMIT -1").await;
+    case.postgres.admin_sql("ALTER ROLE walhook_reader CONNECTION LIMIT -1").await;
     until("a value to be fetched", || async {
         case.postgres.sql("UPDATE docs SET title = 'again' WHERE id = 2").await;
         let metrics = case.daemon.metrics().await;
@@ -244,7 +241,7 @@ async fn pitfall_01_fetch_goes_without_while_there_is_no_connection() {
     .await;
     // A connection that was lost is made anew, and nobody goes without for that.
     let kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%AS found'";
-    case.postgres.sql(kill).await;
+    case.postgres.admin_sql(kill).await;
     case.postgres.sql("UPDATE docs SET title = 'anew' WHERE id = 3").await;
     assert_eq!(case.titled("anew").await["metadata"]["fetched"], json!(["body"]));
 }
@@ -368,7 +365,7 @@ async fn pitfall_01_fetch_calls_no_operator_that_stands_in_another_schema() {
 async fn pitfall_01_fetch_takes_a_hidden_row_for_one_it_may_not_read() {
     let case = begin_as_reader().await;
     case.postgres
-        .sql("GRANT SELECT ON docs TO reader; ALTER TABLE docs ENABLE ROW LEVEL SECURITY; CREATE POLICY none ON docs USING (false)")
+        .sql("GRANT SELECT ON docs TO walhook_reader; ALTER TABLE docs ENABLE ROW LEVEL SECURITY; CREATE POLICY none ON docs USING (false)")
         .await;
     case.postgres.sql("UPDATE docs SET title = 'hidden' WHERE id = 1").await;
     assert_left_out(&case.titled("hidden").await);

@@ -1,5 +1,6 @@
 //! `check` against a real server.
 
+use crate::demo::cluster::roles::{Role, grants};
 use crate::source::slot::tests::Stage;
 
 use super::*;
@@ -88,7 +89,8 @@ const TYPES: &str = "create type mood as enum ('ok');
     create type point3 (input = point3_in, output = point3_out, like = text);
     create domain moods as mood[]; create type pair as (a int, b point3);
     create table orders (id int primary key, customer int, note text, feeling moods, kind plain, places pair[],
-        twice int generated always as (customer * 2) stored);";
+        twice int generated always as (customer * 2) stored);
+    alter table orders owner to app";
 
 /// Sinks that see the same table in different ways.
 const SINKS: &str = "[sink.a]\nurl = \"http://127.0.0.1:1/\"\ntables = [\"public.orders\"]\n\
@@ -98,7 +100,9 @@ const SINKS: &str = "[sink.a]\nurl = \"http://127.0.0.1:1/\"\ntables = [\"public
 
 #[tokio::test]
 async fn a_table_says_its_key_its_columns_and_what_each_sink_sees_in_lines_that_stand_together() {
-    let stage = Stage::new(&[], TYPES).await;
+    let stage = Stage::new(&[], "").await;
+    // Only a superuser may make a base type.
+    stage.admin.batch_execute(TYPES).await.unwrap();
     let findings = looked(&stage, SINKS).await;
     assert_eq!(exit_code(&findings), 0, "{}", as_text(&findings));
     let version: String = stage.client.query_one("show server_version_num", &[]).await.unwrap().get(0);
@@ -146,11 +150,11 @@ async fn virtual_columns_and_tables_that_cannot_be_fetched_from_are_named() {
         stage.client.batch_execute(add).await.unwrap();
     }
     let role =
-        "create role app login replication; grant create on database postgres to app; alter table orders owner to app;
-                revoke select on orders from app";
-    stage.client.batch_execute(role).await.unwrap();
+        "create role guest login replication; grant create on database postgres to guest; alter table orders owner to guest;
+                revoke select on orders from guest";
+    stage.admin.batch_execute(role).await.unwrap();
     let file = tempfile::NamedTempFile::new().unwrap();
-    let url = stage.cluster.url("postgres").replace("postgres@", "app@");
+    let url = stage.cluster.url("postgres").replace("walhook@", "guest@");
     let sink = "[sink.a]\nurl = \"http://127.0.0.1:1/\"\ntables = [\"public.orders\"]\nunchanged_toast = \"fetch\"\n";
     std::fs::write(file.path(), format!("[source.app]\nurl = \"{url}\"\n{sink}")).unwrap();
     let findings = look(file.path(), false).await;
@@ -158,11 +162,11 @@ async fn virtual_columns_and_tables_that_cannot_be_fetched_from_are_named() {
     let cannot = ["sink a cannot fetch unchanged long values: the role may not read them and the key"];
     assert_eq!(warned, cannot);
     for (sql, expected) in [
-        ("grant select (note) on orders to app", &cannot[..]),
-        ("grant select (id) on orders to app", &[]),
+        ("grant select (note) on orders to guest", &cannot[..]),
+        ("grant select (id) on orders to guest", &[]),
         ("revoke usage on schema public from public", &cannot),
     ] {
-        stage.client.batch_execute(sql).await.unwrap();
+        stage.admin.batch_execute(sql).await.unwrap();
         assert_eq!(of(&look(file.path(), false).await, Level::Warn, "public.orders"), expected, "{sql}");
     }
     let lines = of(&findings, Level::Ok, "public.orders").join("\n");
@@ -171,12 +175,16 @@ async fn virtual_columns_and_tables_that_cannot_be_fetched_from_are_named() {
 
 #[tokio::test]
 async fn a_column_whose_name_is_no_utf8_leaves_the_others_known() {
-    let mut stage = Stage::new(&[], "create database raw template template0 encoding 'SQL_ASCII' locale 'C'").await;
+    let mut stage = Stage::new(&[], "").await;
+    let make = "create database raw template template0 encoding 'SQL_ASCII' locale 'C'";
+    stage.admin.batch_execute(make).await.unwrap();
+    stage.admin.batch_execute(&grants("raw")).await.unwrap();
     let url = stage.cluster.url("raw");
     let table = "do $$ begin execute format(
         'create table orders (id int primary key, %I int generated always as (id * 2) stored)',
         convert_from('\\x636166e9', 'SQL_ASCII')); end $$";
-    stage.session(&url).await.batch_execute(table).await.unwrap();
+    let owner = stage.cluster.url_as(Role::Owner, "raw");
+    stage.session(&owner).await.batch_execute(table).await.unwrap();
     let file = tempfile::NamedTempFile::new().unwrap();
     let sink = "[sink.a]\nurl = \"http://127.0.0.1:1/\"\ntables = [\"public.orders\"]\n";
     std::fs::write(file.path(), format!("[source.app]\nurl = \"{url}\"\n{sink}")).unwrap();
@@ -193,7 +201,7 @@ async fn the_server_says_its_limits_and_what_is_free_of_them() {
     let settings = [("max_slot_wal_keep_size", "1GB"), ("max_replication_slots", "7"), ("max_wal_senders", "6")];
     let stage = Stage::new(&settings, TABLES).await;
     let taken = "select pg_create_physical_replication_slot('other')";
-    stage.client.batch_execute(taken).await.unwrap();
+    stage.own.batch_execute(taken).await.unwrap();
     let findings = looked(&stage, "[sink.a]\nurl = \"http://127.0.0.1:1/\"\ntables = [\"public.orders\"]\n").await;
     let lines = of(&findings, Level::Ok, "source.app").join("\n");
     let limits = "slots: 6 of 7 free; WAL senders: 6 of 6 free; max_slot_wal_keep_size 1GB";
@@ -206,22 +214,23 @@ async fn the_server_says_its_limits_and_what_is_free_of_them() {
 
 #[tokio::test]
 async fn pitfall_46_a_managed_service_is_known_by_its_role_and_named_with_its_own_grant() {
-    let stage = Stage::new(&[], &format!("create role app login; create role rds_replication; {TABLES}")).await;
-    let url = stage.cluster.url("postgres").replace("postgres@", "app@");
+    let stage = Stage::new(&[], TABLES).await;
+    stage.admin.batch_execute("create role rds_replication").await.unwrap();
+    let url = stage.guest("").await;
     let file = tempfile::NamedTempFile::new().unwrap();
     let sink = "[sink.a]\nurl = \"http://127.0.0.1:1/\"\ntables = [\"public.orders\"]\n";
     std::fs::write(file.path(), format!("[source.app]\nurl = \"{url}\"\n{sink}")).unwrap();
     let findings = look(file.path(), false).await;
     let mends: Vec<&str> = findings.iter().filter_map(|it| it.mend.as_deref()).collect();
-    assert!(mends.contains(&"GRANT rds_replication TO \"app\";"), "{mends:?}");
+    assert!(mends.contains(&"GRANT rds_replication TO \"guest\";"), "{mends:?}");
     let of_publication = findings.iter().find(|it| it.level == Level::Fail && it.subject == "source.app.publication");
     let grants = of_publication.and_then(|it| it.mend.as_deref()).unwrap();
     for grant in
-        ["GRANT CREATE ON DATABASE \"postgres\" TO \"app\";", "ALTER TABLE \"public\".\"orders\" OWNER TO \"app\";"]
+        ["GRANT CREATE ON DATABASE \"postgres\" TO \"guest\";", "ALTER TABLE \"public\".\"orders\" OWNER TO \"guest\";"]
     {
         assert!(grants.contains(grant), "{grant} is not in\n{grants}");
     }
-    stage.client.batch_execute("grant rds_replication to app").await.unwrap();
+    stage.admin.batch_execute("grant rds_replication to guest").await.unwrap();
     let findings = look(file.path(), false).await;
     let lines = of(&findings, Level::Ok, "source.app").join("\n");
     assert!(lines.contains("the role may use replication slots"), "{lines}");

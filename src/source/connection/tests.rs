@@ -5,6 +5,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 
 use super::*;
 use crate::change::{Datum, OldRow, Tuple};
+use crate::demo::cluster::roles::Role;
 use crate::demo::cluster::{Cluster, ClusterOptions};
 use crate::source::pgoutput::{Message, decode};
 
@@ -29,6 +30,11 @@ async fn client(url: &str) -> tokio_postgres::Client {
     let (client, driver) = sql(&address(url)).await.unwrap();
     tokio::spawn(driver);
     client
+}
+
+/// The same as superuser.
+async fn admin(cluster: &Cluster) -> tokio_postgres::Client {
+    client(&cluster.url_as(Role::Superuser, "postgres")).await
 }
 
 async fn replication(url: &str) -> Result<Replication, ConnectError> {

@@ -21,7 +21,7 @@ impl House {
         let mut stage = Stage::new(&[], "create table orders (id int primary key)").await;
         let (source, sinks) = (stage.source(), vec![sink("s", &["public.orders"])]);
         slot::prepare(&stage.own, &source, &sinks, &|_| {}).await.unwrap();
-        stage.client.batch_execute(sql).await.unwrap();
+        stage.admin.batch_execute(sql).await.unwrap();
         let views = SharedViews::new(Views::default());
         views.sources.insert("app".to_owned(), SourceView::new(SourceState::Streaming, SystemTime::now()));
         let client = Arc::new(stage.session(&stage.cluster.url("postgres")).await);

@@ -6,6 +6,7 @@ use tokio::sync::Notify;
 use super::*;
 use crate::change::Position;
 use crate::config::{Hold, StateConfig};
+use crate::demo::cluster::roles::Role;
 use crate::memory::Memory;
 use crate::metrics::SourceMetrics;
 use crate::sink::feed::Progress;
@@ -68,6 +69,11 @@ impl House {
         self.stage.client.batch_execute(sql).await.unwrap();
     }
 
+    /// As superuser, or another role with REPLICATION.
+    async fn admin_sql(&self, sql: &str) {
+        self.stage.admin.batch_execute(sql).await.unwrap();
+    }
+
     /// Starts the server on a new timeline.
     async fn promote(&mut self) {
         let cluster = &self.stage.cluster;
@@ -85,8 +91,9 @@ impl House {
         assert!(std::process::Command::new("chown").arg(owner).arg(&signal).status().unwrap().success());
         cluster.resume_without_waiting().unwrap();
         cluster.promote().unwrap();
-        let url = self.stage.cluster.url("postgres");
-        self.stage.client = self.stage.session(&url).await;
+        let urls = [Role::Owner, Role::Superuser].map(|role| self.stage.cluster.url_as(role, "postgres"));
+        self.stage.client = self.stage.session(&urls[0]).await;
+        self.stage.admin = self.stage.session(&urls[1]).await;
     }
 
     /// What `walhook state accept-gap` notes.
@@ -162,7 +169,7 @@ async fn a_new_source_is_bound_and_goes_on_where_the_store_is_though_the_slot_is
     assert_eq!((binding.confirmed, binding.slot.as_str()), (Some(began), "walhook_app"));
     // What a crashed server forgot of the slot's position is not read again.
     let (key, _) = second.store.load("app", "s").unwrap();
-    house.sql("insert into orders values (1); select pg_switch_wal()").await;
+    house.admin_sql("insert into orders values (1); select pg_switch_wal()").await;
     let ahead = Lsn(began.0 + 64);
     let progress = Some(KeptProgress { resolved: ahead, high: None, unresolved: Vec::new() });
     second.store.submit(Batch { sink: key, ops: Vec::new(), progress }).await.unwrap();
@@ -175,7 +182,7 @@ async fn a_slot_that_is_gone_is_a_gap_until_it_is_accepted_and_is_not_made_befor
     let house = House::new().await;
     let known = house.live().go().await;
     free(&house).await;
-    house.sql(DROP).await;
+    house.admin_sql(DROP).await;
     house.sql("insert into orders values (1)").await;
 
     let (what, advice) = house.live().refusal().await;
@@ -195,7 +202,7 @@ async fn a_slot_that_is_gone_is_a_gap_though_all_sinks_are_new() {
     let house = House::new().await;
     let known = house.live().go().await;
     free(&house).await;
-    house.sql(DROP).await;
+    house.admin_sql(DROP).await;
     house.write("UPDATE sink SET name = 'before'");
     let (what, _) = house.live().refusal().await;
     assert!(what.contains("is gone") && what.contains(&known.to_string()), "{what}");
@@ -207,9 +214,9 @@ async fn a_slot_that_was_made_anew_is_a_gap_from_one_position_to_another() {
     let house = House::new().await;
     let known = house.live().go().await;
     free(&house).await;
-    house.sql(DROP).await;
+    house.admin_sql(DROP).await;
     house.sql("insert into orders values (1)").await;
-    house.sql(MAKE).await;
+    house.admin_sql(MAKE).await;
     let (what, _) = house.live().refusal().await;
     assert!(what.contains(&format!("from {known} to ")), "{what}");
     house.accept_gap();
@@ -284,7 +291,7 @@ async fn after_an_accepted_gap_the_sinks_begin_where_the_store_is_bound_and_not_
     let house = House::new().await;
     house.live().go().await;
     free(&house).await;
-    house.sql(DROP).await;
+    house.admin_sql(DROP).await;
     house.accept_gap();
     house.stage.cluster.stop("immediate").unwrap();
     let mut life = house.live();
@@ -307,7 +314,7 @@ async fn sinks_go_on_with_what_the_store_holds_as_soon_as_it_is_known_to_be_of_t
     let mut life = house.live();
     let mut fed = life.fed();
     // Before the slot is made ready, which may take hours.
-    let (_, agreement) = life.source.agree(&house.stage.client).await.unwrap_or_else(|problem| panic!("{problem}"));
+    let (_, agreement) = life.source.agree(&house.stage.own).await.unwrap_or_else(|problem| panic!("{problem}"));
     assert_eq!(agreement, Agreement::GoesOn);
     let told = fed.try_recv().unwrap();
     assert!(matches!(told.as_slice(), [Feed::Database { .. }]), "{told:?}");
@@ -331,7 +338,7 @@ async fn recreate_replaces_a_lost_slot_also_when_a_crash_lies_between_the_decisi
     let known = house.live().go().await;
     free(&house).await;
     for crashes in [false, true] {
-        house.sql(DROP).await;
+        house.admin_sql(DROP).await;
         house.sql("insert into orders select coalesce(max(id), 0) + 1 from orders").await;
         let mut life = house.live();
         life.source.config.on_slot_lost = OnSlotLost::Recreate;
@@ -361,7 +368,7 @@ async fn what_the_setting_accepted_is_void_once_it_says_stop() {
     let house = House::new().await;
     house.live().go().await;
     free(&house).await;
-    house.sql(DROP).await;
+    house.admin_sql(DROP).await;
     let mut life = house.live();
     life.source.config.on_slot_lost = OnSlotLost::Recreate;
     let Err(problem) = life.source.open().await else { panic!("it opened over the gap") };

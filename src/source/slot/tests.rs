@@ -9,6 +9,7 @@ use crate::config::{
     Actions, BodyForm, GroupBy, MessageForm, Numbers, OnSlotLost, PrefixPattern, RetryConfig, SuccessRule,
     TablePattern, UnchangedToast,
 };
+use crate::demo::cluster::roles::Role;
 use crate::demo::cluster::{Cluster, ClusterOptions};
 use crate::source::address::PgAddress;
 use crate::source::connection;
@@ -18,11 +19,14 @@ mod planning;
 mod publishing;
 mod slots;
 
-/// A server, a superuser's sessions and the tasks that drive sessions.
+/// A server, sessions of those who have to do with it, and the tasks that drive them.
 pub(crate) struct Stage {
     pub(crate) cluster: Cluster,
+    /// The owner of database and tables.
     pub(crate) client: Client,
-    /// As walhook has one: it finds only what Postgres itself has.
+    /// A superuser, for what only one can do.
+    pub(crate) admin: Client,
+    /// walhook, as its role is documented.
     pub(crate) own: Client,
     drivers: JoinSet<()>,
 }
@@ -32,10 +36,17 @@ impl Stage {
         let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let cluster = Cluster::start(&ClusterOptions { settings, ..ClusterOptions::default() }).unwrap();
         let mut drivers = JoinSet::new();
-        let client = session(&mut drivers, &cluster.url("postgres")).await;
+        let client = session(&mut drivers, &cluster.url_as(Role::Owner, "postgres")).await;
+        let admin = session(&mut drivers, &cluster.url_as(Role::Superuser, "postgres")).await;
         let own = session(&mut drivers, &cluster.url("postgres")).await;
         client.batch_execute(sql).await.unwrap();
-        Self { cluster, client, own, drivers }
+        Self { cluster, client, admin, own, drivers }
+    }
+
+    /// The address of a role that may log in and is granted nothing; makes it, with further attributes.
+    pub(crate) async fn guest(&self, attributes: &str) -> String {
+        self.admin.batch_execute(&format!("create role guest login {attributes}")).await.unwrap();
+        self.cluster.url("postgres").replace("walhook@", "guest@")
     }
 
     pub(crate) async fn session(&mut self, url: &str) -> Client {
@@ -66,7 +77,7 @@ impl Stage {
     }
 
     async fn count(&self, sql: &str) -> i64 {
-        self.client.query_one(sql, &[]).await.unwrap().get(0)
+        self.admin.query_one(sql, &[]).await.unwrap().get(0)
     }
 }
 

@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use tokio_postgres::NoTls;
-
 use super::SLOT;
 use super::relay::Relay;
 use crate::daemon::{Config, Daemon, quick_retry, troubles};
@@ -33,7 +31,7 @@ async fn pitfall_29_a_reader_that_is_held_is_not_hung_up_on() {
         let (_, body) = daemon.ready().await.unwrap();
         let since =
             format!("SELECT clock_timestamp() - backend_start > '6 s' FROM pg_stat_activity WHERE pid = {reader}");
-        state(troubles(&body).contains("reading is held") && postgres.value(&since).await == "t", body)
+        state(troubles(&body).contains("reading is held") && postgres.admin_value(&since).await == "t", body)
     })
     .await;
     receiver.script(|_| Reply::status(200));
@@ -45,14 +43,13 @@ async fn pitfall_29_a_reader_that_is_held_is_not_hung_up_on() {
 async fn pitfall_30_an_idle_database_beside_a_busy_neighbour_lets_the_slot_move() {
     let postgres = Postgres::start();
     counters(&postgres).await;
-    postgres.sql("CREATE DATABASE neighbour").await;
+    postgres.database("neighbour", "").await;
     let receiver = Receiver::start().await;
     // Without heartbeats: only what the server says of itself moves the slot.
     let text = Config::source(&postgres).replace("heartbeat = \"1s\"", "heartbeat = \"0s\"")
         + &Config::sink("orders", &receiver.url(), "");
     let daemon = Daemon::start(&Config::new(&text)).await;
-    let (neighbour, connection) = tokio_postgres::connect(&postgres.cluster.url("neighbour"), NoTls).await.unwrap();
-    tokio::spawn(connection);
+    let neighbour = postgres.client_of("neighbour").await;
     neighbour.batch_execute("CREATE TABLE busy (body text)").await.unwrap();
     for _ in 0..3 {
         let write = "INSERT INTO busy SELECT repeat('x', 1000) FROM generate_series(1, 20000)";
@@ -130,7 +127,7 @@ async fn pitfall_36_a_failing_endpoint_does_not_keep_the_catalogues_from_vacuum(
     let last: u64 = postgres.value("SELECT txid_current()").await.parse().unwrap();
     until("the slot to let go of the catalogues' rows", || async {
         // What the slot needs moves on with the records of running transactions, of which a checkpoint writes one.
-        postgres.sql("CHECKPOINT").await;
+        postgres.admin_sql("CHECKPOINT").await;
         let oldest = postgres.value("SELECT catalog_xmin FROM pg_replication_slots").await;
         state(oldest.parse::<u64>().unwrap() >= last, (oldest, last))
     })

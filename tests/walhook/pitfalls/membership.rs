@@ -44,7 +44,7 @@ async fn pitfall_24_a_publication_that_is_dropped_in_mid_stream_stops_the_source
         Daemon::start(&Config::one_sink(&postgres, &receiver.url(), "")).await.allow_error("until a person acts");
     postgres.sql("INSERT INTO counters VALUES (1, 0)").await;
     receiver.wait_acknowledged(1).await;
-    postgres.sql(&format!("DROP PUBLICATION {SLOT}")).await;
+    postgres.admin_sql(&format!("DROP PUBLICATION {SLOT}")).await;
     postgres.sql("INSERT INTO counters VALUES (2, 0)").await;
     wait_trouble(&daemon, &["publication", "accept-gap"]).await;
     assert_eq!(daemon.ready().await.unwrap().0, 503);
@@ -66,7 +66,7 @@ async fn pitfall_24_a_table_taken_out_of_the_publication_is_put_back_and_its_gap
     postgres.sql("INSERT INTO counters VALUES (1, 0)").await;
     receiver.wait_acknowledged(1).await;
 
-    postgres.sql(&format!("ALTER PUBLICATION {SLOT} DROP TABLE counters")).await;
+    postgres.admin_sql(&format!("ALTER PUBLICATION {SLOT} DROP TABLE counters")).await;
     postgres.sql("INSERT INTO counters VALUES (2, 0); INSERT INTO other VALUES (1, 0)").await;
     receiver.wait_acknowledged(2).await;
     until_within(Duration::from_secs(90), "the table to be published again", || async {
@@ -85,7 +85,8 @@ async fn pitfall_24_a_table_taken_out_of_the_publication_is_put_back_and_its_gap
 #[tokio::test(flavor = "multi_thread")]
 async fn pitfall_28_changes_that_came_from_another_server_are_sent_like_others() {
     let postgres = Postgres::start();
-    let client = counters(&postgres).await;
+    counters(&postgres).await;
+    let client = postgres.admin_client().await;
     let receiver = Receiver::start().await;
     let daemon = Daemon::start(&Config::one_sink(&postgres, &receiver.url(), "")).await;
     let replicated = "SELECT pg_replication_origin_create('elsewhere');

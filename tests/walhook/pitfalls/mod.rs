@@ -35,12 +35,11 @@ async fn managed(postgres: &Postgres, receiver: &Receiver, what: &str, sink_line
 
 /// A source with `create = false` and one sink.
 fn managed_config(postgres: &Postgres, receiver: &Receiver, sink_lines: &str) -> Config {
-    let source = Config::source(postgres) + "create = false\n";
-    Config::new(&(source + &Config::sink("orders", &receiver.url(), sink_lines)))
+    Config::new(&(Config::reader_source(postgres) + &Config::sink("orders", &receiver.url(), sink_lines)))
 }
 
 async fn make_slot(postgres: &Postgres) {
-    postgres.sql(&format!("SELECT pg_create_logical_replication_slot('{SLOT}', 'pgoutput')")).await;
+    postgres.make_slot(SLOT).await;
 }
 
 /// Says that a test is left out, and why.

@@ -167,6 +167,8 @@ async fn tables_that_are_renamed_and_swapped_under_load_come_under_their_names()
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_made_anew_within_the_publication_loses_nothing() {
     let motion = Motion::begin(&counted("t"), "tables = [\"public.t\"]", row_of).await;
+    // So that whoever migrates may change it too.
+    motion.postgres.admin_sql("ALTER PUBLICATION walhook_app OWNER TO app").await;
     let load = motion.load(|round| raised("t", round).collect());
     let anew = format!(
         "BEGIN; LOCK TABLE t; CREATE TEMP TABLE before ON COMMIT DROP AS SELECT id, n FROM t; DROP TABLE t;

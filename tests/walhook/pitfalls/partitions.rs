@@ -31,7 +31,7 @@ async fn new_session_on_14(postgres: &Postgres) {
     let end = postgres.value("SELECT pg_current_wal_lsn()").await;
     wait_confirmed(postgres, &end, Duration::from_secs(30)).await;
     let before = postgres.reader(SLOT).await;
-    postgres.sql(&format!("SELECT pg_terminate_backend({})", before.unwrap())).await;
+    postgres.admin_sql(&format!("SELECT pg_terminate_backend({})", before.unwrap())).await;
     until("another session", || async {
         let reader = postgres.reader(SLOT).await;
         state(reader.is_some() && reader != before, reader)

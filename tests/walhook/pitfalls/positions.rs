@@ -15,7 +15,7 @@ async fn waiting(postgres: &Postgres) -> String {
         "SELECT count(*) FROM pg_logical_slot_peek_binary_changes('{SLOT}', NULL, NULL,
             'proto_version', '1', 'publication_names', '{SLOT}') WHERE get_byte(data, 0) = ascii('I')"
     );
-    postgres.value(&peek).await
+    postgres.admin_value(&peek).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -46,7 +46,7 @@ async fn pitfall_17_a_slot_that_went_back_in_a_crash_of_the_server_repeats_nothi
     let receiver = Receiver::start().await;
     let config = Config::one_sink(&postgres, &receiver.url(), "batch_size = 10");
     let daemon = Daemon::start(&config).await;
-    postgres.sql("CHECKPOINT").await;
+    postgres.admin_sql("CHECKPOINT").await;
     for row in 1..=50 {
         postgres.sql(&format!("INSERT INTO counters VALUES ({row}, 0)")).await;
     }
@@ -84,7 +84,7 @@ async fn pitfall_18_a_slot_that_was_advanced_past_unread_changes_is_a_gap_and_re
     assert!(daemon.sigterm().await.success());
     postgres.sql("INSERT INTO counters VALUES (2, 0)").await;
     let end = postgres
-        .value(&format!("SELECT end_lsn FROM pg_replication_slot_advance('{SLOT}', pg_current_wal_lsn())"))
+        .admin_value(&format!("SELECT end_lsn FROM pg_replication_slot_advance('{SLOT}', pg_current_wal_lsn())"))
         .await;
 
     let mut refused = Daemon::launch(&config).allow_error("");

@@ -80,8 +80,8 @@ const ROLES: &str = "CREATE ROLE only_tls LOGIN REPLICATION; CREATE ROLE only_pl
 #[tokio::test]
 async fn every_sslmode_means_what_libpq_says() {
     let (cluster, authority, stranger) = (cluster(HBA, &[]), Authority::new(), Authority::new());
-    let (plain, ca) = (|settings: &str| url(&cluster, "postgres", settings), authority.ca());
-    client(&cluster.url("postgres")).await.batch_execute(ROLES).await.unwrap();
+    let (plain, ca) = (|settings: &str| url(&cluster, "walhook", settings), authority.ca());
+    admin(&cluster).await.batch_execute(ROLES).await.unwrap();
 
     for mode in ["disable", "allow", "prefer"] {
         assert!(!is_encrypted(&plain(&format!("sslmode={mode}"))).await, "{mode}");
@@ -119,7 +119,7 @@ async fn only_verify_full_minds_the_name() {
     let (cluster, authority) = (cluster("", &[]), Authority::new());
     turn_tls_on(&cluster, &authority, &["db.example"]);
     let ca = authority.ca();
-    let with = |mode: &str| url(&cluster, "postgres", &format!("sslmode={mode} sslrootcert={ca}"));
+    let with = |mode: &str| url(&cluster, "walhook", &format!("sslmode={mode} sslrootcert={ca}"));
     enter(&with("verify-ca")).await.unwrap();
     let error = enter(&with("verify-full")).await.unwrap_err();
     assert!(matches!(error, ConnectError::TlsName { .. }) && error.to_string().contains("hostaddr"), "{error:?}");
@@ -132,7 +132,7 @@ async fn only_verify_full_minds_the_name() {
 #[tokio::test]
 async fn client_certificates_and_channel_binding_open_the_door() {
     let (cluster, authority) = (cluster(HBA, &[]), Authority::new());
-    client(&cluster.url("postgres")).await.batch_execute(ROLES).await.unwrap();
+    admin(&cluster).await.batch_execute(ROLES).await.unwrap();
     turn_tls_on(&cluster, &authority, &["localhost"]);
     let (cert, key) = authority.issue(&[], Some("by_cert"));
     let path = |name: &str| authority.dir.path().join(name).display().to_string();
@@ -145,6 +145,6 @@ async fn client_certificates_and_channel_binding_open_the_door() {
         let settings = format!("password=word sslmode=require channel_binding={binding}");
         enter(&url(&cluster, "scram", &settings)).await.unwrap_or_else(|error| panic!("{binding}: {error:?}"));
     }
-    let error = enter(&url(&cluster, "postgres", "sslmode=require channel_binding=require")).await;
+    let error = enter(&url(&cluster, "walhook", "sslmode=require channel_binding=require")).await;
     assert!(error.is_err(), "trust is no channel binding");
 }

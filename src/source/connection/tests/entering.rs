@@ -15,8 +15,8 @@ fn url(cluster: &Cluster, who: &str, database: &str) -> String {
 async fn passwords_open_the_door_and_wrong_ones_do_not() {
     let hba = "host all m all md5\nhost all s all scram-sha-256\nhost all c all password\nhost all no all reject";
     let cluster = cluster(hba, &[]);
-    client(&cluster.url("postgres")).await.batch_execute(ROLES).await.unwrap();
-    for who in ["postgres", "m:m-word", "c:c-word", "s:s-w%C3%B6rd%2F%3A%40"] {
+    admin(&cluster).await.batch_execute(ROLES).await.unwrap();
+    for who in ["walhook", "m:m-word", "c:c-word", "s:s-w%C3%B6rd%2F%3A%40"] {
         enter(&url(&cluster, who, "postgres")).await.unwrap_or_else(|error| panic!("{who}: {error:?}"));
     }
     for who in ["m:x", "c:x", "s:x"] {
@@ -32,7 +32,7 @@ async fn passwords_open_the_door_and_wrong_ones_do_not() {
     }
     let error = enter(&url(&cluster, "no", "postgres")).await.unwrap_err();
     assert!(error.needs_a_person() && error.to_string().contains("pg_hba.conf"), "{error}");
-    let error = enter(&url(&cluster, "postgres", "nowhere")).await.unwrap_err();
+    let error = enter(&url(&cluster, "walhook", "nowhere")).await.unwrap_err();
     assert_eq!((error.sqlstate(), error.needs_a_person()), (Some("3D000"), true), "{error:?}");
     let error = replication(&url(&cluster, "plain", "postgres")).await.unwrap_err();
     assert!(error.needs_a_person() && error.to_string().contains("REPLICATION"), "{error:?}");
@@ -44,7 +44,7 @@ async fn passwords_open_the_door_and_wrong_ones_do_not() {
 #[tokio::test]
 async fn a_unix_socket_leads_in() {
     let cluster = cluster("", &[]);
-    let socket = format!("host={} port={} user=postgres", cluster.dir().display(), cluster.port());
+    let socket = format!("host={} port={} user=walhook dbname=postgres", cluster.dir().display(), cluster.port());
     enter(&socket).await.unwrap();
     let mut session = replication(&socket).await.unwrap();
     let identity = session.identify_system().await.unwrap();
@@ -58,18 +58,18 @@ async fn the_next_server_is_tried_when_one_is_down_or_does_not_suit() {
     let cluster = cluster("", &[]);
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let port = cluster.port();
-    enter(&format!("postgres://postgres@127.0.0.1:{closed},127.0.0.1:{port}/postgres")).await.unwrap();
-    let both = address(&format!("postgres://postgres@127.0.0.1:{closed},localhost:{port}/postgres"));
+    enter(&format!("postgres://walhook@127.0.0.1:{closed},127.0.0.1:{port}/postgres")).await.unwrap();
+    let both = address(&format!("postgres://walhook@127.0.0.1:{closed},localhost:{port}/postgres"));
     let (_, _, one) = sql_somewhere(&both).await.unwrap();
     let [Host::Tcp { name, address: Some(_), port: found }] = &*one.hosts else { panic!("{one:?}") };
     assert_eq!((&**name, *found), ("localhost", port), "later sessions are with the server that let us in");
-    let here = format!("postgres://postgres@127.0.0.1:{port}/postgres");
+    let here = format!("postgres://walhook@127.0.0.1:{port}/postgres");
     enter(&format!("{here}?target_session_attrs=read-write")).await.unwrap();
-    client(&here).await.batch_execute("ALTER ROLE postgres SET default_transaction_read_only = on").await.unwrap();
+    client(&here).await.batch_execute("ALTER ROLE walhook SET default_transaction_read_only = on").await.unwrap();
     enter(&format!("{here}?target_session_attrs=primary")).await.unwrap();
     let error = enter(&format!("{here}?target_session_attrs=read-write")).await.unwrap_err();
     assert!(matches!(error, ConnectError::Unsuitable(_)), "{error:?}");
-    let error = enter(&format!("postgres://postgres@127.0.0.1:{closed}/x")).await.unwrap_err();
+    let error = enter(&format!("postgres://walhook@127.0.0.1:{closed}/x")).await.unwrap_err();
     assert!(matches!(error, ConnectError::Reach { .. }) && !error.needs_a_person(), "{error:?}");
 }
 
@@ -142,7 +142,7 @@ async fn a_promotion_says_where_the_timeline_before_was_left() {
     std::fs::write(&signal, "").unwrap();
     chown(&signal, Some(data.uid()), Some(data.gid())).unwrap();
     cluster.resume().unwrap();
-    client(&url).await.query_one("SELECT pg_promote()", &[]).await.unwrap();
+    admin(&cluster).await.query_one("SELECT pg_promote()", &[]).await.unwrap();
 
     let mut session = replication(&url).await.unwrap();
     let after = session.identify_system().await.unwrap();

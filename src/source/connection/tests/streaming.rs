@@ -1,6 +1,7 @@
 //! The stream itself.
 
 use super::*;
+use crate::demo::cluster::roles::grants;
 
 #[tokio::test]
 async fn inserts_updates_and_deletes_come_decoded_and_a_clean_end_confirms() {
@@ -131,8 +132,10 @@ async fn a_large_field_passes() {
 async fn a_database_without_an_encoding_gives_its_bytes_as_they_are() {
     let cluster = cluster("", &[]);
     let create = "CREATE DATABASE raw ENCODING 'SQL_ASCII' TEMPLATE template0";
-    client(&cluster.url("postgres")).await.batch_execute(create).await.unwrap();
+    admin(&cluster).await.batch_execute(create).await.unwrap();
     let url = cluster.url("raw");
+    let admin = client(&cluster.url_as(Role::Superuser, "raw")).await;
+    admin.batch_execute(&grants("raw")).await.unwrap();
     let client = client(&url).await;
     client.batch_execute("CREATE TABLE t (note text); CREATE PUBLICATION p FOR TABLE t").await.unwrap();
     client.batch_execute("SELECT pg_create_logical_replication_slot('s', 'pgoutput')").await.unwrap();
@@ -162,7 +165,7 @@ async fn a_killed_walsender_ends_the_stream_with_the_reason() {
 #[tokio::test]
 async fn a_publication_that_is_gone_ends_the_stream() {
     let cluster = cluster("", &[]);
-    let quiet = "ALTER ROLE postgres SET client_min_messages = 'error'";
+    let quiet = "ALTER ROLE walhook SET client_min_messages = 'error'";
     client(&cluster.url("postgres")).await.batch_execute(quiet).await.unwrap();
     let (client, mut replication) = stream(&cluster).await;
     for change in ["DROP PUBLICATION \"o'dd \"\"p\"", "INSERT INTO t VALUES (1)"] {

@@ -6,7 +6,7 @@ use super::*;
 async fn a_locked_table_keeps_neither_the_stream_nor_the_connection() {
     let mut stage = Stage::new(&[], ORDERS).await;
     stage.prepare(&[sink("s", &["public.*"])]).await.unwrap();
-    let holder = stage.session(&stage.cluster.url("postgres")).await;
+    let holder = stage.session(&stage.cluster.url_as(Role::Owner, "postgres")).await;
     holder.batch_execute("create table later (id int primary key)").await.unwrap();
     holder.batch_execute("begin; lock table later, orders in access exclusive mode").await.unwrap();
     let (source, sinks) = (stage.source(), [sink("s", &["public.*"])]);
@@ -25,22 +25,22 @@ async fn a_locked_table_keeps_neither_the_stream_nor_the_connection() {
 
 #[tokio::test]
 async fn a_missing_privilege_is_a_trouble_with_the_grants() {
-    let mut stage = Stage::new(&[], &format!("create role app login replication; {ORDERS}")).await;
-    let url = stage.cluster.url("postgres").replace("postgres@", "app@");
-    let app = stage.session(&url).await;
+    let mut stage = Stage::new(&[], ORDERS).await;
+    let url = stage.guest("replication").await;
+    let guest = stage.session(&url).await;
     stage.prepare(&[sink("s", &["public.orders"])]).await.unwrap();
     stage.client.batch_execute("create table theirs (id int primary key)").await.unwrap();
     let sinks = [sink("s", &["public.orders", "public.theirs"])];
-    let prepared = prepare_again(&app, &stage.source(), &sinks).await.unwrap();
+    let prepared = prepare_again(&guest, &stage.source(), &sinks).await.unwrap();
     assert_eq!(prepared.tables.len(), 1, "{:?}", prepared.tables);
     let trouble = &prepared.troubles[0];
     assert!(trouble.what.contains("must be owner"), "{trouble:?}");
-    assert!(trouble.advice.contains("ALTER PUBLICATION \"walhook_app\" OWNER TO \"app\";"), "{trouble:?}");
-    assert!(matches!(prepare(&app, &stage.source(), &sinks, &|_| {}).await, Err(PrepareError::Lasting { .. })));
+    assert!(trouble.advice.contains("ALTER PUBLICATION \"walhook_app\" OWNER TO \"guest\";"), "{trouble:?}");
+    assert!(matches!(prepare(&guest, &stage.source(), &sinks, &|_| {}).await, Err(PrepareError::Lasting { .. })));
 
     // What cannot be streamed from stays an error.
-    stage.client.batch_execute("drop publication walhook_app").await.unwrap();
-    assert!(matches!(prepare_again(&app, &stage.source(), &sinks).await, Err(PrepareError::Lasting { .. })));
+    stage.admin.batch_execute("drop publication walhook_app").await.unwrap();
+    assert!(matches!(prepare_again(&guest, &stage.source(), &sinks).await, Err(PrepareError::Lasting { .. })));
 }
 
 #[tokio::test]
@@ -72,7 +72,7 @@ async fn functions_of_others_that_fit_better_than_those_of_postgres_are_not_call
         create function public.to_jsonb(pg_replication_slots) returns jsonb language plpgsql as $$ begin raise 'caught'; end $$;
         create function public.to_jsonb(pg_publication_rel) returns jsonb language plpgsql as $$ begin raise 'caught'; end $$;
         create function public.unnest(int2vector) returns setof int2 language plpgsql as $$ begin raise 'caught'; end $$";
-    stage.client.batch_execute(hostile).await.unwrap();
+    stage.admin.batch_execute(hostile).await.unwrap();
     let (source, sinks) = (stage.source(), [sink("s", &["public.orders"])]);
     // Those of a row type are called where the path has them, so this test can fail.
     let row = stage.client.query("select to_jsonb(r) from pg_publication_rel r", &[]);
@@ -91,16 +91,15 @@ async fn in_the_place_of_a_lost_slot_none_is_made_without_a_publication() {
     let sinks = [sink("s", &["public.orders"])];
     stage.prepare(&sinks).await.unwrap();
     let gone = "drop publication walhook_app; select pg_drop_replication_slot('walhook_app')";
-    stage.client.batch_execute(gone).await.unwrap();
+    stage.admin.batch_execute(gone).await.unwrap();
     let source = SourceConfig { create: false, ..stage.source() };
     let anew = prepare_anew(&stage.own, &source, &sinks, true, &|_| {}).await;
     assert!(lasting(anew).0.contains("does not hold what the sinks need"));
-    stage.client.batch_execute("create role app login replication").await.unwrap();
-    let url = stage.cluster.url("postgres").replace("postgres@", "app@");
+    let url = stage.guest("replication").await;
     let mut stage = stage;
-    let app = stage.session(&url).await;
+    let guest = stage.session(&url).await;
     let source = SourceConfig { url: PgAddress::parse(&url).unwrap(), ..stage.source() };
-    let anew = prepare_anew(&app, &source, &sinks, true, &|_| {}).await;
+    let anew = prepare_anew(&guest, &source, &sinks, true, &|_| {}).await;
     assert!(matches!(anew, Err(PrepareError::Lasting { .. })), "{anew:?}");
     assert_eq!(stage.count("select count(*) from pg_replication_slots").await, 0, "older than its publication");
 }

@@ -35,7 +35,7 @@ async fn a_publication_made_by_a_person_is_taken_if_it_covers() {
     assert_eq!(stage.published().await, ["public.orders", "public.other"]);
 
     let all = "drop publication walhook_app; create publication walhook_app for all tables";
-    stage.client.batch_execute(all).await.unwrap();
+    stage.admin.batch_execute(all).await.unwrap();
     assert!(!stage.prepare(&[sink("s", &["public.orders"])]).await.unwrap().created);
     let parts = "create table parts (id int primary key) partition by range (id);
                  create table parts_1 partition of parts for values from (0) to (10)";
@@ -43,7 +43,7 @@ async fn a_publication_made_by_a_person_is_taken_if_it_covers() {
     let (what, advice) = lasting(stage.prepare(&[sink("s", &["public.parts"])]).await);
     assert!(what.contains("does not hold what the sinks need"), "{what}");
     assert_eq!(advice, "ALTER PUBLICATION \"walhook_app\" SET (publish_via_partition_root = true);");
-    stage.client.batch_execute(&advice).await.unwrap();
+    stage.admin.batch_execute(&advice).await.unwrap();
     stage.prepare(&[sink("s", &["public.parts"])]).await.unwrap();
 }
 
@@ -81,7 +81,7 @@ async fn slots_that_share_a_publication_take_nothing_from_each_other() {
 
     // Nor is anything taken from one whose comment names no slot.
     let older = "comment on publication walhook_app is 'made and maintained by walhook'";
-    stage.client.batch_execute(older).await.unwrap();
+    stage.admin.batch_execute(older).await.unwrap();
     prepare(&stage.own, &ours, &orders, &|_| {}).await.unwrap();
     assert_eq!(stage.published().await, ["public.orders", "public.other"]);
 }
@@ -98,7 +98,7 @@ async fn create_false_changes_nothing_and_gives_the_sql() {
     stage.client.batch_execute(&publication).await.unwrap();
     let (what, slot) = lasting(prepare(&stage.own, &source, &sinks, &|_| {}).await);
     assert!(what.contains("the slot walhook_app does not exist"), "{what}");
-    stage.client.batch_execute(&slot).await.unwrap();
+    stage.own.batch_execute(&slot).await.unwrap();
     let prepared = prepare(&stage.own, &source, &sinks, &|_| {}).await.unwrap();
     assert!(!prepared.created && prepared.tables.len() == 1);
 
@@ -112,27 +112,27 @@ async fn create_false_changes_nothing_and_gives_the_sql() {
 
 #[tokio::test]
 async fn missing_privileges_name_the_grants_which_then_suffice() {
-    let mut stage = Stage::new(&[], &format!("create role app login; {ORDERS}")).await;
-    let url = stage.cluster.url("postgres").replace("postgres@", "app@");
+    let mut stage = Stage::new(&[], ORDERS).await;
+    let url = stage.guest("").await;
     let source = SourceConfig { url: PgAddress::parse(&url).unwrap(), ..stage.source() };
     let sinks = [sink("s", &["public.orders"])];
-    let app = stage.session(&url).await;
-    let (what, grant) = lasting(prepare(&app, &source, &sinks, &|_| {}).await);
+    let guest = stage.session(&url).await;
+    let (what, grant) = lasting(prepare(&guest, &source, &sinks, &|_| {}).await);
     assert_eq!(
         (what.as_str(), grant.as_str()),
-        ("the role app may not use replication slots", "ALTER ROLE \"app\" REPLICATION;")
+        ("the role guest may not use replication slots", "ALTER ROLE \"guest\" REPLICATION;")
     );
-    stage.client.batch_execute(&grant).await.unwrap();
-    let (what, advice) = lasting(prepare(&app, &source, &sinks, &|_| {}).await);
+    stage.admin.batch_execute(&grant).await.unwrap();
+    let (what, advice) = lasting(prepare(&guest, &source, &sinks, &|_| {}).await);
     assert!(what.contains("permission denied"), "{what}");
     let (grants, by_hand) = advice.split_once("or, as their owner").unwrap();
-    assert!(grants.contains("GRANT CREATE ON DATABASE \"postgres\" TO \"app\";"), "{grants}");
+    assert!(grants.contains("GRANT CREATE ON DATABASE \"postgres\" TO \"guest\";"), "{grants}");
     assert!(by_hand.contains("CREATE PUBLICATION \"walhook_app\""), "{by_hand}");
-    stage.client.batch_execute(grants).await.unwrap();
-    assert!(prepare(&app, &source, &sinks, &|_| {}).await.unwrap().created);
+    stage.admin.batch_execute(grants).await.unwrap();
+    assert!(prepare(&guest, &source, &sinks, &|_| {}).await.unwrap().created);
 
     // A table of another role that a pattern matches is left out, and does not keep the rest.
     stage.client.batch_execute("create table theirs (id int primary key)").await.unwrap();
-    let maintained = maintain(&app, &source, &[sink("s", &["public.*"])]).await.unwrap();
+    let maintained = maintain(&guest, &source, &[sink("s", &["public.*"])]).await.unwrap();
     assert!(maintained.troubles[0].what.contains("public.theirs belongs to another role"), "{maintained:?}");
 }

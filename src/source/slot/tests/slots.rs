@@ -31,19 +31,15 @@ async fn preparing_twice_makes_publication_and_slot_once() {
 async fn slots_that_cannot_be_ours_are_refused() {
     let mut stage = Stage::new(&[], ORDERS).await;
     let sinks = [sink("s", &["public.orders"])];
-    stage
-        .client
-        .batch_execute("select pg_create_logical_replication_slot('walhook_app', 'test_decoding')")
-        .await
-        .unwrap();
+    stage.own.batch_execute("select pg_create_logical_replication_slot('walhook_app', 'test_decoding')").await.unwrap();
     assert!(lasting(stage.prepare(&sinks).await).0.contains("output plugin test_decoding, not pgoutput"));
-    stage.client.batch_execute("select pg_drop_replication_slot('walhook_app')").await.unwrap();
+    stage.own.batch_execute("select pg_drop_replication_slot('walhook_app')").await.unwrap();
 
-    stage.client.batch_execute("select pg_create_physical_replication_slot('walhook_app')").await.unwrap();
+    stage.own.batch_execute("select pg_create_physical_replication_slot('walhook_app')").await.unwrap();
     assert!(lasting(stage.prepare(&sinks).await).0.contains("physical"));
-    stage.client.batch_execute("select pg_drop_replication_slot('walhook_app')").await.unwrap();
+    stage.own.batch_execute("select pg_drop_replication_slot('walhook_app')").await.unwrap();
 
-    stage.client.batch_execute("create database other").await.unwrap();
+    stage.admin.batch_execute("create database other").await.unwrap();
     let other = stage.session(&stage.cluster.url("other")).await;
     other.batch_execute("select pg_create_logical_replication_slot('walhook_app', 'pgoutput')").await.unwrap();
     assert!(lasting(stage.prepare(&sinks).await).0.contains("belongs to the database other, not postgres"));
@@ -51,7 +47,7 @@ async fn slots_that_cannot_be_ours_are_refused() {
     assert_eq!(stage.count("select count(*) from pg_publication").await, 0, "nothing is changed before a refusal");
 
     stage.prepare(&sinks).await.unwrap();
-    stage.client.batch_execute("drop publication walhook_app").await.unwrap();
+    stage.admin.batch_execute("drop publication walhook_app").await.unwrap();
     let (what, advice) = lasting(stage.prepare(&sinks).await);
     assert!(what.contains("the publication walhook_app does not"), "{what}");
     assert!(advice.starts_with("SELECT pg_drop_replication_slot('walhook_app');"), "{advice}");
@@ -87,16 +83,17 @@ async fn a_slot_that_the_server_gave_up_is_lost() {
     options.settings = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     let cluster = Cluster::start(&options).unwrap();
     let mut drivers = JoinSet::new();
-    let client = session(&mut drivers, &cluster.url("postgres")).await;
+    let client = session(&mut drivers, &cluster.url_as(Role::Owner, "postgres")).await;
     client.batch_execute(ORDERS).await.unwrap();
+    let admin = session(&mut drivers, &cluster.url_as(Role::Superuser, "postgres")).await;
     let own = session(&mut drivers, &cluster.url("postgres")).await;
-    let stage = Stage { cluster, client, own, drivers };
+    let stage = Stage { cluster, client, admin, own, drivers };
     let sinks = [sink("s", &["public.orders"])];
     stage.prepare(&sinks).await.unwrap();
     for _ in 0..8 {
-        stage.client.batch_execute("create table junk (); drop table junk; select pg_switch_wal()").await.unwrap();
+        stage.admin.batch_execute("create table junk (); drop table junk; select pg_switch_wal()").await.unwrap();
     }
-    stage.client.batch_execute("checkpoint").await.unwrap();
+    stage.admin.batch_execute("checkpoint").await.unwrap();
     let facts = inspect(&stage.client, "walhook_app").await.unwrap().unwrap();
     assert!(facts.is_lost(), "{facts:?}");
     let Err(PrepareError::Lost(lost)) = stage.prepare(&sinks).await else { panic!("it is lost") };
@@ -146,9 +143,7 @@ async fn pitfall_38_no_free_slot_says_which_setting() {
 #[tokio::test]
 async fn pitfall_37_making_a_slot_waits_for_old_transactions_and_leaves_nothing_when_given_up() {
     let mut stage = Stage::new(&[], ORDERS).await;
-    let url = stage.cluster.url("postgres");
-    let old = stage.session(&url).await;
-    let eye = stage.session(&url).await;
+    let old = stage.session(&stage.cluster.url_as(Role::Owner, "postgres")).await;
     old.batch_execute("begin; insert into orders values (1)").await.unwrap();
     let waiting =
         "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and query like '%pg_create_logical%'";
@@ -157,7 +152,7 @@ async fn pitfall_37_making_a_slot_waits_for_old_transactions_and_leaves_nothing_
         let source = stage.source();
         let mut preparing = std::pin::pin!(prepare(&stage.own, &source, &sinks, &|_| {}));
         let watcher = async {
-            while eye.query_one(waiting, &[]).await.unwrap().get::<_, i64>(0) == 0 {
+            while stage.admin.query_one(waiting, &[]).await.unwrap().get::<_, i64>(0) == 0 {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
@@ -190,7 +185,7 @@ async fn two_at_once_agree() {
 #[tokio::test]
 async fn pitfall_37_whom_the_making_of_a_slot_waits_for_is_reported_until_it_is_over() {
     let mut stage = Stage::new(&[], ORDERS).await;
-    let url = format!("{}?application_name=nightly", stage.cluster.url("postgres"));
+    let url = format!("{}?application_name=nightly", stage.cluster.url_as(Role::Owner, "postgres"));
     let old = stage.session(&url).await;
     old.batch_execute("begin; insert into orders values (1)").await.unwrap();
     let pid: i32 = old.query_one("select pg_backend_pid()", &[]).await.unwrap().get(0);
@@ -215,18 +210,14 @@ async fn pitfall_37_whom_the_making_of_a_slot_waits_for_is_reported_until_it_is_
 
 #[tokio::test]
 async fn a_wait_that_cannot_be_explained_goes_on() {
-    let sql = format!(
-        "create role app login replication; revoke execute on function pg_blocking_pids(int) from public; {ORDERS}
-         create publication walhook_app for table orders"
-    );
-    let mut stage = Stage::new(&[], &sql).await;
-    let old = stage.session(&stage.cluster.url("postgres")).await;
+    let mut stage = Stage::new(&[], ORDERS).await;
+    let hidden = "revoke execute on function pg_blocking_pids(int) from public";
+    stage.admin.batch_execute(hidden).await.unwrap();
+    let old = stage.session(&stage.cluster.url_as(Role::Owner, "postgres")).await;
     old.batch_execute("begin; insert into orders values (1)").await.unwrap();
-    let url = stage.cluster.url("postgres").replace("postgres@", "app@");
-    let source = SourceConfig { url: PgAddress::parse(&url).unwrap(), ..stage.source() };
-    let (app, sinks) = (stage.session(&url).await, [sink("s", &["public.orders"])]);
+    let sinks = [sink("s", &["public.orders"])];
     let asked = "select count(*) from pg_stat_activity where query like '%from unnest(pg_blocking_pids%' and \
-                 state = 'idle' and usename = 'app'";
+                 state = 'idle' and usename = 'walhook'";
     let freeing = async {
         while stage.count(asked).await == 0 {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -234,7 +225,7 @@ async fn a_wait_that_cannot_be_explained_goes_on() {
         old.batch_execute("commit").await.unwrap();
     };
     let preparing = async {
-        let prepared = prepare(&app, &source, &sinks, &|_| {}).await;
+        let prepared = stage.prepare(&sinks).await;
         assert!(prepared.unwrap().created);
     };
     tokio::join!(preparing, freeing);
