@@ -140,6 +140,10 @@ table! {
         "Gaps since the start: slots that were lost and made anew, with changes that were never read.";
     SOURCE_GAP_BYTES = Counter "walhook_source_gap_bytes_total" ["bytes"] SOURCE,
         "Bytes of WAL between the two ends of these gaps, of all databases of the server.";
+    SOURCE_NOTES = Gauge "walhook_source_table_notes" ["notes"] &["source", "kind"],
+        "Tables of which not everything is captured, as /readyz and walhook state tell, until the cause is gone or a person accepts it, by kind (identity, made_anew, early_rows, attached_rows, renamed_away, unlogged_partition, foreign_partition, child).";
+    SOURCE_HARMED = Gauge "walhook_source_harmed_tables" ["tables"] SOURCE,
+        "Tables whose own UPDATE and DELETE fail because they are published without a replica identity; /readyz answers 503 while there is one.";
     SOURCE_SLOT_RETAINED = Gauge "walhook_source_slot_retained_bytes" ["bytes"] SOURCE,
         "Bytes of WAL that the server keeps for the slot, as last asked.";
     SOURCE_SLOT_SAFE = Gauge "walhook_source_slot_safe_bytes" ["bytes"] SOURCE,

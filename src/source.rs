@@ -17,6 +17,7 @@ mod gap;
 mod hold;
 mod housekeeping;
 pub mod intake;
+pub(crate) mod notes;
 mod opening;
 mod overdue;
 pub mod pgoutput;

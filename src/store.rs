@@ -39,6 +39,7 @@ mod loading;
 pub mod log;
 mod logbook;
 pub mod mend;
+mod notes;
 mod pages;
 mod quota;
 mod readers;
@@ -73,11 +74,12 @@ use self::ledger::Ledger;
 pub use self::loading::{AcceptedBy, SourceBinding};
 use self::log::LogRow;
 use self::logbook::Logbook;
+pub use self::notes::{Note, NoteKey, NoteKind};
 use self::quota::Budget;
 pub use self::quota::least_max_bytes;
 use self::readers::Readers;
 use self::writer::Writer;
-use crate::config::{Hold, StateConfig};
+use crate::config::{Hold, StateConfig, TablePattern};
 use crate::deliver::frozen::DeliveryId;
 
 /// A handle of the store; clones are handles of the same one. When the last is dropped the store closes as by
@@ -173,6 +175,49 @@ impl Store {
     /// When they cannot be read.
     pub fn gaps(&self, source: &str) -> Result<Vec<Gap>, StoreError> {
         self.shared.readers.read_here(|db| gaps::read(db, source))
+    }
+
+    /// The notes about single tables of a source, by kind and table. Blocks.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn notes(&self, source: &str) -> Result<Vec<Note>, StoreError> {
+        self.shared.readers.read_here(|db| notes::read(db, source))
+    }
+
+    /// Writes a note in the place of the one of the same kind and tables. Durable when it returns. Blocks.
+    ///
+    /// # Errors
+    /// When there are too many of the source ([`StoreError::NotesFull`]), or it cannot be written.
+    pub fn put_note(&self, source: &str, note: &Note) -> Result<(), StoreError> {
+        let (source, note) = (source.to_owned(), note.clone());
+        self.call(move |db| notes::put(db, &source, &note))
+    }
+
+    /// Removes a note, if it is there. Blocks.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn remove_note(&self, source: &str, key: &NoteKey) -> Result<(), StoreError> {
+        let (source, key) = (source.to_owned(), key.clone());
+        self.call(move |db| notes::remove(db, &source, &key))
+    }
+
+    /// What the sinks of a source asked for when it was last prepared; empty if it never was. Blocks.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn watched(&self, source: &str) -> Result<Vec<TablePattern>, StoreError> {
+        self.shared.readers.read_here(|db| notes::watched(db, source))
+    }
+
+    /// Notes what the sinks of a source ask for. Blocks.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn watch(&self, source: &str, patterns: &[TablePattern]) -> Result<(), StoreError> {
+        let (source, patterns) = (source.to_owned(), patterns.to_vec());
+        self.call(move |db| notes::watch(db, &source, &patterns))
     }
 
     /// Tells which sinks of a source the config has: these are active, all others of the source are absent. A sink that was

@@ -81,9 +81,12 @@ pub struct SourceView {
     pub since: SystemTime,
     /// Tables that a pattern names but that cannot be published, and other lasting faults that do not stop the stream.
     pub troubles: Vec<Trouble>,
-    /// Tables that sinks name and that were published too late for what happened to them before: part of `troubles` until
-    /// the process ends.
-    pub uncaptured: Vec<Trouble>,
+    /// Tables of which changes are lost or stand still, while the others stream.
+    pub errors: Vec<Trouble>,
+    /// Tables whose own UPDATE and DELETE fail because they are published: as long as there is one, it is not ready.
+    pub harms: Vec<Trouble>,
+    /// What the store notes of single tables, so that it lasts over restarts.
+    pub notes: NotesView,
     /// Sinks that left the config while the store holds something for them.
     pub absent: Vec<Trouble>,
     /// Changes that were lost with a slot in this life, newest last.
@@ -97,9 +100,9 @@ pub struct SourceView {
 impl SourceView {
     /// A source in `state` since `now`, without troubles or progress.
     pub fn new(state: SourceState, now: SystemTime) -> Self {
-        let [troubles, uncaptured, absent, gaps] = [const { Vec::new() }; 4];
-        let (slot, progress) = (SlotView::default(), WalProgress::default());
-        Self { state, since: now, troubles, uncaptured, absent, gaps, slot, progress }
+        let [troubles, errors, harms, absent, gaps] = [const { Vec::new() }; 5];
+        let (notes, slot, progress) = (NotesView::default(), SlotView::default(), WalProgress::default());
+        Self { state, since: now, troubles, errors, harms, notes, absent, gaps, slot, progress }
     }
 
     /// Enters `state`; `since` stays while the kind of state does (a second failed try is still the same outage).
@@ -109,6 +112,17 @@ impl SourceView {
         }
         self.state = state;
     }
+}
+
+/// What the store notes of single tables of a source and no person has accepted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NotesView {
+    /// Gaps: changes of a table that were not captured and never will be.
+    pub errors: Vec<Trouble>,
+    /// The rest.
+    pub warnings: Vec<Trouble>,
+    /// How many there are of each kind.
+    pub counts: Vec<(&'static str, u64)>,
 }
 
 /// A slot as the server last showed it.

@@ -1,7 +1,7 @@
 //! Whether changes flow, and what is wrong, in words for the person who must mend it. Pure: views and `now` go in.
 //!
-//! Ready means: the daemon is not stopping, every source streams, and the store takes writes. A source that is held is not
-//! ready: changes stand still. A store that is full is a warning until it holds a source. A failing or paused sink is named
+//! Ready means: the daemon is not stopping, every source streams, no table's own writes fail because it is published, and the
+//! store takes writes. A source that is held is not ready: changes stand still. A store that is full is a warning until it holds a source. A failing or paused sink is named
 //! but does not make the daemon unready, for a restart or another instance would not mend it.
 
 use std::collections::BTreeMap;
@@ -17,10 +17,13 @@ use crate::view::{BreakerView, SinkView, SourceState, SourceView, StoreView, Tro
 /// WAL kept by a slot from which on it is worth a word.
 const SLOT_KEEPS_BYTES: u64 = 1 << 30;
 
+/// Tables whose own writes fail that are named one by one.
+const HARMS_MAX: usize = 10;
+
 /// The answer of `/readyz`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Readiness {
-    /// Whether every source streams and the store takes writes.
+    /// Whether every source streams and harms no table, and the store takes writes.
     pub ready: bool,
     /// What is wrong: the process, the store, then sources, then sinks, by name.
     pub troubles: Vec<TroubleReport>,
@@ -130,7 +133,8 @@ pub fn readiness(views: &Views, now: SystemTime) -> Readiness {
     let sinks: BTreeMap<String, SinkView> =
         views.sinks.iter().map(|view| (view.key().clone(), view.value().clone())).collect();
     let stopping = views.stopping.load(Ordering::Relaxed);
-    let streaming = !sources.is_empty() && sources.values().all(|view| view.state == SourceState::Streaming);
+    let is_sound = |view: &SourceView| view.state == SourceState::Streaming && view.harms.is_empty();
+    let streaming = !sources.is_empty() && sources.values().all(is_sound);
     let store = views.store();
     let mut troubles = Vec::new();
     troubles.extend(process_trouble(stopping, sources.is_empty() && store.trouble.is_none()));
@@ -213,10 +217,17 @@ fn source_troubles(name: &str, view: &SourceView, now: SystemTime) -> Vec<Troubl
     if let Some((what, advice)) = standstill(view, now) {
         troubles.push(report(Severity::Error, what, advice));
     }
-    for Trouble { what, advice } in &view.gaps {
+    let more = view.harms.len().saturating_sub(HARMS_MAX);
+    let more = (more > 0).then(|| Trouble {
+        what: format!("{more} more published tables fail their own UPDATE and DELETE"),
+        advice: "`walhook check` lists them".to_owned(),
+    });
+    let harms = view.harms.iter().take(HARMS_MAX).chain(&more);
+    let errors = harms.chain(&view.errors).chain(&view.notes.errors).chain(&view.gaps);
+    for Trouble { what, advice } in errors {
         troubles.push(report(Severity::Error, what.clone(), advice.clone()));
     }
-    for trouble in view.troubles.iter().chain(&view.absent) {
+    for trouble in view.troubles.iter().chain(&view.notes.warnings).chain(&view.absent) {
         troubles.push(report(Severity::Warning, trouble.what.clone(), trouble.advice.clone()));
     }
     let kept = view.progress.server.bytes_since(view.progress.confirmed);

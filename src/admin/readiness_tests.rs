@@ -273,3 +273,30 @@ fn who_may_see_some_sinks_sees_no_others() {
     assert_eq!(only(&readiness).0, "sink:mails");
     assert_eq!(readiness.sources.len(), 1);
 }
+
+#[test]
+fn a_table_whose_own_writes_fail_makes_it_unready_and_what_is_lost_of_one_is_an_error() {
+    let views = views(SourceState::Streaming, SinkView::default());
+    let trouble = |what: &str| Trouble { what: what.into(), advice: "do".into() };
+    if let Some(mut view) = views.sources.get_mut("app") {
+        view.errors.push(trouble("a table is missing"));
+        view.notes.errors.push(trouble("a gap"));
+        view.notes.warnings.push(trouble("a child"));
+    }
+    let seen = |readiness: &Readiness| -> Vec<(Severity, String)> {
+        readiness.troubles.iter().map(|trouble| (trouble.severity, trouble.what.clone())).collect()
+    };
+    let calm = readiness(&views, now());
+    assert!(calm.ready);
+    let [missing, gap] = ["a table is missing", "a gap"].map(|what| (Severity::Error, what.to_owned()));
+    let child = (Severity::Warning, "a child".to_owned());
+    assert_eq!(seen(&calm), [missing, gap, child]);
+    if let Some(mut view) = views.sources.get_mut("app") {
+        view.harms = (0..12).map(|n| trouble(&format!("table {n} fails"))).collect();
+    }
+    let harmed = readiness(&views, now());
+    assert!(!harmed.ready);
+    let first = seen(&harmed);
+    assert_eq!(first[0], (Severity::Error, "table 0 fails".to_owned()));
+    assert!(first[10].1.starts_with("2 more published tables"), "{first:?}");
+}

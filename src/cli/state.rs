@@ -12,8 +12,9 @@ use clap::{Args, Subcommand};
 use super::{BAD_CONFIG, FAILED, UNAVAILABLE, say};
 use crate::config::{self, Config};
 use crate::source::chain;
-use crate::store::StoreError;
+use crate::source::notes;
 use crate::store::mend::{self, Resumed, SinkSummary};
+use crate::store::{Note, StoreError};
 
 /// Arguments of `walhook state`.
 #[derive(Args, Clone, Debug)]
@@ -45,6 +46,18 @@ enum StateCommand {
     AcceptGap {
         /// The source; may be left out when there is only one
         #[arg(value_name = "SOURCE")]
+        source: Option<String>,
+        /// The gap of this table only, which was out of the publication for a while: its notice ends
+        #[arg(long, value_name = "SCHEMA.TABLE")]
+        table: Option<String>,
+    },
+    /// End the notice that something of a table is not captured
+    AcceptMissed {
+        /// The table, or the partition or child that is spoken of
+        #[arg(value_name = "SCHEMA.TABLE")]
+        table: String,
+        /// Its source; may be left out, then it is that of every source
+        #[arg(long, value_name = "SOURCE")]
         source: Option<String>,
     },
     /// Let a sink go on that retry.on_exhausted has paused, or whose groups it has blocked
@@ -121,7 +134,15 @@ fn carry_out(args: &StateArgs, config: &Config) -> Result<String, Refusal> {
                 text
             }
         }
-        StateCommand::AcceptGap { source } => {
+        StateCommand::AcceptGap { source, table: Some(table) } => {
+            let source = named_source(source, config)?;
+            accepted(&source, &mend::accept_table_gap(state, &source, &table)?)
+        }
+        StateCommand::AcceptMissed { table, source } => {
+            let notes = mend::accept_missed(state, source.as_deref(), &table)?;
+            accepted(source.as_deref().unwrap_or_default(), &notes)
+        }
+        StateCommand::AcceptGap { source, table: None } => {
             let source = named_source(source, config)?;
             mend::accept_gap(state, &source)?;
             format!(
@@ -131,6 +152,10 @@ fn carry_out(args: &StateArgs, config: &Config) -> Result<String, Refusal> {
         }
         StateCommand::Resume { sink } => resumed(&sink.name, &mend::resume(state, sink.source.as_deref(), &sink.name)?),
     })
+}
+
+fn accepted(source: &str, found: &[Note]) -> String {
+    found.iter().map(|note| format!("accepted: {}\n", notes::told(source, note).trouble.what)).collect()
 }
 
 fn resumed(sink: &str, Resumed { paused, unblocked }: &Resumed) -> String {
@@ -169,8 +194,11 @@ fn told(refusal: Refusal, config: &Config) -> (String, u8) {
                     "\n  walhook makes it at its first start; if there should be one, check state.path"
                 }
                 StoreError::SeveralSinks { .. } => "\n  say which with --source SOURCE",
-                StoreError::UnknownSink { .. } | StoreError::UnknownSource { .. } => {
+                StoreError::UnknownSink { .. } | StoreError::UnknownSource { .. } | StoreError::UnknownNote { .. } => {
                     "\n  `walhook state` shows what it knows"
+                }
+                StoreError::OpenGap { .. } => {
+                    "\n  give the table a replica identity and let walhook run: it puts the table back, and then the gap has an end"
                 }
                 StoreError::Directory { .. }
                 | StoreError::Regrouped { .. }
@@ -186,6 +214,7 @@ fn told(refusal: Refusal, config: &Config) -> (String, u8) {
                 | StoreError::Write { .. }
                 | StoreError::Damaged { .. }
                 | StoreError::DamagedSink { .. }
+                | StoreError::NotesFull { .. }
                 | StoreError::Closed => "",
             };
             let code = if error.is_lasting() { UNAVAILABLE } else { FAILED };

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 use super::handles::{counter, gauge};
 use super::{Metric, READY};
 use crate::admin::readiness;
+use crate::store::NoteKind;
 use crate::view::{BreakerView, SinkView, SourceState, SourceView, StoreView, Views};
 
 /// Sets every gauge to what `views` say at `now`.
@@ -43,6 +44,11 @@ fn publish_source(name: &str, view: &SourceView, now: SystemTime) {
     set(&super::SOURCE_CONFIRMED_LSN, number(progress.confirmed.0));
     set(&super::SOURCE_SERVER_LSN, number(progress.server.0));
     set(&super::SOURCE_LAG_BYTES, number(progress.server.bytes_since(progress.confirmed)));
+    set(&super::SOURCE_HARMED, count(view.harms.len()));
+    for kind in NoteKind::ALL.map(NoteKind::as_str) {
+        let open = view.notes.counts.iter().find(|(label, _)| *label == kind).map_or(0, |(_, open)| *open);
+        gauge(&super::SOURCE_NOTES, &[name, kind]).set(number(open));
+    }
     let slot = &view.slot;
     set(&super::SOURCE_SLOT_RETAINED, number(slot.retained_bytes));
     set(&super::SOURCE_SLOT_SAFE, slot.safe_bytes.map_or(-1.0, number));

@@ -8,9 +8,11 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 use tokio_postgres::Client;
 use tracing::{info, warn};
 
+use super::notes::Notes;
 use super::problem::chain;
-use super::slot;
+use super::slot::{self, Missed};
 use crate::config::{SinkConfig, SourceConfig};
+use crate::store::{NoteKey, NoteKind};
 use crate::view::{SharedViews, Trouble};
 
 /// How often patterns are looked through for new tables.
@@ -26,16 +28,22 @@ pub(super) struct Housekeeping {
     pub(super) source: SourceConfig,
     pub(super) sinks: Vec<SinkConfig>,
     pub(super) views: SharedViews,
+    /// What is noted of single tables.
+    pub(super) notes: Notes,
     /// From making the slot ready.
     pub(super) troubles: Vec<Trouble>,
-    /// From there too: tables that were published too late.
-    pub(super) uncaptured: Vec<Trouble>,
+    /// From there too.
+    pub(super) errors: Vec<Trouble>,
+    /// From there too.
+    pub(super) missed: Missed,
 }
 
 /// What is wrong, each part as it was last found.
 struct Found {
     /// With the tables and the publication.
     troubles: Vec<Trouble>,
+    /// With tables of which changes are lost or stand still.
+    errors: Vec<Trouble>,
     /// Why they could not be looked at.
     fault: Option<Trouble>,
     /// With the slot.
@@ -48,9 +56,10 @@ impl Housekeeping {
         if let Err(error) = slot::limit_statements(&self.client).await {
             warn!(source = %self.source.name, error = %chain(&error), "statements of the housekeeping have no limit");
         }
-        let mut found = Found { troubles: std::mem::take(&mut self.troubles), fault: None, slot: None };
-        let uncaptured = std::mem::take(&mut self.uncaptured);
-        self.keep(uncaptured);
+        let (troubles, errors) = (std::mem::take(&mut self.troubles), std::mem::take(&mut self.errors));
+        let mut found = Found { troubles, errors, fault: None, slot: None };
+        let missed = std::mem::take(&mut self.missed);
+        self.keep(missed).await;
         let mut heartbeat = self.source.heartbeat.map(calm_interval);
         let mut maintain = calm_interval(MAINTAIN_EVERY);
         let mut inspect = calm_interval(INSPECT_EVERY);
@@ -89,25 +98,22 @@ impl Housekeeping {
     }
 
     /// Gives the time to the next turn.
-    async fn maintain(&self, found: &mut Found) -> Duration {
+    async fn maintain(&mut self, found: &mut Found) -> Duration {
         let mut next = MAINTAIN_EVERY;
         match slot::maintain(&self.client, &self.source, &self.sinks).await {
             Ok(done) => {
                 for table in &done.added {
                     info!(source = %self.source.name, %table, "table added to the publication");
                 }
-                for trouble in done.troubles.iter().filter(|trouble| !found.troubles.contains(trouble)) {
+                let before = found.troubles.iter().chain(&found.errors).cloned().collect::<Vec<_>>();
+                for trouble in done.troubles.iter().chain(&done.errors).filter(|trouble| !before.contains(trouble)) {
                     warn!(source = %self.source.name, advice = trouble.advice, "{}", trouble.what);
                 }
-                for trouble in &done.uncaptured {
-                    warn!(source = %self.source.name, advice = trouble.advice, "{}", trouble.what);
-                }
-                self.keep(done.uncaptured);
+                self.keep(done.missed).await;
                 if done.is_incomplete {
                     next = MAINTAIN_MISSING_EVERY;
                 }
-                found.troubles = done.troubles;
-                found.fault = None;
+                (found.troubles, found.errors, found.fault) = (done.troubles, done.errors, None);
             }
             Err(error) => {
                 warn!(source = %self.source.name, error = %chain(&error), "could not look for new tables");
@@ -118,14 +124,11 @@ impl Housekeeping {
         next
     }
 
-    /// Adds to what stays true while the process runs, over sessions.
-    fn keep(&self, uncaptured: Vec<Trouble>) {
-        if let Some(mut view) = self.views.sources.get_mut(&self.source.name) {
-            for trouble in uncaptured {
-                // One a named table, at most.
-                if !view.uncaptured.contains(&trouble) {
-                    view.uncaptured.push(trouble);
-                }
+    /// Notes what stays true over sessions and restarts.
+    async fn keep(&mut self, missed: Missed) {
+        for table in missed.made_anew {
+            if !self.notes.is_out(&table) {
+                self.notes.happened(NoteKey::new(NoteKind::MadeAnew, table)).await;
             }
         }
     }
@@ -134,8 +137,9 @@ impl Housekeeping {
     fn show(&self, found: &Found) {
         let all = found.troubles.iter().chain(&found.fault).chain(&found.slot);
         if let Some(mut view) = self.views.sources.get_mut(&self.source.name) {
-            let all = all.chain(&view.uncaptured).cloned().collect();
-            view.troubles = all;
+            view.troubles = all.cloned().collect();
+            view.errors.clone_from(&found.errors);
+            view.notes = self.notes.view();
         }
     }
 }

@@ -13,6 +13,7 @@ use super::agreement::{self, Agreement, Found, Promotion};
 use super::connection::{self, Replication, SystemIdentity};
 use super::hold::Hold;
 use super::housekeeping::Housekeeping;
+use super::notes::Notes;
 use super::problem::Problem;
 use super::relation::Catalogue;
 use super::session::Stream;
@@ -60,14 +61,17 @@ impl Source {
         let client = self.connect_sql(&mut tasks).await?;
         let started = timeout(START_LIMIT, self.start(&mut replication, prepared.confirmed)).await;
         started.map_err(|_| Problem::slow("the stream did not start within 30 s"))??;
+        let notes = Notes::load(&self.store, &self.config.name).await.map_err(Problem::Store)?;
         self.announce(&prepared);
         let housekeeping = Housekeeping {
             client: Arc::clone(&housekeeper),
             source: self.config.clone(),
             sinks: self.intake.sinks().to_vec(),
             views: Arc::clone(&self.views),
+            notes,
             troubles: prepared.troubles,
-            uncaptured: prepared.uncaptured,
+            errors: prepared.errors,
+            missed: prepared.missed,
         };
         tasks.spawn(housekeeping.run());
         let now = Instant::now();
@@ -353,6 +357,7 @@ impl Source {
         }
         if let Some(mut view) = self.views.sources.get_mut(&self.config.name) {
             view.troubles.clone_from(&prepared.troubles);
+            view.errors.clone_from(&prepared.errors);
             view.progress.confirmed = self.confirmed;
         }
         self.enter(SourceState::Streaming);

@@ -10,6 +10,7 @@
 
 mod creation;
 mod error;
+mod missed;
 pub(crate) mod names;
 pub(crate) mod plan;
 pub(crate) mod publication;
@@ -25,6 +26,7 @@ use tokio_postgres::error::SqlState;
 use tracing::{info, warn};
 
 pub use self::error::{LostSlot, Passing, PlanFault, PrepareError};
+pub use self::missed::Missed;
 pub use self::state::{SlotFacts, inspect};
 pub use self::survey::{ColumnFacts, IdentityFacts, RelationKind, TableFacts};
 
@@ -57,8 +59,10 @@ pub struct Prepared {
     pub tables: Vec<TableFacts>,
     /// What does not stop the stream.
     pub troubles: Vec<Trouble>,
-    /// Tables that sinks name and that were published too late for what happened to them before. This stays true.
-    pub uncaptured: Vec<Trouble>,
+    /// The same where changes of a table stand still or are lost.
+    pub errors: Vec<Trouble>,
+    /// What of single tables is not captured.
+    pub missed: Missed,
     /// The slot was made just now.
     pub created: bool,
     /// The server is a standby.
@@ -75,7 +79,9 @@ pub struct Maintained {
     /// All that is wrong now and does not stop the stream; those of before are void.
     pub troubles: Vec<Trouble>,
     /// As in [`Prepared`].
-    pub uncaptured: Vec<Trouble>,
+    pub errors: Vec<Trouble>,
+    /// As in [`Prepared`].
+    pub missed: Missed,
     /// A table that a sink names is not published, so that the next look should come soon.
     pub is_incomplete: bool,
 }
@@ -166,8 +172,8 @@ async fn prepare_in(
         created = made.map_err(|error| survey.with_grants(error, source))?;
     }
     let troubles = survey.troubles(source).into_iter().chain(unpublished).collect();
-    let uncaptured = if turn == Turn::Anew { survey.uncaptured() } else { Vec::new() };
-    ready(client, source, &survey, Prepared { troubles, uncaptured, created, ..Prepared::default() }).await
+    let missed = survey.missed(turn);
+    ready(client, source, &survey, Prepared { troubles, missed, created, ..Prepared::default() }).await
 }
 
 /// The same for a source that has streamed from the slot before: a slot that is missing now has lost changes and is not
@@ -182,8 +188,8 @@ pub async fn prepare_again(
 ) -> Result<Prepared, PrepareError> {
     let (survey, unpublished) = publish_all(client, source, sinks, Turn::Again).await?;
     let troubles = survey.troubles(source).into_iter().chain(unpublished).collect();
-    let uncaptured = survey.uncaptured();
-    ready(client, source, &survey, Prepared { troubles, uncaptured, ..Prepared::default() }).await
+    let missed = survey.missed(Turn::Again);
+    ready(client, source, &survey, Prepared { troubles, missed, ..Prepared::default() }).await
 }
 
 /// Lets later statements of a session find nothing but what Postgres itself has: a function or an operator of somebody
@@ -309,8 +315,8 @@ pub async fn maintain(
             troubles.push(survey.with_grants(error, source).into_trouble());
         }
     }
-    let (uncaptured, is_incomplete) = (survey.uncaptured(), survey.lacks_named(sinks));
-    Ok(Maintained { added: survey.steps.added, troubles, uncaptured, is_incomplete })
+    let (missed, is_incomplete) = (survey.missed(Turn::Again), survey.lacks_named(sinks));
+    Ok(Maintained { added: survey.steps.added, troubles, errors: Vec::new(), missed, is_incomplete })
 }
 
 /// Whether the server is a standby.

@@ -174,6 +174,26 @@ pub enum StoreError {
         /// Its name.
         name: String,
     },
+    /// A table of which the store notes nothing that could be accepted.
+    #[error("the store notes nothing of a table {name:?} that could be accepted")]
+    UnknownNote {
+        /// Its name.
+        name: String,
+    },
+    /// A gap of a table that has not ended.
+    #[error("the gap of {name} is still open: the table is not in the publication")]
+    OpenGap {
+        /// The table.
+        name: String,
+    },
+    /// There are too many notes.
+    #[error("the store keeps {kept} notes about tables of source {source_name}, and no more")]
+    NotesFull {
+        /// Of which source.
+        source_name: String,
+        /// How many there are.
+        kept: i64,
+    },
     /// The store was closed.
     #[error("the store is closed")]
     Closed,
@@ -196,6 +216,9 @@ impl StoreError {
             | Self::UnknownSink { .. }
             | Self::SeveralSinks { .. }
             | Self::UnknownSource { .. }
+            | Self::UnknownNote { .. }
+            | Self::OpenGap { .. }
+            | Self::NotesFull { .. }
             | Self::Closed => true,
             Self::Thread(_) => false,
             Self::Open { source, .. }

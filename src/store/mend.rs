@@ -12,6 +12,7 @@ use super::gaps::{self, Gap};
 use super::holdings::{Holdings, holdings};
 use super::ledger::Ledger;
 use super::loading::{SourceBinding, binding};
+use super::notes::{self, Note, NoteKind};
 use super::quota::{Budget, disk};
 use super::schema::{STATE, checked_version};
 use super::sweep;
@@ -25,6 +26,8 @@ pub struct StateSummary {
     pub sources: Vec<(String, SourceBinding)>,
     /// Changes of theirs that were never read, the newest first, by the name of the source.
     pub gaps: Vec<(String, Vec<Gap>)>,
+    /// What is noted of single tables of theirs, by the name of the source.
+    pub notes: Vec<(String, Vec<Note>)>,
     /// Its sinks, by source and name.
     pub sinks: Vec<SinkSummary>,
     /// Bytes of its files.
@@ -60,15 +63,16 @@ pub fn open_to_show(config: &StateConfig) -> Result<StateSummary, StoreError> {
     let db = files::open_to_read(&paths.state, &STATE)?;
     require_tables(&db, &paths)?;
     let view = db.unchecked_transaction().map_err(StoreError::read("state.db"))?;
-    let (mut sources, mut gaps) = (Vec::new(), Vec::new());
+    let (mut sources, mut gaps, mut notes) = (Vec::new(), Vec::new(), Vec::new());
     for name in names(&view).map_err(StoreError::read("the sources"))? {
         if let Some(binding) = binding(&view, &name)? {
             gaps.push((name.clone(), gaps::read(&view, &name)?));
+            notes.push((name.clone(), notes::read(&view, &name)?));
             sources.push((name, binding));
         }
     }
     let sinks = sinks(&view, None)?.into_iter().map(|(_, sink)| sink).collect();
-    Ok(StateSummary { sources, gaps, sinks, used_bytes: paths.all_bytes(), max_bytes: config.max_bytes })
+    Ok(StateSummary { sources, gaps, notes, sinks, used_bytes: paths.all_bytes(), max_bytes: config.max_bytes })
 }
 
 /// A file that a daemon made and could not fill is no store yet, and one of an earlier version is brought to this one by
@@ -158,6 +162,52 @@ pub fn accept_gap(config: &StateConfig, source: &str) -> Result<(), StoreError> 
     let noted = noted.map_err(StoreError::write("that a gap is accepted"))?;
     files.close()?;
     if noted == 0 { Err(StoreError::UnknownSource { name: source.to_owned() }) } else { Ok(()) }
+}
+
+/// Notes that a person knows of the gap of a table, whose note goes. Blocks.
+///
+/// # Errors
+/// When nothing of the sort is noted, the gap has not ended, a daemon runs, or it cannot be written.
+pub fn accept_table_gap(config: &StateConfig, source: &str, table: &str) -> Result<Vec<Note>, StoreError> {
+    accept_notes(config, Some(source), table, |kind| kind == NoteKind::Identity)
+}
+
+/// Notes that a person knows of everything else that is not captured of a table, or of one that belongs to it. The source may
+/// be left out. Blocks.
+///
+/// # Errors
+/// When nothing of the sort is noted, a daemon runs, or it cannot be written.
+pub fn accept_missed(config: &StateConfig, source: Option<&str>, table: &str) -> Result<Vec<Note>, StoreError> {
+    accept_notes(config, source, table, |kind| kind != NoteKind::Identity)
+}
+
+fn accept_notes(
+    config: &StateConfig,
+    source: Option<&str>,
+    table: &str,
+    of: impl Fn(NoteKind) -> bool,
+) -> Result<Vec<Note>, StoreError> {
+    let mut files = Files::open(config)?;
+    let db = files.ledger.db();
+    let sources = match source {
+        Some(source) => vec![source.to_owned()],
+        None => names(db).map_err(StoreError::read("the sources"))?,
+    };
+    let mut accepted = Vec::new();
+    for source in &sources {
+        for note in notes::read(db, source)?.into_iter().filter(|note| of(note.key.kind) && note.key.names(table)) {
+            if note.key.kind == NoteKind::Identity && note.to.is_none() {
+                return Err(StoreError::OpenGap { name: table.to_owned() });
+            }
+            match note.key.kind.is_standing() {
+                true => notes::put(db, source, &Note { is_accepted: true, ..note.clone() })?,
+                false => notes::remove(db, source, &note.key)?,
+            }
+            accepted.push(note);
+        }
+    }
+    files.close()?;
+    if accepted.is_empty() { Err(StoreError::UnknownNote { name: table.to_owned() }) } else { Ok(accepted) }
 }
 
 /// What [`resume`] changed.

@@ -22,7 +22,7 @@ pub(super) struct Schema {
 
 /// `state.db`.
 pub(super) const STATE: Schema =
-    Schema { application: 0x7761_6C68, steps: &[STATE_1, STATE_2, STATE_3, STATE_4, STATE_5, STATE_6] };
+    Schema { application: 0x7761_6C68, steps: &[STATE_1, STATE_2, STATE_3, STATE_4, STATE_5, STATE_6, STATE_7] };
 
 /// `log.db`.
 pub(super) const LOG: Schema = Schema { application: 0x7761_6C6C, steps: &[LOG_1] };
@@ -162,6 +162,28 @@ const STATE_6: &str = "
         rule TEXT NOT NULL,
         barrier INTEGER,                  -- what that change was, as in lane
         PRIMARY KEY (sink, oid, since_lsn, since_idx)
+    ) STRICT, WITHOUT ROWID;
+";
+
+/// What is not captured of single tables, and what the sinks of a source asked for when it was last prepared.
+const STATE_7: &str = "
+    CREATE TABLE source_note (
+        source TEXT NOT NULL,
+        kind TEXT NOT NULL,
+        table_schema TEXT NOT NULL,
+        table_name TEXT NOT NULL,
+        other_schema TEXT NOT NULL,       -- a second table that it speaks of; empty: none
+        other_name TEXT NOT NULL,
+        at INTEGER NOT NULL,
+        from_lsn INTEGER,
+        to_lsn INTEGER,
+        accepted INTEGER NOT NULL,
+        PRIMARY KEY (source, kind, table_schema, table_name, other_schema, other_name)
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE TABLE source_watch (
+        source TEXT PRIMARY KEY,
+        patterns TEXT NOT NULL            -- a JSON array
     ) STRICT, WITHOUT ROWID;
 ";
 

@@ -1,14 +1,14 @@
 //! What a store holds, for a person and for a program. Pure.
 
 use std::path::Path;
-use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 
-use crate::admin::{bytes_in_words, timestamp};
+use crate::admin::bytes_in_words;
 use crate::change::Lsn;
-use crate::store::Gap;
+use crate::source::notes::{Word, at, told};
 use crate::store::mend::{SinkSummary, StateSummary};
+use crate::store::{Gap, Note};
 
 /// Gaps of a source that are shown as text, the newest.
 const GAPS_MAX: usize = 10;
@@ -31,6 +31,10 @@ pub(super) fn as_text(path: &Path, summary: &StateSummary) -> String {
             let at = at(*at_micros);
             text += &format!("        {name}: gap of {at}: changes from {from} to {to} were never read ({why})\n");
         }
+        for note in notes_of(name, summary) {
+            let known = if note.is_accepted { " (accepted)" } else { "" };
+            text += &format!("        {name}: {}{known}\n", told(name, note).trouble.what);
+        }
         if source.gap_accepted.is_some() {
             text += &format!("        {name}: a gap is accepted; the next start goes on from the slot's position\n");
         }
@@ -45,6 +49,11 @@ pub(super) fn as_text(path: &Path, summary: &StateSummary) -> String {
 fn gaps_of<'a>(source: &str, summary: &'a StateSummary) -> &'a [Gap] {
     let of_source = summary.gaps.iter().find(|(name, _)| name == source);
     of_source.map_or(&[], |(_, gaps)| gaps)
+}
+
+fn notes_of<'a>(source: &str, summary: &'a StateSummary) -> &'a [Note] {
+    let of_source = summary.notes.iter().find(|(name, _)| name == source);
+    of_source.map_or(&[], |(_, notes)| notes)
 }
 
 fn table(sinks: &[SinkSummary]) -> String {
@@ -104,11 +113,6 @@ fn lsn(lsn: Option<Lsn>) -> String {
     lsn.map_or_else(|| "–".to_owned(), |lsn| lsn.to_string())
 }
 
-/// RFC 3339.
-fn at(micros: i64) -> String {
-    timestamp(SystemTime::UNIX_EPOCH + Duration::from_micros(u64::try_from(micros).unwrap_or_default()))
-}
-
 /// The same for programs. Numbers of 64 bits are strings, LSNs as Postgres writes them.
 pub(super) fn as_json(path: &Path, summary: &StateSummary) -> String {
     let sources = summary.sources.iter().map(|(name, source)| {
@@ -120,6 +124,7 @@ pub(super) fn as_json(path: &Path, summary: &StateSummary) -> String {
             "resolved_lsn": source.confirmed.map(|lsn| lsn.to_string()),
             "gap_accepted": source.gap_accepted.is_some(),
             "gaps": gaps_of(name, summary).iter().map(gap).collect::<Vec<_>>(),
+            "tables": notes_of(name, summary).iter().map(|it| note(name, it)).collect::<Vec<_>>(),
         })
     });
     let all = json!({
@@ -139,6 +144,21 @@ fn gap(gap: &Gap) -> Value {
         "bytes": gap.bytes(),
         "at": at(gap.at_micros),
         "why": gap.why,
+    })
+}
+
+fn note(source: &str, note: &Note) -> Value {
+    let Word { trouble, .. } = told(source, note);
+    json!({
+        "kind": note.key.kind.as_str(),
+        "table": note.key.table.to_string(),
+        "other": note.key.other.as_ref().map(ToString::to_string),
+        "at": at(note.at_micros),
+        "from_lsn": note.from.map(|from| from.to_string()),
+        "to_lsn": note.to.map(|to| to.to_string()),
+        "accepted": note.is_accepted,
+        "what": trouble.what,
+        "advice": trouble.advice,
     })
 }
 

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use super::*;
 use crate::change::Lsn;
-use crate::store::{Batch, KeptProgress, NewBinding, Op, Store};
+use crate::change::TableName;
+use crate::store::{Batch, KeptProgress, NewBinding, Note, NoteKey, NoteKind, Op, Store};
 
 /// A configuration with a store of its own that a daemon has used: a sink that is there, paused, and one that left.
 fn rig(directory: &Path) -> Config {
@@ -85,9 +86,10 @@ fn a_sink_is_forgotten_and_one_that_is_still_configured_begins_anew() {
 fn a_gap_is_accepted_for_the_only_source_and_for_none_that_is_not_known() {
     let directory = tempfile::tempdir().unwrap();
     let config = rig(directory.path());
-    assert!(run(&config, StateCommand::AcceptGap { source: None }).unwrap().contains("source app"));
+    assert!(run(&config, StateCommand::AcceptGap { table: None, source: None }).unwrap().contains("source app"));
     assert!(show(&config).contains("a gap is accepted"));
-    let (text, code) = run(&config, StateCommand::AcceptGap { source: Some("apq".to_owned()) }).unwrap_err();
+    let (text, code) =
+        run(&config, StateCommand::AcceptGap { table: None, source: Some("apq".to_owned()) }).unwrap_err();
     assert!(text.contains("knows no source") && code == UNAVAILABLE, "{code}: {text}");
 }
 
@@ -98,7 +100,7 @@ fn a_running_daemon_is_left_alone_and_a_missing_store_is_said() {
     let daemon = Store::open(&config.state, 1).unwrap();
     for command in [
         StateCommand::Forget { sink: named("mails", None) },
-        StateCommand::AcceptGap { source: None },
+        StateCommand::AcceptGap { table: None, source: None },
         StateCommand::Resume { sink: named("orders", None) },
     ] {
         let (text, code) = run(&config, command).unwrap_err();
@@ -135,4 +137,48 @@ fn of_sinks_of_one_name_only_the_one_that_is_meant_is_touched() {
     assert!(show(&config).contains("orders  app     paused"), "{}", show(&config));
     let (text, _) = run(&config, StateCommand::Forget { sink: named("orders", Some("old")) }).unwrap_err();
     assert!(text.contains("knows no sink"), "{text}");
+}
+
+fn table(name: &str) -> TableName {
+    TableName { schema: "public".to_owned(), table: name.to_owned() }
+}
+
+#[test]
+fn what_is_noted_of_tables_is_shown_and_accepted_by_table() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = rig(directory.path());
+    let store = Store::open(&config.state, 1).unwrap();
+    let gap = Note::new(NoteKey::new(NoteKind::Identity, table("a")), 7);
+    let leaf = NoteKey { other: Some(table("leaf")), ..NoteKey::new(NoteKind::UnloggedPartition, table("a")) };
+    let open = Note { from: Some(Lsn(0x100)), ..gap };
+    for note in [open.clone(), Note::new(leaf.clone(), 8), Note::new(NoteKey::new(NoteKind::EarlyRows, table("a")), 9)]
+    {
+        store.put_note("app", &note).unwrap();
+    }
+    store.close();
+    let text = show(&config);
+    for part in ["from 0/100 on are not captured", "public.leaf is an unlogged partition", "had been written to before"]
+    {
+        assert!(text.contains(part), "{part:?} is not in\n{text}");
+    }
+    let accept_gap = || StateCommand::AcceptGap { source: None, table: Some("public.a".to_owned()) };
+    let (refused, code) = run(&config, accept_gap()).unwrap_err();
+    assert!(code == 69 && refused.contains("still open"), "{code}: {refused}");
+    let store = Store::open(&config.state, 1).unwrap();
+    store.put_note("app", &Note { to: Some(Lsn(0x200)), ..open }).unwrap();
+    store.close();
+    assert!(run(&config, accept_gap()).unwrap().contains("from 0/100 to 0/200"));
+    let accept = |table: &str| StateCommand::AcceptMissed { table: table.to_owned(), source: None };
+    assert!(run(&config, accept("public.leaf")).unwrap().contains("public.leaf is an unlogged partition"));
+    let json: serde_json::Value =
+        serde_json::from_str(&run(&config, StateCommand::Show { json: true }).unwrap()).unwrap();
+    let tables = json["sources"][0]["tables"].as_array().unwrap();
+    let seen: Vec<_> = tables.iter().map(|note| (note["kind"].as_str().unwrap(), note["accepted"].as_bool())).collect();
+    assert_eq!(seen, [("early_rows", Some(false)), ("unlogged_partition", Some(true))]);
+    run(&config, accept("public.a")).unwrap();
+    assert!(show(&config).contains("unlogged partition of public.a: its changes are not captured"), "it is still so");
+    for command in [accept("public.b"), accept_gap()] {
+        let (text, code) = run(&config, command).unwrap_err();
+        assert!(code == 69 && text.contains("notes nothing of a table"), "{code}: {text}");
+    }
 }

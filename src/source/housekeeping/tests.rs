@@ -5,13 +5,17 @@ use std::time::SystemTime;
 use tokio::task::JoinSet;
 
 use super::*;
+use crate::config::{Hold, StateConfig};
 use crate::source::slot::tests::{Stage, sink};
+use crate::store::Store;
 use crate::view::{SourceState, SourceView, Views};
 
 /// A server with a table and slot and publication for it, and housekeeping that runs.
 struct House {
     stage: Stage,
     views: SharedViews,
+    store: Store,
+    _directory: tempfile::TempDir,
     _running: JoinSet<()>,
 }
 
@@ -25,28 +29,44 @@ impl House {
         let views = SharedViews::new(Views::default());
         views.sources.insert("app".to_owned(), SourceView::new(SourceState::Streaming, SystemTime::now()));
         let client = Arc::new(stage.session(&stage.cluster.url("postgres")).await);
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(&state(directory.path()), 1).unwrap();
         let housekeeping = Housekeeping {
             client,
             source,
             sinks,
             views: Arc::clone(&views),
+            notes: Notes::load(&store, "app").await.unwrap(),
             troubles: Vec::new(),
-            uncaptured: Vec::new(),
+            errors: Vec::new(),
+            missed: Missed::default(),
         };
         let mut running = JoinSet::new();
         running.spawn(housekeeping.run());
-        Self { stage, views, _running: running }
+        Self { stage, views, store, _directory: directory, _running: running }
     }
 
     /// The trouble that says `what`, once it is shown.
     async fn trouble(&self, what: &str) -> Trouble {
         loop {
-            let troubles = self.views.sources.get("app").unwrap().troubles.clone();
-            if let Some(trouble) = troubles.into_iter().find(|trouble| trouble.what.contains(what)) {
+            let view = self.views.sources.get("app").unwrap().clone();
+            let troubles = view.troubles.into_iter().chain(view.notes.warnings);
+            if let Some(trouble) = { troubles }.find(|trouble| trouble.what.contains(what)) {
                 return trouble;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+}
+
+fn state(path: &std::path::Path) -> StateConfig {
+    StateConfig {
+        path: path.to_owned(),
+        hold: Hold::Store,
+        max_bytes: 8 << 20,
+        dead_letter_retention: Duration::from_secs(60),
+        log_retention: Duration::from_secs(60),
+        log_max_rows: 10,
     }
 }
 
@@ -68,6 +88,6 @@ async fn a_named_table_that_is_made_anew_is_published_soon_and_what_was_missed_i
     tokio::time::timeout(late, house.trouble(said)).await.unwrap();
     let published = "select count(*) from pg_publication_rel";
     assert_eq!(house.stage.client.query_one(published, &[]).await.unwrap().get::<_, i64>(0), 1);
-    let kept = house.views.sources.get("app").unwrap().uncaptured.clone();
-    assert_eq!(kept.len(), 1, "{kept:?}");
+    let kept = house.store.notes("app").unwrap();
+    assert_eq!((kept.len(), kept[0].key.kind), (1, NoteKind::MadeAnew), "{kept:?}");
 }

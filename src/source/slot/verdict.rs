@@ -4,7 +4,6 @@ use tokio_postgres::error::SqlState;
 
 use super::error::{LostSlot, Passing, PlanFault, PrepareError};
 use super::names;
-use super::plan::Naming;
 use super::state::{SlotFacts, drop_sql};
 use super::survey::TableFacts;
 use super::{Survey, Turn};
@@ -71,23 +70,6 @@ impl Survey {
             covered || self.steps.added.contains(&table.name)
         };
         self.plan.publish.iter().map(|(table, _)| table).filter(left_out).cloned().collect()
-    }
-
-    /// Of tables that are published only now although a sink names them, when the source has streamed: a name that was made
-    /// anew, or taken over by another table.
-    pub(super) fn uncaptured(&self) -> Vec<Trouble> {
-        let named =
-            self.plan.publish.iter().filter(|(_, naming)| *naming == Naming::Exact).map(|(table, _)| &table.name);
-        let late = named.filter(|name| self.steps.added.contains(name));
-        let trouble = |name: &TableName| Trouble {
-            what: format!(
-                "{name} was made or renamed while the source ran: changes made to it before now were not captured"
-            ),
-            advice: "compare the receivers' data with the table; in a migration, add the new table to the publication \
-                     before it takes over the name"
-                .to_owned(),
-        };
-        late.map(trouble).collect()
     }
 
     /// Whether a table that a sink names without a pattern is not published.
