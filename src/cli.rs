@@ -11,6 +11,7 @@ pub(crate) mod signals;
 pub mod state;
 
 use std::convert::Infallible;
+use std::ffi::OsString;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -74,6 +75,33 @@ pub struct RunArgs {
     /// Log directives instead of log.level, such as debug or walhook::sink=debug,info
     #[arg(long, value_name = "DIRECTIVES", env = "WALHOOK_LOG")]
     log: Option<String>,
+}
+
+/// What `args` ask for, or the code to exit with after clap has said why not or has helped. What it prints of an argument that is
+/// refused may be an address with its password, or a secret: of these nothing is printed.
+pub fn arguments(args: Vec<OsString>) -> Result<Cli, ExitCode> {
+    let texts: Vec<String> = args.iter().map(|arg| arg.to_string_lossy().into_owned()).collect();
+    Cli::try_parse_from(args).map_err(|error| {
+        let code = u8::try_from(error.exit_code()).unwrap_or(FAILED);
+        let hidden = secrets(&texts);
+        if hidden.is_empty() || !error.use_stderr() {
+            return error.print().map_or(ExitCode::from(FAILED), |()| ExitCode::from(code));
+        }
+        let text = hidden.iter().fold(error.render().to_string(), |text, secret| text.replace(secret, "***"));
+        say(text.trim_end());
+        ExitCode::from(code)
+    })
+}
+
+/// The arguments that are or may hold a secret.
+fn secrets(args: &[String]) -> Vec<&str> {
+    let named = ["--secret", "--url"];
+    let value = |arg: &'_ str| named.iter().find_map(|name| arg.strip_prefix(name)?.strip_prefix('=').map(str::len));
+    let is_secret = |text: &str| ["://", "whsec_", "password"].iter().any(|mark| text.contains(mark));
+    let of_pair = args.windows(2).filter(|pair| named.contains(&&*pair[0])).map(|pair| &*pair[1]);
+    let with_equals = args.iter().filter_map(|arg| arg.get(arg.len().checked_sub(value(arg)?)?..));
+    let others = args.iter().map(|arg| &**arg).filter(|arg| is_secret(arg));
+    of_pair.chain(with_equals).chain(others).filter(|secret| !secret.is_empty()).collect()
 }
 
 /// Runs a command; the code to exit with.

@@ -24,6 +24,7 @@ pub mod store;
 
 // What people set and see.
 pub mod config;
+mod pasted;
 pub mod view;
 pub mod metrics;
 pub mod logging;

@@ -27,6 +27,8 @@ mod reply;
 #[path = "walhook/request.rs"]
 mod request;
 
+#[path = "walhook/addresses.rs"]
+mod addresses;
 #[path = "walhook/barriers.rs"]
 mod barriers;
 #[path = "walhook/breaker.rs"]

@@ -15,6 +15,7 @@ use super::fault::nearest;
 use super::quantity::show_size;
 use super::redact::Show;
 use super::sink;
+use crate::pasted::blemish;
 use crate::source::address::PgAddress;
 
 /// Sinks at most.
@@ -105,11 +106,22 @@ fn sources(entries: Vec<(String, Entry<'_>)>) -> Option<Vec<SourceConfig>> {
                 None => slots.push((slot.clone(), server, name.clone())),
             }
         }
-        let url =
-            url.text().and_then(|text| PgAddress::parse(&text).map_err(|error| url.fault(error.to_string())).ok());
+        let url = url.text().and_then(|text| address(&url, &text));
         sources.push(source(name, url, slot, table));
     }
     sources.into_iter().collect()
+}
+
+/// The address, or a fault for each thing that is wrong with it.
+fn address(entry: &Entry<'_>, text: &str) -> Option<PgAddress> {
+    let wrong = match PgAddress::parse(text) {
+        Ok(address) => return Some(address),
+        Err(wrong) => wrong,
+    };
+    for error in wrong.each() {
+        entry.fault(error.to_string());
+    }
+    None
 }
 
 fn entry_fault(table: &Table<'_>, slot: &str, other: &str) {
@@ -263,7 +275,8 @@ fn token(entry: &Entry<'_>, names: &Names) -> Option<AdminToken> {
     let text = token.text();
     let good = text.as_ref().is_some_and(|text| !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic()));
     if text.is_some() && !good {
-        token.fault("must be one or more visible ASCII characters without spaces");
+        let named = text.as_deref().and_then(blemish).map(|blemish| blemish.to_string());
+        token.fault(named.unwrap_or_else(|| "must be one or more visible ASCII characters without spaces".to_owned()));
     }
     let role = table.take("role");
     let operate = if role.is_given() { role.choice(&[("read", false), ("operate", true)]) } else { Some(false) };

@@ -6,6 +6,8 @@ use url::Url;
 use super::entry::Entry;
 use super::fault::nearest;
 use super::redact::Show;
+use crate::pasted::{Blemish, blemish};
+use crate::source::address::name_fault;
 
 /// Headers at most, and the bytes of one value.
 const HEADERS_MAX: usize = 100;
@@ -42,37 +44,86 @@ pub(super) fn endpoint(url: &Entry<'_>, path: &Entry<'_>) -> Option<Url> {
 }
 
 fn address(entry: &Entry<'_>, text: &str) -> Option<Url> {
-    let refuse = |reason: &str| {
-        entry.fault(reason);
-        None
-    };
-    if text.contains(|c: char| c.is_whitespace() || c.is_control()) {
-        return refuse("has spaces or control characters in it");
-    }
-    let (scheme, _) = text.split_once("://").unwrap_or_default();
-    if !matches!(scheme.to_ascii_lowercase().as_str(), "http" | "https") {
+    let (scheme, rest) = text.split_once("://").unwrap_or_default();
+    if blemish(text).is_none() && !matches!(scheme.to_ascii_lowercase().as_str(), "http" | "https") {
         let near = nearest(scheme, ["https", "http"]).map(|scheme| format!("{scheme}://"));
-        let near = near.or_else(|| scheme.is_empty().then(|| "https://".to_owned()));
+        let near = near.filter(|_| !scheme.is_empty()).or_else(|| meant(text));
         entry.fault_with("must begin with http:// or https://", near);
         return None;
     }
-    let url = match Url::parse(text) {
-        Ok(url) => url,
-        Err(error) => return refuse(&format!("is not a URL: {error}")),
+    let authority = rest.split(['/', '?', '#', '\\']).next().unwrap_or_default();
+    let read = as_written(text, authority).and_then(|()| {
+        let url = Url::parse(text).map_err(|error| format!("is not a URL: {error}"))?;
+        as_read(&url, authority).map(|()| url)
+    });
+    read.map_err(|reason| entry.fault(reason)).ok()
+}
+
+/// What the library's reading of a URL would hide: it skips slashes before the host, and spaces.
+fn as_written(text: &str, authority: &str) -> Result<(), String> {
+    if let Some(blemish) = blemish(text) {
+        return Err(blemish.to_string());
+    }
+    let (host, port) = match authority.rsplit_once(':') {
+        Some((host, port)) if !authority.ends_with(']') => (host, Some(port)),
+        Some(_) | None => (authority, None),
     };
-    if !url.username().is_empty() || url.password().is_some() {
-        return refuse(
-            "has a user or password in it; put them into a header: headers = { authorization = \"Basic …\" }",
-        );
-    }
+    let reason = if authority.contains('@') {
+        "has a user or password in it; put them into a header: headers = { authorization = \"Basic …\" }"
+    } else if text.contains(char::is_whitespace) {
+        "has spaces in it: take them off, or write %20 where one belongs"
+    } else if host.is_empty() {
+        "is not a URL: it has no host after ://, as a variable leaves it that is set to nothing"
+    } else if port == Some("") {
+        "has no port after the colon, as a variable leaves it that is set to nothing; without the colon it is that of \
+         http or https"
+    } else if text.contains('\\') {
+        "has a \\ in it: the parts of a URL have / between them"
+    } else {
+        return Ok(());
+    };
+    Err(reason.to_owned())
+}
+
+/// What is wrong with a URL that is one.
+fn as_read(url: &Url, authority: &str) -> Result<(), String> {
     if url.fragment().is_some() {
-        return refuse("has a fragment (#…), which is never sent");
+        return Err("has a fragment (#…), which is never sent".to_owned());
     }
-    match (url.host_str(), url.port()) {
-        (None | Some(""), _) => refuse("has no host"),
-        (Some(_), Some(0)) => refuse("has port 0"),
-        (Some(_), Some(_) | None) => Some(url),
+    if url.port() == Some(0) {
+        return Err("has port 0".to_owned());
     }
+    let as_it_stands = authority.split(':').next().unwrap_or_default();
+    let host = match url.host() {
+        // `http://8080/` is the address 0.0.31.144 to the library.
+        Some(url::Host::Ipv4(_)) => name_fault(as_it_stands),
+        Some(url::Host::Domain(name)) => name_fault(name),
+        Some(url::Host::Ipv6(_)) => None,
+        None => Some("is empty"),
+    };
+    host.map_or(Ok(()), |fault| Err(format!("has a host that {fault}")))
+}
+
+/// What an address without a scheme may have been meant to be, up to its path.
+fn meant(text: &str) -> Option<String> {
+    let lower = text.to_ascii_lowercase();
+    let written = ["https:", "http:", "https", "http"]
+        .into_iter()
+        .find(|scheme| lower.strip_prefix(scheme).is_some_and(|rest| scheme.ends_with(':') || rest.starts_with("//")));
+    let rest = text.get(written.map_or(0, str::len)..)?.trim_start_matches('/');
+    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let (authority, path) = (rest.get(..end)?, if end < rest.len() { "/…" } else { "" });
+    let (host, port) = authority.split_once(':').map_or((authority, None), |(host, port)| (host, Some(port)));
+    let is_here = matches!(host, "localhost" | "127.0.0.1");
+    let is_one = name_fault(host).is_none()
+        && port.is_none_or(|port| port.parse::<u16>().is_ok())
+        && (written.is_some() || is_here || host.contains('.') || port.is_some());
+    let scheme = match written {
+        Some(scheme) => scheme.trim_end_matches(':'),
+        None if is_here || port.is_some_and(|port| port != "443") => "http",
+        None => "https",
+    };
+    is_one.then(|| format!("{scheme}://{authority}{path}"))
 }
 
 fn path_is_plain(entry: &Entry<'_>, text: &str) -> bool {
@@ -80,11 +131,17 @@ fn path_is_plain(entry: &Entry<'_>, text: &str) -> bool {
         "must be a path alone; a query belongs into url"
     } else if text.split(['/', '\\']).any(|part| part == "." || part == "..") {
         "must not have . or .. as a part"
-    } else if text.contains(|c: char| c.is_whitespace() || c.is_control()) {
-        "has spaces or control characters in it"
+    } else if let Some(blemish) = blemish(text).filter(|_| !text.is_empty()) {
+        return refused(entry, &blemish.to_string());
+    } else if text.contains(char::is_whitespace) {
+        "has spaces in it: take them off, or write %20 where one belongs"
     } else {
         return true;
     };
+    refused(entry, reason)
+}
+
+fn refused(entry: &Entry<'_>, reason: &str) -> bool {
     entry.fault(reason);
     false
 }
@@ -121,9 +178,13 @@ fn header(name: &str, entry: &Entry<'_>, others: &HeaderMap) -> Option<(HeaderNa
         entry.fault("stands twice; header names are the same in any case");
         return None;
     }
-    let value = entry.text()?;
-    match HeaderValue::from_str(&value) {
+    let text = entry.text()?;
+    match HeaderValue::from_str(&text) {
         Ok(mut value) if value.len() <= HEADER_VALUE_BYTES_MAX => {
+            if let Some(reason) = missing_credentials(header.as_str(), value.as_bytes()).or_else(|| invisible(&text)) {
+                entry.fault(reason);
+                return None;
+            }
             value.set_sensitive(true);
             Some((header, value))
         }
@@ -132,10 +193,33 @@ fn header(name: &str, entry: &Entry<'_>, others: &HeaderMap) -> Option<(HeaderNa
             None
         }
         Err(_) => {
-            entry.fault("is not a valid header value: visible ASCII characters and spaces only");
+            entry.fault(match blemish(&text) {
+                Some(named @ (Blemish::LineBreakAtEnd | Blemish::Control | Blemish::Invisible(_))) => named.to_string(),
+                Some(Blemish::Empty | Blemish::SpaceAround | Blemish::Quoted) | None => {
+                    "is not a valid header value: visible ASCII characters and spaces only".to_owned()
+                }
+            });
             None
         }
     }
+}
+
+fn invisible(text: &str) -> Option<String> {
+    blemish(text).filter(|blemish| matches!(blemish, Blemish::Invisible(_))).map(|blemish| blemish.to_string())
+}
+
+/// A header that is there to prove who sends, and proves nothing since its variable is set to nothing.
+fn missing_credentials(name: &str, value: &[u8]) -> Option<String> {
+    let value = value.trim_ascii();
+    let proves =
+        ["authorization", "token", "secret", "api-key", "apikey", "signature"].iter().any(|word| name.contains(word));
+    if value.is_empty() && proves {
+        return Some(Blemish::Empty.to_string());
+    }
+    let schemes = ["Bearer", "Basic", "Token", "ApiKey", "Digest", "Splunk", "GenieKey"];
+    let alone = schemes.into_iter().find(|scheme| value.eq_ignore_ascii_case(scheme.as_bytes()))?;
+    (name == "authorization")
+        .then(|| format!("has nothing after {alone}, as a variable leaves it that is set to nothing: set it"))
 }
 
 /// Why walhook sets a header itself.

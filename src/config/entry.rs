@@ -11,7 +11,7 @@ use figment::value::{Dict, Empty, Tag, Value};
 use super::document::{Places, join_key, read_value};
 use super::fault::{Fault, Faults, Place, nearest};
 use super::quantity::{self, NotQuantity};
-use super::redact::{Show, shown, whole};
+use super::redact::{Show, shown, shown_key, whole};
 
 /// What is being read, and what was found wrong with it.
 pub(super) struct Reading {
@@ -34,6 +34,10 @@ impl Reading {
     /// The faults in the order of the file.
     pub(super) fn into_faults(self) -> Faults {
         let mut faults = self.faults.into_inner();
+        for fault in &mut faults {
+            fault.key = shown_key(&fault.key);
+            fault.suggestion = fault.suggestion.as_deref().map(shown_key);
+        }
         faults.sort_by_key(|fault| fault.place.clone().map_or((1, None), |place| (0, Some(place))));
         Faults(faults)
     }

@@ -2,6 +2,8 @@
 
 use figment::value::{Num, Value};
 
+use crate::source::address::name_fault;
+
 /// How much of a value a fault shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Show {
@@ -37,6 +39,16 @@ pub(super) fn shown(value: &Value, show: Show) -> String {
     }
 }
 
+/// A key as a fault shows it: an address or a secret that stands where a name belongs is left out.
+pub(super) fn shown_key(key: &str) -> String {
+    let is_secret = |part: &str| part.contains("://") || part.contains("whsec_") || part.contains("password");
+    let parts = key.split('"').enumerate().map(|(index, part)| match index % 2 == 1 && is_secret(part) {
+        true => "***",
+        false => part,
+    });
+    parts.collect::<Vec<_>>().join("\"")
+}
+
 /// A number without a fraction. `Num::to_i128` knows only the signed ones.
 pub(super) fn whole(number: Num) -> Option<i128> {
     number.to_i128().or_else(|| i128::try_from(number.to_u128()?).ok())
@@ -55,27 +67,36 @@ fn host_of(text: &str) -> String {
     if scheme.is_empty() || !scheme.chars().all(|c| c.is_ascii_alphanumeric() || c == '+') {
         return "***".to_owned();
     }
-    let (user, hosts) = match rest.rsplit_once('@') {
-        Some((_, hosts)) => ("***@", hosts),
-        None => ("", rest),
-    };
-    let (authority, more) = match hosts.find(['/', '?', '#', '\\']) {
-        Some(end) => (hosts.get(..end).unwrap_or_default(), "/…"),
-        None => (hosts, ""),
-    };
-    let hosts: Vec<String> = authority.split(',').map(host_and_port).collect();
-    cut(&format!("{scheme}://{user}{}{more}", hosts.join(",")))
+    let (authority, more) = rest.split_at(rest.find(['/', '?', '#', '\\']).unwrap_or(rest.len()));
+    // With an @ of its own, or cut off before the @ that ends it, a piece of a password stands where the host belongs.
+    if authority.matches('@').count() > 1 || more.contains('@') {
+        return format!("{scheme}://***");
+    }
+    let (user, hosts) = authority.split_once('@').map_or(("", authority), |(_, hosts)| ("***@", hosts));
+    let mut hosts: Vec<String> = hosts.split(',').map(host_and_port).collect();
+    // The address of a database that lacks the @ has its password where a port belongs.
+    if let ([only], "", false) = (hosts.as_mut_slice(), user, scheme.starts_with("http"))
+        && let Some((host, _)) = only.rsplit_once(':').filter(|_| !only.ends_with([']', '*']))
+    {
+        *only = format!("{host}:***");
+    }
+    cut(&format!("{scheme}://{user}{}{}", hosts.join(","), if more.is_empty() { "" } else { "/…" }))
 }
 
-/// `host:port`, with `***` for a port that is none: `user:password` without `@` looks like that.
+/// `host:port`, with `***` where a port is none, as in `user:password` without `@`, or a host is none.
 fn host_and_port(text: &str) -> String {
-    match text.rsplit_once(':') {
-        Some((host, port)) if port.len() <= 5 && port.bytes().all(|b| b.is_ascii_digit()) => {
-            if host.contains(':') && !host.starts_with('[') { "***".to_owned() } else { format!("{host}:{port}") }
-        }
-        Some(_) if text.starts_with('[') && text.ends_with(']') => text.to_owned(),
-        Some(_) => "***".to_owned(),
-        None => text.to_owned(),
+    let is_port = |port: &str| port.len() <= 5 && port.bytes().all(|b| b.is_ascii_digit());
+    let (host, port) = match text.rsplit_once(':') {
+        Some((host, port)) if is_port(port) => (host, Some(port)),
+        Some(_) | None => (text, None),
+    };
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let is_host =
+        bare.map_or_else(|| name_fault(host).is_none() && !host.contains(':'), |bare| name_fault(bare).is_none());
+    match port {
+        _ if !is_host && !host.is_empty() => "***".to_owned(),
+        Some(port) => format!("{host}:{port}"),
+        None => host.to_owned(),
     }
 }
 
@@ -84,10 +105,31 @@ mod tests {
     use super::*;
 
     #[test]
+    fn of_a_key_an_address_is_left_out() {
+        for (key, seen) in [
+            ("sink.a.table.\"public.orders\".group_by", "sink.a.table.\"public.orders\".group_by"),
+            ("source.\"postgres://u:hunter2@db\".url", "source.\"***\".url"),
+            ("sink.\"whsec_hunter2\"", "sink.\"***\""),
+        ] {
+            assert_eq!(shown_key(key), seen);
+        }
+    }
+
+    #[test]
     fn of_an_address_only_scheme_host_and_port_are_shown() {
         for (text, seen) in [
             ("postgres://app:hunter2@db:5432/app", "postgres://***@db:5432/…"),
-            ("postgres://app:hun@ter/2@db", "postgres://***@db"),
+            ("postgres://app:hun@ter/2@db", "postgres://***"),
+            ("postgres://app:hun@ter2@db", "postgres://***"),
+            ("postgres://app:12/ter2@db", "postgres://***"),
+            ("postgres://u@db?password=a@ter2", "postgres://***"),
+            ("postgres://app:12345/db", "postgres://app:***/…"),
+            ("postgres://app@db:5432", "postgres://***@db:5432"),
+            ("postgres://app@hun$ter2/db", "postgres://***@***/…"),
+            ("https://hun:12/ter2@example.com", "https://***"),
+            ("https://example.com:8443/hunter2", "https://example.com:8443/…"),
+            ("http:///hunter2", "http:///…"),
+            ("http://:8080/hunter2", "http://:8080/…"),
             ("postgres://app:hunter2", "postgres://***"),
             ("postgres://db/app?password=hunter2", "postgres://db/…"),
             ("postgres://[::1]:5432,b:1/app", "postgres://[::1]:5432,b:1/…"),

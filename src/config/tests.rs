@@ -255,6 +255,7 @@ fn no_secret_is_printed() {
         [admin]\ntokens = [\"hunter2\", { token = \"hunter2 \", rol = \"hunter2\" }]";
     for text in [
         MINIMAL.replace("[source.app]", "[source]"),
+        MINIMAL.replace("[source.app]", "[source.\"postgres://u:hunter2@db\"]"),
         MINIMAL.replace("[source.app]", "[source]\nurl.password = \"hunter2\"\n[source.app]"),
         format!("source = \"postgres://u:hunter2@db\"\n{}", MINIMAL.replace("[source.app]\nurl", "other")),
         MINIMAL.replace("[sink.orders]", "[sink]\nheaders = { a = \"hunter2\" }\npath = \"hunter2\""),
@@ -269,7 +270,17 @@ fn no_secret_is_printed() {
         let faults = parse_with(&text, &[]).unwrap_err();
         assert!(!faults.to_string().contains("hunter2") && !format!("{faults:?}").contains("hunter2"), "{faults}");
     }
-    for url in ["postgres://app:hunter2", "postgres://a:hunter2@h:x/d", "postgres://u@h?password=hunter2&sslmode=x"] {
+    for url in [
+        "postgres://app:hunter2",
+        "postgres://a:hunter2@h:x/d",
+        "postgres://u@h?password=hunter2&sslmode=x",
+        "postgres://u:a@hunter2@h/db",
+        "postgres://u:a@hunter2/b@h/db",
+        "postgres://u:a/hunter2@h/db",
+        "postgres://u@h?password=a@hunter2",
+        "jdbc:postgresql://h/db?user=u&password=hunter2",
+        "Host=h;Password=hunter2",
+    ] {
         let faults = parse_with(&MINIMAL.replace("postgres://walhook:hunter2@db/app", url), &[]).err();
         assert!(!format!("{faults:?}").contains("hunter2"), "{faults:?}");
     }

@@ -15,6 +15,8 @@ use hmac::{Hmac, Mac as _};
 use http::HeaderValue;
 use sha2::Sha256;
 
+use crate::pasted::blemish;
+
 /// How far a timestamp may be from the receiver's clock, either way (the specification's advice).
 pub const TOLERANCE: Duration = Duration::from_secs(5 * 60);
 
@@ -24,6 +26,12 @@ const VERSION: &str = "v1,";
 /// Secrets are pasted by people; padding is often lost on the way.
 const LENIENT: GeneralPurpose = GeneralPurpose::new(
     &alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
+/// The alphabet of addresses, which other signatures use and this one does not.
+const URL_SAFE: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::URL_SAFE,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
@@ -42,6 +50,28 @@ impl fmt::Debug for SigningSecret {
 /// The text is not a signing secret. The text itself is not part of the error.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SecretError {
+    /// Something clings to it that is not part of it.
+    #[error("{0}")]
+    Blemish(String),
+    /// The version of the signature stands before it.
+    #[error(
+        "begins with the signature's version, as some dashboards show a secret: the secret is what follows v1, and begins with whsec_"
+    )]
+    Version,
+    /// One of a pair of keys.
+    #[error(
+        "is half of a pair of keys (whsk_, whpk_), which walhook does not sign with: it takes a shared secret, whsec_…"
+    )]
+    Asymmetric,
+    /// A variable that was not filled in.
+    #[error("begins with $: a variable is written ${{NAME}}, and what it holds is not filled in again")]
+    Variable,
+    /// More than one.
+    #[error("holds several secrets: each is an item of the list signing_secrets")]
+    Several,
+    /// Base64 in the alphabet of addresses.
+    #[error("is base64 in the alphabet of addresses: Standard Webhooks has + for - and / for _, at the receiver too")]
+    UrlSafe,
     /// Not base64.
     #[error("a signing secret is whsec_ followed by base64, and this is not base64")]
     NotBase64,
@@ -70,7 +100,10 @@ pub enum VerifyError {
 impl SigningSecret {
     /// Reads base64 of 24 to 64 bytes, with the prefix `whsec_` or without it.
     pub fn parse(text: &str) -> Result<Self, SecretError> {
-        let key = LENIENT.decode(text.strip_prefix(PREFIX).unwrap_or(text)).map_err(|_| SecretError::NotBase64)?;
+        if text.is_empty() {
+            return Err(not_base64(text));
+        }
+        let key = LENIENT.decode(text.strip_prefix(PREFIX).unwrap_or(text)).map_err(|_| not_base64(text))?;
         if !(24..=64).contains(&key.len()) {
             return Err(SecretError::Length(key.len()));
         }
@@ -84,6 +117,26 @@ impl SigningSecret {
             mac.update(part);
         }
         mac
+    }
+}
+
+/// What else a text is that is not base64.
+fn not_base64(text: &str) -> SecretError {
+    let bare = text.strip_prefix(PREFIX).unwrap_or(text);
+    if let Some(blemish) = blemish(text) {
+        SecretError::Blemish(blemish.to_string())
+    } else if text.starts_with(VERSION) || text.starts_with("v1a,") {
+        SecretError::Version
+    } else if text.starts_with("whsk_") || text.starts_with("whpk_") {
+        SecretError::Asymmetric
+    } else if text.starts_with('$') {
+        SecretError::Variable
+    } else if text.matches(PREFIX).count() > 1 {
+        SecretError::Several
+    } else if URL_SAFE.decode(bare).is_ok() {
+        SecretError::UrlSafe
+    } else {
+        SecretError::NotBase64
     }
 }
 
@@ -184,6 +237,33 @@ mod tests {
         assert_eq!(verify(&secrets, &signed, b"{}", at), Err(VerifyError::NoMatch));
         let bare = Signed { timestamp: "soon", ..signed };
         assert_eq!(verify(&secrets, &bare, BODY, at), Err(VerifyError::Timestamp));
+    }
+
+    #[test]
+    fn what_is_pasted_for_a_secret_is_named() {
+        let secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+        for (text, expected) in [
+            (format!("v1,{secret}"), "v1,"),
+            (format!("v1a,{secret}"), "version"),
+            (format!("{secret}\n"), "line break"),
+            (format!("{secret}\r\n"), "line break"),
+            (format!("{secret} "), "space"),
+            (format!(" {secret}"), "space"),
+            (format!("\"{secret}\""), "quotes"),
+            (format!("\u{feff}{secret}"), "U+FEFF"),
+            (format!("{secret},{secret}"), "several"),
+            (format!("{secret} {secret}"), "several"),
+            (String::new(), "is empty"),
+            ("whsec_".to_owned(), "this has 0"),
+            ("$ORDERS_WHSEC".to_owned(), "${NAME}"),
+            ("whsk_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".to_owned(), "pair of keys"),
+            ("whsec_MfKQ9r8GKYqrTwjUPD8-LPZIo2La_aSw".to_owned(), "alphabet of addresses"),
+            ("whsec_MfKQ9r8GKYqrTwjUPD8!LPZIo2LaLaSw".to_owned(), "not base64"),
+        ] {
+            let said = SigningSecret::parse(&text).unwrap_err().to_string();
+            assert!(said.contains(expected), "{text:?}: {said}");
+            assert!(!said.contains("MfKQ9"), "{said}");
+        }
     }
 
     #[test]

@@ -11,10 +11,16 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
+use crate::pasted::{Blemish, blemish};
+
+mod foreign;
+mod host;
 mod settings;
 #[cfg(test)]
 mod tests;
 mod text;
+
+pub(crate) use host::name_fault;
 
 /// A database's address.
 #[derive(Clone, Debug)]
@@ -156,6 +162,9 @@ pub enum AddressError {
     /// The form is wrong.
     #[error("{0}")]
     Syntax(&'static str),
+    /// It was copied with a character that does not show.
+    #[error("the address {}", Blemish::Invisible(*.0))]
+    Invisible(char),
     /// No such setting.
     #[error("{key} is not a connection setting{}", did_you_mean(.suggestion))]
     UnknownKey {
@@ -164,6 +173,19 @@ pub enum AddressError {
         /// The nearest known one.
         suggestion: Option<&'static str>,
     },
+    /// Another tool knows the setting.
+    #[error("{key} is a setting of {whose} and not of the connection: {what}")]
+    Foreign {
+        /// As written.
+        key: String,
+        /// Whose.
+        whose: &'static str,
+        /// What to do.
+        what: &'static str,
+    },
+    /// What stands where a host belongs is none; it is not repeated, since it may be a piece of the password.
+    #[error("a host in the address {0} (in a URI, a password with : / ? # [ ] @ % must be percent-encoded)")]
+    Host(&'static str),
     /// libpq knows the setting, walhook does not support it.
     #[error("the connection setting {key} is not supported: {why}")]
     Unsupported {
@@ -173,7 +195,7 @@ pub enum AddressError {
         why: &'static str,
     },
     /// A value is not one of those allowed.
-    #[error("{key} must be {expected}, not {value:?}")]
+    #[error("{key} must be {expected}{}", not_this(.value))]
     Value {
         /// Which setting.
         key: &'static str,
@@ -185,6 +207,36 @@ pub enum AddressError {
     /// A setting is missing or contradicts another.
     #[error("{0}")]
     Conflict(&'static str),
+    /// More than one of these.
+    #[error("{}", joined(.0))]
+    Several(Vec<Self>),
+}
+
+impl AddressError {
+    /// Each by itself.
+    pub fn each(&self) -> &[Self] {
+        match self {
+            Self::Several(all) => all,
+            Self::Syntax(_)
+            | Self::Invisible(_)
+            | Self::UnknownKey { .. }
+            | Self::Foreign { .. }
+            | Self::Host(_)
+            | Self::Unsupported { .. }
+            | Self::Value { .. }
+            | Self::Conflict(_) => std::slice::from_ref(self),
+        }
+    }
+}
+
+fn joined(all: &[AddressError]) -> String {
+    all.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+}
+
+/// The value, if it is a word: anything else may be settings run into one another, a password among them.
+fn not_this(value: &str) -> String {
+    let is_word = value.len() <= 20 && value.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+    if is_word { format!(", not {value:?}") } else { String::new() }
 }
 
 fn did_you_mean(suggestion: &Option<&'static str>) -> String {
@@ -223,15 +275,14 @@ impl PgAddress {
     /// Says which setting is wrong and what it may be, without repeating secrets.
     pub fn parse(text: &str) -> Result<Self, AddressError> {
         let text = text.trim();
+        if let Some(Blemish::Invisible(c)) = blemish(text) {
+            return Err(AddressError::Invisible(c));
+        }
         let uri = text.strip_prefix("postgres://").or_else(|| text.strip_prefix("postgresql://"));
-        let pairs = match uri {
-            Some(rest) => text::uri_pairs(rest)?,
-            None if text.contains("://") => {
-                return Err(AddressError::Syntax(
-                    "an address starts with postgres:// or is a string of key=value pairs",
-                ));
-            }
-            None => text::keyword_pairs(text)?,
+        let pairs = match (uri, foreign::beginning(text)) {
+            (Some(rest), _) => text::uri_pairs(rest)?,
+            (None, Some(said)) => return Err(AddressError::Syntax(said)),
+            (None, None) => text::keyword_pairs(text)?,
         };
         settings::address(&pairs)
     }

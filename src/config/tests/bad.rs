@@ -148,10 +148,118 @@ fn each_bad_endpoint_is_refused_with_its_reason() {
         ("http://h/#a", "fragment"),
         ("http://h:0/", "port 0"),
         ("http://h/a b", "spaces"),
+        ("http:///hooks", "no host"),
+        ("http://${EMPTY:-}/hooks", "no host"),
+        ("https://${EMPTY:-}:8080/hooks", "no host"),
+        ("http://?a=b", "no host"),
+        ("http://h:${EMPTY:-}/hooks", "no port"),
+        ("http://${EMPTY:-}.example.com/hooks", "empty part"),
+        ("http://api.${EMPTY:-}/hooks", "ends with a dot"),
+        ("http://api-${EMPTY:-}.example.com/", "empty part"),
+        ("http://$HOST/hooks", "${NAME}"),
+        ("http://{host}/hooks", "characters"),
+        ("http://8080/hooks", "IPv4"),
+        ("http://10.1/hooks", "IPv4"),
+        ("http://h:99999/", "not a URL"),
+        ("http://h\\\\hooks", "\\"),
+        ("http://h/hooks\\n", "line break"),
+        ("http://h/hooks\\r\\n", "line break"),
+        (" http://h/hooks", "space"),
+        ("http://h/hooks ", "space"),
+        ("http://h/ho\\u200boks", "U+200B"),
+        ("\\\"http://h/hooks\\\"", "quotes"),
+        ("", "is empty"),
+        ("http://@h/hooks", "header"),
+        ("http://:@h/hooks", "header"),
     ] {
         let fault = only_fault(parse_with(&MINIMAL.replace("https://example.com/hooks", url), &[]));
         assert_eq!(fault.key, "sink.orders.url");
         assert!(fault.reason.contains(reason), "{url}: {fault}");
+    }
+}
+
+#[test]
+fn an_endpoint_without_its_scheme_is_told_what_it_may_have_been() {
+    for (url, suggestion) in [
+        ("localhost:8080/hooks", Some("http://localhost:8080/…")),
+        ("localhost", Some("http://localhost")),
+        ("127.0.0.1:9/x", Some("http://127.0.0.1:9/…")),
+        ("example.com/hooks", Some("https://example.com/…")),
+        ("api:8080", Some("http://api:8080")),
+        ("https:/example.com/hooks", Some("https://example.com/…")),
+        ("http:example.com", Some("http://example.com")),
+        ("https//example.com/hooks", Some("https://example.com/…")),
+        ("//example.com/hooks", Some("https://example.com/…")),
+        ("htps://example.com", Some("https://")),
+        ("u:hunter2@example.com", None),
+        ("hunter2", None),
+        ("/hooks", None),
+    ] {
+        let fault = only_fault(parse_with(&MINIMAL.replace("https://example.com/hooks", url), &[]));
+        assert!(fault.reason.contains("http:// or https://"), "{url}: {fault}");
+        assert_eq!(fault.suggestion.as_deref(), suggestion, "{url}");
+        assert!(!fault.to_string().contains("hunter2"), "{fault}");
+    }
+}
+
+#[test]
+fn endpoints_of_every_good_form_are_taken() {
+    for (url, taken) in [
+        ("http://api/@scope/x", "http://api/@scope/x"),
+        ("http://[::1]:8080/x?y=z", "http://[::1]:8080/x?y=z"),
+        ("http://10.0.0.7/x", "http://10.0.0.7/x"),
+        ("https://bücher.example/x", "https://xn--bcher-kva.example/x"),
+        ("https://example.com.", "https://example.com./"),
+        ("http://web_1:80/", "http://web_1/"),
+        ("HTTPS://Example.COM:443/x", "https://example.com/x"),
+    ] {
+        let config = parse_with(&MINIMAL.replace("https://example.com/hooks", url), &[]).unwrap();
+        assert_eq!(config.sinks[0].endpoint.as_str(), taken);
+    }
+}
+
+#[test]
+fn each_thing_wrong_with_an_address_is_a_fault_of_its_own() {
+    let url = "postgresql://u:hunter2@db/app?schema=public&pgbouncer=true&zzz=1&sslmode=on";
+    let faults = parse_with(&MINIMAL.replace("postgres://walhook:hunter2@db/app", url), &[]).unwrap_err();
+    assert_eq!(faults.0.len(), 4, "{faults}");
+    for (fault, named) in faults.0.iter().zip(["schema", "pgbouncer", "zzz", "sslmode"]) {
+        assert_eq!((&*fault.key, fault.value.as_deref()), ("source.app.url", Some("\"postgresql://***@db/…\"")));
+        assert!(fault.reason.starts_with(named), "{fault}");
+    }
+}
+
+#[test]
+fn a_secret_that_came_with_something_else_is_told_so() {
+    let key = "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+    let secret = |text: &str| format!("signing_secrets = [\"{text}\"]");
+    let header = |name: &str, text: &str| format!("headers = {{ {name} = \"{text}\" }}");
+    let token = |text: &str| format!("[admin]\ntokens = [{{ token = \"{text}\" }}]");
+    for (lines, reason) in [
+        (secret(&format!("v1,whsec_{key}")), "v1"),
+        (secret(&format!("whsec_{key}\\n")), "line break"),
+        (secret(&format!("whsec_{key}\\r\\n")), "line break"),
+        (secret("${EMPTY:-}"), "is empty"),
+        (secret("$ORDERS_WHSEC"), "${NAME}"),
+        (header("authorization", &format!("Bearer {key}\\n")), "line break"),
+        (header("authorization", "Bearer ${EMPTY:-}"), "nothing after Bearer"),
+        (header("authorization", "basic"), "nothing after Basic"),
+        (header("authorization", "${EMPTY:-}"), "is empty"),
+        (header("x-api-key", "${EMPTY:-}"), "is empty"),
+        (header("x-webhook-token", ""), "is empty"),
+        (header("x-y", &format!("{key}\\u200b")), "U+200B"),
+        (token(&format!("{key}\\n")), "line break"),
+        (token(&format!(" {key}")), "space"),
+        (token("${EMPTY:-}"), "is empty"),
+        (token(&format!("{key} {key}")), "visible ASCII"),
+    ] {
+        let fault = only_fault(parse_with(&sink_with(&lines), &[]));
+        assert!(fault.reason.contains(reason), "{lines}: {fault}");
+        assert!(!fault.to_string().contains("MfKQ9"), "{fault}");
+    }
+    for lines in [header("x-env", "${EMPTY:-}"), header("authorization", "Bearer x"), header("authorization", "tokens")]
+    {
+        assert!(parse_with(&sink_with(&lines), &[]).is_ok(), "{lines}");
     }
 }
 

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
+use super::foreign;
+use super::host::name_fault;
 use super::text::Pairs;
 use super::{AddressError, ChannelBinding, ClientCert, Host, Keepalive, PgAddress, RootCert, SslMode, TargetSession};
 
@@ -63,43 +65,84 @@ struct Settings<'a>(&'a Pairs<'a>);
 
 pub(super) fn address(pairs: &Pairs<'_>) -> Result<PgAddress, AddressError> {
     let settings = Settings(pairs);
-    // First, since a port that is none means a password that was not encoded, and then the keys may be parts of it.
+    // First and alone, since a port that is none means a password that was not encoded, and then the keys may be parts of it.
     let hosts = settings.hosts()?;
-    settings.check_keys()?;
-    let user = settings
-        .text("user")
-        .ok_or(AddressError::Conflict("the address names no user (postgres://USER@…, or user=…)"))?;
-    let (sslmode, sslrootcert) = settings.trust()?;
-    Ok(PgAddress {
-        hosts,
-        user: user.to_owned(),
-        password: settings.text("password").map(SecretString::from),
-        dbname: settings.text("dbname").unwrap_or(user).to_owned(),
-        sslmode,
-        sslrootcert,
-        client_cert: settings.client_cert()?,
-        channel_binding: settings.channel_binding()?,
-        application_name: settings.text("application_name").unwrap_or("walhook").to_owned(),
-        connect_timeout: settings.connect_timeout()?,
-        options: settings.text("options").map(str::to_owned),
-        target_session_attrs: settings.target_session()?,
-        keepalive: settings.keepalive()?,
-    })
+    let mut wrong = Wrong(settings.wrong_keys());
+    let user =
+        settings.text("user").ok_or(AddressError::Conflict("the address names no user (postgres://USER@…, or user=…)"));
+    let user = wrong.sort(user);
+    let trust = wrong.sort(settings.trust());
+    let client_cert = wrong.sort(settings.client_cert());
+    let channel_binding = wrong.sort(settings.channel_binding());
+    let connect_timeout = wrong.sort(settings.connect_timeout());
+    let target_session = wrong.sort(settings.target_session());
+    let keepalive = wrong.sort(settings.keepalive());
+    wrong.sort(settings.constants());
+    let read = || {
+        let (user, (sslmode, sslrootcert)) = (user?, trust?);
+        Some(PgAddress {
+            hosts,
+            user: user.to_owned(),
+            password: settings.text("password").map(SecretString::from),
+            dbname: settings.text("dbname").unwrap_or(user).to_owned(),
+            sslmode,
+            sslrootcert,
+            client_cert: client_cert?,
+            channel_binding: channel_binding?,
+            application_name: settings.text("application_name").unwrap_or("walhook").to_owned(),
+            connect_timeout: connect_timeout?,
+            options: settings.text("options").map(str::to_owned),
+            target_session_attrs: target_session?,
+            keepalive: keepalive?,
+        })
+    };
+    match read() {
+        Some(address) if wrong.0.is_empty() => Ok(address),
+        Some(_) | None => Err(wrong.into_error()),
+    }
+}
+
+/// What is wrong, so that all of it can be said at once.
+struct Wrong(Vec<AddressError>);
+
+impl Wrong {
+    /// The value, or a note of why there is none.
+    fn sort<T>(&mut self, read: Result<T, AddressError>) -> Option<T> {
+        read.map_err(|error| self.0.push(error)).ok()
+    }
+
+    fn into_error(mut self) -> AddressError {
+        match self.0.len() {
+            1 => self.0.remove(0),
+            _ => AddressError::Several(self.0),
+        }
+    }
+}
+
+/// Whether an address may have the setting `key`.
+#[cfg(test)]
+pub(super) fn is_known(key: &str) -> bool {
+    KNOWN.contains(&key) || REFUSED.iter().any(|(refused, _)| *refused == key)
 }
 
 impl<'a> Settings<'a> {
-    fn check_keys(&self) -> Result<(), AddressError> {
+    /// What is wrong with each pair by itself, each key once.
+    fn wrong_keys(&self) -> Vec<AddressError> {
+        let mut wrong: Vec<AddressError> = Vec::new();
+        let mut before = "";
         for (key, value) in self.0 {
-            if let Some((_, why)) = REFUSED.iter().find(|(refused, _)| refused == key) {
-                return Err(AddressError::Unsupported { key: key.to_string(), why });
+            if let Some(error) = wrong_pair(key, value, before)
+                && !wrong.contains(&error)
+            {
+                wrong.push(error);
             }
-            if !KNOWN.contains(&&**key) {
-                return Err(AddressError::UnknownKey { key: key.to_string(), suggestion: nearest(key) });
-            }
-            if value.contains('\0') {
-                return Err(AddressError::Syntax("a value in the address contains a zero byte"));
-            }
+            before = key;
         }
+        wrong
+    }
+
+    /// Settings that have only one meaning here.
+    fn constants(&self) -> Result<(), AddressError> {
         self.one_of("gssencmode", "disable or prefer", &[("disable", ()), ("prefer", ())])?;
         self.one_of("sslnegotiation", "postgres", &[("postgres", ())])?;
         self.one_of("load_balance_hosts", "disable", &[("disable", ())])?;
@@ -132,7 +175,16 @@ impl<'a> Settings<'a> {
         number.map(Some).ok_or_else(wrong)
     }
 
+    /// Whether `key` stands there, with whatever value.
+    fn is_given(&self, key: &str) -> bool {
+        self.0.iter().any(|(name, _)| name == key)
+    }
+
     fn hosts(&self) -> Result<Vec<Host>, AddressError> {
+        let is_empty = |key| self.is_given(key) && self.text(key).is_none();
+        if is_empty("host") && self.text("hostaddr").is_none() {
+            return Err(AddressError::Syntax(NO_HOST));
+        }
         let split = |key| self.text(key).map(|text| text.split(',').collect::<Vec<_>>());
         let (names, addresses) = (split("host"), split("hostaddr"));
         let count = names.as_ref().or(addresses.as_ref()).map_or(1, Vec::len);
@@ -148,7 +200,11 @@ impl<'a> Settings<'a> {
         };
         let host = |index| {
             let port = ports.get(index).or(ports.first()).copied().unwrap_or_default();
-            host(entry(&names, index), entry(&addresses, index), port)
+            let (name, address) = (entry(&names, index), entry(&addresses, index));
+            if names.is_some() && name.is_none() && address.is_none() {
+                return Err(AddressError::Syntax(NO_HOST));
+            }
+            host(name, address, port)
         };
         (0..count).map(host).collect()
     }
@@ -165,6 +221,9 @@ impl<'a> Settings<'a> {
         ];
         let choices = modes.map(|mode| (mode.as_str(), mode));
         let expected = "disable, allow, prefer, require, verify-ca or verify-full";
+        if let Some((key, what)) = self.text("sslmode").and_then(foreign_sslmode) {
+            return Err(AddressError::Foreign { key: key.to_owned(), whose: "node-postgres", what });
+        }
         let mode = self.one_of("sslmode", expected, &choices)?;
         match self.text("sslrootcert") {
             Some("system") if mode.is_none_or(|mode| mode == SslMode::VerifyFull) => {
@@ -258,7 +317,10 @@ fn host(name: Option<&str>, address: Option<&str>, port: &str) -> Result<Host, A
             key: "host".into(),
             why: "abstract unix sockets cannot be used, give the directory of the socket",
         }),
-        Some(name) => Ok(Host::Tcp { name: name.to_owned(), address, port }),
+        Some(name) => match name_fault(name) {
+            Some(why) => Err(AddressError::Host(why)),
+            None => Ok(Host::Tcp { name: name.to_owned(), address, port }),
+        },
         None => {
             let name = address.map_or_else(|| "localhost".to_owned(), |address: std::net::IpAddr| address.to_string());
             Ok(Host::Tcp { name, address, port })
@@ -266,7 +328,42 @@ fn host(name: Option<&str>, address: Option<&str>, port: &str) -> Result<Host, A
     }
 }
 
+const NO_HOST: &str = "the address has a host that is empty, as a variable leaves it that is set to nothing; this machine is \
+                       localhost, and a unix socket host=/DIRECTORY";
+
+/// What is wrong with a pair, whatever the others are; `before` is the key before it.
+fn wrong_pair(key: &str, value: &str, before: &str) -> Option<AddressError> {
+    if let Some((_, why)) = REFUSED.iter().find(|(refused, _)| *refused == key) {
+        return Some(AddressError::Unsupported { key: key.to_owned(), why });
+    }
+    if KNOWN.contains(&key) {
+        return value.contains('\0').then_some(AddressError::Syntax("a value in the address contains a zero byte"));
+    }
+    if let Some((whose, what)) = foreign::parameter(key) {
+        return Some(AddressError::Foreign { key: key.to_owned(), whose, what });
+    }
+    let suggestion = nearest(key);
+    // It may be the rest of the password.
+    if before == "password" && suggestion.is_none() {
+        return Some(AddressError::Syntax(
+            "what follows password= is not a connection setting: in a URI & and = in the password must be percent-encoded \
+             (%26, %3D), between key=value pairs a password with spaces needs single quotes",
+        ));
+    }
+    Some(AddressError::UnknownKey { key: key.to_owned(), suggestion })
+}
+
+/// What another tool means by a value of `sslmode` that Postgres does not know.
+fn foreign_sslmode(value: &str) -> Option<(&'static str, &'static str)> {
+    (value == "no-verify").then_some(("sslmode=no-verify", "write sslmode=require"))
+}
+
+/// The setting that `key` may have been meant to be.
 fn nearest(key: &str) -> Option<&'static str> {
+    let plain = |key: &str| key.to_ascii_lowercase().replace(['-', '_', '.'], "");
+    if let Some(same) = KNOWN.iter().find(|known| plain(known) == plain(key)) {
+        return Some(same);
+    }
     let score = |known: &&'static str| (strsim::jaro_winkler(key, known), *known);
     let best = KNOWN.iter().map(score).max_by(|a, b| a.0.total_cmp(&b.0))?;
     (best.0 > 0.8).then_some(best.1)

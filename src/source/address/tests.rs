@@ -109,6 +109,148 @@ fn a_password_is_hidden_and_all_else_stays() {
     }
 }
 
+/// Nothing of the password `s3cr…et` or of its pieces may be in what is said, and no host may be taken from it.
+fn assert_refused_in_silence(text: &str) -> String {
+    let said = error(text);
+    for piece in ["s3cr", "ret7", "9x9"] {
+        assert!(!said.contains(piece), "{text}: {said}");
+    }
+    said
+}
+
+#[test]
+fn a_password_that_is_not_encoded_is_refused_and_no_piece_of_it_becomes_a_host() {
+    for password in [
+        "s3cr@ret7",
+        "s3cr@ret7/9x9",
+        "s3cr/ret7",
+        "s3cr?ret7",
+        "s3cr?ret7=9x9",
+        "s3cr@ret7?9x9=1",
+        "@s3cr",
+        "s3cr@",
+        "s3cr@@ret7",
+        "s3cr%ret7",
+        "s3cr%zz",
+        "s3cr%",
+        "s3cr%ff",
+        "s3cr%00",
+        "s3cr ret7",
+        "s3cr\nret7",
+        "s3cr\n",
+        "s3cr\r\n",
+        "s3cr\u{200b}",
+        "1234/s3cr",
+        "1234?s3cr=1",
+        "s3cr@12:34/ret7",
+    ] {
+        for text in [
+            format!("postgres://me:{password}@db.example/app"),
+            format!("postgresql://me:{password}@db.example:5432,db2.example/app?sslmode=require"),
+            format!("postgres://{password}:pw@db.example/app"),
+        ] {
+            assert_refused_in_silence(&text);
+        }
+    }
+    // Where a URI takes them as they are, so do we, as libpq does.
+    for (written, password) in [("s3cr#ret7", "s3cr#ret7"), ("s3cr:ret7", "s3cr:ret7"), ("s3cr[ret7]", "s3cr[ret7]")] {
+        let address = parse(&format!("postgres://me:{written}@db/app"));
+        assert_eq!((address.password.unwrap().expose_secret(), &address.hosts), (password, &vec![tcp("db", 5432)]));
+    }
+}
+
+#[test]
+fn a_password_among_parameters_and_pairs_is_not_taken_for_something_else() {
+    for text in [
+        "postgres://me@db/app?password=s3cr@ret7",
+        "postgres://me@db/app?password=s3cr&ret7=9x9",
+        "postgres://me@db/app?password=s3cr%zz",
+        "postgres://me@db/app?sslmode=require;password=s3cr",
+        "host=db user=me password=s3cr ret7=9x9",
+        "host=db user=me password=s3cr ret7",
+        "host=db user=me password='s3cr",
+        "host=db user=me password='s3cr\n'",
+        "host=db;user=me;password=s3cr",
+        "user=me host=db;password=s3cr",
+        "user=me host=s3cr@db",
+        "user=me sslmode=require;password=s3cr",
+        "user=me port=s3cr",
+        "me:s3cr@db/app",
+    ] {
+        assert_refused_in_silence(text);
+    }
+}
+
+#[test]
+fn what_a_variable_leaves_that_is_set_to_nothing_is_refused() {
+    for (text, expected) in [
+        ("postgres://me:pw@/app", "no host"),
+        ("postgres://me:pw@:5432/app", "no host"),
+        ("postgres://me:pw@a,,b/app", "no host"),
+        ("postgres://me:pw@a,/app", "no host"),
+        ("postgres://me:pw@db:/app", "no port"),
+        ("postgres://:pw@db/app", "names no user"),
+        ("postgres://me@.example.com/app", "empty part"),
+        ("postgres://me@db./app", "ends with a dot"),
+        ("postgres://me@db-.example/app", "empty part"),
+        ("postgres://me@$PGHOST/app", "${NAME}"),
+        ("postgres://me@5432/app", "not a whole IPv4 address"),
+        ("postgres:///app?user=me", "no host"),
+        ("host='' user=me", "host that is empty"),
+        ("host= user=me", "no host's name has"),
+        ("host=a,,b user=me", "host that is empty"),
+        ("host=a user=", "names no user"),
+        ("", "names no user"),
+        ("  ", "names no user"),
+    ] {
+        assert!(error(text).contains(expected), "{text:?}: {}", error(text));
+    }
+    // An empty password is none, and without a database it is the user's.
+    assert!(parse("postgres://me:@db/app").password.is_none());
+    assert_eq!(parse("postgres://me@db/").dbname, "me");
+}
+
+#[test]
+fn everything_that_is_wrong_is_said_at_once() {
+    let text = "postgres://me:s3cr@db/app?schema=public&pgbouncer=true&sslaccept=strict&ssl_mode=x&sslmode=on&zzz=1&connect_timeout=soon";
+    let error = PgAddress::parse(text).unwrap_err();
+    let said: Vec<String> = error.each().iter().map(ToString::to_string).collect();
+    let named = ["schema", "pgbouncer", "sslaccept", "ssl_mode", "zzz", "sslmode", "connect_timeout"];
+    assert_eq!(said.iter().map(|one| one.split(' ').next().unwrap()).collect::<Vec<_>>(), named, "{said:#?}");
+    assert_eq!(error.to_string().lines().count(), named.len());
+    assert!(!error.to_string().contains("s3cr"));
+}
+
+#[test]
+fn settings_of_other_tools_come_with_what_to_do() {
+    for (parameter, expected) in [
+        ("schema=public", "tables"),
+        ("currentSchema=public", "tables"),
+        ("pgbouncer=true", "own address"),
+        ("connection_limit=5", "no pool"),
+        ("sslaccept=accept_invalid_certs", "sslmode=require"),
+        ("sslidentity=client.p12", "sslcert"),
+        ("pool=5", "no pool"),
+        ("prepared_statements=false", "leave it out"),
+        ("encoding=utf8", "UTF8"),
+        ("pool_max_conns=10", "no pool"),
+        ("default_query_exec_mode=exec", "leave it out"),
+        ("ssl=false", "sslmode=disable"),
+        ("sslmode=no-verify", "sslmode=require"),
+        ("statement_timeout=5000", "sets it itself"),
+        ("work_mem=64MB", "options="),
+        ("supa=base-pooler.x", "leave it out"),
+        ("ssl-mode=require", "sslmode"),
+        ("sslMode=require", "did you mean sslmode?"),
+        ("applicationName=x", "application_name"),
+        ("connectTimeout=5", "connect_timeout"),
+    ] {
+        let said = error(&format!("postgres://me:s3cr@db/app?{parameter}"));
+        assert!(said.contains(expected) && !said.contains("s3cr"), "{parameter}: {said}");
+    }
+    assert_eq!(parse("postgres://me@db/app?ssl=true").sslmode, SslMode::Require);
+}
+
 #[test]
 fn no_output_shows_a_password() {
     let address = parse("postgres://me:hunter2@h/db?connect_timeout=1");

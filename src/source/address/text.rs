@@ -12,10 +12,33 @@ const UNENCODED: AddressError = AddressError::Syntax(
     "the address is not a valid postgres:// URI; in user and password the characters : / ? # [ ] @ % must be \
      percent-encoded (% itself as %25)",
 );
+const SECOND_AT: AddressError = AddressError::Syntax(
+    "the address has an @ where none belongs, so that user, password and host cannot be told apart; in user, password and \
+     parameters an @ must be percent-encoded as %40 (and : / ? # [ ] % as %3A %2F %3F %23 %5B %5D %25)",
+);
+const CONTROL: AddressError = AddressError::Syntax(
+    "the address has a line break or another control character in it, as a value brings along that was made by echo or \
+     read from a file: take it off, or percent-encode it if it belongs to the password",
+);
+const SPACE: AddressError = AddressError::Syntax(
+    "the address has a space in user, password, host or database: take it off, or write %20 if it belongs there",
+);
+const PERCENT: AddressError = AddressError::Syntax(
+    "the address has a % without two hex digits after it; in user and password % itself must be percent-encoded as %25",
+);
+const NOT_UTF8: AddressError =
+    AddressError::Syntax("percent-encoded bytes in the address are not UTF-8: encode the text as UTF-8 before");
+const NO_HOST: AddressError = AddressError::Syntax(
+    "the address has no host where one belongs, as a variable leaves it that is set to nothing; this machine is localhost, \
+     and a unix socket ?host=/DIRECTORY",
+);
+const NO_PORT: AddressError = AddressError::Syntax(
+    "the address has no port after a colon, as a variable leaves it that is set to nothing; without the colon it is 5432",
+);
 
 /// What follows `postgres://`: `user:password@host:port,host:port/dbname?key=value&key=value`.
 pub(super) fn uri_pairs(rest: &str) -> Result<Pairs<'_>, AddressError> {
-    let uri = Uri::split(rest);
+    let uri = Uri::split(rest)?;
     let mut pairs = Pairs::new();
     push(&mut pairs, "user", uri.user)?;
     push(&mut pairs, "password", uri.password)?;
@@ -28,7 +51,8 @@ pub(super) fn uri_pairs(rest: &str) -> Result<Pairs<'_>, AddressError> {
             _ => pairs.push((key, decode(value)?)),
         }
     }
-    Ok(pairs)
+    let names_host = |(key, value): &(Cow<'_, str>, Cow<'_, str>)| key.starts_with("host") && !value.is_empty();
+    if pairs.iter().any(names_host) { Ok(pairs) } else { Err(NO_HOST) }
 }
 
 /// The parts of a URI, not decoded; what is missing is empty.
@@ -41,12 +65,23 @@ struct Uri<'a> {
 }
 
 impl<'a> Uri<'a> {
-    fn split(rest: &'a str) -> Self {
-        let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
-        let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
-        let (credentials, hosts) = authority.rsplit_once('@').unwrap_or(("", authority));
+    /// Refuses what a password that is not encoded makes of it: with an `@` of its own, or cut off by `/` or `?` before the
+    /// `@` that ends it, a piece of it would stand where the host belongs.
+    fn split(rest: &'a str) -> Result<Self, AddressError> {
+        if rest.contains(char::is_control) {
+            return Err(CONTROL);
+        }
+        let (before, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let (authority, path) = before.split_once('/').unwrap_or((before, ""));
+        if authority.matches('@').count() > 1 || path.contains('@') || query.contains('@') {
+            return Err(SECOND_AT);
+        }
+        if before.contains(char::is_whitespace) {
+            return Err(SPACE);
+        }
+        let (credentials, hosts) = authority.split_once('@').unwrap_or(("", authority));
         let (user, password) = credentials.split_once(':').unwrap_or((credentials, ""));
-        Self { user, password, hosts, path, query }
+        Ok(Self { user, password, hosts, path, query })
     }
 
     fn parameters(&self) -> impl Iterator<Item = &'a str> + use<'a> {
@@ -59,7 +94,7 @@ fn key_and_value(parameter: &str) -> Result<(Cow<'_, str>, &str), AddressError> 
     let (key, value) = parameter.split_once('=').ok_or(UNENCODED)?;
     let key = decode(key)?;
     // A key of other characters is more likely the rest of a password with a question mark in it.
-    if !key.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_') {
+    if !key.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte)) {
         return Err(UNENCODED);
     }
     Ok((key, value))
@@ -67,7 +102,7 @@ fn key_and_value(parameter: &str) -> Result<(Cow<'_, str>, &str), AddressError> 
 
 /// What follows `postgres://` with `placeholder` for its passwords; `None` if it has none.
 pub(super) fn uri_without_password(rest: &str, placeholder: &str) -> Result<Option<String>, AddressError> {
-    let uri = Uri::split(rest);
+    let uri = Uri::split(rest)?;
     let mut found = !uri.password.is_empty();
     let mut parameters = Vec::new();
     for parameter in uri.parameters() {
@@ -104,6 +139,12 @@ fn host_pairs<'a>(pairs: &mut Pairs<'a>, hosts: &'a str) -> Result<(), AddressEr
             }
             None => host.split_once(':').map_or((host, None), |(name, port)| (name, Some(port))),
         };
+        if name.is_empty() {
+            return Err(NO_HOST);
+        }
+        if port == Some("") {
+            return Err(NO_PORT);
+        }
         names.push(decode(name)?);
         ports.push(port.unwrap_or_default());
     }
@@ -126,9 +167,9 @@ fn decode(text: &str) -> Result<Cow<'_, str>, AddressError> {
     let bytes = text.as_bytes();
     let percent = |at: &usize| bytes.get(*at) == Some(&b'%');
     if (0..bytes.len()).filter(percent).any(|at| !hex(bytes.get(at + 1)) || !hex(bytes.get(at + 2))) {
-        return Err(UNENCODED);
+        return Err(PERCENT);
     }
-    percent_decode_str(text).decode_utf8().map_err(|_| UNENCODED)
+    percent_decode_str(text).decode_utf8().map_err(|_| NOT_UTF8)
 }
 
 /// `key=value key = 'a value with \' and \\'`.
@@ -168,13 +209,16 @@ fn written_pairs(text: &str) -> Result<Vec<Written<'_>>, AddressError> {
             "the address is neither a postgres:// URI nor a string of key=value pairs (a value with spaces needs quotes)",
         ))?;
         let key = key.trim_end();
-        if !key.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_') || key.is_empty() {
+        if !key.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') || key.is_empty() {
             return Err(AddressError::Syntax(
-                "before each = stands a lower case name; a value with spaces needs single quotes",
+                "before each = stands the name of a setting; a value with spaces needs single quotes",
             ));
         }
         let written = after.trim_start();
         let (value, after) = keyword_value(written)?;
+        if value.contains(char::is_control) {
+            return Err(CONTROL);
+        }
         let raw = written.strip_suffix(after).unwrap_or_default();
         pairs.push(Written { key, value, raw });
         rest = after.trim_start();
