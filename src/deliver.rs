@@ -4,8 +4,10 @@
 //! sends; [`endpoint::Endpoint`] makes one attempt, and says what came of it as an [`attempt::Attempt`]. Nothing here
 //! waits between attempts, decides whether there is another, or follows where an answer points.
 
+mod answer;
 pub mod attempt;
 pub mod category;
+mod connection;
 pub mod endpoint;
 mod failure;
 pub mod frozen;

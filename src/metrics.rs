@@ -163,6 +163,8 @@ table! {
         "HTTP requests that ended, by outcome (acknowledged, failed) and class of status (2xx, 3xx, 4xx, 5xx, other, none).";
     SINK_FAILURES = Counter "walhook_sink_failures_total" ["failures"] &["source", "sink", "category"],
         "Failed attempts by category.";
+    SINK_RESENT = Counter "walhook_sink_resent_requests_total" ["requests"] SINK,
+        "Requests sent again at once within their attempt, as the endpoint had closed the connection to them before it took them.";
     SINK_IN_FLIGHT = Gauge "walhook_sink_in_flight_requests" ["requests"] SINK,
         "Requests under way.";
     SINK_ACK_PENDING = Gauge "walhook_sink_ack_pending_messages" ["messages"] SINK,

@@ -23,6 +23,8 @@ pub struct Attempt {
     pub response: Kept,
     /// The wait that a 429 or 503 asked for, at most a year.
     pub retry_after: Option<Duration>,
+    /// How often the request was sent again at once, because the endpoint had certainly not taken it.
+    pub resent: u32,
 }
 
 impl Attempt {
@@ -39,7 +41,7 @@ impl Attempt {
     fn not_made(started_at: SystemTime, category: Category, message: &str) -> Self {
         let verdict = Verdict::failed(category, message);
         let (duration, response) = (Duration::ZERO, Kept::default());
-        Self { verdict, status: None, started_at, duration, response, retry_after: None }
+        Self { verdict, status: None, started_at, duration, response, retry_after: None, resent: 0 }
     }
 }
 

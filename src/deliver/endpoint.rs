@@ -1,40 +1,44 @@
-//! A sink's endpoint: the client that is kept for it, and one attempt.
+//! A sink's endpoint: what is kept for it, and one attempt.
 //!
-//! An attempt is exactly one POST. The client never sends a request a second time of its own accord, with one exception
-//! that cannot be seen from outside: when a pooled connection turns out to be closed before the first byte of the request
-//! was written to it, the request goes out on another connection. As soon as a byte may have left, a broken connection
-//! is a failed attempt; whether there is another one is the scheduler's decision. reqwest's own repetition after
-//! HTTP/2's REFUSED_STREAM and GOAWAY is turned off, so that every request is counted and logged.
+//! An attempt is one POST that the endpoint may have taken. A request goes out a second time of its own accord only if
+//! the endpoint has certainly not taken it: its connection was closed before a byte of it was written, or HTTP/2 said so
+//! (REFUSED_STREAM, or a GOAWAY that names an earlier stream as the last). These are sent again at once, a few times at
+//! most, and counted. As soon as the endpoint may have it, a broken connection is a failed attempt; whether there is
+//! another one is the scheduler's decision.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
-use reqwest::{Body, Client, Request, redirect, retry};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
 use rustls::RootCertStore;
+use rustls::pki_types::ServerName;
+use tokio_rustls::TlsConnector;
 use url::Url;
 
+use super::answer::Answer;
 use super::attempt::{Attempt, Kept, Verdict, of_status, phrase};
 use super::category::Category;
+use super::connection::error::SendError;
+use super::connection::life::AGE;
+use super::connection::pool::{Parts, Pool, Taken, Under};
+use super::connection::reach::{self, Lookup, Place};
+use super::connection::{Failed, Outgoing};
 use super::failure::{classify, describe};
 use super::frozen::Frozen;
-use super::retry_after::retry_after;
 use super::sign::{SigningSecret, sign};
 use crate::config::{SinkConfig, SuccessRule};
 
-/// Most that is read of an answer's body; then the connection is dropped and the answer counts as whole.
-pub const RESPONSE_READ_BYTES_MAX: usize = 64 * 1024;
-/// Most that is kept of it.
-pub const RESPONSE_KEPT_BYTES_MAX: usize = 16 * 1024;
-
 /// Connecting, TLS included, takes no longer, even if `request_timeout` is long.
 const CONNECT_TIMEOUT_MAX: Duration = Duration::from_secs(10);
-/// Receivers and proxies often close idle connections after 60 s; leave before them.
-const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(55);
 /// Signing more than this (about a millisecond) goes to a thread that may block.
 const SIGN_INLINE_BYTES_MAX: usize = 1024 * 1024;
+/// Connections that an attempt tries at most before the endpoint takes its request; then the attempt has failed.
+const CONNECTIONS_MAX: u32 = 5;
+/// From this one on it has the connection to itself: an endpoint that takes a few requests a connection takes the first.
+const ALONE_FROM: u32 = 3;
 
 const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
 const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
@@ -49,8 +53,7 @@ pub struct Endpoint {
 }
 
 struct Inner {
-    client: Client,
-    url: Url,
+    pool: Arc<Pool>,
     peer: String,
     headers: HeaderMap,
     secrets: Arc<[SigningSecret]>,
@@ -99,15 +102,6 @@ pub enum EndpointError {
         #[source]
         source: rustls::Error,
     },
-    /// The HTTP client refuses its settings.
-    #[error("cannot set up the HTTP client of sink {sink}")]
-    Client {
-        /// The sink.
-        sink: String,
-        /// Why.
-        #[source]
-        source: reqwest::Error,
-    },
 }
 
 impl Endpoint {
@@ -126,17 +120,21 @@ impl Endpoint {
 
     /// The same, trusting `roots` only.
     pub fn with_roots(sink: &SinkConfig, roots: RootCertStore) -> Result<Self, EndpointError> {
-        let url = sink.endpoint.clone();
+        Self::with_ways(sink, roots, Ways::default())
+    }
+
+    /// The same, with ways of its own.
+    pub(super) fn with_ways(sink: &SinkConfig, roots: RootCertStore, ways: Ways) -> Result<Self, EndpointError> {
+        let address = || EndpointError::Address { sink: sink.name.clone() };
+        let url = &sink.endpoint;
         let peer = match (url.scheme(), url.host_str(), url.port_or_known_default()) {
             ("http" | "https", Some(host), Some(port)) => format!("{host}:{port}"),
-            _ => return Err(EndpointError::Address { sink: sink.name.clone() }),
+            _ => return Err(address()),
         };
-        let headers = unchanging_headers(sink)?;
         let inner = Inner {
-            client: client(sink, roots)?,
-            url,
+            pool: Pool::new(parts(sink, roots, ways)?.ok_or_else(address)?),
             peer,
-            headers,
+            headers: unchanging_headers(sink)?,
             secrets: sink.signing_secrets.clone().into(),
             success: sink.success.clone(),
             request_timeout: sink.request_timeout,
@@ -156,13 +154,18 @@ impl Endpoint {
             Ok(Err(error)) => End::Broken(error),
             Err(_) => End::Late,
         };
+        let Seen { answer, resent, under } = seen;
+        if matches!(end, End::Late) && answer.status.is_none() {
+            self.inner.pool.unanswered(under, clock);
+        }
         Attempt {
-            verdict: self.judge(seen.status, end),
-            status: seen.status.map(|status| status.as_u16()),
+            verdict: self.judge(answer.status, end),
+            status: answer.status.map(|status| status.as_u16()),
             started_at,
             duration: clock.elapsed(),
-            response: Kept { body: Bytes::from(seen.body), truncated: seen.truncated },
-            retry_after: seen.retry_after,
+            response: Kept { body: Bytes::from(answer.body), truncated: answer.truncated },
+            retry_after: answer.retry_after,
+            resent,
         }
     }
 
@@ -172,22 +175,26 @@ impl Endpoint {
         number: u32,
         started_at: SystemTime,
         seen: &mut Seen,
-    ) -> Result<(), reqwest::Error> {
-        let mut request = Request::new(Method::POST, self.inner.url.clone());
-        *request.headers_mut() = self.headers(frozen, number, started_at).await;
-        *request.body_mut() = Some(Body::from(frozen.body.clone()));
-        let mut response = self.inner.client.execute(request).await?;
-        seen.status = Some(response.status());
-        seen.retry_after = retry_after(response.status(), response.headers(), SystemTime::now());
-        let mut read = 0;
-        while let Some(chunk) = response.chunk().await? {
-            read += chunk.len();
-            seen.keep(&chunk);
-            if read > RESPONSE_READ_BYTES_MAX {
-                break;
+    ) -> Result<(), Arc<SendError>> {
+        loop {
+            let headers = self.headers(frozen, number, started_at).await;
+            let outgoing = Outgoing { headers, body: frozen.body.clone() };
+            seen.under = Under::Way;
+            let taken = self.inner.pool.take(seen.resent + 1 >= ALONE_FROM).await?;
+            seen.under = match &taken {
+                Taken::Own(_) => Under::Http1,
+                Taken::Shared(connection) => Under::Http2(Arc::clone(connection)),
+            };
+            match self.inner.pool.exchange(taken, outgoing, &mut seen.answer).await {
+                Ok(()) => return Ok(()),
+                Err(Failed::Broken(error)) => return Err(Arc::new(error)),
+                Err(Failed::Untaken(_)) if seen.resent + 1 < CONNECTIONS_MAX => seen.resent += 1,
+                Err(Failed::Untaken(error)) => {
+                    let source = Box::new(error);
+                    return Err(Arc::new(SendError::NeverTaken { connections: CONNECTIONS_MAX, source }));
+                }
             }
         }
-        Ok(())
     }
 
     async fn headers(&self, frozen: &Frozen, number: u32, started_at: SystemTime) -> HeaderMap {
@@ -238,65 +245,87 @@ impl Endpoint {
     }
 }
 
-/// What was seen of an answer before the exchange ended, in whichever way.
+/// What was seen of an exchange before it ended, in whichever way.
 #[derive(Default)]
 struct Seen {
-    status: Option<StatusCode>,
-    retry_after: Option<Duration>,
-    body: Vec<u8>,
-    truncated: bool,
-}
-
-impl Seen {
-    fn keep(&mut self, chunk: &[u8]) {
-        let room = RESPONSE_KEPT_BYTES_MAX.saturating_sub(self.body.len());
-        let (kept, rest) = chunk.split_at_checked(room).unwrap_or((chunk, &[]));
-        self.body.extend_from_slice(kept);
-        self.truncated |= !rest.is_empty();
-    }
+    answer: Answer,
+    resent: u32,
+    under: Under,
 }
 
 enum End {
     Whole,
-    Broken(reqwest::Error),
+    Broken(Arc<SendError>),
     Late,
+}
+
+/// How names are looked up, and how long a connection takes requests: a test has its own.
+pub(super) struct Ways {
+    pub(super) lookup: Lookup,
+    pub(super) age: RangeInclusive<Duration>,
+}
+
+impl Default for Ways {
+    fn default() -> Self {
+        Self { lookup: reach::system(), age: AGE }
+    }
+}
+
+/// The parts of the sink's pool; `None` if its address cannot stand in a request.
+fn parts(sink: &SinkConfig, roots: RootCertStore, ways: Ways) -> Result<Option<Parts>, EndpointError> {
+    let connector = match sink.endpoint.scheme() {
+        "https" => Some(TlsConnector::from(Arc::new(tls(sink, roots)?))),
+        _ => None,
+    };
+    Ok(place(&sink.endpoint, connector, ways.lookup, sink.request_timeout).and_then(|place| {
+        let url = &sink.endpoint;
+        let authority = url.host_str().map(|host| match url.port() {
+            Some(port) => format!("{host}:{port}"),
+            None => host.to_owned(),
+        })?;
+        let path = url.query().map_or_else(|| url.path().to_owned(), |query| format!("{}?{query}", url.path()));
+        Some(Parts {
+            place,
+            uri: Uri::builder()
+                .scheme(url.scheme())
+                .authority(authority.as_str())
+                .path_and_query(&*path)
+                .build()
+                .ok()?,
+            path: path.parse().ok()?,
+            host: HeaderValue::from_str(&authority).ok()?,
+            // A tenth of the deadline is left, so that a slow connect is told from a slow answer.
+            connect_timeout: (sink.request_timeout / 10 * 9).min(CONNECT_TIMEOUT_MAX),
+            age: ways.age,
+            idle_max: sink.max_in_flight,
+        })
+    }))
+}
+
+/// A name's last dot says that it is whole; no certificate has it.
+fn place(url: &Url, connector: Option<TlsConnector>, lookup: Lookup, request_timeout: Duration) -> Option<Place> {
+    let host = url.host_str()?.trim_start_matches('[').trim_end_matches(']');
+    let host = host.strip_suffix('.').unwrap_or(host).to_owned();
+    let name = || ServerName::try_from(host.clone()).ok();
+    let tls = match connector {
+        Some(connector) => Some((connector, name()?)),
+        None => None,
+    };
+    // A receiver that reads slowly has the whole request_timeout.
+    let user_timeout = request_timeout.max(Duration::from_secs(30));
+    Some(Place { host, port: url.port_or_known_default()?, tls, lookup, user_timeout })
 }
 
 /// The sink's own, and over them ours; the configuration refuses sinks that set one of these.
 fn unchanging_headers(sink: &SinkConfig) -> Result<HeaderMap, EndpointError> {
     let refused = |source| EndpointError::HeaderValue { sink: sink.name.clone(), source };
     let mut headers = sink.headers.clone();
-    headers.reserve(8);
+    headers.reserve(9);
+    headers.entry(header::ACCEPT).or_insert(HeaderValue::from_static("*/*"));
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(header::USER_AGENT, HeaderValue::from_static(concat!("walhook/", env!("CARGO_PKG_VERSION"))));
     headers.insert(WALHOOK_SINK, HeaderValue::from_str(&sink.name).map_err(refused)?);
     Ok(headers)
-}
-
-fn client(sink: &SinkConfig, roots: RootCertStore) -> Result<Client, EndpointError> {
-    // A tenth of the deadline is left, so that a slow connect is told from a slow answer.
-    let connect_timeout = (sink.request_timeout / 10 * 9).min(CONNECT_TIMEOUT_MAX);
-    Client::builder()
-        .tls_backend_preconfigured(tls(sink, roots)?)
-        .redirect(redirect::Policy::none())
-        .retry(retry::never().max_retries_per_request(0))
-        .no_proxy()
-        .referer(false)
-        .connect_timeout(connect_timeout)
-        .pool_max_idle_per_host(sink.max_in_flight)
-        .pool_idle_timeout(POOL_IDLE_TIMEOUT)
-        .tcp_nodelay(true)
-        .tcp_keepalive(Duration::from_secs(15))
-        // A receiver that reads slowly has the whole request_timeout.
-        .tcp_user_timeout(sink.request_timeout.max(Duration::from_secs(30)))
-        // One HTTP/2 connection carries all requests, so a dead one must be noticed and must not hold much.
-        .http2_keep_alive_interval(Duration::from_secs(15))
-        .http2_keep_alive_timeout(Duration::from_secs(15))
-        .http2_initial_stream_window_size(64 * 1024)
-        .http2_initial_connection_window_size(1024 * 1024)
-        // Header bounds are hyper's: 100 headers and about 400 KiB on HTTP/1.1, 16 KiB on HTTP/2.
-        .build()
-        .map_err(|source| EndpointError::Client { sink: sink.name.clone(), source })
 }
 
 /// TLS with ring, whatever provider the process has or has not installed.

@@ -1,42 +1,37 @@
 //! Sorts the client's errors into categories by their types, and words them for a person.
 //!
-//! Text is never looked at: libraries reword it. What is looked at: reqwest's own questions (`is_dns`, `is_connect`,
-//! `is_timeout`), [`rustls::Error`], [`io::ErrorKind`], [`hyper::Error`] and [`h2::Error`] wherever in the chain they stand.
+//! Text is never looked at: libraries reword it. What is looked at: at which step a [`SendError`] came up, and
+//! [`rustls::Error`], [`io::ErrorKind`], [`hyper::Error`] and [`h2::Error`] wherever in the chain they stand.
 
 use std::error::Error as StdError;
 use std::io;
 
 use super::category::Category;
+use super::connection::error::SendError;
 
-/// The category of an error of the client.
-pub(super) fn classify(error: &reqwest::Error) -> Category {
-    if error.is_builder() {
-        return Category::Unbuildable;
-    }
-    if error.is_dns() {
-        return Category::DnsError;
-    }
+/// The category of a failed exchange.
+pub(super) fn classify(error: &SendError) -> Category {
     if find::<rustls::Error>(error).is_some() {
         return Category::TlsError;
     }
     let kind = find::<io::Error>(error).map(io::Error::kind);
-    if error.is_connect() {
-        return of_connect(error.is_timeout(), kind);
+    // Step by step, as the same kind of trouble means another thing at another.
+    match error {
+        SendError::Lookup(_) => Category::DnsError,
+        SendError::ConnectTimeout => Category::ConnectTimeout,
+        SendError::Connect(_) | SendError::Tls(_) => of_connect(kind),
+        SendError::Silent { .. } => Category::Timeout,
+        SendError::NeverTaken { .. } => Category::ConnectionReset,
+        SendError::Http1(error) => kind.map_or_else(|| of_hyper(error), of_io),
+        SendError::Http2(error) => kind.map_or_else(|| of_h2(error), of_io),
     }
-    if error.is_timeout() {
-        return Category::Timeout;
-    }
-    if let Some(kind) = kind {
-        return of_io(kind);
-    }
-    if let Some(error) = find::<h2::Error>(error) {
-        return of_h2(error);
-    }
-    find::<hyper::Error>(error).map_or(Category::ProtocolError, of_hyper)
 }
 
 /// What failed, for a person: never the URL, only `peer` (host and port).
-pub(super) fn describe(error: &reqwest::Error, category: Category, peer: &str) -> String {
+pub(super) fn describe(error: &SendError, category: Category, peer: &str) -> String {
+    if let SendError::NeverTaken { .. } | SendError::Silent { .. } = error {
+        return error.to_string();
+    }
     match category {
         Category::ConnectRefused if find::<io::Error>(error).is_some_and(is_refused) => {
             format!("connection refused ({peer})")
@@ -67,9 +62,9 @@ pub(super) fn describe(error: &reqwest::Error, category: Category, peer: &str) -
     }
 }
 
-fn of_connect(timed_out: bool, kind: Option<io::ErrorKind>) -> Category {
+fn of_connect(kind: Option<io::ErrorKind>) -> Category {
     match kind {
-        _ if timed_out => Category::ConnectTimeout,
+        Some(io::ErrorKind::TimedOut) => Category::ConnectTimeout,
         Some(io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionAborted | io::ErrorKind::BrokenPipe) => {
             Category::ConnectionReset
         }
@@ -118,7 +113,7 @@ fn is_refused(error: &io::Error) -> bool {
 }
 
 /// The first error of type `E` in the chain. An `io::Error` hides what it wraps from `source`, so that is asked too.
-fn find<'a, E: StdError + 'static>(error: &'a reqwest::Error) -> Option<&'a E> {
+fn find<'a, E: StdError + 'static>(error: &'a SendError) -> Option<&'a E> {
     let mut next: Option<&'a (dyn StdError + 'static)> = Some(error);
     while let Some(error) = next {
         if let Some(found) = error.downcast_ref::<E>() {
@@ -129,13 +124,12 @@ fn find<'a, E: StdError + 'static>(error: &'a reqwest::Error) -> Option<&'a E> {
     None
 }
 
-fn innermost(error: &reqwest::Error) -> String {
+fn innermost(error: &SendError) -> String {
     let mut last: &(dyn StdError + 'static) = error;
     while let Some(next) = inner(last) {
         last = next;
     }
-    // An error of reqwest itself may print the URL.
-    last.downcast_ref::<reqwest::Error>().map_or_else(|| last.to_string(), |_| "the request failed".to_owned())
+    last.to_string()
 }
 
 fn inner<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a (dyn StdError + 'static)> {

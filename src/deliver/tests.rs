@@ -2,5 +2,8 @@
 
 mod answers;
 mod connections;
+mod forms;
+mod http2;
+mod pooled;
 mod receivers;
 pub(crate) mod rig;

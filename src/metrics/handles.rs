@@ -185,6 +185,8 @@ pub struct SinkMetrics {
     pub acknowledged_messages: Counter,
     /// Deliveries acknowledged.
     pub acknowledged_deliveries: Counter,
+    /// Requests sent again at once within their attempt.
+    pub resent_requests: Counter,
     /// Seconds from reading the first message to the first attempt, once a delivery.
     pub received_to_first_attempt: Histogram,
     /// Seconds an attempt took.
@@ -253,6 +255,7 @@ impl SinkMetrics {
             received_messages: count(&super::SINK_RECEIVED),
             acknowledged_messages: count(&super::SINK_ACKNOWLEDGED),
             acknowledged_deliveries: count(&super::SINK_DELIVERIES),
+            resent_requests: count(&super::SINK_RESENT),
             received_to_first_attempt: measure(&super::SINK_RECEIVED_TO_ATTEMPT),
             attempt_duration: measure(&super::SINK_ATTEMPT_DURATION),
             commit_to_acknowledged: measure(&super::SINK_COMMIT_TO_ACKNOWLEDGED),

@@ -6,7 +6,7 @@ use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::content::{Content, Delivery, Facts, Payload, freeze, homes, micros_of};
 use super::{Task, report};
@@ -120,6 +120,14 @@ impl Task {
         }
         self.sink.metrics.attempted(attempt.verdict.is_acknowledged(), attempt.status);
         self.sink.metrics.attempt_duration.record(attempt.duration);
+        if attempt.resent > 0 {
+            let (sink, times) = (&self.sink.config.name, attempt.resent);
+            debug!(
+                sink,
+                times, "sent again at once: the endpoint had closed the connection before it took the request"
+            );
+            self.sink.metrics.resent_requests.increment(times.into());
+        }
         match verdict {
             Verdict::Acknowledged => self.acknowledged(key, number, frozen, &attempt),
             Verdict::Failed { category, message } => {

@@ -1,6 +1,5 @@
 //! How attempts end when the connection, not the answer, is the trouble.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::rig::{Rig, attempt, delivery, failure, sink};
@@ -158,58 +157,6 @@ async fn connections_closed_while_idle_never_make_a_request_arrive_twice() {
     let arrived = rig.arrived();
     let numbers: std::collections::HashSet<_> = arrived.iter().map(|one| one.header("walhook-attempt")).collect();
     assert_eq!(numbers.len(), arrived.len());
-}
-
-#[tokio::test]
-async fn tls_is_checked_and_http2_refusals_are_resets_and_not_repeated() {
-    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-    let der = made.cert.der().clone();
-    let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![der.clone()], key)
-        .unwrap();
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
-    let streams = Arc::new(std::sync::atomic::AtomicUsize::new(0));
-    let rig = Rig::start({
-        let streams = Arc::clone(&streams);
-        move |peer| {
-            let (acceptor, streams) = (acceptor.clone(), Arc::clone(&streams));
-            async move {
-                let Ok(tls) = acceptor.accept(peer.socket).await else { return };
-                let mut connection = h2::server::handshake(tls).await.unwrap();
-                while let Some(Ok((_, mut respond))) = connection.accept().await {
-                    match streams.fetch_add(1, std::sync::atomic::Ordering::SeqCst) {
-                        0 => respond.send_reset(h2::Reason::REFUSED_STREAM),
-                        1 => respond.send_reset(h2::Reason::CANCEL),
-                        2 => respond.send_reset(h2::Reason::PROTOCOL_ERROR),
-                        3 => connection.abrupt_shutdown(h2::Reason::NO_ERROR),
-                        _ => drop(respond.send_response(http::Response::new(()), true).unwrap()),
-                    }
-                }
-            }
-        }
-    })
-    .await;
-    let sink = sink(&format!("https://localhost:{}/", rig.port));
-    let mut roots = rustls::RootCertStore::empty();
-    let stranger = Endpoint::with_roots(&sink, roots.clone()).unwrap().attempt(&delivery(100), 1).await;
-    assert_eq!(failure(&stranger).0, "tls_error");
-    assert_eq!(streams.load(std::sync::atomic::Ordering::SeqCst), 0);
-    roots.add(der).unwrap();
-    let endpoint = Endpoint::with_roots(&sink, roots).unwrap();
-    for (sent, category) in
-        [(1, "connection_reset"), (2, "connection_reset"), (3, "protocol_error"), (4, "connection_reset")]
-    {
-        let refused = endpoint.attempt(&delivery(100), 1).await;
-        assert_eq!(failure(&refused).0, category, "{refused:?}");
-        assert_eq!(streams.load(std::sync::atomic::Ordering::SeqCst), sent);
-    }
-    assert_eq!(endpoint.attempt(&delivery(100), 2).await.verdict, Verdict::Acknowledged);
 }
 
 #[test]

@@ -1,0 +1,354 @@
+//! HTTP/2: what the endpoint has not taken is sent again at once, and nothing else is.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use http::Response;
+use rustls::RootCertStore;
+use rustls::pki_types::PrivateKeyDer;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+use tokio_rustls::TlsAcceptor;
+
+use super::rig::{Rig, delivery, failure, sink};
+use crate::config::SinkConfig;
+use crate::deliver::attempt::Verdict;
+use crate::deliver::endpoint::{Endpoint, Ways};
+
+type Tls = tokio_rustls::server::TlsStream<TcpStream>;
+type Connection = h2::server::Connection<Tls, Bytes>;
+
+/// An https endpoint on localhost that speaks HTTP/2.
+pub(super) struct Http2Rig {
+    pub(super) rig: Rig,
+    pub(super) roots: RootCertStore,
+    /// Connections so far.
+    pub(super) connections: Arc<AtomicUsize>,
+    /// Requests that the endpoint took.
+    pub(super) taken: Arc<AtomicUsize>,
+}
+
+pub(super) fn acceptor(protocol: &[u8]) -> (TlsAcceptor, RootCertStore) {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)
+        .unwrap();
+    config.alpn_protocols = vec![protocol.to_vec()];
+    let mut roots = RootCertStore::empty();
+    roots.add(made.cert.der().clone()).unwrap();
+    (TlsAcceptor::from(Arc::new(config)), roots)
+}
+
+impl Http2Rig {
+    /// Runs `script` for each connection after its TLS handshake, with the connection's number from 1 and the count of
+    /// requests taken.
+    async fn raw<F, R>(script: F) -> Self
+    where
+        F: Fn(usize, Tls, Arc<AtomicUsize>) -> R + Send + Sync + Clone + 'static,
+        R: Future<Output = ()> + Send + 'static,
+    {
+        let (acceptor, roots) = acceptor(b"h2");
+        let (connections, taken) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let rig = Rig::start({
+            let (connections, taken) = (Arc::clone(&connections), Arc::clone(&taken));
+            move |peer| {
+                let (acceptor, script, taken) = (acceptor.clone(), script.clone(), Arc::clone(&taken));
+                let number = connections.fetch_add(1, Ordering::SeqCst) + 1;
+                async move {
+                    let Ok(tls) = acceptor.accept(peer.socket).await else { return };
+                    script(number, tls, taken).await;
+                }
+            }
+        })
+        .await;
+        Self { rig, roots, connections, taken }
+    }
+
+    pub(super) async fn start<F, R>(script: F) -> Self
+    where
+        F: Fn(usize, Connection, Arc<AtomicUsize>) -> R + Send + Sync + Clone + 'static,
+        R: Future<Output = ()> + Send + 'static,
+    {
+        Self::raw(move |number, tls, taken| {
+            let script = script.clone();
+            async move {
+                let connection = h2::server::handshake(tls).await.unwrap();
+                script(number, connection, taken).await;
+            }
+        })
+        .await
+    }
+
+    pub(super) fn sink(&self) -> SinkConfig {
+        sink(&format!("https://localhost:{}/hooks", self.rig.port))
+    }
+
+    pub(super) fn endpoint(&self) -> Endpoint {
+        Endpoint::with_roots(&self.sink(), self.roots.clone()).unwrap()
+    }
+
+    pub(super) fn with_ways(&self, sink: &SinkConfig, ways: Ways) -> Endpoint {
+        Endpoint::with_ways(sink, self.roots.clone(), ways).unwrap()
+    }
+
+    pub(super) fn counts(&self) -> (usize, usize) {
+        (self.connections.load(Ordering::SeqCst), self.taken.load(Ordering::SeqCst))
+    }
+}
+
+fn ok() -> Response<()> {
+    Response::new(())
+}
+
+/// Answers nothing on `connection` but the request of attempt `number`, and that when it is told to.
+pub(super) async fn hold(number: &str, mut connection: Connection, taken: &AtomicUsize, go_on: &Notify) {
+    let mut held = Vec::new();
+    let mut wanted = None;
+    loop {
+        tokio::select! {
+            accepted = connection.accept() => {
+                let Some(Ok((request, respond))) = accepted else { return };
+                taken.fetch_add(1, Ordering::SeqCst);
+                if request.headers()["walhook-attempt"] == number {
+                    wanted = Some(respond);
+                } else {
+                    held.push(respond);
+                }
+            }
+            () = go_on.notified() => drop(wanted.take().unwrap().send_response(ok(), true).unwrap()),
+        }
+    }
+}
+
+/// Answers everything on `connection`.
+pub(super) async fn serve(mut connection: Connection, taken: &AtomicUsize) {
+    while let Some(Ok((_, mut respond))) = connection.accept().await {
+        taken.fetch_add(1, Ordering::SeqCst);
+        drop(respond.send_response(ok(), true).unwrap());
+    }
+}
+
+#[tokio::test]
+async fn a_stranger_is_refused_and_requests_share_one_connection() {
+    let rig = Http2Rig::start(|_, connection, taken| async move { serve(connection, &taken).await }).await;
+    let stranger = Endpoint::with_roots(&rig.sink(), RootCertStore::empty()).unwrap().attempt(&delivery(9), 1).await;
+    assert_eq!(failure(&stranger).0, "tls_error");
+    assert_eq!(rig.counts().1, 0);
+    let endpoint = rig.endpoint();
+    let body = delivery(300_000);
+    for attempt in join_all((1..=20).map(|number| endpoint.attempt(&body, number))).await {
+        assert_eq!((attempt.verdict, attempt.resent), (Verdict::Acknowledged, 0));
+    }
+    assert_eq!(rig.counts(), (2, 20), "the stranger's connection and one for all");
+}
+
+#[tokio::test]
+async fn what_the_endpoint_refused_goes_out_again_at_once_and_every_other_reset_is_a_failure() {
+    let seen = Arc::new(AtomicUsize::new(0));
+    let rig = Http2Rig::start(move |_, mut connection, taken| {
+        let seen = Arc::clone(&seen);
+        async move {
+            while let Some(Ok((_, mut respond))) = connection.accept().await {
+                match seen.fetch_add(1, Ordering::SeqCst) {
+                    0 | 1 => respond.send_reset(h2::Reason::REFUSED_STREAM),
+                    3 => respond.send_reset(h2::Reason::CANCEL),
+                    4 => respond.send_reset(h2::Reason::PROTOCOL_ERROR),
+                    5 => respond.send_reset(h2::Reason::INTERNAL_ERROR),
+                    // The stream is one that the GOAWAY names as taken.
+                    6 => connection.abrupt_shutdown(h2::Reason::NO_ERROR),
+                    _ => {
+                        taken.fetch_add(1, Ordering::SeqCst);
+                        drop(respond.send_response(ok(), true).unwrap());
+                    }
+                }
+            }
+        }
+    })
+    .await;
+    let endpoint = rig.endpoint();
+    let refused = endpoint.attempt(&delivery(100), 1).await;
+    assert_eq!((&refused.verdict, refused.resent), (&Verdict::Acknowledged, 2), "{refused:?}");
+    for category in ["connection_reset", "protocol_error", "connection_reset", "connection_reset"] {
+        let failed = endpoint.attempt(&delivery(100), 1).await;
+        assert_eq!((failure(&failed).0, failed.resent), (category, 0), "{failed:?}");
+    }
+    assert_eq!(endpoint.attempt(&delivery(100), 2).await.verdict, Verdict::Acknowledged);
+    assert_eq!(rig.counts().1, 2);
+}
+
+#[tokio::test]
+async fn an_endpoint_that_refuses_for_ever_is_a_failed_attempt_after_five_connections() {
+    let rig = Http2Rig::start(|_, mut connection, taken| async move {
+        while let Some(Ok((_, mut respond))) = connection.accept().await {
+            taken.fetch_add(1, Ordering::SeqCst);
+            respond.send_reset(h2::Reason::REFUSED_STREAM);
+        }
+    })
+    .await;
+    let attempt = rig.endpoint().attempt(&delivery(100), 1).await;
+    let said = "the endpoint closed 5 connections in a row before it took the request";
+    assert_eq!((failure(&attempt), attempt.resent), (("connection_reset", said), 4));
+    assert_eq!(rig.counts(), (5, 5));
+}
+
+/// Frames by hand, since h2's own server names every stream that has come in as taken.
+struct Frames(Tls);
+
+impl Frames {
+    /// Says hello.
+    async fn start(mut tls: Tls) -> Self {
+        tls.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
+        tls.read_exact(&mut [0; 24]).await.unwrap();
+        Self(tls)
+    }
+
+    /// The number of the next stream whose request is whole; requests are small.
+    async fn request(&mut self) -> u8 {
+        loop {
+            let mut head = [0; 9];
+            self.0.read_exact(&mut head).await.unwrap();
+            let mut payload = vec![0; usize::from(head[1]) << 8 | usize::from(head[2])];
+            self.0.read_exact(&mut payload).await.unwrap();
+            if head[3] <= 1 && head[4] & 1 == 1 {
+                return head[8];
+            }
+        }
+    }
+
+    /// `:status: 200` and no body.
+    async fn answer(&mut self, stream: u8) {
+        self.0.write_all(&[0, 0, 1, 1, 5, 0, 0, 0, stream, 0x88]).await.unwrap();
+    }
+
+    async fn go_away(&mut self, last: u8) {
+        self.0.write_all(&[0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, last, 0, 0, 0, 0]).await.unwrap();
+        self.0.flush().await.unwrap();
+    }
+
+    async fn until_closed(&mut self) {
+        let mut rest = [0; 1024];
+        while self.0.read(&mut rest).await.is_ok_and(|read| read > 0) {}
+    }
+}
+
+/// Ten requests; each connection takes three, as nginx does after `keepalive_requests`: it waits until all that are
+/// left have come, so that its GOAWAY crosses them, and looks at none behind the third.
+async fn takes_three(number: usize, tls: Tls, taken: Arc<AtomicUsize>) {
+    let mut frames = Frames::start(tls).await;
+    // From the third connection on a request is alone.
+    let come = if number <= 2 { 10 - taken.load(Ordering::SeqCst) } else { 1 };
+    let mut streams = Vec::new();
+    while streams.len() < come {
+        streams.push(frames.request().await);
+    }
+    streams.truncate(3);
+    for stream in &streams {
+        taken.fetch_add(1, Ordering::SeqCst);
+        frames.answer(*stream).await;
+    }
+    frames.go_away(*streams.last().unwrap()).await;
+    frames.until_closed().await;
+}
+
+#[tokio::test]
+async fn requests_behind_a_goaway_go_out_again_and_none_arrives_twice() {
+    let rig = Http2Rig::raw(takes_three).await;
+    let endpoint = rig.endpoint();
+    let body = delivery(100);
+    let attempts = join_all((1..=10).map(|number| endpoint.attempt(&body, number))).await;
+    for attempt in &attempts {
+        assert_eq!(attempt.verdict, Verdict::Acknowledged, "{attempt:?}");
+    }
+    let resent: u32 = attempts.iter().map(|attempt| attempt.resent).sum();
+    assert_eq!(resent, 7 + 4, "seven were refused, and then four of them");
+    assert_eq!(rig.counts(), (2 + 4, 10), "each was taken once");
+}
+
+/// The first connection takes one of two requests, says so, and breaks.
+async fn taken_and_dropped(number: usize, tls: Tls, taken: Arc<AtomicUsize>) {
+    if number > 1 {
+        return serve(h2::server::handshake(tls).await.unwrap(), &taken).await;
+    }
+    let mut frames = Frames::start(tls).await;
+    let first = frames.request().await.min(frames.request().await);
+    taken.fetch_add(1, Ordering::SeqCst);
+    frames.go_away(first).await;
+    frames.0.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_request_that_goaway_names_as_taken_fails_with_the_connection_and_is_not_repeated() {
+    let rig = Http2Rig::raw(taken_and_dropped).await;
+    let endpoint = rig.endpoint();
+    let body = delivery(100);
+    let attempts = join_all((1..=2).map(|number| endpoint.attempt(&body, number))).await;
+    let failed: Vec<_> = attempts.iter().filter(|attempt| !attempt.verdict.is_acknowledged()).collect();
+    assert_eq!(failed.len(), 1, "{attempts:?}");
+    assert_eq!((failure(failed[0]).0, failed[0].resent), ("connection_reset", 0));
+    let acknowledged = attempts.iter().find(|attempt| attempt.verdict.is_acknowledged()).unwrap();
+    assert_eq!(acknowledged.resent, 1);
+    assert_eq!(rig.counts(), (2, 2));
+}
+
+#[tokio::test]
+async fn after_a_timeout_the_next_attempt_has_a_new_connection_and_requests_on_the_old_one_go_on() {
+    // The first connection answers nothing but the seventh attempt, and that when it is told to.
+    let go_on = Arc::new(Notify::new());
+    let rig = Http2Rig::start({
+        let go_on = Arc::clone(&go_on);
+        move |number, connection, taken| {
+            let go_on = Arc::clone(&go_on);
+            async move {
+                if number == 1 { hold("7", connection, &taken, &go_on).await } else { serve(connection, &taken).await }
+            }
+        }
+    })
+    .await;
+    let mut sink = rig.sink();
+    sink.request_timeout = Duration::from_secs(3);
+    let endpoint = Endpoint::with_roots(&sink, rig.roots.clone()).unwrap();
+    let body = delivery(100);
+    let began = Instant::now();
+    let slow = async {
+        while began.elapsed() < sink.request_timeout / 2 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        endpoint.attempt(&body, 7).await
+    };
+    let rest = async {
+        let late = endpoint.attempt(&body, 1).await;
+        assert_eq!(failure(&late), ("timeout", "no answer within 3s (request_timeout)"));
+        assert_eq!(rig.counts(), (1, 2));
+        assert_eq!(endpoint.attempt(&body, 2).await.verdict, Verdict::Acknowledged);
+        assert_eq!(rig.counts(), (2, 3));
+        go_on.notify_one();
+    };
+    let (slow, ()) = tokio::join!(slow, rest);
+    assert_eq!((slow.verdict, slow.resent), (Verdict::Acknowledged, 0));
+}
+
+#[tokio::test]
+async fn interim_answers_are_passed_over() {
+    let rig = Http2Rig::start(|_, mut connection, taken| async move {
+        while let Some(Ok((_, mut respond))) = connection.accept().await {
+            taken.fetch_add(1, Ordering::SeqCst);
+            let early = Response::builder().status(103).body(()).unwrap();
+            respond.send_informational(early).unwrap();
+            let mut body = respond.send_response(ok(), false).unwrap();
+            body.send_data(Bytes::from_static(b"hi"), false).unwrap();
+            body.send_trailers(http::HeaderMap::from_iter([(http::header::ETAG, "x".parse().unwrap())])).unwrap();
+        }
+    })
+    .await;
+    let attempt = rig.endpoint().attempt(&delivery(100), 1).await;
+    assert_eq!((&attempt.verdict, &attempt.response.body[..]), (&Verdict::Acknowledged, &b"hi"[..]), "{attempt:?}");
+}
