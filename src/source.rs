@@ -16,6 +16,7 @@ pub mod fetch;
 mod gap;
 mod hold;
 mod housekeeping;
+mod identity;
 pub mod intake;
 pub(crate) mod notes;
 mod opening;

@@ -6,6 +6,7 @@
 mod columns;
 mod endpoint;
 mod findings;
+mod missed;
 mod state;
 mod tables;
 #[cfg(test)]
@@ -99,6 +100,7 @@ async fn look_at_source(config: &Config, source: &SourceConfig) -> Vec<Finding> 
             let columns = columns.unwrap_or_default();
             let mut all = findings::of_survey(source, &sinks, &survey, &limits, &columns);
             all.extend(unanswered);
+            all.extend(missed::look(&client, &config.state, source, &survey).await);
             all.extend(state::look_at_binding(&client, &config.state, source, &survey).await);
             all
         }

@@ -8,9 +8,12 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 use tokio_postgres::Client;
 use tracing::{info, warn};
 
+use super::identity::Watch;
 use super::notes::Notes;
 use super::problem::chain;
+use super::slot::missed::{self, Moves, Relation};
 use super::slot::{self, Missed};
+use crate::change::TableName;
 use crate::config::{SinkConfig, SourceConfig};
 use crate::store::{NoteKey, NoteKind};
 use crate::view::{SharedViews, Trouble};
@@ -30,10 +33,14 @@ pub(super) struct Housekeeping {
     pub(super) views: SharedViews,
     /// What is noted of single tables.
     pub(super) notes: Notes,
+    /// Looks after the replica identities of what is published.
+    pub(super) watch: Watch,
     /// From making the slot ready.
     pub(super) troubles: Vec<Trouble>,
     /// From there too.
     pub(super) errors: Vec<Trouble>,
+    /// From there too.
+    pub(super) harms: Vec<Trouble>,
     /// From there too.
     pub(super) missed: Missed,
 }
@@ -48,6 +55,12 @@ struct Found {
     fault: Option<Trouble>,
     /// With the slot.
     slot: Option<Trouble>,
+    /// Why replica identities could not be looked at.
+    unwatched: Option<Trouble>,
+    /// Tables whose own writes fail.
+    harms: Vec<Trouble>,
+    /// Every relation.
+    relations: Vec<Relation>,
 }
 
 impl Housekeeping {
@@ -57,18 +70,26 @@ impl Housekeeping {
             warn!(source = %self.source.name, error = %chain(&error), "statements of the housekeeping have no limit");
         }
         let (troubles, errors) = (std::mem::take(&mut self.troubles), std::mem::take(&mut self.errors));
-        let mut found = Found { troubles, errors, fault: None, slot: None };
+        let harms = std::mem::take(&mut self.harms);
+        let (fault, slot, unwatched) = (None, None, None);
+        let mut found = Found { troubles, errors, fault, slot, unwatched, harms, relations: Vec::new() };
         let missed = std::mem::take(&mut self.missed);
-        self.keep(missed).await;
+        self.keep(missed, &mut found).await;
         let mut heartbeat = self.source.heartbeat.map(calm_interval);
         let mut maintain = calm_interval(MAINTAIN_EVERY);
         let mut inspect = calm_interval(INSPECT_EVERY);
         while !self.client.is_closed() {
             tokio::select! {
                 _ = tick(&mut heartbeat) => self.heartbeat().await,
-                _ = inspect.tick() => self.inspect(&mut found).await,
+                _ = inspect.tick() => {
+                    self.inspect(&mut found).await;
+                    if self.tend(&mut found).await {
+                        maintain.reset_immediately();
+                    }
+                }
                 _ = maintain.tick() => {
                     let next = self.maintain(&mut found).await;
+                    self.tend(&mut found).await;
                     maintain.reset_after(next);
                 }
             }
@@ -94,7 +115,22 @@ impl Housekeeping {
             Ok(None) => {}
             Err(error) => warn!(source = %self.source.name, error = %chain(&error), "could not look at the slot"),
         }
+    }
+
+    /// Looks at the replica identities; whether a table waits to be put back.
+    async fn tend(&mut self, found: &mut Found) -> bool {
+        let mut wants_back = false;
+        match self.watch.tend(&self.client, &mut self.notes).await {
+            Ok(tended) => {
+                (found.harms, found.unwatched, wants_back) = (tended.harms, None, tended.wants_back);
+            }
+            Err(error) => {
+                warn!(source = %self.source.name, error = %chain(&error), "could not look at replica identities");
+                found.unwatched = Some(error.into_trouble());
+            }
+        }
         self.show(found);
+        wants_back
     }
 
     /// Gives the time to the next turn.
@@ -109,7 +145,7 @@ impl Housekeeping {
                 for trouble in done.troubles.iter().chain(&done.errors).filter(|trouble| !before.contains(trouble)) {
                     warn!(source = %self.source.name, advice = trouble.advice, "{}", trouble.what);
                 }
-                self.keep(done.missed).await;
+                self.keep(done.missed, found).await;
                 if done.is_incomplete {
                     next = MAINTAIN_MISSING_EVERY;
                 }
@@ -125,20 +161,54 @@ impl Housekeeping {
     }
 
     /// Notes what stays true over sessions and restarts.
-    async fn keep(&mut self, missed: Missed) {
-        for table in missed.made_anew {
-            if !self.notes.is_out(&table) {
-                self.notes.happened(NoteKey::new(NoteKind::MadeAnew, table)).await;
+    async fn keep(&mut self, missed: Missed, found: &mut Found) {
+        let Missed { made_anew, early, standing, relations } = missed;
+        let late = made_anew.into_iter().map(|table| NoteKey::new(NoteKind::MadeAnew, table));
+        let late = late.chain(early.into_iter().map(|table| NoteKey::new(NoteKind::EarlyRows, table)));
+        for key in late {
+            // The gap of a table that comes back says the same, with its ends.
+            if !self.notes.is_out(&key.table) {
+                self.notes.happened(key).await;
+            }
+        }
+        self.notes.settle(standing).await;
+        if !found.relations.is_empty() {
+            self.note_moves(&found.relations, &relations).await;
+        }
+        self.notes.forget_gone(&relations).await;
+        found.relations = relations;
+    }
+
+    /// Notes what has become of tables since the look before.
+    async fn note_moves(&mut self, before: &[Relation], now: &[Relation]) {
+        let takes = |table: &TableName| self.sinks.iter().any(|sink| sink.takes_table(table));
+        let Moves { away, joined } = missed::moves(before, now, takes);
+        for key in away {
+            self.notes.happened(key).await;
+        }
+        if joined.is_empty() {
+            return;
+        }
+        let oids: Vec<u32> = joined.iter().map(|(oid, _)| *oid).collect();
+        match missed::attached_with_rows(&self.client, &oids).await {
+            Ok(with_rows) => {
+                for (_, key) in joined.into_iter().filter(|(oid, _)| with_rows.contains(oid)) {
+                    self.notes.happened(key).await;
+                }
+            }
+            Err(error) => {
+                warn!(source = %self.source.name, error = %chain(&error), "could not look at new partitions");
             }
         }
     }
 
     /// Shows everything that is wrong.
     fn show(&self, found: &Found) {
-        let all = found.troubles.iter().chain(&found.fault).chain(&found.slot);
+        let all = found.troubles.iter().chain(&found.fault).chain(&found.slot).chain(&found.unwatched);
         if let Some(mut view) = self.views.sources.get_mut(&self.source.name) {
             view.troubles = all.cloned().collect();
             view.errors.clone_from(&found.errors);
+            view.harms.clone_from(&found.harms);
             view.notes = self.notes.view();
         }
     }

@@ -3,13 +3,14 @@
 
 mod wording;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, SystemTime};
 
 use tracing::warn;
 
 pub(crate) use self::wording::{Word, told};
 use super::problem::chain;
+use super::slot::missed::Relation;
 use crate::change::TableName;
 use crate::store::{Note, NoteKey, NoteKind, Store, StoreError};
 use crate::view::NotesView;
@@ -69,7 +70,7 @@ impl Notes {
         if self.by_key.contains_key(&key) {
             return;
         }
-        let note = Note::new(key, now_micros());
+        let note = Note::new(key, now());
         let Word { trouble, .. } = told(&self.source, &note);
         warn!(source = %self.source, advice = trouble.advice, "{}", trouble.what);
         if let Err(error) = self.put(note).await {
@@ -91,6 +92,17 @@ impl Notes {
         }
     }
 
+    /// Drops what speaks of tables that are not there any more. A gap stays: receivers may still have what was there.
+    pub(super) async fn forget_gone(&mut self, relations: &[Relation]) {
+        let there: HashSet<&TableName> = relations.iter().map(|relation| &relation.name).collect();
+        let gone: Vec<NoteKey> = self.by_key.keys().filter(|key| is_gone(key, &there)).cloned().collect();
+        for key in gone {
+            if let Err(error) = self.remove(&key).await {
+                self.say_unwritten(&error);
+            }
+        }
+    }
+
     pub(super) fn say_unwritten(&self, error: &StoreError) {
         warn!(source = %self.source, error = %chain(error), "a note about a table could not be written");
     }
@@ -98,6 +110,24 @@ impl Notes {
     /// What is shown of them.
     pub(super) fn view(&self) -> NotesView {
         view(&self.source, self.by_key.values())
+    }
+}
+
+/// Pure: whether the table whose rows a note misses is not there any more.
+fn is_gone(key: &NoteKey, there: &HashSet<&TableName>) -> bool {
+    match key.kind {
+        NoteKind::EarlyRows => !there.contains(&key.table),
+        NoteKind::AttachedRows => key.other.as_ref().is_none_or(|other| !there.contains(other)),
+        // The table may be under either name by now.
+        NoteKind::RenamedAway => {
+            !there.contains(&key.table) && key.other.as_ref().is_none_or(|other| !there.contains(other))
+        }
+        // Looked for each time, or true whatever becomes of the table.
+        NoteKind::Identity
+        | NoteKind::MadeAnew
+        | NoteKind::UnloggedPartition
+        | NoteKind::ForeignPartition
+        | NoteKind::Child => false,
     }
 }
 
@@ -132,7 +162,7 @@ async fn ask<T: Send + 'static>(
 }
 
 /// Microseconds since 1970.
-pub(super) fn now_micros() -> i64 {
+pub(crate) fn now() -> i64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
 }
@@ -163,6 +193,27 @@ mod tests {
         assert!(shown.errors[0].what.contains("public.a") && shown.warnings[0].what.contains("public.d"), "{shown:?}");
         let count = |kind: &str| shown.counts.iter().find(|(label, _)| *label == kind).unwrap().1;
         assert_eq!((count("identity"), count("early_rows"), count("child")), (2, 1, 0));
+    }
+
+    #[test]
+    fn a_note_goes_with_the_table_whose_rows_it_misses() {
+        let named = |table: &str| TableName { schema: "public".to_owned(), table: table.to_owned() };
+        let (here, gone) = (named("here"), named("gone"));
+        let there = HashSet::from([&here]);
+        let key = |kind, table: &TableName, other: Option<&TableName>| NoteKey {
+            other: other.cloned(),
+            ..NoteKey::new(kind, table.clone())
+        };
+        for (key, expected) in [
+            (key(NoteKind::EarlyRows, &here, None), false),
+            (key(NoteKind::EarlyRows, &gone, None), true),
+            (key(NoteKind::AttachedRows, &here, Some(&gone)), true),
+            (key(NoteKind::RenamedAway, &gone, Some(&here)), false),
+            (key(NoteKind::RenamedAway, &gone, Some(&gone)), true),
+            (key(NoteKind::Identity, &gone, None), false),
+        ] {
+            assert_eq!(is_gone(&key, &there), expected, "{key:?}");
+        }
     }
 
     #[test]

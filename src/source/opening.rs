@@ -13,6 +13,7 @@ use super::agreement::{self, Agreement, Found, Promotion};
 use super::connection::{self, Replication, SystemIdentity};
 use super::hold::Hold;
 use super::housekeeping::Housekeeping;
+use super::identity::Watch;
 use super::notes::Notes;
 use super::problem::Problem;
 use super::relation::Catalogue;
@@ -45,7 +46,12 @@ impl Source {
         } else {
             self.agree(&housekeeper).await?
         };
-        let prepared = self.prepare(&housekeeper).await?;
+        let name = &self.config.name;
+        let mut notes = Notes::load(&self.store, name).await.map_err(Problem::Store)?;
+        let mut watch = Watch::new(self.config.clone(), self.intake.sinks().to_vec());
+        let harms = self.tend(&housekeeper, &mut watch, &mut notes).await;
+        let mut prepared = self.prepare(&housekeeper).await?;
+        self.weigh_new(&mut prepared).await?;
         self.mark_gap(&agreement, &prepared).await?;
         self.settle(&agreement, &prepared).await?;
         if prepared.created {
@@ -61,7 +67,6 @@ impl Source {
         let client = self.connect_sql(&mut tasks).await?;
         let started = timeout(START_LIMIT, self.start(&mut replication, prepared.confirmed)).await;
         started.map_err(|_| Problem::slow("the stream did not start within 30 s"))??;
-        let notes = Notes::load(&self.store, &self.config.name).await.map_err(Problem::Store)?;
         self.announce(&prepared);
         let housekeeping = Housekeeping {
             client: Arc::clone(&housekeeper),
@@ -69,8 +74,10 @@ impl Source {
             sinks: self.intake.sinks().to_vec(),
             views: Arc::clone(&self.views),
             notes,
+            watch,
             troubles: prepared.troubles,
             errors: prepared.errors,
+            harms,
             missed: prepared.missed,
         };
         tasks.spawn(housekeeping.run());
@@ -378,5 +385,6 @@ async fn promotion(
     Ok(Some(Promotion { before, now, left }))
 }
 
+mod tables;
 #[cfg(test)]
 mod tests;

@@ -10,7 +10,8 @@
 
 mod creation;
 mod error;
-mod missed;
+pub(crate) mod identity;
+pub(crate) mod missed;
 pub(crate) mod names;
 pub(crate) mod plan;
 pub(crate) mod publication;
@@ -90,6 +91,7 @@ pub struct Maintained {
 #[derive(Debug)]
 pub(crate) struct Survey {
     pub(crate) server: ServerFacts,
+    pub(crate) tables: Vec<TableFacts>,
     pub(crate) plan: Plan,
     pub(crate) publication: Option<PublicationState>,
     pub(crate) steps: Steps,
@@ -104,11 +106,12 @@ pub(crate) async fn survey(
 ) -> Result<Survey, PrepareError> {
     let server = server::read(client).await?;
     let tables = survey::read(client).await?;
-    let plan = Plan::new(&tables, sinks);
+    let mut plan = Plan::new(&tables, sinks);
     let publication = publication::read(client, source, server.version).await?;
+    publication.iter().for_each(|state| plan.spare(state));
     let steps = Steps::new(publication.as_ref(), &plan, source, sinks, server.version);
     let slot = inspect(client, &source.slot).await?;
-    Ok(Survey { server, plan, publication, steps, slot })
+    Ok(Survey { server, tables, plan, publication, steps, slot })
 }
 
 /// The slot as it is, once [`prepare`] would not refuse what it finds. Changes nothing.
@@ -165,14 +168,14 @@ async fn prepare_in(
     sinks: &[SinkConfig],
     report: Report<'_>,
 ) -> Result<Prepared, PrepareError> {
-    let (survey, unpublished) = publish_all(client, source, sinks, turn).await?;
+    let (survey, unpublished, written) = publish_all(client, source, sinks, turn).await?;
     let mut created = false;
     if survey.slot.as_ref().is_none_or(|slot| slot.is_half_made() || slot.is_lost()) {
         let made = make_slot(client, source, &survey, report).await;
         created = made.map_err(|error| survey.with_grants(error, source))?;
     }
     let troubles = survey.troubles(source).into_iter().chain(unpublished).collect();
-    let missed = survey.missed(turn);
+    let missed = Missed::new(&survey, turn, &survey.published(), &written);
     ready(client, source, &survey, Prepared { troubles, missed, created, ..Prepared::default() }).await
 }
 
@@ -186,9 +189,9 @@ pub async fn prepare_again(
     source: &SourceConfig,
     sinks: &[SinkConfig],
 ) -> Result<Prepared, PrepareError> {
-    let (survey, unpublished) = publish_all(client, source, sinks, Turn::Again).await?;
+    let (survey, unpublished, written) = publish_all(client, source, sinks, Turn::Again).await?;
     let troubles = survey.troubles(source).into_iter().chain(unpublished).collect();
-    let missed = survey.missed(Turn::Again);
+    let missed = Missed::new(&survey, Turn::Again, &survey.published(), &written);
     ready(client, source, &survey, Prepared { troubles, missed, ..Prepared::default() }).await
 }
 
@@ -271,14 +274,15 @@ async fn publish_all(
     source: &SourceConfig,
     sinks: &[SinkConfig],
     turn: Turn,
-) -> Result<(Survey, Option<Trouble>), PrepareError> {
+) -> Result<(Survey, Option<Trouble>, Vec<TableName>), PrepareError> {
     limit_statements(client).await?;
     let mut races = 0;
     loop {
         let mut survey = survey(client, source, sinks).await?;
         survey.fit(source, turn)?;
+        let written = survey.written(client).await?;
         match publish(client, source, &survey, turn).await {
-            Ok(()) => return Ok((survey, None)),
+            Ok(()) => return Ok((survey, None, written)),
             Err(error) if is_race(&error) && races < RACES_MAX => races += 1,
             // A slot that is older than its publication can never be read.
             Err(error) if turn.is_first() || (turn == Turn::Anew && survey.publication.is_none()) => {
@@ -287,7 +291,7 @@ async fn publish_all(
             Err(error) => {
                 survey.steps.added.clear();
                 let trouble = survey.with_grants(error, source).into_trouble();
-                return Ok((survey, Some(trouble)));
+                return Ok((survey, Some(trouble), Vec::new()));
             }
         }
     }
@@ -308,6 +312,7 @@ pub async fn maintain(
         return Err(publication_gone(source));
     }
     let mut troubles = survey.troubles(source);
+    let written = survey.written(client).await?;
     if let Err(error) = publish(client, source, &survey, Turn::Again).await {
         survey.steps.added.clear();
         // Whoever was quicker made what was to be made.
@@ -315,7 +320,8 @@ pub async fn maintain(
             troubles.push(survey.with_grants(error, source).into_trouble());
         }
     }
-    let (missed, is_incomplete) = (survey.missed(Turn::Again), survey.lacks_named(sinks));
+    let missed = Missed::new(&survey, Turn::Again, &survey.published(), &written);
+    let is_incomplete = survey.lacks_named(sinks);
     Ok(Maintained { added: survey.steps.added, troubles, errors: Vec::new(), missed, is_incomplete })
 }
 

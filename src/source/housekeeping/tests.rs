@@ -33,6 +33,8 @@ impl House {
         let store = Store::open(&state(directory.path()), 1).unwrap();
         let housekeeping = Housekeeping {
             client,
+            watch: Watch::new(source.clone(), sinks.clone()),
+            harms: Vec::new(),
             source,
             sinks,
             views: Arc::clone(&views),

@@ -1,8 +1,15 @@
-//! What of the tables is not captured, as far as a survey shows it.
+//! What of the tables is not captured, as far as surveys show it. The decisions are pure.
 
+use std::collections::{HashMap, HashSet};
+
+use tokio_postgres::Client;
+
+use super::error::{PrepareError, bounded};
 use super::plan::Naming;
+use super::survey::{RelationKind, TableFacts};
 use super::{Survey, Turn};
 use crate::change::TableName;
+use crate::store::{NoteKey, NoteKind};
 
 /// What of single tables is not captured.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -10,13 +17,280 @@ pub struct Missed {
     /// Tables that a sink names and that are published only now, when the source has streamed: a name that was made anew, or
     /// taken over by another table.
     pub made_anew: Vec<TableName>,
+    /// Tables that are published only now and had been written to before.
+    pub early: Vec<TableName>,
+    /// What is not captured as long as it is as it is.
+    pub standing: Vec<NoteKey>,
+    /// Every table and partition, to be compared with those of the next look.
+    pub relations: Vec<Relation>,
 }
 
+/// A relation, as far as it matters where its changes come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Relation {
+    /// `pg_class.oid`.
+    pub oid: u32,
+    /// Name.
+    pub name: TableName,
+    /// The root that it is a partition of.
+    pub root: Option<TableName>,
+    /// It is published itself and a sink takes it; of a partition: its root.
+    pub is_captured: bool,
+}
+
+/// What a look learns from the one before.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Moves {
+    /// Captured tables that have another name now, which no sink takes.
+    pub away: Vec<NoteKey>,
+    /// Partitions of captured tables that were not partitions of these before, with their OIDs.
+    pub joined: Vec<(u32, NoteKey)>,
+}
+
+impl Missed {
+    /// Of a survey. `added` are tables that are published only now, `written` those of them that have had rows.
+    pub(super) fn new(survey: &Survey, turn: Turn, captured: &[TableFacts], written: &[TableName]) -> Self {
+        let added = &survey.steps.added;
+        let exact = survey.plan.publish.iter().filter(|(_, naming)| *naming == Naming::Exact);
+        let exact: HashSet<&TableName> = exact.map(|(table, _)| &table.name).collect();
+        let is_anew = |table: &&TableName| !turn.is_first() && exact.contains(table);
+        let made_anew: Vec<TableName> = added.iter().filter(is_anew).cloned().collect();
+        let early = written.iter().filter(|table| added.contains(table) && !is_anew(table)).cloned().collect();
+        let names: HashSet<&TableName> = captured.iter().map(|table| &table.name).collect();
+        Self {
+            made_anew,
+            early,
+            standing: standing(&survey.tables, &names),
+            relations: relations(&survey.tables, &names),
+        }
+    }
+}
+
+/// Partitions and children of captured tables whose rows are not captured.
+pub(crate) fn standing(tables: &[TableFacts], captured: &HashSet<&TableName>) -> Vec<NoteKey> {
+    let by_name: HashMap<&TableName, &TableFacts> = tables.iter().map(|table| (&table.name, table)).collect();
+    let note = |kind, table: &TableName, other: &TableName| NoteKey {
+        other: Some(other.clone()),
+        ..NoteKey::new(kind, table.clone())
+    };
+    let mut notes = Vec::new();
+    for root in tables.iter().filter(|table| captured.contains(&table.name)) {
+        for leaf in &root.silent {
+            let is_foreign = by_name.get(leaf).is_some_and(|leaf| leaf.kind == RelationKind::Foreign);
+            let kind = if is_foreign { NoteKind::ForeignPartition } else { NoteKind::UnloggedPartition };
+            notes.push(note(kind, &root.name, leaf));
+        }
+    }
+    for child in tables.iter().filter(|table| !table.parents.is_empty() && !captured.contains(&table.name)) {
+        if let Some(ancestor) = captured_ancestor(child, &by_name, captured) {
+            notes.push(note(NoteKind::Child, ancestor, &child.name));
+        }
+    }
+    notes
+}
+
+/// The nearest captured table that it inherits from.
+fn captured_ancestor<'a>(
+    child: &'a TableFacts,
+    by_name: &HashMap<&'a TableName, &'a TableFacts>,
+    captured: &HashSet<&TableName>,
+) -> Option<&'a TableName> {
+    let mut seen: HashSet<&TableName> = HashSet::new();
+    let mut next: Vec<&TableName> = child.parents.iter().collect();
+    while !next.is_empty() {
+        if let Some(found) = next.iter().find(|name| captured.contains(*name)) {
+            return Some(*found);
+        }
+        seen.extend(&next);
+        let above = next.iter().filter_map(|name| by_name.get(name)).flat_map(|table| &table.parents);
+        next = above.filter(|name| !seen.contains(name)).collect();
+    }
+    None
+}
+
+fn relations(tables: &[TableFacts], captured: &HashSet<&TableName>) -> Vec<Relation> {
+    let has_rows = |table: &&TableFacts| matches!(table.kind, RelationKind::Table | RelationKind::Partitioned);
+    let relation = |table: &TableFacts| Relation {
+        oid: table.oid,
+        name: table.name.clone(),
+        root: table.root.clone(),
+        is_captured: captured.contains(table.root.as_ref().unwrap_or(&table.name)),
+    };
+    tables.iter().filter(has_rows).map(relation).collect()
+}
+
+/// Compares two looks. `takes` tells whether a sink takes a table of that name.
+pub(crate) fn moves(before: &[Relation], now: &[Relation], takes: impl Fn(&TableName) -> bool) -> Moves {
+    let by_oid: HashMap<u32, &Relation> = before.iter().map(|relation| (relation.oid, relation)).collect();
+    let mut moves = Moves::default();
+    for relation in now {
+        let known = by_oid.get(&relation.oid);
+        match (&relation.root, known) {
+            (None, Some(known)) if known.is_captured && known.root.is_none() && !takes(&relation.name) => {
+                let key = NoteKey::new(NoteKind::RenamedAway, known.name.clone());
+                moves.away.push(NoteKey { other: Some(relation.name.clone()), ..key });
+            }
+            (Some(root), known) if relation.is_captured => {
+                // A root may have been renamed, and its partitions with it.
+                let was_there = known.is_some_and(|known| known.root.is_some());
+                if !was_there {
+                    let key = NoteKey::new(NoteKind::AttachedRows, root.clone());
+                    moves.joined.push((relation.oid, NoteKey { other: Some(relation.name.clone()), ..key }));
+                }
+            }
+            (None | Some(_), _) => {}
+        }
+    }
+    moves
+}
+
+/// Of these relations the ones that have rows and became partitions later than they were made: by another transaction than the
+/// one that made the relation's system columns, which no ALTER touches. Its size asks for a lock, so what is locked against all
+/// is left out.
+const ATTACHED: &str = "
+select c.oid
+  from pg_class c
+  join pg_inherits i on i.inhrelid = c.oid
+  join pg_attribute a on a.attrelid = c.oid and a.attname = 'tableoid' and a.attnum < 0
+ where c.oid = any ($1) and c.relkind = 'r' and i.xmin <> a.xmin
+   and not exists (select from pg_locks l where l.relation = c.oid and l.granted and l.mode = 'AccessExclusiveLock')
+   and pg_relation_size(c.oid) > 0";
+
+/// Which of these partitions were attached with rows.
+///
+/// # Errors
+/// When the server cannot be asked.
+pub(crate) async fn attached_with_rows(client: &Client, oids: &[u32]) -> Result<HashSet<u32>, PrepareError> {
+    let rows = bounded("look at new partitions", client.query(ATTACHED, &[&oids])).await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// Of these relations, and of the partitions of them that are in the WAL, the ones that have pages, and so have had rows.
+const WRITTEN: &str = "
+with recursive tree (oid, top) as (
+  select t.oid, t.oid from unnest($1::oid[]) t (oid)
+  union
+  select i.inhrelid, t.top
+    from tree t join pg_class c on c.oid = t.oid and c.relkind = 'p' join pg_inherits i on i.inhparent = t.oid)
+select distinct t.top
+  from tree t join pg_class c on c.oid = t.oid and c.relkind = 'r' and c.relpersistence = 'p'
+ where not exists (select from pg_locks l where l.relation = c.oid and l.granted and l.mode = 'AccessExclusiveLock')
+   and pg_relation_size(c.oid) > 0";
+
 impl Survey {
-    pub(super) fn missed(&self, turn: Turn) -> Missed {
-        let named =
-            self.plan.publish.iter().filter(|(_, naming)| *naming == Naming::Exact).map(|(table, _)| &table.name);
-        let late = named.filter(|name| !turn.is_first() && self.steps.added.contains(name));
-        Missed { made_anew: late.cloned().collect() }
+    /// Tables to be published that have been written to: asked right before.
+    pub(super) async fn written(&self, client: &Client) -> Result<Vec<TableName>, PrepareError> {
+        let added: HashSet<&TableName> = self.steps.added.iter().collect();
+        let new: Vec<&TableFacts> = self.tables.iter().filter(|table| added.contains(&table.name)).collect();
+        let written = written(client, &new.iter().map(|table| table.oid).collect::<Vec<_>>()).await?;
+        Ok(new.into_iter().filter(|table| written.contains(&table.oid)).map(|table| table.name.clone()).collect())
+    }
+}
+
+/// Which of these tables have been written to. Needs no privilege on them.
+///
+/// # Errors
+/// When the server cannot be asked.
+async fn written(client: &Client, oids: &[u32]) -> Result<HashSet<u32>, PrepareError> {
+    if oids.is_empty() {
+        return Ok(HashSet::new());
+    }
+    let rows = bounded("look at new tables", client.query(WRITTEN, &[&oids])).await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::change::ReplicaIdentity;
+    use crate::source::slot::IdentityFacts;
+
+    fn named(table: &str) -> TableName {
+        TableName { schema: "public".to_owned(), table: table.to_owned() }
+    }
+
+    fn facts(table: &str, parents: &[&str]) -> TableFacts {
+        TableFacts {
+            oid: 1,
+            name: named(table),
+            kind: RelationKind::Table,
+            is_logged: true,
+            is_owned: true,
+            identity: IdentityFacts { setting: ReplicaIdentity::Default, columns: None },
+            primary_key: Vec::new(),
+            columns: Vec::new(),
+            root: None,
+            leaves: Vec::new(),
+            silent: Vec::new(),
+            parents: parents.iter().map(|parent| named(parent)).collect(),
+        }
+    }
+
+    #[test]
+    fn silent_partitions_and_children_are_noted_of_the_captured_table_that_they_belong_to() {
+        let root = TableFacts { silent: vec![named("leaf"), named("abroad")], ..facts("root", &[]) };
+        let abroad = TableFacts { kind: RelationKind::Foreign, ..facts("abroad", &[]) };
+        let other = TableFacts { silent: vec![named("x")], ..facts("other", &[]) };
+        let tables = [
+            root,
+            facts("leaf", &[]),
+            abroad,
+            other,
+            facts("parent", &[]),
+            facts("child", &["parent"]),
+            facts("grandchild", &["child", "unknown"]),
+            facts("named", &["parent"]),
+            facts("elsewhere", &["other"]),
+        ];
+        let [root, parent, child] = ["root", "parent", "named"].map(named);
+        let captured = HashSet::from([&root, &parent, &child]);
+        let seen: Vec<_> = standing(&tables, &captured)
+            .into_iter()
+            .map(|key| (key.kind, key.table.table, key.other.unwrap().table))
+            .collect();
+        let expected = [
+            (NoteKind::UnloggedPartition, "root", "leaf"),
+            (NoteKind::ForeignPartition, "root", "abroad"),
+            (NoteKind::Child, "parent", "child"),
+            (NoteKind::Child, "parent", "grandchild"),
+        ];
+        assert_eq!(seen, expected.map(|(kind, table, other)| (kind, table.to_owned(), other.to_owned())));
+    }
+
+    #[test]
+    fn a_circle_of_parents_ends() {
+        let tables = [facts("a", &["b"]), facts("b", &["a"])];
+        assert_eq!(standing(&tables, &HashSet::new()), []);
+    }
+
+    fn relation(oid: u32, name: &str, root: Option<&str>, is_captured: bool) -> Relation {
+        Relation { oid, name: named(name), root: root.map(named), is_captured }
+    }
+
+    #[test]
+    fn a_captured_table_under_a_name_that_no_sink_takes_is_away_and_a_new_partition_has_joined() {
+        let before = [
+            relation(1, "orders", None, true),
+            relation(2, "log", None, true),
+            relation(3, "free", None, false),
+            relation(4, "old_leaf", Some("root"), true),
+            relation(5, "alone", None, true),
+            relation(6, "dropped", None, true),
+        ];
+        let now = [
+            relation(1, "orders_old", None, false),
+            relation(2, "log2", None, true),
+            relation(3, "free_old", None, false),
+            relation(4, "old_leaf", Some("renamed_root"), true),
+            relation(5, "alone", Some("root"), true),
+            relation(7, "new_leaf", Some("root"), true),
+            relation(8, "leaf_of_none", Some("other"), false),
+        ];
+        let Moves { away, joined } = moves(&before, &now, |name| name.table == "log2");
+        let names = |key: &NoteKey| (key.table.table.clone(), key.other.clone().unwrap().table);
+        assert_eq!(away.iter().map(names).collect::<Vec<_>>(), [("orders".into(), "orders_old".into())]);
+        let joined: Vec<_> = joined.iter().map(|(oid, key)| (*oid, names(key))).collect();
+        let leaf = |name: &str| ("root".to_owned(), name.to_owned());
+        assert_eq!(joined, [(5, leaf("alone")), (7, leaf("new_leaf"))]);
     }
 }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use super::error::PlanFault;
 use super::names::quoted_table;
+use super::publication::PublicationState;
 use super::survey::{Refusal, TableFacts};
 use crate::change::{ReplicaIdentity, TableName};
 use crate::config::{Actions, GroupBy, MessageForm, SinkConfig};
@@ -106,6 +107,21 @@ impl Plan {
             }
         }
         plan
+    }
+
+    /// A publication may pass on more than these sinks take: a table without an identity, whose own UPDATE and DELETE would
+    /// fail then, is not added to it. One that it holds already is looked after by itself.
+    pub(crate) fn spare(&mut self, state: &PublicationState) {
+        if self.operations.needs_identity() || !state.operations.needs_identity() {
+            return;
+        }
+        let tables = std::mem::take(&mut self.publish);
+        for (table, naming) in tables {
+            match table.identity_refusal().filter(|_| !state.covers(&table.name)) {
+                Some(refusal) => self.leave_out(refusal),
+                None => self.publish.push((table, naming)),
+            }
+        }
     }
 
     /// Names written out in `tables` that the database does not have, and patterns without a table.

@@ -12,7 +12,7 @@ use crate::view::Trouble;
 
 /// The comment by which walhook knows a publication that it made for this slot, and from which it may take things away.
 /// A publication may serve several slots; one that was made for another is only ever widened.
-fn mark(source: &SourceConfig) -> String {
+pub(super) fn mark(source: &SourceConfig) -> String {
     format!("made and maintained by walhook for the slot {}", source.slot)
 }
 

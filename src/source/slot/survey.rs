@@ -62,8 +62,12 @@ pub struct TableFacts {
     pub columns: Vec<ColumnFacts>,
     /// For a partition: the root under whose name its changes come.
     pub root: Option<TableName>,
-    /// For a root: the partitions with rows, each with an identity of its own.
+    /// For a root: the partitions whose rows are in the WAL, each with an identity of its own.
     pub leaves: Vec<(TableName, IdentityFacts)>,
+    /// For a root: the partitions whose rows are not, because they are unlogged or foreign.
+    pub silent: Vec<TableName>,
+    /// Tables that it inherits from, but for the one that it is a partition of.
+    pub parents: Vec<TableName>,
 }
 
 /// Relations of all schemas but the system's and the sessions' own.
@@ -74,7 +78,8 @@ select c.oid, convert_to(n.nspname::text, {ENCODING}), convert_to(c.relname::tex
        pg_has_role(c.relowner, 'USAGE'),
        case when c.relispartition then pg_partition_root(c.oid)::oid end,
        coalesce(p.columns, '{{}}'), i.columns,
-       coalesce(a.names, '{{}}'), coalesce(a.virtuals, '{{}}'), coalesce(a.toastable, '{{}}')
+       coalesce(a.names, '{{}}'), coalesce(a.virtuals, '{{}}'), coalesce(a.toastable, '{{}}'),
+       case when not c.relispartition then array(select h.inhparent from pg_inherits h where h.inhrelid = c.oid) else '{{}}' end
   from pg_class c
   join pg_namespace n on n.oid = c.relnamespace
   left join lateral (
@@ -85,9 +90,9 @@ select c.oid, convert_to(n.nspname::text, {ENCODING}), convert_to(c.relname::tex
   left join lateral (
     select array_agg(convert_to(a.attname::text, {ENCODING}) order by k.n) as columns
       from pg_index x, unnest(x.indkey) with ordinality k(attnum, n), pg_attribute a
-     where x.indrelid = c.oid and x.indisvalid and k.n <= x.indnkeyatts
-       and a.attrelid = c.oid and a.attnum = k.attnum
-       and ((c.relreplident = 'd' and x.indisprimary and x.indimmediate) or (c.relreplident = 'i' and x.indisreplident))
+     where x.indrelid = c.oid and x.indisvalid and x.indisunique and x.indimmediate and x.indpred is null
+       and k.n <= x.indnkeyatts and a.attrelid = c.oid and a.attnum = k.attnum
+       and ((c.relreplident = 'd' and x.indisprimary) or (c.relreplident = 'i' and x.indisreplident))
     ) i on true
   left join lateral (
     select array_agg(convert_to(a.attname::text, {ENCODING}) order by a.attnum) as names,
@@ -111,9 +116,18 @@ pub(crate) async fn read(client: &Client) -> Result<Vec<TableFacts>, PrepareErro
         let root_name = tables.get(root_at).map(|root| root.name.clone());
         let Some(leaf) = tables.get_mut(at) else { continue };
         leaf.root = root_name;
-        let entry = (leaf.kind == RelationKind::Table).then(|| (leaf.name.clone(), leaf.identity.clone()));
+        let (name, identity) = (leaf.name.clone(), leaf.identity.clone());
+        let (is_silent, is_leaf) = (leaf.is_silent(), leaf.kind == RelationKind::Table);
         if let Some(root) = tables.get_mut(root_at) {
-            root.leaves.extend(entry);
+            root.silent.extend(is_silent.then(|| name.clone()));
+            root.leaves.extend((is_leaf && !is_silent).then_some((name, identity)));
+        }
+    }
+    let parents: Vec<Vec<u32>> = rows.iter().map(|row| row.get(13)).collect();
+    for (at, parents) in parents.into_iter().enumerate() {
+        let names = parents.iter().filter_map(|parent| Some(tables.get(*by_oid.get(parent)?)?.name.clone())).collect();
+        if let Some(child) = tables.get_mut(at) {
+            child.parents = names;
         }
     }
     Ok(tables)
@@ -156,6 +170,8 @@ fn table(row: &Row) -> TableFacts {
             .collect(),
         root: None,
         leaves: Vec::new(),
+        silent: Vec::new(),
+        parents: Vec::new(),
     }
 }
 
@@ -167,6 +183,11 @@ pub(crate) struct Refusal {
 }
 
 impl TableFacts {
+    /// Holds rows that are not in the WAL.
+    fn is_silent(&self) -> bool {
+        self.kind == RelationKind::Foreign || (self.kind == RelationKind::Table && !self.is_logged)
+    }
+
     /// Why a relation of this kind is never published by its own name.
     pub(crate) fn kind_refusal(&self) -> Option<Refusal> {
         let because = |reason: String| Some(Refusal { reason, sql: None });
@@ -193,7 +214,7 @@ impl TableFacts {
     /// Why UPDATE or DELETE on the table would start to fail once it is published with these actions.
     pub(crate) fn identity_refusal(&self) -> Option<Refusal> {
         // The server looks at the partitions' identities, not at the root's.
-        let bare: Vec<&TableName> = match self.leaves.is_empty() {
+        let bare: Vec<&TableName> = match self.leaves.is_empty() && self.silent.is_empty() {
             true => self.identity.columns.is_none().then_some(&self.name).into_iter().collect(),
             false => {
                 let without = self.leaves.iter().filter(|(_, identity)| identity.columns.is_none());
@@ -203,7 +224,8 @@ impl TableFacts {
         if !bare.is_empty() {
             return Some(self.no_identity(&bare));
         }
-        let full = self.identity.setting == ReplicaIdentity::Full;
+        let is_full = |identity: &IdentityFacts| identity.setting == ReplicaIdentity::Full;
+        let full = is_full(&self.identity) || self.leaves.iter().any(|(_, identity)| is_full(identity));
         let computed = self.columns.iter().find(|column| full && column.is_virtual)?;
         Some(Refusal {
             reason: format!(

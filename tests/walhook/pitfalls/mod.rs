@@ -8,10 +8,12 @@ pub(crate) mod copy;
 mod relay;
 
 mod big;
+mod harm;
 mod identity;
 mod index;
 mod liveness;
 mod membership;
+mod missed;
 mod motion;
 mod names;
 mod partitions;

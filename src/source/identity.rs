@@ -1,0 +1,225 @@
+//! Keeps the application's own writes working: a published table that has lost its replica identity is taken out of the
+//! publication, where that is walhook's, and put back when it has one again.
+//!
+//! What is committed in between is a gap. The order makes a crash at any point leave it noted: first the store notes where the
+//! gap begins, with an open end; then the table is taken out; it is put back by the usual look for tables; and only then the gap
+//! gets its end, read after that was committed. A gap may begin a little early and end a little late, never the other way round.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::{Duration, Instant};
+
+use tokio_postgres::Client;
+use tracing::{info, warn};
+
+use super::notes::{Notes, at, now, told};
+use super::slot::identity::{self, Bare, Look, TakenOut};
+use super::slot::{PrepareError, publication};
+use crate::change::{Lsn, TableName};
+use crate::config::{SinkConfig, SourceConfig};
+use crate::store::{Note, NoteKey, NoteKind};
+use crate::view::Trouble;
+
+/// How long one look takes tables out; the rest waits for the next.
+const TAKE_OUT_LIMIT: Duration = Duration::from_secs(4);
+
+/// What was found and is not mended.
+#[derive(Debug, Default)]
+pub(super) struct Tended {
+    /// Tables that are still published while their own writes fail.
+    pub(super) harms: Vec<Trouble>,
+    /// A table that is out has an identity again: it is time to put it back.
+    pub(super) wants_back: bool,
+}
+
+/// Looks after the tables of one source.
+#[derive(Debug)]
+pub(super) struct Watch {
+    source: SourceConfig,
+    sinks: Vec<SinkConfig>,
+    /// Since when writes of a table fail, by the table's name.
+    since: HashMap<TableName, i64>,
+}
+
+/// What follows from a look and what is noted. Pure.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Decided {
+    /// Tables that nothing is noted of yet.
+    begin: Vec<TableName>,
+    /// Tables to take out.
+    take_out: Vec<TableName>,
+    /// Tables that have their identity again and were never out.
+    forget: Vec<TableName>,
+    /// Tables that are out, as far as is noted, and have their identity again.
+    whole: Vec<TableName>,
+}
+
+fn decide(source: &SourceConfig, look: &Look, bare: &BTreeMap<TableName, Bare>, noted: &[&Note]) -> Decided {
+    let note = |table: &TableName| noted.iter().find(|note| note.key.table == *table);
+    let is_bare = |table: &TableName| look.bare.iter().any(|bare| bare.table == *table);
+    let tables = |of: &dyn Fn(&Note) -> bool| -> Vec<TableName> {
+        let mended = noted.iter().filter(|note| !look.is_cut && !is_bare(&note.key.table) && of(note));
+        mended.map(|note| note.key.table.clone()).collect()
+    };
+    let takeable = bare.values().filter(|bare| look.hindrance(source, bare).is_none());
+    Decided {
+        begin: bare.keys().filter(|table| note(table).is_none()).cloned().collect(),
+        take_out: takeable.map(|bare| bare.table.clone()).collect(),
+        forget: tables(&|note| note.from.is_none()),
+        whole: tables(&Note::is_open),
+    }
+}
+
+/// The tables of a look that are published, each with the first of its relations.
+fn published(look: &Look) -> BTreeMap<TableName, Bare> {
+    let mut tables = BTreeMap::new();
+    for bare in look.bare.iter().filter(|bare| !bare.is_candidate) {
+        tables.entry(bare.table.clone()).or_insert_with(|| bare.clone());
+    }
+    tables
+}
+
+impl Watch {
+    pub(super) fn new(source: SourceConfig, sinks: Vec<SinkConfig>) -> Self {
+        Self { source, sinks, since: HashMap::new() }
+    }
+
+    /// Looks, and does what can be done.
+    ///
+    /// # Errors
+    /// When the server cannot be asked.
+    pub(super) async fn tend(&mut self, client: &Client, notes: &mut Notes) -> Result<Tended, PrepareError> {
+        let out: Vec<TableName> =
+            notes.of(NoteKind::Identity).filter(|note| note.is_open()).map(|note| note.key.table.clone()).collect();
+        let candidates: Vec<&TableName> = out.iter().collect();
+        let Some(look) = identity::look(client, &self.source, &candidates).await? else {
+            return Ok(Tended::default());
+        };
+        let bare = published(&look);
+        let noted: Vec<&Note> = notes.of(NoteKind::Identity).collect();
+        let decided = decide(&self.source, &look, &bare, &noted);
+        self.begin(&decided.begin, &bare, notes).await;
+        let mut hindered = self.take_out(client, &look, &decided.take_out, notes).await?;
+        for table in &decided.forget {
+            info!(source = self.source.name, %table, "the table has a replica identity again, and was published all the time");
+            if let Err(error) = notes.remove(&key(table)).await {
+                notes.say_unwritten(&error);
+            }
+        }
+        let wants_back = self.close(client, look.version, &decided.whole, notes).await?;
+        let mut harms = Vec::new();
+        for (table, bare) in &bare {
+            let hindrance = match look.hindrance(&self.source, bare) {
+                Some(hindrance) => hindrance.to_owned(),
+                None => match hindered.remove(table) {
+                    Some(hindrance) => hindrance,
+                    None => continue,
+                },
+            };
+            let since = self.since.get(table).copied().unwrap_or_else(now);
+            harms.push(look.harm(&self.source, bare, Some(&at(since)), &hindrance));
+        }
+        Ok(Tended { harms, wants_back })
+    }
+
+    /// Notes since when.
+    async fn begin(&mut self, tables: &[TableName], bare: &BTreeMap<TableName, Bare>, notes: &mut Notes) {
+        for table in tables {
+            let note = Note::new(key(table), now());
+            let trouble = told(&self.source.name, &note).trouble;
+            warn!(source = self.source.name, advice = trouble.advice, "{}", trouble.what);
+            if let Err(error) = notes.put(note).await {
+                notes.say_unwritten(&error);
+            }
+        }
+        self.since.retain(|table, _| bare.contains_key(table));
+        for table in bare.keys() {
+            let noted = notes.get(&key(table)).filter(|note| note.to.is_none()).map(|note| note.at_micros);
+            self.since.entry(table.clone()).or_insert_with(|| noted.unwrap_or_else(now));
+        }
+    }
+
+    /// Takes tables out; why not, by table, of those that it could not.
+    async fn take_out(
+        &self,
+        client: &Client,
+        look: &Look,
+        tables: &[TableName],
+        notes: &mut Notes,
+    ) -> Result<HashMap<TableName, String>, PrepareError> {
+        let began = Instant::now();
+        let mut hindered = HashMap::new();
+        for table in tables {
+            let not_now = |why: &str| (table.clone(), format!("{why}; it is tried again by itself"));
+            let Some(end) = look.end.filter(|_| began.elapsed() < TAKE_OUT_LIMIT) else {
+                hindered.extend([not_now("there are more than one look has time for")]);
+                continue;
+            };
+            let Some(before) = notes.get(&key(table)).cloned() else {
+                hindered.extend([not_now("the store could not note it")]);
+                continue;
+            };
+            if let Err(error) = notes.put(begun(&before, end)).await {
+                notes.say_unwritten(&error);
+                hindered.extend([not_now("the store could not note it")]);
+                continue;
+            }
+            crate::failpoint::hit("identity.noted");
+            match identity::take_out(client, &self.source, table).await? {
+                TakenOut::Done => {
+                    crate::failpoint::hit("identity.taken_out");
+                    let (source, publication) = (&self.source.name, &self.source.publication);
+                    warn!(source, publication, %table, from = %end, "taken out of the publication, so that its own writes work");
+                }
+                TakenOut::Refused(why) => {
+                    hindered.extend([not_now(&why)]);
+                    if let Err(error) = notes.put(before).await {
+                        notes.say_unwritten(&error);
+                    }
+                }
+            }
+        }
+        Ok(hindered)
+    }
+
+    /// Ends the gaps of tables that have their identity again: those that are published, and those that are never going to
+    /// be. Whether one is left that can be put back.
+    async fn close(
+        &self,
+        client: &Client,
+        version: u32,
+        tables: &[TableName],
+        notes: &mut Notes,
+    ) -> Result<bool, PrepareError> {
+        if tables.is_empty() {
+            return Ok(false);
+        }
+        let Some(state) = publication::read(client, &self.source, version).await? else { return Ok(true) };
+        let mut wants_back = false;
+        for table in tables {
+            let is_wanted = self.sinks.iter().any(|sink| sink.takes_table(table));
+            if !state.covers(table) && is_wanted && identity::exists(client, table).await? {
+                wants_back = true;
+                continue;
+            }
+            // After it was seen in the publication.
+            let to = identity::end_of_wal(client).await?;
+            let Some(note) = notes.get(&key(table)).cloned() else { continue };
+            let closed = Note { to: Some(to), ..note };
+            let trouble = told(&self.source.name, &closed).trouble;
+            warn!(source = self.source.name, advice = trouble.advice, "{}", trouble.what);
+            if let Err(error) = notes.put(closed).await {
+                notes.say_unwritten(&error);
+            }
+        }
+        Ok(wants_back)
+    }
+}
+
+fn key(table: &TableName) -> NoteKey {
+    NoteKey::new(NoteKind::Identity, table.clone())
+}
+
+/// The note of a table that is about to be taken out. One gap joins the next: what lies between is not told apart any more.
+fn begun(before: &Note, end: Lsn) -> Note {
+    Note { from: Some(before.from.unwrap_or(end)), to: None, ..before.clone() }
+}
