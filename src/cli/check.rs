@@ -96,7 +96,8 @@ async fn look_at_source(config: &Config, source: &SourceConfig) -> Vec<Finding> 
         Ok((survey, limits)) => {
             let oids: Vec<u32> = survey.plan.publish.iter().map(|(table, _)| table.oid).collect();
             let columns = columns::read(&client, &oids).await;
-            let unanswered = columns.as_ref().err().map(|error| findings::of_silence(subject, error));
+            let unanswered =
+                columns.as_ref().err().map(|error| findings::of_silence(subject, error, &survey.server.role));
             let columns = columns.unwrap_or_default();
             let mut all = findings::of_survey(source, &sinks, &survey, &limits, &columns);
             all.extend(unanswered);
@@ -104,6 +105,7 @@ async fn look_at_source(config: &Config, source: &SourceConfig) -> Vec<Finding> 
             all.extend(state::look_at_binding(&client, &config.state, source, &survey).await);
             all
         }
+        Err(slot::PrepareError::Lasting { what, advice }) => vec![Finding::fail(subject, what, advice)],
         Err(error) => {
             let mend = "try again; if it goes on, see the server's log";
             vec![Finding::fail(subject, format!("{:#}", anyhow::Error::from(error)), mend)]

@@ -85,7 +85,7 @@ async fn look(address: &PgAddress, url: &str) -> anyhow::Result<Draft> {
     let mut drivers = JoinSet::new();
     drivers.spawn(async move { driver.await.is_ok() });
     let asked = async { Ok::<_, PrepareError>((server::read(&client).await?, survey::read(&client).await?)) };
-    let (server, tables) = asked.await?;
+    let (server, tables) = asked.await.map_err(|error| error.with_grant(&address.user))?;
     Ok(draft(url, &server, &tables)?)
 }
 

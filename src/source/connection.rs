@@ -77,24 +77,28 @@ pub async fn sql_somewhere(
     let config = &config;
     let entered = socket::enter_somewhere(address, |socket| async move {
         let (client, mut driver) = config.connect_raw(socket, AsItIs).await?;
-        let answer = {
-            let question = settings::question();
-            let answer = client.simple_query(&question);
-            tokio::select! {
-                answer = answer => answer?,
-                ended = &mut driver => {
-                    ended?;
-                    return Err(ConnectError::Broken(StreamError::Closed));
-                }
+        tokio::select! {
+            set_up = set_up(&client, address) => set_up?,
+            ended = &mut driver => {
+                ended?;
+                return Err(ConnectError::Broken(StreamError::Closed));
             }
-        };
-        let row =
-            answer.iter().find_map(|message| if let SimpleQueryMessage::Row(row) = message { Some(row) } else { None });
-        settings::check(address, row.into_iter().flat_map(|row| (0..row.len()).map(|index| row.get(index))))?;
+        }
         Ok((client, driver))
     });
     let ((client, driver), host) = entered.await?;
     Ok((client, driver, PgAddress { hosts: vec![host], ..address.clone() }))
+}
+
+/// Sets the session up, and looks whether it took.
+async fn set_up(client: &tokio_postgres::Client, address: &PgAddress) -> Result<(), ConnectError> {
+    client.batch_execute(&settings::before(address).join("; ")).await?;
+    let answer = client.simple_query(&settings::question()).await?;
+    let row =
+        answer.iter().find_map(|message| if let SimpleQueryMessage::Row(row) = message { Some(row) } else { None });
+    let values = row.into_iter().flat_map(|row| (0..row.len()).map(|index| row.get(index)));
+    let version = settings::check(address, values)?;
+    Ok(client.batch_execute(&settings::after(version).join("; ")).await?)
 }
 
 /// Hands the socket on as it is.
@@ -145,8 +149,15 @@ impl Replication {
         let options = &settings::stream_options(address);
         let session = socket::enter(address, |socket| async move {
             let mut session = Session::enter(socket, address, options).await?;
+            // One by one: up to 14 a walsender takes one statement at a time.
+            for statement in settings::before(address) {
+                session.query(statement).await?;
+            }
             let answer = session.query(&settings::question()).await?;
-            settings::check(address, answer.iter().flatten().map(Option::as_deref))?;
+            let version = settings::check(address, answer.iter().flatten().map(Option::as_deref))?;
+            for statement in settings::after(version) {
+                session.query(statement).await?;
+            }
             // Postgres cannot convert from SQL_ASCII, which may hold anything; such bytes come as they are.
             if session.parameters.get("server_encoding").is_some_and(|encoding| encoding == "SQL_ASCII") {
                 session.query("SET client_encoding TO 'SQL_ASCII'").await?;

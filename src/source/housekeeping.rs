@@ -12,7 +12,7 @@ use super::identity::Watch;
 use super::notes::Notes;
 use super::problem::chain;
 use super::slot::missed::{self, Moves, Relation};
-use super::slot::{self, Missed};
+use super::slot::{self, Missed, PrepareError};
 use crate::change::TableName;
 use crate::config::{SinkConfig, SourceConfig};
 use crate::store::{NoteKey, NoteKind};
@@ -46,6 +46,7 @@ pub(super) struct Housekeeping {
 }
 
 /// What is wrong, each part as it was last found.
+#[derive(Default)]
 struct Found {
     /// With the tables and the publication.
     troubles: Vec<Trouble>,
@@ -61,6 +62,10 @@ struct Found {
     harms: Vec<Trouble>,
     /// Every relation.
     relations: Vec<Relation>,
+    /// Heartbeats are refused.
+    heartbeat: Option<Trouble>,
+    /// Commits of others wait for us.
+    commits: Option<Trouble>,
 }
 
 impl Housekeeping {
@@ -71,8 +76,7 @@ impl Housekeeping {
         }
         let (troubles, errors) = (std::mem::take(&mut self.troubles), std::mem::take(&mut self.errors));
         let harms = std::mem::take(&mut self.harms);
-        let (fault, slot, unwatched) = (None, None, None);
-        let mut found = Found { troubles, errors, fault, slot, unwatched, harms, relations: Vec::new() };
+        let mut found = Found { troubles, errors, harms, ..Found::default() };
         let missed = std::mem::take(&mut self.missed);
         self.keep(missed, &mut found).await;
         let mut heartbeat = self.source.heartbeat.map(calm_interval);
@@ -80,7 +84,7 @@ impl Housekeeping {
         let mut inspect = calm_interval(INSPECT_EVERY);
         while !self.client.is_closed() {
             tokio::select! {
-                _ = tick(&mut heartbeat) => self.heartbeat().await,
+                _ = tick(&mut heartbeat) => self.heartbeat(&mut found).await,
                 _ = inspect.tick() => {
                     self.inspect(&mut found).await;
                     if self.tend(&mut found).await {
@@ -96,9 +100,21 @@ impl Housekeeping {
         }
     }
 
-    async fn heartbeat(&self) {
-        if let Err(error) = slot::heartbeat(&self.client).await {
-            warn!(source = %self.source.name, error = %chain(&error), "heartbeat failed");
+    async fn heartbeat(&self, found: &mut Found) {
+        let missed = slot::heartbeat(&self.client).await.err();
+        if let Some(error) = missed.as_ref().filter(|_| found.heartbeat.is_none()) {
+            warn!(source = %self.source.name, error = %chain(error), "heartbeat failed");
+        }
+        // The stream goes on without; other failures pass.
+        let refused = missed.filter(PrepareError::is_refusal).map(|error| error.with_grant(&self.source.url.user));
+        let refused = refused.map(|error| {
+            let Trouble { what, advice } = error.into_trouble();
+            let what = format!("{what}; without heartbeats the slot stands still while the database is idle");
+            Trouble { what, advice: format!("{advice} or set heartbeat = \"0s\" on the source") }
+        });
+        if refused != found.heartbeat {
+            found.heartbeat = refused;
+            self.show(found);
         }
     }
 
@@ -114,6 +130,13 @@ impl Housekeeping {
             // The stream notices a lost slot by itself.
             Ok(None) => {}
             Err(error) => warn!(source = %self.source.name, error = %chain(&error), "could not look at the slot"),
+        }
+        // A failure passes, or has been said of the slot.
+        if let Ok(waits) = slot::commits_wait(&self.client, &self.source).await {
+            for trouble in waits.iter().filter(|trouble| found.commits.as_ref() != Some(*trouble)) {
+                warn!(source = %self.source.name, advice = trouble.advice, "{}", trouble.what);
+            }
+            found.commits = waits;
         }
     }
 
@@ -205,6 +228,7 @@ impl Housekeeping {
     /// Shows everything that is wrong.
     fn show(&self, found: &Found) {
         let all = found.troubles.iter().chain(&found.fault).chain(&found.slot).chain(&found.unwatched);
+        let all = all.chain(&found.heartbeat).chain(&found.commits);
         if let Some(mut view) = self.views.sources.get_mut(&self.source.name) {
             view.troubles = all.cloned().collect();
             view.errors.clone_from(&found.errors);

@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Row};
 
@@ -34,6 +35,15 @@ pub enum CatalogueError {
         /// Why.
         source: tokio_postgres::Error,
     },
+}
+
+impl CatalogueError {
+    /// The server's words, where it refused for want of a privilege.
+    pub(super) fn refusal(&self) -> Option<&str> {
+        let (Self::PrimaryKey { source, .. } | Self::Types { source, .. }) = self;
+        let server = source.as_db_error().filter(|server| *server.code() == SqlState::INSUFFICIENT_PRIVILEGE)?;
+        Some(server.message())
+    }
 }
 
 /// Facts about types, by OID, as last read. They serve only when a type is gone from the catalogue; otherwise each Relation

@@ -13,8 +13,9 @@ use super::connection::{Frame, Gulp, Replication, StreamError};
 use super::hold::{Hold, Turn, why_held};
 use super::overdue::Look;
 use super::pgoutput;
-use super::problem::Problem;
+use super::problem::{Problem, chain};
 use super::relation::Catalogue;
+use super::slot::unseen::grant;
 use super::{Consumer, Source, Stop};
 use crate::change::Lsn;
 use crate::failpoint;
@@ -156,7 +157,11 @@ impl Source {
                 _ = tick.tick() => stream.replication.status(received, flushed, false).await?,
             }
         };
-        let table = table.map_err(|_| Problem::slow("a look-up in the catalogue took longer than 20 s"))??;
+        let table = table.map_err(|_| Problem::slow("a look-up in the catalogue took longer than 20 s"))?;
+        let table = table.map_err(|error| match error.refusal() {
+            Some(said) => Problem::lasting(chain(&error), grant(said, &self.config.url.user)),
+            None => error.into(),
+        })?;
         debug!(source = %self.config.name, table = %table.name, columns = table.columns.len(), "relation described");
         self.intake.learn(table);
         Ok(())

@@ -18,8 +18,10 @@ pub(crate) mod publication;
 pub(crate) mod server;
 mod state;
 pub(crate) mod survey;
+mod synchronous;
 #[cfg(test)]
 pub(crate) mod tests;
+pub(crate) mod unseen;
 mod verdict;
 
 use tokio_postgres::Client;
@@ -36,6 +38,7 @@ use self::plan::Plan;
 use self::publication::{PublicationState, Steps};
 use self::server::ServerFacts;
 pub(crate) use self::state::create_sql;
+use self::unseen::{Question, ask};
 use self::verdict::{busy, publication_gone};
 use crate::change::{Lsn, TableName};
 use crate::config::{SinkConfig, SourceConfig};
@@ -104,14 +107,18 @@ pub(crate) async fn survey(
     source: &SourceConfig,
     sinks: &[SinkConfig],
 ) -> Result<Survey, PrepareError> {
-    let server = server::read(client).await?;
-    let tables = survey::read(client).await?;
-    let mut plan = Plan::new(&tables, sinks);
-    let publication = publication::read(client, source, server.version).await?;
-    publication.iter().for_each(|state| plan.spare(state));
-    let steps = Steps::new(publication.as_ref(), &plan, source, sinks, server.version);
-    let slot = inspect(client, &source.slot).await?;
-    Ok(Survey { server, tables, plan, publication, steps, slot })
+    let read = async {
+        let server = server::read(client).await?;
+        let tables = survey::read(client).await?;
+        let mut plan = Plan::new(&tables, sinks);
+        let publication = publication::read(client, source, server.version).await?;
+        publication.iter().for_each(|state| plan.spare(state));
+        let steps = Steps::new(publication.as_ref(), &plan, source, sinks, server.version);
+        let slot = inspect(client, &source.slot).await?;
+        Ok(Survey { server, tables, plan, publication, steps, slot })
+    };
+    // Without any of these nothing can be read.
+    read.await.map_err(|error: PrepareError| error.with_grant(&source.url.user))
 }
 
 /// The slot as it is, once [`prepare`] would not refuse what it finds. Changes nothing.
@@ -325,6 +332,16 @@ pub async fn maintain(
     Ok(Maintained { added: survey.steps.added, troubles, errors: Vec::new(), missed, is_incomplete })
 }
 
+/// Whether commits of others wait for the session that reads the slot; `None` where that is not known.
+///
+/// # Errors
+/// When the server cannot be asked.
+pub async fn commits_wait(client: &Client, source: &SourceConfig) -> Result<Option<Trouble>, PrepareError> {
+    let asked = [Question::setting("synchronous_standby_names", "whether commits wait for walhook")];
+    let setting = ask(client, "ask which standbys commits wait for", &asked).await?.text();
+    Ok(setting.and_then(|setting| synchronous::trouble(&setting, &source.url.application_name)))
+}
+
 /// Whether the server is a standby.
 ///
 /// # Errors
@@ -375,11 +392,19 @@ async fn publish(client: &Client, source: &SourceConfig, survey: &Survey, turn: 
 }
 
 /// Drops the slot if it is of no use at that moment: between the survey and here somebody may have made another.
-const DROP_USELESS: &str = "
+fn drop_useless(version: u32) -> String {
+    let invalid = match version {
+        170_000.. => "s.invalidation_reason is not null or s.conflicting and pg_is_in_recovery()",
+        160_000.. => "s.conflicting and pg_is_in_recovery()",
+        _ => "false",
+    };
+    format!(
+        "
 select pg_drop_replication_slot(s.slot_name) is null from pg_replication_slots s
  where s.slot_name = $1 and not s.active
-   and (s.wal_status = 'lost' or s.confirmed_flush_lsn is null or to_jsonb(s) ->> 'invalidation_reason' is not null
-        or (to_jsonb(s) ->> 'conflicting')::bool and pg_is_in_recovery())";
+   and (s.wal_status = 'lost' or s.confirmed_flush_lsn is null or {invalid})"
+    )
+}
 
 async fn make_slot(
     client: &Client,
@@ -393,7 +418,9 @@ async fn make_slot(
     }
     if let Some(slot) = &survey.slot {
         let why = if slot.is_lost() { "that the server has given up" } else { "whose making was given up" };
-        let dropped = bounded("drop a useless slot", client.query_opt(DROP_USELESS, &[&source.slot])).await?;
+        let dropped =
+            bounded("drop a useless slot", client.query_opt(&drop_useless(survey.server.version), &[&source.slot]))
+                .await?;
         if dropped.is_none() {
             return Err(Passing::Changed("the slot is another than a moment ago").into());
         }

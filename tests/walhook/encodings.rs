@@ -192,19 +192,19 @@ async fn pitfall_14_names_that_are_no_utf8_wedge_nothing() {
 
 const PASS: u8 = 0;
 /// Leaves `options` out of what a client asks for, as `ignore_startup_parameters = options` of a pooler does.
-const STRIP: u8 = 1;
+pub(crate) const STRIP: u8 = 1;
 /// Answers as a pooler that knows no replication.
 const REFUSE: u8 = 2;
 
 /// Something between the daemon and its database.
-struct Pooler {
-    port: u16,
+pub(crate) struct Pooler {
+    pub(crate) port: u16,
     manner: Arc<AtomicU8>,
     _tasks: JoinSet<()>,
 }
 
 impl Pooler {
-    async fn start(server: u16, manner: u8) -> Self {
+    pub(crate) async fn start(server: u16, manner: u8) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (port, manner) = (listener.local_addr().unwrap().port(), Arc::new(AtomicU8::new(manner)));
         let shared = Arc::clone(&manner);

@@ -179,7 +179,7 @@ async fn recreate_at_a_start_delivers_what_the_store_holds_and_stops_after_three
     insert(&postgres, 1, 5).await;
     receiver.wait("all of them to fail", |receiver| receiver.request_count() >= 5).await;
     assert!(daemon.sigterm().await.success());
-    postgres.sql(&drop_slot).await;
+    postgres.admin_sql(&drop_slot).await;
     receiver.script(|_| Reply::status(200));
     for life in 0..3 {
         insert(&postgres, 100 + life, 100 + life).await;
@@ -190,7 +190,7 @@ async fn recreate_at_a_start_delivers_what_the_store_holds_and_stops_after_three
         receiver.wait("the rows of before", |receiver| (1..=5).all(|row| has(receiver, row))).await;
         assert!(!has(&receiver, 100 + life), "there was no slot");
         assert!(daemon.sigterm().await.success());
-        postgres.sql(&drop_slot).await;
+        postgres.admin_sql(&drop_slot).await;
     }
     let mut daemon = Daemon::launch(&config).allow_error("slot");
     let status = daemon.wait_exit().await;

@@ -4,11 +4,13 @@ use std::collections::HashMap;
 use std::fmt::Display;
 
 use serde::Serialize;
+use tokio_postgres::error::SqlState;
 
 use super::columns::Columns;
 use super::tables;
 use crate::config::{Fault, SinkConfig, SourceConfig};
 use crate::source::slot::server::ServerLimits;
+use crate::source::slot::unseen::grant;
 use crate::source::slot::{SlotFacts, Survey, create_sql};
 use crate::view::Trouble;
 
@@ -73,9 +75,14 @@ pub(crate) fn of_fault(fault: &Fault) -> Finding {
 }
 
 /// The catalogue said nothing of the columns.
-pub(super) fn of_silence(subject: String, error: &anyhow::Error) -> Finding {
+pub(super) fn of_silence(subject: String, error: &anyhow::Error, role: &str) -> Finding {
     let what = format!("the columns of the tables could not be looked at, so nothing is said of them: {error:#}");
-    Finding::warn(subject, what, "try again; if it goes on, see the server's log")
+    let server = error.downcast_ref::<tokio_postgres::Error>().and_then(tokio_postgres::Error::as_db_error);
+    let mend = match server.filter(|server| *server.code() == SqlState::INSUFFICIENT_PRIVILEGE) {
+        Some(server) => grant(server.message(), role),
+        None => "try again; if it goes on, see the server's log".to_owned(),
+    };
+    Finding::warn(subject, what, mend)
 }
 
 /// Everything about one database.
@@ -88,6 +95,7 @@ pub(crate) fn of_survey(
 ) -> Vec<Finding> {
     let subject = format!("source.{}", source.name);
     let mut all = of_server(&subject, survey, limits);
+    all.extend(of_unseen(&subject, survey, limits));
     all.extend(of_failover(&subject, source, survey, limits));
     all.extend(of_limits(&subject, survey, limits));
     all.extend(of_publication(source, survey));
@@ -98,6 +106,7 @@ pub(crate) fn of_survey(
         all.push(finding);
     }
     let warned = |Trouble { what, advice }: Trouble| Finding::warn(&subject, what, advice);
+    all.extend(survey.server.commits_wait(&source.url.application_name).map(warned));
     // What the limits have said, in other words.
     let said = survey.server.impatience();
     all.extend(survey.troubles(source).into_iter().filter(|trouble| said.as_ref() != Some(trouble)).map(warned));
@@ -112,6 +121,19 @@ pub(crate) fn of_survey(
     all
 }
 
+/// What the role may not see, each once. Nothing has to be done about it.
+fn of_unseen(subject: &str, survey: &Survey, limits: &ServerLimits) -> Vec<Finding> {
+    let mut all: Vec<Finding> = Vec::new();
+    for unseen in survey.unseen().chain(&limits.unseen) {
+        let mend = unseen.mend(&survey.server.role);
+        let finding = Finding { mend, ..Finding::ok(subject, unseen.what()) };
+        if !all.contains(&finding) {
+            all.push(finding);
+        }
+    }
+    all
+}
+
 fn of_server(subject: &str, survey: &Survey, limits: &ServerLimits) -> Vec<Finding> {
     let server = &survey.server;
     let obstacles: Vec<Finding> =
@@ -121,15 +143,15 @@ fn of_server(subject: &str, survey: &Survey, limits: &ServerLimits) -> Vec<Findi
         format!("Postgres {}{standing}, database {}, role {}", server.version_text(), server.database, server.role);
     let mut all = vec![Finding::ok(subject, reached)];
     if obstacles.is_empty() {
-        let effective = match limits.wal_level == server.wal_level {
-            true => String::new(),
-            false => format!(" (effective_wal_level {})", server.wal_level),
+        let effective = match &server.wal_level {
+            Some(level) if limits.wal_level != server.wal_level => format!(" (effective_wal_level {level})"),
+            Some(_) | None => String::new(),
         };
         let plugins = match &server.output_plugins {
             Some(_) => ", output_plugin_libraries allows pgoutput",
             None => "",
         };
-        let level = format!("wal_level {}{effective}{plugins}", limits.wal_level);
+        let level = format!("wal_level {}{effective}{plugins}", shown(limits.wal_level.as_ref()));
         all.push(Finding::ok(subject, format!("{level}, and the role may use replication slots")));
     }
     all.extend(obstacles);
@@ -141,7 +163,7 @@ fn of_failover(subject: &str, source: &SourceConfig, survey: &Survey, limits: &S
     if !source.failover {
         return None;
     }
-    let is_ahead = limits.synchronized_standbys.is_empty();
+    let is_ahead = limits.synchronized_standbys.as_ref().is_some_and(String::is_empty);
     Some(match (survey.server.keeps_copies(), &survey.slot) {
         (Err(error), _) => {
             let Trouble { what, advice } = error.into_trouble();
@@ -162,28 +184,34 @@ fn of_failover(subject: &str, source: &SourceConfig, survey: &Survey, limits: &S
 }
 
 fn of_limits(subject: &str, survey: &Survey, limits: &ServerLimits) -> Vec<Finding> {
-    let count = |used: i64, max: i64| format!("{} of {max} free", max.saturating_sub(used));
+    let count = |used: Option<i64>, max: Option<i64>| match (used, max) {
+        (Some(used), Some(max)) => format!("{} of {max} free", max.saturating_sub(used)),
+        (None, max) | (max, None) => format!("unknown of {}", shown(max)),
+    };
+    let are_taken = |used: Option<i64>, max: Option<i64>| max.filter(|max| used.is_some_and(|used| used >= *max));
     let mut all = vec![Finding::ok(
         subject,
         format!(
             "slots: {}; WAL senders: {}; max_slot_wal_keep_size {}{}",
             count(limits.slots_used, limits.slots_max),
             count(limits.senders_used, limits.senders_max),
-            limits.keep_size,
+            shown(limits.keep_size.as_ref()),
             limits.idle_timeout.as_ref().map_or_else(String::new, |it| format!(", idle_replication_slot_timeout {it}")),
         ),
     )];
-    if survey.slot.is_none() && limits.slots_used >= limits.slots_max {
-        let what = format!("all {} replication slots are in use", limits.slots_max);
+    if survey.slot.is_none()
+        && let Some(max) = are_taken(limits.slots_used, limits.slots_max)
+    {
+        let what = format!("all {max} replication slots are in use");
         let mend = "raise max_replication_slots and restart the server, or drop a slot that nobody reads";
         all.push(Finding::fail(subject, what, mend));
     }
     let reading = survey.slot.as_ref().is_some_and(|slot| slot.active_pid.is_some());
-    if !reading && limits.senders_used >= limits.senders_max {
-        let what = format!("all {} WAL senders are in use", limits.senders_max);
+    if !reading && let Some(max) = are_taken(limits.senders_used, limits.senders_max) {
+        let what = format!("all {max} WAL senders are in use");
         all.push(Finding::fail(subject, what, "raise max_wal_senders and restart the server"));
     }
-    if limits.keep_size == "-1" {
+    if limits.keep_size.as_deref() == Some("-1") {
         let what = "max_slot_wal_keep_size is -1: while walhook does not run, WAL may fill the server's disk";
         let mend = "ALTER SYSTEM SET max_slot_wal_keep_size = '…'; with what the disk can spare, more than the longest \
                     outage writes; then SELECT pg_reload_conf();";
@@ -193,7 +221,7 @@ fn of_limits(subject: &str, survey: &Survey, limits: &ServerLimits) -> Vec<Findi
         let what = format!("idle_replication_slot_timeout is {timeout}: a longer stop of walhook loses the slot");
         all.push(Finding::warn(subject, what, "set it to 0, or above the longest outage you plan for"));
     }
-    if limits.sender_timeout == "0" {
+    if limits.sender_timeout.as_deref() == Some("0") {
         let what = "wal_sender_timeout is 0: the server holds the slot for a walhook that is gone until TCP notices";
         all.push(Finding::warn(subject, what, "ALTER SYSTEM SET wal_sender_timeout = '60s'; SELECT pg_reload_conf();"));
     }
@@ -285,6 +313,10 @@ fn of_sink(sink: &SinkConfig, survey: &Survey) -> Finding {
     }
     let also = if prefixes.is_empty() { String::new() } else { format!(", and {heard}") };
     Finding::ok(subject, format!("gets {} of {}{also}", tables::actions(sink), listed(&names)))
+}
+
+fn shown(value: Option<impl Display>) -> String {
+    value.map_or_else(|| "unknown".to_owned(), |value| value.to_string())
 }
 
 /// The first of these, and how many more there are.

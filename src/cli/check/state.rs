@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Access, access, statvfs};
 use tokio_postgres::Client;
 
-use super::LIMIT;
 use super::findings::Finding;
 use crate::admin::bytes_in_words;
 use crate::change::Lsn;
@@ -13,6 +12,7 @@ use crate::config::{Hold, SourceConfig, StateConfig};
 use crate::source::agreement::{self, Agreement, Found};
 use crate::source::chain;
 use crate::source::slot::Survey;
+use crate::source::slot::unseen::{Question, Unseen, ask};
 use crate::store::{StoreError, least_max_bytes, mend};
 use crate::view::Trouble;
 
@@ -83,7 +83,13 @@ pub(super) async fn look_at_binding(
     source: &SourceConfig,
     survey: &Survey,
 ) -> Option<Finding> {
-    let (system_id, server_end) = identify(client).await?;
+    let (system_id, server_end) = match identify(client).await {
+        Ok(known) => known?,
+        Err(unseen) => {
+            let subject = format!("source.{}.slot", source.name);
+            return Some(Finding { mend: unseen.mend(&survey.server.role), ..Finding::ok(subject, unseen.what()) });
+        }
+    };
     // After the slot was looked at, so that a daemon that goes on meanwhile is not taken for one that is behind.
     let summary = mend::open_to_show(state).ok();
     let bound = summary.and_then(|all| all.sources.into_iter().find(|(name, _)| *name == source.name));
@@ -125,13 +131,19 @@ fn finding(found: &Found<'_>, agreement: &Agreement) -> Option<Finding> {
 }
 
 /// What `IDENTIFY_SYSTEM` would tell, where the role may ask for it in SQL.
-async fn identify(client: &Client) -> Option<(u64, Lsn)> {
-    let question = "select system_identifier::text,
-                        (case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_lsn() end)::text
-                    from pg_control_system()";
-    let row = tokio::time::timeout(LIMIT, client.query_one(question, &[])).await.ok()?.ok()?;
-    let (system_id, end): (String, Option<String>) = (row.get(0), row.get(1));
-    Some((system_id.parse().ok()?, end?.parse().ok()?))
+async fn identify(client: &Client) -> Result<Option<(u64, Lsn)>, Unseen> {
+    let leaves_open = "whether store and slot agree; the start asks on a replication connection";
+    let end = "case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_lsn() end";
+    let questions = [
+        Question::new("the cluster's identity", "select system_identifier from pg_control_system()", leaves_open),
+        Question::new("the end of the WAL", end, leaves_open),
+    ];
+    let Ok(mut answers) = ask(client, "ask for the cluster's identity", &questions).await else { return Ok(None) };
+    if !answers.unseen.is_empty() {
+        return Err(answers.unseen.swap_remove(0));
+    }
+    let (system_id, end) = (answers.text(), answers.text());
+    Ok(system_id.and_then(|id| id.parse().ok()).zip(end.and_then(|end| end.parse().ok())))
 }
 
 #[cfg(test)]

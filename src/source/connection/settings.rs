@@ -24,6 +24,35 @@ const OPTIONS: &[(&str, &str, &str)] = &[
     ("client_min_messages", "warning", "warning"),
 ];
 
+/// Defaults of role, database or server that our own statements cannot live with. They are set by statements, because some
+/// poolers leave startup options out. Before the first query: on a standby none runs as serializable.
+const BEFORE: &[&str] = &[
+    "SET default_transaction_isolation = 'read committed'",
+    // Such a transaction waits until it is safe from all that run.
+    "SET default_transaction_deferrable = off",
+    // Where the reader of the slot is taken for a synchronous standby, our own commits would wait for ourselves.
+    "SET synchronous_commit = local",
+    "SET row_security = on",
+    // A question that may be refused would end the session.
+    "SET exit_on_error = off",
+];
+/// The attributes of the role that logs in are those that slots are used with.
+const OWN_ROLE: &str = "SET ROLE NONE";
+
+/// The `SET`s that come before the question.
+pub(super) fn before(address: &PgAddress) -> Vec<&'static str> {
+    let names_role = address.options.as_ref().is_some_and(|theirs| theirs.contains("role="));
+    BEFORE.iter().copied().chain((!names_role).then_some(OWN_ROLE)).collect()
+}
+
+/// Those that come after it: whether the session may write by default is one of its answers, and the last limit is one of
+/// 17 and later. It would end the stream in the midst of a large transaction, too.
+pub(super) fn after(version: u32) -> Vec<&'static str> {
+    let has_limit = version >= 170_000;
+    let limit = has_limit.then_some("SET transaction_timeout = 0");
+    std::iter::once("SET default_transaction_read_only = off").chain(limit).collect()
+}
+
 /// A walsender that never gives up, or does so late, would not send the sign of life in time by which the source tells
 /// a silent server from an idle one. Unlike the others this one is the address's to override.
 const SENDER_TIMEOUT: &str = "-c wal_sender_timeout=60s";
@@ -52,14 +81,18 @@ fn with_theirs(address: &PgAddress, ours: String) -> String {
 /// A query for what [`check`] wants to know, one row.
 pub(super) fn question() -> String {
     let settings: Vec<String> = OPTIONS.iter().map(|(name, ..)| format!("current_setting('{name}')")).collect();
-    format!("SELECT {}, current_setting('transaction_read_only'), pg_is_in_recovery()::text", settings.join(", "))
+    format!(
+        "SELECT {}, current_setting('transaction_read_only'), pg_is_in_recovery()::text, \
+         current_setting('server_version_num')",
+        settings.join(", ")
+    )
 }
 
-/// Whether the options took, as they do not behind some poolers, and whether the server is one we look for.
+/// Whether the options took, as they do not behind some poolers, and whether the server is one we look for; its version.
 pub(super) fn check<'a>(
     address: &PgAddress,
     mut answer: impl Iterator<Item = Option<&'a str>>,
-) -> Result<(), ConnectError> {
+) -> Result<u32, ConnectError> {
     for (name, _, wanted) in OPTIONS {
         let found = answer.next().flatten().unwrap_or_default();
         // DateStyle is followed by the order in which input is read: `ISO, MDY`. A path is a list too.
@@ -74,5 +107,6 @@ pub(super) fn check<'a>(
         TargetSession::ReadWrite => !read_only && !standby,
         TargetSession::Primary => !standby,
     };
-    if suits { Ok(()) } else { Err(ConnectError::Unsuitable(address.target_session_attrs)) }
+    let version = answer.next().flatten().and_then(|version| version.parse().ok()).unwrap_or_default();
+    if suits { Ok(version) } else { Err(ConnectError::Unsuitable(address.target_session_attrs)) }
 }

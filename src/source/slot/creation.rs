@@ -17,6 +17,7 @@ use super::Report;
 use super::error::{Passing, PrepareError, bounded, classify};
 use super::names::literal;
 use super::state::create_sql;
+use super::unseen::{Question, ask};
 use crate::config::SourceConfig;
 use crate::source::{chain, connection};
 use crate::view::Trouble;
@@ -29,8 +30,7 @@ const HOLDERS_MAX: usize = 5;
 
 /// Whom backend `$1` waits for. Prepared transactions have no backend (pid 0) and are listed by their name.
 const HOLDERS: &str = "
-select b.pid, coalesce(a.application_name, ''), coalesce(a.state, ''),
-       coalesce(extract(epoch from now() - a.xact_start), 0)::int8,
+select b.pid, coalesce(a.application_name, ''), a.state, extract(epoch from now() - a.xact_start)::int8,
        array(select gid from pg_prepared_xacts where b.pid = 0 order by prepared limit 5)
   from unnest(pg_blocking_pids($1)) b(pid) left join pg_stat_activity a on a.pid = b.pid";
 
@@ -71,7 +71,8 @@ async fn make(maker: &Client, watch: &Watch<'_>) -> Result<bool, PrepareError> {
     }
     let setup = "SET statement_timeout = 0; SET lock_timeout = 0; SET search_path = pg_catalog";
     bounded("set up the session that makes the slot", maker.batch_execute(setup)).await?;
-    let pid: i32 = bounded("ask for a backend's id", maker.query_one("select pg_backend_pid()", &[])).await?.get(0);
+    let asked = [Question::new("pg_backend_pid", "pg_backend_pid()", "what the new slot waits for")];
+    let pid = ask(maker, "ask for a backend's id", &asked).await?.number();
     info!(source = source.name, slot = source.slot, "making the replication slot");
     let statement = create_sql(source);
     let mut creation = pin!(maker.batch_execute(&statement));
@@ -81,7 +82,7 @@ async fn make(maker: &Client, watch: &Watch<'_>) -> Result<bool, PrepareError> {
             // 1. The statement.
             done = &mut creation => return finished(done, watch.in_recovery),
             // 2. What it waits for.
-            _ = ticks.tick() => watch.look(pid).await,
+            _ = ticks.tick(), if pid.is_some() => watch.look(pid.unwrap_or_default()).await,
         }
     }
 }
@@ -101,9 +102,14 @@ fn finished(done: Result<(), tokio_postgres::Error>, in_recovery: bool) -> Resul
 
 impl Watch<'_> {
     /// A failure is no reason to give up a wait that may have lasted for hours.
-    async fn look(&self, pid: i32) {
+    async fn look(&self, pid: i64) {
         let (name, slot) = (&self.source.name, &self.source.slot);
-        match bounded("ask what the new slot waits for", self.client.query(HOLDERS, &[&pid])).await {
+        match bounded(
+            "ask what the new slot waits for",
+            self.client.query(HOLDERS, &[&i32::try_from(pid).unwrap_or_default()]),
+        )
+        .await
+        {
             Ok(rows) => {
                 let holders: Vec<Holder> = rows.iter().map(Holder::read).collect();
                 let Trouble { what, advice } = self.trouble(&holders);
@@ -149,8 +155,9 @@ impl Watch<'_> {
 struct Holder {
     pid: i32,
     application: String,
-    state: String,
-    age_secs: i64,
+    /// Hidden from a role that is no member of the other's.
+    state: Option<String>,
+    age_secs: Option<i64>,
     /// Prepared transactions, where there is no backend.
     prepared: Vec<String>,
 }
@@ -175,6 +182,12 @@ impl fmt::Display for Holder {
         if *pid == 0 {
             return write!(f, "prepared transactions, among them {}", prepared.join(", "));
         }
+        let (Some(state), Some(age_secs)) = (state, age_secs) else {
+            return write!(
+                f,
+                "the transaction of backend {pid} (application {application:?}; pg_read_all_stats shows more)"
+            );
+        };
         write!(f, "the transaction of backend {pid} (application {application:?}, {state}, {age_secs} s old)")
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio_postgres::error::SqlState;
 
+use super::unseen::grant;
 use crate::change::Lsn;
 use crate::source::chain;
 use crate::source::connection::ConnectError;
@@ -123,6 +124,25 @@ impl PrepareError {
             Self::Config(_) | Self::Busy { .. } | Self::Passing(_) => {
                 Trouble { what: chain(&self), advice: advice.to_owned() }
             }
+        }
+    }
+
+    /// The server refused a statement for want of a privilege.
+    pub(crate) fn is_refusal(&self) -> bool {
+        self.refusal().is_some()
+    }
+
+    fn refusal(&self) -> Option<(&'static str, &str)> {
+        let Self::Passing(Passing::Query { doing, source }) = self else { return None };
+        let server = source.as_db_error().filter(|server| *server.code() == SqlState::INSUFFICIENT_PRIVILEGE)?;
+        Some((doing, server.message()))
+    }
+
+    /// Of what is read of need: the grant that is missing.
+    pub(crate) fn with_grant(self, role: &str) -> Self {
+        match self.refusal() {
+            Some((doing, said)) => Self::lasting(format!("could not {doing}: {said}"), grant(said, role)),
+            None => self,
         }
     }
 

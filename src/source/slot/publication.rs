@@ -6,6 +6,7 @@ use super::error::{PrepareError, bounded};
 use super::names::{ENCODING, Name, literal, quoted, quoted_table, strings};
 use super::plan::{Naming, Operations, Plan};
 use super::survey::RelationKind;
+use super::unseen::{Question, Unseen, ask};
 use crate::change::TableName;
 use crate::config::{SinkConfig, SourceConfig};
 use crate::view::Trouble;
@@ -31,6 +32,8 @@ pub(crate) struct PublicationState {
     pub(crate) members: Vec<TableName>,
     /// Tables of which only some rows or columns come.
     pub(crate) partial: Vec<TableName>,
+    /// What of these could not be seen.
+    pub(crate) unseen: Vec<Unseen>,
 }
 
 /// What brings a publication to the plan.
@@ -49,17 +52,40 @@ pub(crate) struct Steps {
 }
 
 const PUBLICATION: &str = "
-select p.puballtables, p.pubinsert, p.pubupdate, p.pubdelete, p.pubtruncate, p.pubviaroot,
-       coalesce(obj_description(p.oid, 'pg_publication') = $2, false), pg_has_role(p.pubowner, 'USAGE')
+select p.puballtables, p.pubinsert, p.pubupdate, p.pubdelete, p.pubtruncate, p.pubviaroot
   from pg_publication p where p.pubname = $1";
 
-fn members() -> String {
+/// What only decides about changes to it.
+fn questions(name: &str, mark: &str) -> [Question; 2] {
+    let of_it = |what: &str| format!("select {what} from pg_publication where pubname = {}", literal(name));
+    let comment = format!("coalesce(obj_description(oid, 'pg_publication') = {}, false)", literal(mark));
+    [
+        Question::new(
+            "the publication's comment",
+            of_it(&comment),
+            "whether walhook made it; what no sink needs is not taken out of it",
+        ),
+        Question::new(
+            "pg_has_role",
+            of_it("pg_has_role(pubowner, 'USAGE')"),
+            "whether the role may change the publication",
+        ),
+    ]
+}
+
+fn members(version: u32) -> String {
+    let partial = if version >= 150_000 { "r.prqual is not null or r.prattrs is not null" } else { "false" };
+    // Tables that are left out of FOR ALL TABLES, in versions to come.
+    let excepted = match version {
+        190_000.. => "coalesce((to_jsonb(r) ->> 'prexcept')::bool, false)",
+        _ => "false",
+    };
     format!(
         "
 select convert_to(n.nspname::text, {ENCODING}), convert_to(c.relname::text, {ENCODING}),
-       (to_jsonb(r) ->> 'prqual') is not null or (to_jsonb(r) ->> 'prattrs') is not null
+       {partial}
   from pg_publication p
-  join pg_publication_rel r on r.prpubid = p.oid and coalesce((to_jsonb(r) ->> 'prexcept')::bool, false) = false
+  join pg_publication_rel r on r.prpubid = p.oid and not {excepted}
   join pg_class c on c.oid = r.prrelid
   join pg_namespace n on n.oid = c.relnamespace
  where p.pubname = $1"
@@ -81,9 +107,10 @@ pub(crate) async fn read(
     version: u32,
 ) -> Result<Option<PublicationState>, PrepareError> {
     let (doing, name) = ("read the publication", &source.publication);
-    let found = bounded(doing, client.query_opt(PUBLICATION, &[name, &mark(source)])).await?;
+    let found = bounded(doing, client.query_opt(PUBLICATION, &[name])).await?;
     let Some(row) = found else { return Ok(None) };
-    let members = bounded(doing, client.query(&members(), &[name])).await?;
+    let mut answers = ask(client, doing, &questions(name, &mark(source))).await?;
+    let members = bounded(doing, client.query(&members(version), &[name])).await?;
     let schemas = match version {
         150_000.. => bounded(doing, client.query(&schemas(), &[name])).await?,
         _ => Vec::new(),
@@ -97,8 +124,10 @@ pub(crate) async fn read(
         schemas: strings(schemas.iter().map(|row| row.get(0)).collect()),
         operations: Operations { insert: row.get(1), update: row.get(2), delete: row.get(3), truncate: row.get(4) },
         via_root: row.get(5),
-        is_ours: row.get(6),
-        is_owned: row.get(7),
+        is_ours: answers.truth() == Some(true),
+        // Where it is not known it is tried.
+        is_owned: answers.truth() != Some(false),
+        unseen: answers.unseen,
         members: members.iter().map(table).collect(),
         partial: members.iter().filter(|row| row.get(2)).map(table).collect(),
     }))

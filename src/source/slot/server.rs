@@ -6,6 +6,8 @@ use tokio_postgres::Client;
 
 use super::error::{Passing, PrepareError, bounded};
 use super::names::{literal, quoted};
+use super::synchronous;
+use super::unseen::{Question, Unseen, ask};
 use crate::view::Trouble;
 
 /// The oldest server walhook reads from, as `server_version_num`.
@@ -21,8 +23,8 @@ const IDLE_TIMEOUT_MIN: Duration = Duration::from_secs(3600);
 pub(crate) struct ServerFacts {
     /// `server_version_num`: 150018 is 15.18.
     pub(crate) version: u32,
-    /// `wal_level`, or PG19's `effective_wal_level`.
-    pub(crate) wal_level: String,
+    /// `wal_level`, or PG19's `effective_wal_level`, if the role may see it.
+    pub(crate) wal_level: Option<String>,
     /// A standby.
     pub(crate) in_recovery: bool,
     /// Database of this session.
@@ -37,81 +39,134 @@ pub(crate) struct ServerFacts {
     pub(crate) is_rds: bool,
     /// `idle_replication_slot_timeout` (18); zero: never.
     pub(crate) idle_timeout: Duration,
-    /// `output_plugin_libraries`, where the server has it (minor releases of August 2026 on).
+    /// `output_plugin_libraries`, where the server has it (minor releases of August 2026 on) and the role may see it.
     pub(crate) output_plugins: Option<String>,
+    /// `synchronous_standby_names`, if the role may see it.
+    pub(crate) synchronous_standbys: Option<String>,
+    /// What of these could not be seen.
+    pub(crate) unseen: Vec<Unseen>,
 }
 
-/// `current_setting` raises for a setting that the role may not see; pg_settings leaves it out.
+/// What nothing can be done without.
 const FACTS: &str = "
-select current_setting('server_version_num')::int4,
-       coalesce(current_setting('effective_wal_level', true), current_setting('wal_level')),
-       pg_is_in_recovery(),
-       current_database()::text,
-       current_user::text,
-       (select r.rolsuper or r.rolreplication from pg_roles r where r.rolname = current_user)
-         or exists (select from pg_roles r where r.rolname = 'rds_replication' and pg_has_role(r.oid, 'MEMBER')),
-       has_database_privilege(current_database(), 'CREATE'),
-       exists (select from pg_roles where rolname = 'rds_replication'),
-       (select setting from pg_settings where name = 'output_plugin_libraries'),
-       extract(epoch from coalesce(current_setting('idle_replication_slot_timeout', true), '0')::interval)::int8";
+select current_setting('server_version_num')::int4, pg_is_in_recovery(), current_database()::text, current_user::text";
+
+/// What the facts have beside that. The list of output plugins is asked of pg_settings, which leaves out what a role may
+/// not see: `current_setting` raises for it, and this is asked again and again.
+fn questions() -> Vec<Question> {
+    let timeout = "extract(epoch from coalesce(current_setting('idle_replication_slot_timeout', true), '0')::interval)";
+    vec![
+        Question::setting("wal_level", "whether the server writes what walhook reads"),
+        Question::newer_setting("effective_wal_level", "whether the server writes what walhook reads"),
+        Question::new(
+            "pg_roles",
+            "select r.rolsuper or r.rolreplication from pg_roles r where r.rolname = current_user",
+            "whether the role may use replication slots",
+        ),
+        Question::new(
+            "pg_roles",
+            "exists (select from pg_roles where rolname = 'rds_replication')",
+            "whether this is Amazon RDS",
+        ),
+        Question::new(
+            "pg_has_role",
+            "exists (select from pg_roles r where r.rolname = 'rds_replication' and pg_has_role(r.oid, 'MEMBER'))",
+            "whether the role may use replication slots on Amazon RDS",
+        ),
+        Question::new(
+            "has_database_privilege",
+            "has_database_privilege(current_database(), 'CREATE')",
+            "whether the role may make a publication",
+        ),
+        Question::new(
+            "pg_settings",
+            "select setting from pg_settings where name = 'output_plugin_libraries'",
+            "whether the server lets pgoutput be used",
+        ),
+        Question::new(
+            "idle_replication_slot_timeout",
+            format!("{timeout}::int8"),
+            "how soon the server gives up a slot",
+        ),
+        Question::setting("synchronous_standby_names", "whether commits wait for walhook"),
+    ]
+}
 
 /// Reads the facts.
 pub(crate) async fn read(client: &Client) -> Result<ServerFacts, PrepareError> {
-    let row = bounded("read the server's settings", client.query_one(FACTS, &[])).await?;
+    let doing = "read the server's settings";
+    let row = bounded(doing, client.query_one(FACTS, &[])).await?;
     let version: i32 = row.get(0);
+    let mut answers = ask(client, doing, &questions()).await?;
+    let (configured, effective) = (answers.text(), answers.text());
+    let (attribute, is_rds, is_granted) = (answers.truth(), answers.truth(), answers.truth());
     Ok(ServerFacts {
         version: u32::try_from(version).unwrap_or_default(),
-        wal_level: row.get(1),
-        in_recovery: row.get(2),
-        database: row.get(3),
-        role: row.get(4),
-        may_replicate: row.get(5),
-        may_create: row.get(6),
-        is_rds: row.get(7),
-        output_plugins: row.get(8),
-        idle_timeout: Duration::from_secs(u64::try_from(row.get::<_, i64>(9)).unwrap_or_default()),
+        wal_level: effective.or(configured),
+        in_recovery: row.get(1),
+        database: row.get(2),
+        role: row.get(3),
+        may_replicate: attribute != Some(false) || is_granted == Some(true),
+        is_rds: is_rds == Some(true),
+        may_create: answers.truth() != Some(false),
+        output_plugins: answers.text(),
+        idle_timeout: Duration::from_secs(answers.number().and_then(|secs| secs.try_into().ok()).unwrap_or_default()),
+        synchronous_standbys: answers.text(),
+        unseen: answers.unseen,
     })
 }
 
-/// Settings that decide how long a slot lives and whether another fits.
-#[derive(Debug, Clone)]
+/// Settings that decide how long a slot lives and whether another fits; `None` is unknown.
+#[derive(Debug, Clone, Default)]
 pub(crate) struct ServerLimits {
-    pub(crate) slots_max: i64,
-    pub(crate) slots_used: i64,
-    pub(crate) senders_max: i64,
-    pub(crate) senders_used: i64,
+    pub(crate) slots_max: Option<i64>,
+    pub(crate) slots_used: Option<i64>,
+    pub(crate) senders_max: Option<i64>,
+    pub(crate) senders_used: Option<i64>,
     /// `max_slot_wal_keep_size` as shown; `-1` = no bound.
-    pub(crate) keep_size: String,
+    pub(crate) keep_size: Option<String>,
     /// `idle_replication_slot_timeout` as shown, where the server has it (18); `0` = never.
     pub(crate) idle_timeout: Option<String>,
     /// `wal_sender_timeout` as shown; `0` = never.
-    pub(crate) sender_timeout: String,
+    pub(crate) sender_timeout: Option<String>,
     /// `wal_level` as configured, whatever is in effect.
-    pub(crate) wal_level: String,
+    pub(crate) wal_level: Option<String>,
     /// `synchronized_standby_slots` (17); empty: a walsender waits for no standby.
-    pub(crate) synchronized_standbys: String,
+    pub(crate) synchronized_standbys: Option<String>,
+    /// What of these could not be seen.
+    pub(crate) unseen: Vec<Unseen>,
 }
 
-const LIMITS: &str = "
-select current_setting('max_replication_slots')::int8, (select count(*) from pg_replication_slots),
-       current_setting('max_wal_senders')::int8, (select count(*) from pg_stat_replication),
-       current_setting('max_slot_wal_keep_size'),
-       current_setting('idle_replication_slot_timeout', true), current_setting('wal_sender_timeout'),
-       current_setting('wal_level'), coalesce(current_setting('synchronized_standby_slots', true), '')";
-
-/// Reads the limits.
+/// Reads the limits, and what of the facts only an error tells from what the server does not have. For `check`.
 pub(crate) async fn limits(client: &Client) -> Result<ServerLimits, PrepareError> {
-    let row = bounded("read the server's limits", client.query_one(LIMITS, &[])).await?;
+    let questions = [
+        Question::setting("max_replication_slots", "whether a slot is free"),
+        Question::new("pg_replication_slots", "select count(*) from pg_replication_slots", "whether a slot is free"),
+        Question::setting("max_wal_senders", "whether a WAL sender is free"),
+        Question::new(
+            "pg_stat_replication",
+            "select count(*) from pg_stat_replication",
+            "whether a WAL sender is free",
+        ),
+        Question::setting("max_slot_wal_keep_size", "how much WAL the server keeps for a slot"),
+        Question::newer_setting("idle_replication_slot_timeout", "how soon the server gives up a slot"),
+        Question::setting("wal_sender_timeout", "how soon the server notices a reader that is gone"),
+        Question::setting("wal_level", "what the server is set to write"),
+        Question::newer_setting("synchronized_standby_slots", "whether walhook may be ahead of a standby"),
+        Question::newer_setting("output_plugin_libraries", "whether the server lets pgoutput be used"),
+    ];
+    let mut answers = ask(client, "read the server's limits", &questions).await?;
     Ok(ServerLimits {
-        slots_max: row.get(0),
-        slots_used: row.get(1),
-        senders_max: row.get(2),
-        senders_used: row.get(3),
-        keep_size: row.get(4),
-        idle_timeout: row.get(5),
-        sender_timeout: row.get(6),
-        wal_level: row.get(7),
-        synchronized_standbys: row.get(8),
+        slots_max: answers.number(),
+        slots_used: answers.number(),
+        senders_max: answers.number(),
+        senders_used: answers.number(),
+        keep_size: answers.text(),
+        idle_timeout: answers.text(),
+        sender_timeout: answers.text(),
+        wal_level: answers.text(),
+        synchronized_standbys: answers.text(),
+        unseen: answers.unseen,
     })
 }
 
@@ -124,9 +179,9 @@ impl ServerFacts {
             obstacles.push((what, "upgrade the server".to_owned()));
         }
         // PG19 raises the level by itself when the first logical slot is made, unless it is minimal.
-        let raises_itself = self.version >= 190_000 && self.wal_level == "replica";
-        if self.wal_level != "logical" && !raises_itself {
-            let what = format!("wal_level is {}; logical replication needs logical", self.wal_level);
+        let raises_itself = |level: &str| self.version >= 190_000 && level == "replica";
+        if let Some(level) = self.wal_level.as_deref().filter(|level| *level != "logical" && !raises_itself(level)) {
+            let what = format!("wal_level is {level}; logical replication needs logical");
             let advice = "ALTER SYSTEM SET wal_level = 'logical'; then restart the server (Amazon RDS: \
                           rds.logical_replication = 1, Cloud SQL: cloudsql.logical_decoding = on, Azure: \
                           wal_level in the server parameters)";
@@ -193,6 +248,11 @@ impl ServerFacts {
         })
     }
 
+    /// Commits of others wait for the session with this name, which reads the slot.
+    pub(crate) fn commits_wait(&self, application: &str) -> Option<Trouble> {
+        synchronous::trouble(self.synchronous_standbys.as_deref()?, application)
+    }
+
     /// SQL that lets the role use slots.
     pub(crate) fn grant_replication(&self) -> String {
         match self.is_rds {
@@ -219,7 +279,7 @@ mod tests {
     fn facts() -> ServerFacts {
         ServerFacts {
             version: 170_011,
-            wal_level: "logical".to_owned(),
+            wal_level: Some("logical".to_owned()),
             in_recovery: false,
             database: "app".to_owned(),
             role: "walhook".to_owned(),
@@ -228,6 +288,8 @@ mod tests {
             is_rds: false,
             idle_timeout: Duration::ZERO,
             output_plugins: None,
+            synchronous_standbys: Some(String::new()),
+            unseen: Vec::new(),
         }
     }
 
@@ -248,7 +310,7 @@ mod tests {
     #[test]
     fn pitfall_45_a_server_that_raises_its_wal_level_by_itself_is_let_do_so() {
         let level = |version, wal_level: &str| {
-            ServerFacts { version, wal_level: wal_level.to_owned(), ..facts() }.obstacles().len()
+            ServerFacts { version, wal_level: Some(wal_level.to_owned()), ..facts() }.obstacles().len()
         };
         assert_eq!((level(180_000, "replica"), level(190_000, "replica"), level(190_000, "minimal")), (1, 0, 1));
     }

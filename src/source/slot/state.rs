@@ -1,9 +1,10 @@
 //! The slot as the server has it, and whether it can be read.
 
-use tokio_postgres::Client;
+use tokio_postgres::{Client, SimpleQueryMessage};
 
 use super::error::{LostSlot, Passing, PrepareError, bounded};
 use super::names::literal;
+use super::unseen::{Question, Unseen, ask};
 use crate::change::Lsn;
 use crate::config::SourceConfig;
 use crate::view::{SlotView, Trouble};
@@ -38,26 +39,43 @@ pub struct SlotFacts {
     pub is_synced: bool,
     /// Transactions since the oldest one whose deleted catalogue rows it makes the server keep.
     pub catalog_age: u32,
+    /// What of these could not be seen.
+    pub(crate) unseen: Vec<Unseen>,
 }
 
 /// Transactions from which on that is worth a word: `autovacuum_freeze_max_age` by default, where the server begins to work
 /// against a wraparound, which it cannot do for the catalogues while a slot holds them.
 const CATALOG_AGE: u32 = 200_000_000;
 
-const SLOT: &str = "
-with here as (
-  select case when pg_is_in_recovery() then coalesce(pg_last_wal_replay_lsn(), pg_last_wal_receive_lsn(), '0/0')
-              else pg_current_wal_lsn() end as lsn)
-select s.confirmed_flush_lsn::text, s.restart_lsn::text, s.wal_status::text,
-       coalesce(to_jsonb(s) ->> 'invalidation_reason',
-                case when (to_jsonb(s) ->> 'conflicting')::bool and pg_is_in_recovery() then 'conflict' end),
-       s.active_pid, nullif(a.application_name, ''),
-       greatest(pg_wal_lsn_diff(here.lsn, s.restart_lsn), 0)::int8, s.safe_wal_size::int8, here.lsn::text,
-       coalesce(s.plugin::text, ''), coalesce(s.database::text, ''), s.temporary,
-       coalesce((to_jsonb(s) ->> 'failover')::bool, false),
-       coalesce((to_jsonb(s) ->> 'synced')::bool, false) and pg_is_in_recovery(), coalesce(age(s.catalog_xmin), 0)
-  from here, pg_replication_slots s left join pg_stat_activity a on a.pid = s.active_pid
- where s.slot_name = $1";
+/// What the server says of a slot. The columns differ from version to version, so they are found by name.
+fn slot_sql(slot: &str) -> String {
+    format!("select *, pg_is_in_recovery() as on_standby from pg_replication_slots where slot_name = {}", literal(slot))
+}
+
+/// What is only worth a word, or a figure in the metrics.
+fn questions(slot: &str, reader: Option<i32>) -> Vec<Question> {
+    let end = "case when pg_is_in_recovery() then coalesce(pg_last_wal_replay_lsn(), pg_last_wal_receive_lsn(), '0/0') \
+               else pg_current_wal_lsn() end";
+    let of_slot = |what: &str| format!("select {what} from pg_replication_slots where slot_name = {}", literal(slot));
+    let application = reader.map_or_else(
+        || "null".to_owned(),
+        |pid| format!("select nullif(application_name, '') from pg_stat_activity where pid = {pid}"),
+    );
+    vec![
+        Question::new("the end of the WAL", end, "how far the server is"),
+        Question::new(
+            "the WAL kept for the slot",
+            of_slot(&format!("greatest(pg_wal_lsn_diff({end}, restart_lsn), 0)::int8")),
+            "how much WAL the slot keeps",
+        ),
+        Question::new(
+            "the age of the slot's catalogue rows",
+            of_slot("age(catalog_xmin)"),
+            "whether the slot holds up vacuum",
+        ),
+        Question::new("pg_stat_activity", application, "who reads the slot"),
+    ]
+}
 
 /// Reads a slot; `None` if there is none of this name.
 ///
@@ -65,28 +83,40 @@ select s.confirmed_flush_lsn::text, s.restart_lsn::text, s.wal_status::text,
 /// When the server cannot be asked.
 pub async fn inspect(client: &Client, slot: &str) -> Result<Option<SlotFacts>, PrepareError> {
     let doing = "read the replication slot";
-    let Some(row) = bounded(doing, client.query_opt(SLOT, &[&slot])).await? else { return Ok(None) };
-    let lsn = |at: usize| -> Result<Option<Lsn>, Passing> {
-        let text: Option<&str> = row.get(at);
+    let rows = bounded(doing, client.simple_query(&slot_sql(slot))).await?;
+    let found = rows.iter().find_map(|it| if let SimpleQueryMessage::Row(row) = it { Some(row) } else { None });
+    let Some(row) = found else { return Ok(None) };
+    // A column that this version does not have is NULL.
+    let text = |name: &str| row.try_get(name).ok().flatten().map(str::to_owned);
+    let is = |name: &str| text(name).as_deref() == Some("t");
+    let lsn = |text: Option<String>| -> Result<Option<Lsn>, Passing> {
         text.map(|text| text.parse().map_err(|_| Passing::Answer { doing })).transpose()
     };
-    let bytes = |at: usize| row.get::<_, Option<i64>>(at).map(|bytes| u64::try_from(bytes).unwrap_or(0));
+    let active_pid = text("active_pid").and_then(|pid| pid.parse().ok());
+    let mut answers = ask(client, doing, &questions(slot, active_pid)).await?;
+    let server_lsn = lsn(answers.text())?.unwrap_or_default();
+    let bytes = |number: Option<i64>| number.map(|bytes| u64::try_from(bytes).unwrap_or(0));
+    let retained_bytes = bytes(answers.number()).unwrap_or(0);
+    let catalog_age = answers.number().and_then(|age| u32::try_from(age).ok()).unwrap_or(0);
+    let is_standby = is("on_standby");
     Ok(Some(SlotFacts {
-        confirmed: lsn(0)?,
-        restart: lsn(1)?,
-        wal_status: row.get(2),
-        invalidation: row.get(3),
-        active_pid: row.get(4),
-        active_application: row.get(5),
-        retained_bytes: bytes(6).unwrap_or(0),
-        safe_wal_bytes: bytes(7),
-        server_lsn: lsn(8)?.unwrap_or_default(),
-        plugin: row.get(9),
-        database: row.get(10),
-        is_temporary: row.get(11),
-        is_failover: row.get(12),
-        is_synced: row.get(13),
-        catalog_age: u32::try_from(row.get::<_, i32>(14)).unwrap_or(0),
+        confirmed: lsn(text("confirmed_flush_lsn"))?,
+        restart: lsn(text("restart_lsn"))?,
+        wal_status: text("wal_status"),
+        invalidation: text("invalidation_reason")
+            .or_else(|| (is("conflicting") && is_standby).then(|| "conflict".to_owned())),
+        active_pid,
+        active_application: answers.text(),
+        retained_bytes,
+        safe_wal_bytes: bytes(text("safe_wal_size").and_then(|bytes| bytes.parse().ok())),
+        server_lsn,
+        plugin: text("plugin").unwrap_or_default(),
+        database: text("database").unwrap_or_default(),
+        is_temporary: is("temporary"),
+        is_failover: is("failover"),
+        is_synced: is("synced") && is_standby,
+        catalog_age,
+        unseen: answers.unseen,
     }))
 }
 

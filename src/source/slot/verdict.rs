@@ -1,11 +1,12 @@
 //! What a survey means: whether the source can be read, what is wrong with it, who has to grant what.
 
-use tokio_postgres::error::SqlState;
+use tokio_postgres::error::{DbError, SqlState};
 
 use super::error::{LostSlot, Passing, PlanFault, PrepareError};
 use super::names;
 use super::state::{SlotFacts, drop_sql};
 use super::survey::TableFacts;
+use super::unseen::{Unseen, grant};
 use super::{Survey, Turn};
 use crate::change::TableName;
 use crate::config::{SinkConfig, SourceConfig};
@@ -63,6 +64,12 @@ impl Survey {
         self.plan.troubles.iter().chain(&self.steps.troubles).cloned().chain(faults).chain(slot).collect()
     }
 
+    /// What could not be seen of all this.
+    pub(crate) fn unseen(&self) -> impl Iterator<Item = &Unseen> {
+        let publication = self.publication.iter().flat_map(|state| &state.unseen);
+        self.server.unseen.iter().chain(publication).chain(self.slot.iter().flat_map(|slot| &slot.unseen))
+    }
+
     /// The tables of the plan that are, or with its steps will be, published.
     pub(super) fn published(&self) -> Vec<TableFacts> {
         let left_out = |table: &&TableFacts| {
@@ -86,6 +93,11 @@ impl Survey {
     pub(super) fn with_grants(&self, error: PrepareError, source: &SourceConfig) -> PrepareError {
         let PrepareError::Passing(Passing::Query { doing, source: cause }) = &error else { return error };
         match cause.as_db_error() {
+            // Taken from everybody: no owner has it to give.
+            Some(server) if is_of_server(server) => {
+                let advice = grant(server.message(), &self.server.role);
+                PrepareError::lasting(format!("could not {doing}: {}", server.message()), advice)
+            }
             Some(server) if *server.code() == SqlState::INSUFFICIENT_PRIVILEGE => {
                 PrepareError::lasting(format!("could not {doing}: {}", server.message()), self.grants(source))
             }
@@ -116,6 +128,12 @@ impl Survey {
         grants.push(or);
         grants.join("\n")
     }
+}
+
+/// Whether what was refused is a function or a schema, and not a table or the publication.
+fn is_of_server(error: &DbError) -> bool {
+    let of = ["permission denied for function ", "permission denied for schema "];
+    *error.code() == SqlState::INSUFFICIENT_PRIVILEGE && of.iter().any(|start| error.message().starts_with(start))
 }
 
 pub(super) fn busy(slot: &SlotFacts) -> PrepareError {

@@ -19,6 +19,7 @@ mod names;
 mod partitions;
 mod positions;
 mod rows;
+mod settings;
 mod shapes;
 
 use crate::daemon::{Config, Daemon};

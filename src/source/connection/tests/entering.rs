@@ -74,6 +74,24 @@ async fn the_next_server_is_tried_when_one_is_down_or_does_not_suit() {
 }
 
 #[tokio::test]
+async fn pitfall_61_a_standby_that_is_read_takes_no_serializable_default() {
+    let primary = cluster("", &[]);
+    let admin = admin(&primary).await;
+    let setup = [
+        "SELECT pg_create_physical_replication_slot('standby', true)",
+        "ALTER DATABASE postgres SET \
+                 default_transaction_isolation = serializable",
+    ];
+    for statement in setup {
+        admin.batch_execute(statement).await.unwrap();
+    }
+    let standby = primary.standby(&[]).unwrap();
+    let session = client(&standby.url("postgres")).await;
+    session.query("SELECT relname::text FROM pg_class LIMIT 1", &[]).await.unwrap();
+    enter(&standby.url("postgres")).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_server_that_says_nothing_is_given_up_on() {
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = silent.local_addr().unwrap().port();

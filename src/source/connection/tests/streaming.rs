@@ -161,6 +161,27 @@ async fn a_killed_walsender_ends_the_stream_with_the_reason() {
     assert!(error.sqlstate() == Some("57P01") || matches!(error, StreamError::Closed), "{error:?}");
 }
 
+#[tokio::test]
+async fn pitfall_61_a_limit_of_transactions_ends_no_stream() {
+    let cluster = cluster("", &[]);
+    let admin = admin(&cluster).await;
+    let version: String = admin.query_one("SHOW server_version_num", &[]).await.unwrap().get(0);
+    if version.parse::<u32>().unwrap() < 170_000 {
+        return;
+    }
+    admin.batch_execute("ALTER ROLE walhook SET transaction_timeout = '500ms'").await.unwrap();
+    let (client, mut replication) = stream(&cluster).await;
+    // More than the sockets hold: the walsender is in the midst of decoding it for as long as we do not read.
+    let insert = "INSERT INTO t SELECT i, repeat('x', 1000) FROM generate_series(1, 20000) i";
+    client.batch_execute(insert).await.unwrap();
+    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'walsender' AND wait_event = 'WalSenderWriteData' \
+                   AND now() - state_change > '1500 ms'";
+    while admin.query_one(waiting, &[]).await.unwrap().get::<_, i64>(0) == 0 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    messages(&mut replication, is_commit).await;
+}
+
 /// Postgres 18 only warns where its predecessors end the stream; a role's settings must not silence that.
 #[tokio::test]
 async fn a_publication_that_is_gone_ends_the_stream() {

@@ -230,3 +230,27 @@ async fn a_wait_that_cannot_be_explained_goes_on() {
     };
     tokio::join!(preparing, freeing);
 }
+
+#[tokio::test]
+async fn pitfall_54_whom_the_slot_waits_for_is_named_though_a_role_may_not_see_more() {
+    let mut stage = Stage::new(&[], ORDERS).await;
+    let url = format!("{}?application_name=nightly", stage.cluster.url_as(Role::Superuser, "postgres"));
+    let old = stage.session(&url).await;
+    old.batch_execute("begin; insert into orders values (1)").await.unwrap();
+    let pid: i32 = old.query_one("select pg_backend_pid()", &[]).await.unwrap().get(0);
+    let told = std::sync::Mutex::new(Vec::new());
+    let report = |trouble| told.lock().unwrap().push(trouble);
+    let (source, sinks) = (stage.source(), [sink("s", &["public.orders"])]);
+    let freeing = async {
+        while told.lock().unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        old.batch_execute("commit").await.unwrap();
+    };
+    let (prepared, ()) = tokio::join!(prepare(&stage.own, &source, &sinks, &report), freeing);
+    assert!(prepared.unwrap().created);
+    let told = told.into_inner().unwrap();
+    let Some(Some(trouble)) = told.first() else { panic!("{told:?}") };
+    let holder = format!("of backend {pid} (application \"nightly\"; pg_read_all_stats shows more)");
+    assert!(trouble.what.contains(&holder), "what is hidden is not empty: {trouble:?}");
+}
