@@ -1,5 +1,5 @@
 # Works on a fresh clone with a Rust toolchain; scripts/setup installs what else is missing. Two targets want more:
-# test-versions needs npm, node and the network, from which it takes the servers; lint and fmt need the toolchain's
+# test-versions needs npm, node, pip and the network, from which it takes the servers; lint and fmt need the toolchain's
 # components clippy and rustfmt.
 
 .DEFAULT_GOAL := help
@@ -20,7 +20,7 @@ test: setup ## all tests, against a real Postgres; RUNNER=cargo does without nex
 test-bare: ## the same on a bare Debian made by debootstrap, in a chroot; needs root, debootstrap and the network
 	scripts/test-bare
 
-test-versions: ## the core tests on Postgres 14 to 18; needs npm and the network
+test-versions: ## the core tests on Postgres 14 to 18, of 15 and 18 two builds each; needs npm, pip and the network
 	scripts/test-versions
 
 fuzz: ## decoder, frames, values and messages, FUZZ_SECONDS each (60); needs a nightly toolchain and cargo-fuzz

@@ -247,6 +247,17 @@ mod tests {
     }
 
     #[test]
+    fn pitfall_62_a_server_whose_end_went_back_behind_what_was_read_is_refused_with_both_positions() {
+        for behind in [found(Some(Lsn(0x400))), found(None)] {
+            let Trouble { what, advice } = refused(&bound(), &Found { server_end: Lsn(0x499), ..behind });
+            assert!(what.contains("ends at 0/499") && what.contains("up to 0/500 were read"), "{what}");
+            assert!(advice.contains("state.path"), "{advice}");
+        }
+        let at_the_end = Found { server_end: KNOWN, ..found(Some(KNOWN)) };
+        assert_eq!(compare(Some(&bound()), &at_the_end), Agreement::GoesOn);
+    }
+
+    #[test]
     fn an_accepted_gap_goes_on_with_another_slot_too_but_never_with_another_database() {
         let accepted = SourceBinding { gap_accepted: Some(AcceptedBy::Person), ..bound() };
         for slot in [None, Some(Lsn(0x900))] {
