@@ -25,6 +25,7 @@ pub mod store;
 // What people set and see.
 pub mod config;
 mod pasted;
+mod tls_fault;
 pub mod view;
 pub mod metrics;
 pub mod logging;

@@ -254,8 +254,9 @@ impl Source {
             | Problem::Store(_)
             | Problem::Prepare(_)
             | Problem::Broken { .. } => {
-                warn!(source, error = %text, retry_in_secs, "session with the database ended or could not begin");
-                self.enter(SourceState::Waiting { error: text, retry_at });
+                let advice = problem.advice();
+                warn!(source, error = %text, advice, retry_in_secs, "session with the database ended or could not begin");
+                self.enter(SourceState::Waiting { error: text, advice, retry_at });
             }
         }
     }

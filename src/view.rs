@@ -159,6 +159,8 @@ pub enum SourceState {
     Waiting {
         /// Why, for a person.
         error: String,
+        /// What mends it, or that it passes.
+        advice: String,
         /// When the next try starts.
         retry_at: SystemTime,
     },

@@ -87,6 +87,8 @@ mod pressure;
 mod quota;
 #[path = "walhook/roles.rs"]
 mod roles;
+#[path = "walhook/refused.rs"]
+mod refused;
 #[path = "walhook/tidy.rs"]
 mod tidy;
 #[path = "walhook/toast.rs"]

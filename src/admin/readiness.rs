@@ -249,11 +249,9 @@ fn standstill(view: &SourceView, now: SystemTime) -> Option<(String, String)> {
             format!("connecting to the database for {lasted}"),
             "wait; if it lasts, check that the server runs and is reachable from here".into(),
         ),
-        SourceState::Waiting { error, retry_at } => (
+        SourceState::Waiting { error, advice, retry_at } => (
             format!("the database cannot be read for {lasted}: {error}; next try in {}", next(retry_at)),
-            "changes stay in the database's WAL meanwhile; check that the server runs, and the address, role and \
-             password in the source's url"
-                .into(),
+            format!("{advice}; changes stay in the database's WAL meanwhile"),
         ),
         SourceState::SlotBusy { pid, retry_at } => {
             let holder = pid.map_or_else(|| "another session".into(), |pid| format!("the backend with pid {pid}"));

@@ -54,9 +54,13 @@ fn a_source_that_does_not_stream_makes_it_unready_and_says_why() {
     for (state, word, parts) in [
         (SourceState::Connecting, "connecting", &["connecting to the database for 2 min 5 s"][..]),
         (
-            SourceState::Waiting { error: "connection refused".into(), retry_at: ahead(7) },
+            SourceState::Waiting {
+                error: "connection refused".into(),
+                advice: "start the server".into(),
+                retry_at: ahead(7),
+            },
             "waiting",
-            &["for 2 min 5 s: connection refused", "next try in 7 s", "WAL"],
+            &["for 2 min 5 s: connection refused", "next try in 7 s", "start the server; ", "WAL"],
         ),
         (SourceState::SlotBusy { pid: Some(4711), retry_at: ahead(1) }, "slot_busy", &["pid 4711", "next try in 1 s"]),
         (SourceState::SlotBusy { pid: None, retry_at: ago(1) }, "slot_busy", &["another session", "next try in 0 s"]),

@@ -202,17 +202,25 @@ fn advice(category: &str) -> &'static str {
         "connect_timeout" => {
             "the endpoint's machine does not answer: check that it runs and that no firewall is between"
         }
-        "connection_reset" => "the endpoint or a proxy before it cut the connection: look into their logs",
-        "tls_error" => "check the endpoint's certificate: its name, its date and its chain",
+        "connection_reset" => {
+            "the endpoint or a proxy before it cut the connection: look into their logs; a port that speaks TLS does so too where the \
+             sink's url has http"
+        }
+        "tls_error" => "mend what the failure names: the endpoint's certificate or its TLS, or the sink's url and tls",
         "proxy_error" => "the proxy fails, not the endpoint: look into its log",
         "timeout" => "the endpoint takes longer than request_timeout: make it faster, or raise the limit",
-        "protocol_error" => "the endpoint does not speak HTTP correctly: check the port and the scheme in the url",
+        "protocol_error" => {
+            "what answers does not speak HTTP correctly: check the port in the sink's url, and its scheme: a port that speaks TLS needs \
+             https"
+        }
         "status_redirect" => "redirects are not followed: set the sink's url to where the endpoint really is",
         "status_unauthorized" => "correct the sink's headers or signing_secrets: the endpoint does not accept them",
         "status_gone" => "the endpoint is gone for good: remove the sink, or correct its url",
         "status_payload_too_large" => "lower batch_size or batch_bytes, or let the endpoint take larger bodies",
         "status_rate_limited" => "lower max_in_flight, or raise the endpoint's limit",
-        "status_client_error" => "the endpoint refuses the request: check the sink's url, path and headers",
+        "status_client_error" => {
+            "the endpoint refuses the request: check the sink's url (https where its port speaks TLS), path and headers"
+        }
         "status_server_error" => "the endpoint fails: look into its log",
         "unexpected_success_status" => "the status is not in the sink's success: add it there if it means acknowledged",
         "aborted_by_receiver" => "the endpoint asked not to be sent this delivery again",

@@ -80,7 +80,7 @@ async fn look_at_source(config: &Config, source: &SourceConfig) -> Vec<Finding> 
     let (client, driver) = match connection::sql(&source.url).await {
         Ok(session) => session,
         Err(error) => {
-            let mend = "check url, the network, pg_hba.conf and the password";
+            let mend = error.advice();
             return vec![Finding::fail(subject, format!("{:#}", anyhow::Error::from(error)), mend)];
         }
     };

@@ -13,8 +13,8 @@ use tokio::task::JoinSet;
 
 use self::draft::{Draft, draft};
 use crate::source::address::PgAddress;
-use crate::source::connection;
 use crate::source::slot::{PrepareError, server, survey};
+use crate::source::{chain, connection};
 
 /// Arguments of `walhook init`.
 #[derive(clap::Args, Clone)]
@@ -80,7 +80,8 @@ async fn work(args: &InitArgs) -> Result<String, Failure> {
 }
 
 async fn look(address: &PgAddress, url: &str) -> anyhow::Result<Draft> {
-    let (client, driver) = connection::sql(address).await?;
+    let session = connection::sql(address).await;
+    let (client, driver) = session.map_err(|error| anyhow::anyhow!("{}\n  {}", chain(&error), error.advice()))?;
     // The driver ends with this function.
     let mut drivers = JoinSet::new();
     drivers.spawn(async move { driver.await.is_ok() });

@@ -25,11 +25,13 @@ mod error;
 mod gulp;
 mod login;
 mod reduce;
+mod refusal;
 mod settings;
 mod socket;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod unreached;
 
 pub use error::{ConnectError, ServerError, StreamError};
 pub use gulp::{Frame, Gulp, read_frames};

@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use super::connection::{ConnectError, StreamError};
+use super::connection::{ConnectError, ServerError, StreamError};
 use super::intake::IntakeError;
 use super::pgoutput::DecodeError;
 use super::relation::CatalogueError;
@@ -112,13 +112,11 @@ impl Problem {
             Self::Lasting { advice, .. } => advice.clone(),
             Self::Lost(lost) => lost.trouble.advice.clone(),
             Self::Config(faults) => faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"),
-            Self::Connect(_) => {
-                "check the source's url, the role and pg_hba.conf; `walhook check` tries them".to_owned()
-            }
+            Self::Connect(error) => error.advice(),
             Self::Store(error) if error.is_lasting() => "look at the directory that state.path names".to_owned(),
-            Self::Stream(_) | Self::Store(_) | Self::Prepare(_) | Self::Broken { .. } | Self::Busy { .. } => {
-                "it is tried again by itself".to_owned()
-            }
+            Self::Prepare(error) => advice_of(&**error).unwrap_or_else(|| AGAIN.to_owned()),
+            Self::Stream(error) => advice_of(error).unwrap_or_else(|| AGAIN.to_owned()),
+            Self::Store(_) | Self::Broken { .. } | Self::Busy { .. } => AGAIN.to_owned(),
         }
     }
 
@@ -140,6 +138,32 @@ impl Problem {
             Self::Busy { .. } => ReconnectReason::SlotBusy,
         }
     }
+}
+
+/// What is to be done about what passes by itself.
+const AGAIN: &str = "it is tried again by itself; if it goes on, the server's log says more";
+
+/// What mends the cause of `error`, if that is one of the connection's or the server's that has its own advice.
+fn advice_of(error: &(dyn Error + 'static)) -> Option<String> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(connect) = error.downcast_ref::<ConnectError>() {
+            return Some(connect.advice());
+        }
+        let said = match error.downcast_ref::<tokio_postgres::Error>() {
+            Some(client) => client.as_db_error().map(ServerError::from),
+            // As a source it stands in the box it is kept in.
+            None => {
+                let boxed = error.downcast_ref::<Box<ServerError>>().map(|boxed| &**boxed);
+                error.downcast_ref::<ServerError>().or(boxed).cloned()
+            }
+        };
+        if let Some(said) = said {
+            return said.advice().map(str::to_owned);
+        }
+        next = error.source();
+    }
+    None
 }
 
 impl From<Trouble> for Problem {
@@ -212,4 +236,32 @@ pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
         next = source.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::slot::Passing;
+
+    fn said(code: &str) -> ServerError {
+        ServerError { code: code.to_owned(), ..ServerError::default() }
+    }
+
+    #[test]
+    fn advice_follows_the_error_however_deep_it_is() {
+        let connect = || ConnectError::from(StreamError::Server(Box::new(said("28P01"))));
+        for (problem, expected) in [
+            (Problem::Connect(connect()), "password"),
+            (Problem::Prepare(Box::new(PrepareError::Passing(Passing::Connect(connect())))), "password"),
+            (Problem::Prepare(Box::new(said("25006"))), "primary"),
+            (Problem::Stream(StreamError::Server(Box::new(said("53400")))), "max_replication_slots"),
+            (Problem::Stream(StreamError::Server(Box::new(said("XX000")))), AGAIN),
+            (Problem::Stream(StreamError::Closed), AGAIN),
+            (Problem::silent(), AGAIN),
+        ] {
+            let advice = problem.advice();
+            assert!(advice.contains(expected), "{problem:?}: {advice}");
+            assert_eq!(advice.contains("password"), expected == "password", "{problem:?}: {advice}");
+        }
+    }
 }

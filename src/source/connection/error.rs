@@ -4,8 +4,11 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::refusal;
+use super::unreached;
 use crate::source::address::TargetSession;
 use crate::source::wire::{Cursor, WireError};
+use crate::tls_fault::{Peer, TlsFault};
 
 /// What the server said in an ErrorResponse or NoticeResponse.
 #[derive(Clone, Debug, Default, PartialEq, Eq, thiserror::Error)]
@@ -21,6 +24,8 @@ pub struct ServerError {
     pub detail: Option<String>,
     /// What the server suggests.
     pub hint: Option<String>,
+    /// The function of the server that raised it, which no language translates.
+    pub routine: Option<String>,
 }
 
 fn labelled(label: &str, text: &Option<String>) -> String {
@@ -45,9 +50,24 @@ impl ServerError {
                 b'M' => error.message = text,
                 b'D' => error.detail = Some(text),
                 b'H' => error.hint = Some(text),
+                b'R' => error.routine = Some(text),
                 _ => {}
             }
         }
+    }
+
+    /// What to do about it where it ends a statement and not a login, if that has its own advice.
+    pub fn advice(&self) -> Option<&'static str> {
+        refusal::of_statement(self).map(|meaning| meaning.advice)
+    }
+
+    pub(super) fn is_raised_by(&self, routine: &str) -> bool {
+        self.routine.as_deref() == Some(routine)
+    }
+
+    /// Whether `words` stand in the message or the detail.
+    pub(super) fn says(&self, words: &str) -> bool {
+        self.message.contains(words) || self.detail.as_deref().is_some_and(|detail| detail.contains(words))
     }
 }
 
@@ -59,6 +79,7 @@ impl From<&tokio_postgres::error::DbError> for ServerError {
             message: error.message().to_owned(),
             detail: error.detail().map(str::to_owned),
             hint: error.hint().map(str::to_owned),
+            routine: error.routine().map(str::to_owned),
         }
     }
 }
@@ -91,10 +112,26 @@ pub enum ConnectError {
         limit: Duration,
     },
     /// No TLS there, and `sslmode` insists on it.
-    #[error("{host} does not offer TLS: turn ssl on in the server, or choose another sslmode")]
+    #[error("{host} does not offer TLS, on which sslmode insists")]
     TlsRefused {
         /// Server.
         host: String,
+    },
+    /// It took the connection and closed it before anybody was logged in.
+    #[error("{host} took the connection and closed it {when}")]
+    Closed {
+        /// Server.
+        host: String,
+        /// At which step, as the end of a sentence.
+        when: &'static str,
+    },
+    /// Another service listens there.
+    #[error("what answers at {host} is not Postgres: it speaks {speaks}")]
+    NotPostgres {
+        /// Server.
+        host: String,
+        /// What it speaks, as far as that can be told.
+        speaks: &'static str,
     },
     /// A certificate or key file is of no use.
     #[error("could not use {path} for TLS")]
@@ -111,10 +148,7 @@ pub enum ConnectError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The certificate is someone else's.
-    #[error(
-        "the server's certificate is not for {host}: put the name that is in the certificate into host (and the IP \
-         address into hostaddr if that name leads elsewhere), or use sslmode=verify-ca"
-    )]
+    #[error("the server's certificate is not for {host}")]
     TlsName {
         /// Server.
         host: String,
@@ -130,18 +164,18 @@ pub enum ConnectError {
         source: io::Error,
     },
     /// TLS failed otherwise.
-    #[error("the TLS handshake with {host} failed")]
+    #[error("the TLS handshake with {host} failed: {}", .fault.what())]
     Tls {
         /// Server.
         host: String,
+        /// In what way.
+        fault: TlsFault,
         /// Why.
         source: io::Error,
     },
     /// The server said no.
-    #[error("{advice}")]
+    #[error("{}", refusal::meaning(.source).what)]
     Server {
-        /// What it means, and what to do.
-        advice: &'static str,
         /// What it said.
         source: Box<ServerError>,
     },
@@ -149,15 +183,13 @@ pub enum ConnectError {
     #[error("the server asks for a password and the address has none")]
     PasswordMissing,
     /// The server wants something else.
-    #[error("the server asks for {method}, which is not supported: use a password (scram-sha-256) or a certificate")]
+    #[error("the server asks for {method}, which is not supported")]
     Method {
         /// What.
         method: &'static str,
     },
     /// The exchange of proofs failed.
-    #[error(
-        "the server could not be authenticated: it does not know the password either, or someone stands in between"
-    )]
+    #[error("the server could not prove that it knows the password too")]
     Scram {
         /// Why.
         source: io::Error,
@@ -166,10 +198,7 @@ pub enum ConnectError {
     #[error("channel_binding=require, but {0}")]
     ChannelBinding(&'static str),
     /// A session option did not take.
-    #[error(
-        "the session has {name} = {found:?} where {wanted:?} was asked for: a pooler in between drops startup options, or \
-         options in the address override them; use the direct address of the database"
-    )]
+    #[error("the session has {name} = {found:?} where {wanted:?} was asked for")]
     SessionOption {
         /// Which.
         name: &'static str,
@@ -196,7 +225,7 @@ pub enum ConnectError {
 impl From<StreamError> for ConnectError {
     fn from(error: StreamError) -> Self {
         match error {
-            StreamError::Server(source) => Self::Server { advice: advice(&source), source },
+            StreamError::Server(source) => Self::Server { source },
             StreamError::Closed
             | StreamError::Io(_)
             | StreamError::Malformed { .. }
@@ -214,7 +243,8 @@ impl From<tokio_postgres::Error> for ConnectError {
             None if std::error::Error::source(&error).is_some_and(|why| why.to_string() == "password missing") => {
                 Self::PasswordMissing
             }
-            None => Self::Sql(error),
+            None if error.is_closed() => Self::Broken(StreamError::Closed),
+            None => unreached::of_client(error),
         }
     }
 }
@@ -230,24 +260,93 @@ impl ConnectError {
             Self::TlsFile { .. } | Self::TlsSettings { .. } | Self::TlsName { .. } | Self::TlsIssuer { .. } => None,
             Self::Tls { .. } | Self::PasswordMissing | Self::Method { .. } | Self::Scram { .. } => None,
             Self::ChannelBinding(_) | Self::SessionOption { .. } | Self::Unsuitable(_) => None,
+            Self::Closed { .. } | Self::NotPostgres { .. } => None,
         }
+    }
+
+    /// What to do about it, which follows from what it is.
+    pub fn advice(&self) -> String {
+        let said = match self {
+            Self::Server { source } => refusal::meaning(source).advice,
+            Self::Resolve { .. } => {
+                "correct the host in the source's url, or mend name resolution on this machine (getent hosts NAME)"
+            }
+            Self::Reach { source, .. } => unreached::advice(source),
+            Self::Timeout { .. } => {
+                "look whether the server runs and whether a firewall on the way drops packets; a server that is only slow may get a \
+                 larger connect_timeout"
+            }
+            Self::Closed { .. } | Self::Broken(StreamError::Closed) => unreached::CLOSED,
+            Self::Broken(StreamError::Io(source)) => of_broken(source),
+            Self::Broken(StreamError::Malformed { .. }) | Self::NotPostgres { .. } => {
+                "correct host and port in the source's url: Postgres mostly listens at port 5432"
+            }
+            Self::Broken(StreamError::Server(source)) => refusal::meaning(source).advice,
+            Self::TlsRefused { .. } => {
+                "turn ssl on in the server (ssl_cert_file, ssl_key_file, ssl = on, then SELECT pg_reload_conf()); if nobody can listen on \
+                 the way there, sslmode=prefer in the source's url goes without"
+            }
+            Self::TlsFile { .. } => {
+                "correct sslrootcert, sslcert or sslkey in the source's url, or put the file there: PEM, readable for walhook's user, the \
+                 key not encrypted"
+            }
+            Self::TlsSettings { .. } => {
+                "correct sslcert and sslkey in the source's url: the key must be the certificate's"
+            }
+            Self::TlsName { .. } => {
+                "put the name that is in the certificate into host (and the IP address into hostaddr if that name leads elsewhere), or \
+                 reissue the certificate with this host among its subject alternative names; sslmode=verify-ca does not look at names"
+            }
+            Self::TlsIssuer { source, .. } => TlsFault::of(source).unwrap_or(TlsFault::Other).advice(Peer::Database),
+            Self::Tls { fault, .. } => fault.advice(Peer::Database),
+            Self::PasswordMissing => {
+                "write the password into the source's url, as ${NAME} from the environment: postgres://USER:${NAME}@HOST/DATABASE; if it \
+                 is there, the variable is set to nothing"
+            }
+            Self::Method { .. } => {
+                "have an entry of pg_hba.conf for this role with the method scram-sha-256, or cert with sslcert and sslkey in the \
+                 source's url"
+            }
+            Self::Scram { .. } => {
+                "somebody may stand between walhook and the server: do not send the password elsewhere before it is clear who answers; \
+                 sslmode=verify-full in the source's url tells the server from others"
+            }
+            Self::ChannelBinding(_) => {
+                "set password_encryption = 'scram-sha-256' on the server, set the role's password anew and use TLS; channel_binding=prefer \
+                 in the source's url goes without where it must"
+            }
+            Self::SessionOption { .. } => {
+                "a pooler in between drops startup options, or options in the source's url set it otherwise: take it out of options, and \
+                 write the database's own host and port into the url, as its provider calls the direct address"
+            }
+            Self::Unsuitable(_) => {
+                "write the primary's host into the source's url, several with commas between them, of which the first that suits is \
+                 taken; or take target_session_attrs out"
+            }
+            Self::Broken(StreamError::PublicationSkipped { .. } | StreamError::NotFinished) | Self::Sql(_) => {
+                "the server's log says more"
+            }
+        };
+        said.to_owned()
     }
 
     /// Whether trying again is of no use before a person has changed the address, the role or the server's rules.
     pub fn needs_a_person(&self) -> bool {
         match self {
-            Self::Server { source, .. } => is_for_a_person(&source.code),
+            Self::Server { source, .. } => refusal::meaning(source).lasts,
+            Self::Tls { fault, .. } => fault.is_lasting(),
             Self::TlsRefused { .. } | Self::TlsFile { .. } | Self::TlsSettings { .. } | Self::TlsName { .. } => true,
             Self::TlsIssuer { .. } | Self::PasswordMissing | Self::Method { .. } | Self::Scram { .. } => true,
             Self::ChannelBinding(_) | Self::SessionOption { .. } => true,
-            Self::Resolve { .. } | Self::Reach { .. } | Self::Timeout { .. } | Self::Tls { .. } => false,
+            Self::Resolve { .. } | Self::Reach { .. } | Self::Timeout { .. } => false,
+            Self::Closed { .. } | Self::NotPostgres { .. } => false,
             Self::Unsuitable(_) | Self::Broken(_) | Self::Sql(_) => false,
         }
     }
 
     /// Whether the same server may let us in with, or without, TLS.
     pub(super) fn other_encryption_may_help(&self) -> bool {
-        matches!(self, Self::Tls { .. } | Self::TlsIssuer { .. } | Self::TlsName { .. })
+        matches!(self, Self::Tls { .. } | Self::TlsIssuer { .. } | Self::TlsName { .. } | Self::Closed { .. })
             || self.sqlstate() == Some("28000")
     }
 
@@ -259,10 +358,16 @@ impl ConnectError {
             Self::PasswordMissing | Self::TlsFile { .. } | Self::TlsSettings { .. } => true,
             Self::Resolve { .. } | Self::Reach { .. } | Self::Timeout { .. } | Self::TlsRefused { .. } => false,
             Self::TlsName { .. } | Self::TlsIssuer { .. } | Self::Tls { .. } | Self::Method { .. } => false,
+            Self::Closed { .. } | Self::NotPostgres { .. } => false,
             Self::Scram { .. } | Self::ChannelBinding(_) | Self::SessionOption { .. } => false,
             Self::Unsuitable(_) | Self::Broken(_) | Self::Sql(_) => false,
         }
     }
+}
+
+/// The connection broke during login: the other side may have had something against our certificate.
+fn of_broken(source: &io::Error) -> &'static str {
+    TlsFault::of(source).map_or_else(|| unreached::advice(source), |fault| fault.advice(Peer::Database))
 }
 
 /// Why a stream ended.
@@ -322,26 +427,6 @@ fn is_for_a_person(sqlstate: &str) -> bool {
     matches!(sqlstate, "28P01" | "28000" | "3D000" | "42501" | "08P01" | "0A000")
 }
 
-fn advice(error: &ServerError) -> &'static str {
-    match &*error.code {
-        _ if error.message.contains("unsupported startup parameter") => {
-            "a pooler answers that does not pass on what replication needs: use the direct address of the database"
-        }
-        "28P01" => "the server does not accept the password: check user and password in the address",
-        "28000" => {
-            "the server does not let this user in from here: pg_hba.conf needs an entry for user, database and address, the \
-             role needs LOGIN, or sslmode must be another"
-        }
-        "3D000" => "the server has no such database: check the name in the address",
-        "42501" => {
-            "the role lacks a privilege: replication needs ALTER ROLE … REPLICATION, or the provider's own grant of it"
-        }
-        "53300" => "the server has no connection left: raise max_connections or max_wal_senders, or end other sessions",
-        "57P03" => "the server is starting, stopping or recovering, and takes no connections yet",
-        _ => "the server refused the connection",
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -351,12 +436,5 @@ mod tests {
         let error = ServerError::parse(b"SFEHLER\0VERROR\0C42704\0Mno such slot\0Hmake one\0Zwhat\0\0").unwrap();
         assert_eq!(error.to_string(), "ERROR: no such slot (SQLSTATE 42704); hint: make one");
         assert!(ServerError::parse(b"SERROR\0C42704").is_err());
-    }
-
-    #[test]
-    fn a_pooler_is_recognised() {
-        let error =
-            ServerError { message: "unsupported startup parameter: replication".into(), ..ServerError::default() };
-        assert!(advice(&error).contains("direct address"));
     }
 }

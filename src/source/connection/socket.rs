@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -20,11 +21,19 @@ use tokio_rustls::client::TlsStream;
 
 use super::error::ConnectError;
 use super::tls;
+use super::unreached::{is_closed, speaks};
 use crate::source::address::{Host, Keepalive, PgAddress, SslMode};
 
 /// A connected socket.
 #[derive(Debug)]
-pub struct Socket(Kind);
+pub struct Socket {
+    kind: Kind,
+    /// Takes the first byte that comes, unless TLS has shown already who answers.
+    first: Option<FirstByte>,
+}
+
+/// The first byte of an answer, 0 before it came.
+type FirstByte = Arc<AtomicU8>;
 
 #[derive(Debug)]
 enum Kind {
@@ -77,7 +86,12 @@ where
                     tls: tls.as_ref(),
                     encryption: *encryption,
                 };
-                match within(address, host, async { login(attempt.connect().await?).await }).await {
+                let enter = async {
+                    let socket = attempt.connect().await?;
+                    let first = socket.first.clone();
+                    login(socket).await.map_err(|error| judged(error, host, first.as_ref()))
+                };
+                match within(address, host, enter).await {
                     Ok(entered) => return Ok((entered, place.of(host))),
                     Err(error) if error.other_encryption_may_help() => last = Some(note(host, error)),
                     Err(error) => {
@@ -97,6 +111,19 @@ where
     // An address has a host and a host has a place, or there is an error that says why not.
     Err(last
         .unwrap_or_else(|| ConnectError::Resolve { host: address.redacted(), source: io::ErrorKind::NotFound.into() }))
+}
+
+/// The error of a login in the light of who answered: to a client of Postgres all others speak broken frames.
+fn judged(error: ConnectError, host: &Host, first: Option<&FirstByte>) -> ConnectError {
+    let first = first.map_or(0, |first| first.load(Ordering::Relaxed));
+    // Authentication, error, notice, parameter, version of the protocol.
+    let is_postgres = b"RENSv\0".contains(&first);
+    match error {
+        ConnectError::Broken(_) if !is_postgres => {
+            ConnectError::NotPostgres { host: host.to_string(), speaks: speaks(first) }
+        }
+        error => error,
+    }
 }
 
 fn note(host: &Host, error: ConnectError) -> ConnectError {
@@ -180,17 +207,36 @@ impl Attempt<'_> {
         let host = || self.host.to_string();
         let unreached = |source| ConnectError::Reach { host: host(), source };
         let mut stream = match self.place {
-            Place::Unix(path) => return Ok(Socket(Kind::Unix(UnixStream::connect(path).await.map_err(unreached)?))),
+            Place::Unix(path) => {
+                let stream = UnixStream::connect(path).await.map_err(unreached)?;
+                return Ok(Socket::plain(Kind::Unix(stream)));
+            }
             Place::Tcp(place) => TcpStream::connect(place).await.map_err(unreached)?,
         };
         prepare(&stream, self.keepalive).map_err(unreached)?;
         let Some(tls) = self.tls.filter(|_| self.encryption != Encryption::None) else {
-            return Ok(Socket(Kind::Tcp(stream)));
+            return Ok(Socket::plain(Kind::Tcp(stream)));
         };
-        if !offers_tls(&mut stream).await.map_err(unreached)? {
+        let answer = offers_tls(&mut stream).await.map_err(|source| match is_closed(source.kind()) {
+            true => ConnectError::Closed { host: host(), when: "when it was asked for TLS" },
+            false => unreached(source),
+        })?;
+        let offers = match answer {
+            b'S' => true,
+            b'N' => false,
+            // An error before anything is agreed on: Postgres could not begin a session.
+            b'E' => {
+                return Err(ConnectError::Closed {
+                    host: host(),
+                    when: "with an error, since it could not begin a session",
+                });
+            }
+            first => return Err(ConnectError::NotPostgres { host: host(), speaks: speaks(first) }),
+        };
+        if !offers {
             return match self.encryption {
                 Encryption::Tls => Err(ConnectError::TlsRefused { host: host() }),
-                Encryption::IfOffered | Encryption::None => Ok(Socket(Kind::Tcp(stream))),
+                Encryption::IfOffered | Encryption::None => Ok(Socket::plain(Kind::Tcp(stream))),
             };
         }
         let name = match self.host {
@@ -199,7 +245,7 @@ impl Attempt<'_> {
         };
         let stream = tls::handshake(tls, name, stream).await?;
         let binding = tls::end_point(&stream);
-        Ok(Socket(Kind::Tls(Box::new(stream), binding)))
+        Ok(Socket { kind: Kind::Tls(Box::new(stream), binding), first: None })
     }
 }
 
@@ -226,23 +272,21 @@ fn set_user_timeout(_: &SockRef<'_>, _: Option<Duration>) -> io::Result<()> {
 }
 
 /// Asks for TLS. Exactly one byte is read, so that nothing sent in the clear can be taken for encrypted.
-async fn offers_tls(stream: &mut TcpStream) -> io::Result<bool> {
+async fn offers_tls(stream: &mut TcpStream) -> io::Result<u8> {
     let mut request = bytes::BytesMut::new();
     postgres_protocol::message::frontend::ssl_request(&mut request);
     stream.write_all(&request).await?;
-    match stream.read_u8().await? {
-        b'S' => Ok(true),
-        b'N' => Ok(false),
-        _ => {
-            Err(io::Error::new(io::ErrorKind::InvalidData, "the answer to the request for TLS is not one of Postgres"))
-        }
-    }
+    stream.read_u8().await
 }
 
 impl Socket {
+    fn plain(kind: Kind) -> Self {
+        Self { kind, first: Some(FirstByte::default()) }
+    }
+
     /// What SCRAM ties the password exchange to (`tls-server-end-point`, RFC 5929), on TLS.
     pub(super) fn end_point(&self) -> Option<Vec<u8>> {
-        match &self.0 {
+        match &self.kind {
             Kind::Tls(_, end_point) => end_point.clone(),
             Kind::Tcp(_) | Kind::Unix(_) => None,
         }
@@ -250,23 +294,31 @@ impl Socket {
 
     /// Whether TLS protects it.
     pub fn is_encrypted(&self) -> bool {
-        matches!(self.0, Kind::Tls(..))
+        matches!(self.kind, Kind::Tls(..))
     }
 }
 
 impl AsyncRead for Socket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().0 {
+        let (socket, before) = (self.get_mut(), buffer.filled().len());
+        let polled = match &mut socket.kind {
             Kind::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
             Kind::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
             Kind::Tls(stream, _) => Pin::new(stream).poll_read(cx, buffer),
+        };
+        if socket.first.is_some()
+            && let Some(byte) = buffer.filled().get(before)
+            && let Some(first) = socket.first.take()
+        {
+            first.store(*byte, Ordering::Relaxed);
         }
+        polled
     }
 }
 
 impl AsyncWrite for Socket {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut self.get_mut().0 {
+        match &mut self.get_mut().kind {
             Kind::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
             Kind::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
             Kind::Tls(stream, _) => Pin::new(stream).poll_write(cx, bytes),
@@ -274,7 +326,7 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().0 {
+        match &mut self.get_mut().kind {
             Kind::Tcp(stream) => Pin::new(stream).poll_flush(cx),
             Kind::Unix(stream) => Pin::new(stream).poll_flush(cx),
             Kind::Tls(stream, _) => Pin::new(stream).poll_flush(cx),
@@ -282,7 +334,7 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().0 {
+        match &mut self.get_mut().kind {
             Kind::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Kind::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
             Kind::Tls(stream, _) => Pin::new(stream).poll_shutdown(cx),

@@ -11,6 +11,7 @@ use crate::source::pgoutput::{Message, decode};
 
 mod encrypted;
 mod entering;
+mod refused;
 mod streaming;
 
 /// A cluster with these lines of pg_hba.conf before trust for everyone else.

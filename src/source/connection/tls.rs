@@ -13,15 +13,17 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use sha2::Digest as _;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::error::ConnectError;
+use super::unreached::is_closed;
 use crate::source::address::{ClientCert, PgAddress, RootCert, SslMode};
 use crate::source::wire::{Cursor, WireError};
+use crate::tls_fault::{CertificateFault, TlsFault};
 
 /// What `address` asks of TLS; `None` if it never uses it.
 pub(super) fn config(address: &PgAddress) -> Result<Option<ClientConfig>, ConnectError> {
@@ -63,14 +65,13 @@ pub(super) async fn handshake(
     let connector = TlsConnector::from(Arc::clone(config));
     connector.connect(name, stream).await.map_err(|source| {
         let host = host.to_owned();
-        match source.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>()) {
-            Some(rustls::Error::InvalidCertificate(
-                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-            )) => ConnectError::TlsName { host, source },
-            Some(rustls::Error::InvalidCertificate(
-                CertificateError::UnknownIssuer | CertificateError::BadSignature,
-            )) => ConnectError::TlsIssuer { host, source },
-            _ => ConnectError::Tls { host, source },
+        match TlsFault::of(&source) {
+            None if is_closed(source.kind()) => {
+                ConnectError::Closed { host, when: "in the middle of the TLS handshake" }
+            }
+            Some(TlsFault::Certificate(CertificateFault::Name)) => ConnectError::TlsName { host, source },
+            Some(TlsFault::Certificate(CertificateFault::Issuer)) => ConnectError::TlsIssuer { host, source },
+            fault => ConnectError::Tls { host, fault: fault.unwrap_or(TlsFault::Other), source },
         }
     })
 }

@@ -285,7 +285,9 @@ impl Worker {
         }
         // Also where it takes longer than anybody waits.
         self.connect_at = Some(now + LEFT_ALONE);
-        let (client, connection) = connection::sql(&self.address).await.map_err(|error| unavailable(chain(&error)))?;
+        let (client, connection) = connection::sql(&self.address)
+            .await
+            .map_err(|error| unavailable(format!("{}; {}", chain(&error), error.advice())))?;
         let mut driver = JoinSet::new();
         // How it ends shows in the client.
         driver.spawn(async move { drop(connection.await) });

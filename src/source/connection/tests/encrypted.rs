@@ -114,6 +114,45 @@ async fn every_sslmode_means_what_libpq_says() {
     enter(&plain("sslrootcert=system")).await.unwrap_err();
 }
 
+/// The server's certificate is made anew as `params` has it.
+fn reissue(cluster: &Cluster, authority: &Authority, change: impl FnOnce(&mut CertificateParams)) {
+    let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    change(&mut params);
+    let key = KeyPair::generate().unwrap();
+    put(cluster, "server.crt", &params.signed_by(&key, &authority.issuer).unwrap().pem());
+    put(cluster, "server.key", &key.serialize_pem());
+    cluster.stop("fast").unwrap();
+    cluster.resume().unwrap();
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_a_certificate_is_said_with_what_to_reissue() {
+    let (cluster, authority) = (cluster(HBA, &[]), Authority::new());
+    admin(&cluster).await.batch_execute(ROLES).await.unwrap();
+    turn_tls_on(&cluster, &authority, &["localhost"]);
+    let full = url(&cluster, "walhook", &format!("sslmode=verify-full sslrootcert={}", authority.ca()));
+    enter(&full).await.unwrap();
+    let error = enter(&url(&cluster, "by_cert", "sslmode=require")).await.unwrap_err();
+    assert!(error.needs_a_person() && error.advice().contains("sslcert"), "{error:?}");
+    type Change = fn(&mut CertificateParams);
+    let cases: [(Change, &str, &str); 4] = [
+        (|params| params.not_after = rcgen::date_time_ymd(2001, 1, 1), "has expired", "renew"),
+        (|params| params.not_before = rcgen::date_time_ymd(4000, 1, 1), "not valid yet", "clock"),
+        (|params| params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained), "authority's own", "CA:FALSE"),
+        (
+            |params| params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth],
+            "not one for servers",
+            "serverAuth",
+        ),
+    ];
+    for (change, what, advice) in cases {
+        reissue(&cluster, &authority, change);
+        let error = enter(&full).await.unwrap_err();
+        assert!(error.to_string().contains(what) && error.advice().contains(advice), "{error:?}: {}", error.advice());
+        assert!(error.needs_a_person() && !error.advice().contains("password"), "{error:?}");
+    }
+}
+
 #[tokio::test]
 async fn only_verify_full_minds_the_name() {
     let (cluster, authority) = (cluster("", &[]), Authority::new());
@@ -122,7 +161,7 @@ async fn only_verify_full_minds_the_name() {
     let with = |mode: &str| url(&cluster, "walhook", &format!("sslmode={mode} sslrootcert={ca}"));
     enter(&with("verify-ca")).await.unwrap();
     let error = enter(&with("verify-full")).await.unwrap_err();
-    assert!(matches!(error, ConnectError::TlsName { .. }) && error.to_string().contains("hostaddr"), "{error:?}");
+    assert!(matches!(error, ConnectError::TlsName { .. }) && error.advice().contains("hostaddr"), "{error:?}");
     enter(&with("verify-full").replace("host=localhost", "host=db.example")).await.unwrap();
     // A server's own certificate in the file is trusted without an authority.
     let own = cluster.data().join("server.crt").display().to_string();

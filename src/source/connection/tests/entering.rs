@@ -35,7 +35,7 @@ async fn passwords_open_the_door_and_wrong_ones_do_not() {
     let error = enter(&url(&cluster, "walhook", "nowhere")).await.unwrap_err();
     assert_eq!((error.sqlstate(), error.needs_a_person()), (Some("3D000"), true), "{error:?}");
     let error = replication(&url(&cluster, "plain", "postgres")).await.unwrap_err();
-    assert!(error.needs_a_person() && error.to_string().contains("REPLICATION"), "{error:?}");
+    assert!(error.needs_a_person() && error.advice().contains("REPLICATION"), "{error:?}");
     let bound = format!("{}?channel_binding=require", url(&cluster, "s:s-w%C3%B6rd%2F%3A%40", "postgres"));
     let error = replication(&bound).await.unwrap_err();
     assert!(matches!(error, ConnectError::ChannelBinding(_)), "{error:?}");
