@@ -8,6 +8,7 @@ use std::io;
 
 use super::category::Category;
 use super::connection::error::SendError;
+use crate::tls_fault::{Peer, TlsFault};
 
 /// The category of a failed exchange.
 pub(super) fn classify(error: &SendError) -> Category {
@@ -39,7 +40,16 @@ pub(super) fn describe(error: &SendError, category: Category, peer: &str) -> Str
         Category::ConnectTimeout => format!("no connection in time ({peer})"),
         Category::ConnectRefused => format!("cannot connect ({peer}): {}", innermost(error)),
         Category::DnsError => format!("cannot look up the host ({peer}): {}", innermost(error)),
-        Category::TlsError => format!("TLS failed ({peer}): {}", innermost(error)),
+        Category::TlsError => {
+            let fault = TlsFault::of(error).unwrap_or(TlsFault::Other);
+            let (what, mend) = (fault.what(), fault.advice(Peer::Endpoint));
+            format!("TLS failed ({peer}): {what}: {}; {mend}", innermost(error))
+        }
+        Category::ConnectionReset if matches!(error, SendError::Tls(_)) => format!(
+            "the connection was closed in the middle of the TLS handshake ({peer}): {}; a proxy or load balancer without a server \
+             behind it does this, and a port without TLS",
+            innermost(error)
+        ),
         Category::ConnectionReset => {
             format!("the connection broke before the whole answer was there: {}", innermost(error))
         }

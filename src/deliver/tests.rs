@@ -7,3 +7,4 @@ mod http2;
 mod pooled;
 mod receivers;
 pub(crate) mod rig;
+mod tls;

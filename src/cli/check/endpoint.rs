@@ -13,6 +13,7 @@ use url::Url;
 
 use super::findings::Finding;
 use crate::config::SinkConfig;
+use crate::tls_fault::{Peer, TlsFault};
 
 /// How long an endpoint may take.
 const LIMIT: Duration = Duration::from_secs(3);
@@ -52,9 +53,26 @@ async fn look_at(origin: &str, url: &Url, sinks: &[String]) -> Finding {
     match reached {
         Ok(()) => Finding::ok(origin, format!("reachable (sink {behind})")),
         Err(error) => {
-            let mend = "walhook runs without it and retries; check the address and the network";
+            let mend = format!("walhook runs without it and retries; {}", mend(&error));
             Finding::warn(origin, format!("not reachable (sink {behind}): {error}"), mend)
         }
+    }
+}
+
+/// What to do about an error of [`reach`].
+fn mend(error: &io::Error) -> &'static str {
+    if let Some(fault) = TlsFault::of(error) {
+        return fault.advice(Peer::Endpoint);
+    }
+    let kind = error.kind();
+    if kind == io::ErrorKind::ConnectionRefused {
+        "start the endpoint, or correct host and port in the sink's url"
+    } else if kind == io::ErrorKind::TimedOut {
+        "look whether the endpoint runs and whether a firewall on the way drops packets"
+    } else if matches!(kind, io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) {
+        "a proxy or load balancer without a server behind it closes connections so, and a port without TLS"
+    } else {
+        "check the host in the sink's url, name resolution and the network"
     }
 }
 

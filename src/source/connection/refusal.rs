@@ -60,6 +60,11 @@ const HBA: Meaning = lasting(
     "add a line above those that reject, with the database's own name (`replication` and physical replication are another thing): \
      hostssl DATABASE ROLE ADDRESS scram-sha-256, then SELECT pg_reload_conf()",
 );
+const REJECTED_PLAIN: Meaning = lasting(
+    "pg_hba.conf has an entry that rejects this role here without TLS",
+    "write sslmode=require into the source's url, if the entry is one for connections without TLS (hostnossl); else add a line above \
+     it: hostssl DATABASE ROLE ADDRESS scram-sha-256, then SELECT pg_reload_conf()",
+);
 const NO_ROLE: Meaning = lasting(
     "the server has no such role",
     "check user in the source's url, or make the role: CREATE ROLE … LOGIN REPLICATION PASSWORD …",
@@ -227,7 +232,11 @@ fn of_pooler(message: &str) -> Option<Meaning> {
 fn of_authorization(error: &ServerError) -> Meaning {
     if error.says("pg_hba.conf") {
         let is_plain = error.says("no encryption") || error.says("SSL off");
-        return if is_plain { HBA_PLAIN } else { HBA };
+        return match (is_plain, error.says("rejects connection")) {
+            (true, true) => REJECTED_PLAIN,
+            (true, false) => HBA_PLAIN,
+            (false, _) => HBA,
+        };
     }
     if error.is_raised_by("InitializeSessionUserId") {
         return match (error.says("does not exist"), error.says("not permitted to log in")) {
@@ -302,6 +311,12 @@ mod tests {
             HBA,
         ),
         ("28000", "ClientAuthentication", "pg_hba.conf rejects connection for host \"::1\", user \"w\", SSL on", HBA),
+        (
+            "28000",
+            "ClientAuthentication",
+            "pg_hba.conf rejects connection for host \"::1\", user \"w\", database \"app\", no encryption",
+            REJECTED_PLAIN,
+        ),
         ("28000", "InitializeSessionUserId", "role \"w\" does not exist", NO_ROLE),
         ("28000", "InitializeSessionUserId", "role \"w\" is not permitted to log in", NO_LOGIN),
         ("28000", "ClientAuthentication", "connection requires a valid client certificate", CERTIFICATE),
