@@ -26,9 +26,8 @@ async fn assert_refused(url: &str, what: &str, advice: &str, lasts: bool) {
 
 #[tokio::test]
 async fn what_the_server_has_against_a_role_or_a_database_is_told_apart() {
-    let hba =
-        "local all peered peer\nhostssl all tls all trust\nhost all certified all cert\nhost all rejected all reject";
-    let cluster = cluster(&hba.replace("host all certified all cert\n", ""), &[("max_wal_senders", "2")]);
+    let hba = "local all peered peer\nhostnossl all tls all reject\nhost all rejected all reject";
+    let cluster = cluster(hba, &[("max_wal_senders", "2")]);
     let sql =
         "CREATE ROLE nologin REPLICATION; CREATE ROLE peered LOGIN REPLICATION; CREATE ROLE tls LOGIN REPLICATION;
         CREATE ROLE rejected LOGIN REPLICATION; CREATE ROLE limited LOGIN REPLICATION CONNECTION LIMIT 0;
