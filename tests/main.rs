@@ -85,10 +85,10 @@ mod poison;
 mod pressure;
 #[path = "walhook/quota.rs"]
 mod quota;
-#[path = "walhook/roles.rs"]
-mod roles;
 #[path = "walhook/refused.rs"]
 mod refused;
+#[path = "walhook/roles.rs"]
+mod roles;
 #[path = "walhook/tidy.rs"]
 mod tidy;
 #[path = "walhook/toast.rs"]
