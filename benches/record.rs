@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use walhook::change::{Change, Column, Datum, Lsn, OldRow, ReplicaIdentity, Row, Table, TableName, Transaction, Tuple};
+use walhook::change::{Change, Column, Datum, Equality, Lsn, OldRow, ReplicaIdentity, Row, Table, TableName, Transaction, Tuple};
 use walhook::config::{MessageForm, Numbers};
 use walhook::record::{ArrayKind, Kind, Rendering, RenderingSettings};
 
@@ -16,6 +16,7 @@ fn change(columns: &[(&str, Kind, &str)], row: impl Fn(Tuple) -> Row) -> Change 
         type_modifier: -1,
         in_identity: true,
         kind: kind.clone(),
+        equality: Equality::Text,
     };
     let name = TableName { schema: "public".to_owned(), table: "orders".to_owned() };
     let columns_of_table = columns.iter().map(column).collect();

@@ -18,7 +18,7 @@ use anyhow::{Context as _, ensure};
 use bytes::Bytes;
 use clap::Parser;
 use tokio::runtime::Runtime;
-use walhook::change::{Change, Column, Datum, Lsn, ReplicaIdentity, Row, Table, TableName, Transaction, Tuple};
+use walhook::change::{Change, Column, Datum, Equality, Lsn, ReplicaIdentity, Row, Table, TableName, Transaction, Tuple};
 use walhook::config::{Hold, MessageForm, Numbers, StateConfig};
 use walhook::record::{Kind, Rendering, RenderingSettings};
 use walhook::schedule::{Barrier, GroupId, Groups, ScopeId};
@@ -317,6 +317,7 @@ fn items() -> Arc<Table> {
         type_modifier: -1,
         in_identity: name == "id",
         kind,
+        equality: Equality::Text,
     });
     let name = TableName { schema: "public".to_owned(), table: "items".to_owned() };
     Arc::new(Table::new(1, name, ReplicaIdentity::Default, columns.collect(), vec![0]))

@@ -14,7 +14,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use serde::de::IgnoredAny;
 use tokio::io::{AsyncRead, ReadBuf};
-use walhook::change::{Change, Column, Datum, Lsn, OldRow, ReplicaIdentity, Row, Table, TableName, Transaction, Tuple};
+use walhook::change::{Change, Column, Datum, Equality, Lsn, OldRow, ReplicaIdentity, Row, Table, TableName, Transaction, Tuple};
 use walhook::config::{MessageForm, Numbers};
 use walhook::memory::Memory;
 use walhook::record::{
@@ -209,7 +209,8 @@ impl<'a> Drawer<'a> {
             // Some kinds come from the catalogue's words, some from nowhere.
             let type_oid = if flags & 2 == 0 { 0 } else { u32::from(self.byte()) * 3 + 16 };
             let kind = if flags & 2 == 0 { self.kind(3) } else { Kind::resolve(type_oid, &facts) };
-            Column { name, type_oid, type_modifier: -1, in_identity: flags & 1 == 1, kind }
+            let equality = Equality::Text;
+            Column { name, type_oid, type_modifier: -1, in_identity: flags & 1 == 1, kind, equality }
         });
         let columns: Vec<Column> = columns.collect();
         let name = TableName { schema: self.name(), table: self.name() };

@@ -3,6 +3,8 @@
 //! The source builds a [`Change`] from one pgoutput frame; sinks clone it (a handful of reference counts), group it,
 //! and render it in the delivery's own task. Row values stay the bytes Postgres sent, sliced from what was read.
 
+mod canonical;
+mod equality;
 mod tuple;
 
 use std::fmt;
@@ -11,6 +13,8 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
+pub use self::canonical::Form;
+pub use self::equality::Equality;
 pub(crate) use self::tuple::TOO_LARGE;
 pub use self::tuple::{Datum, Tuple, Values};
 use crate::record::{Kind, TableKeys};
@@ -148,6 +152,8 @@ pub struct Column {
     pub in_identity: bool,
     /// How its text becomes JSON.
     pub kind: Kind,
+    /// What its texts say about equal values.
+    pub equality: Equality,
 }
 
 /// A relation as one Relation message and the catalogue described it, valid until the next Relation message for it.

@@ -20,6 +20,7 @@ mod oracle;
 mod size;
 mod value;
 
+pub use builtin::array_element;
 pub use keys::TableKeys;
 pub use kind::{ArrayKind, CompositeKind, Field, Kind, TypeFacts};
 pub use message::{MessageId, Rendering, RenderingSettings};

@@ -12,6 +12,7 @@
 pub mod address;
 pub(crate) mod agreement;
 pub mod connection;
+pub mod equality;
 pub mod fetch;
 mod gap;
 mod hold;

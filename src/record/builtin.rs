@@ -5,11 +5,15 @@ use super::kind::{ArrayKind, Kind};
 /// The kind of a type that needs no catalogue, or `None` for every other.
 pub(super) fn kind(oid: u32) -> Option<Kind> {
     scalar(oid).or_else(|| {
-        let place = ARRAYS.binary_search_by_key(&oid, |(array, _)| *array).ok()?;
-        let (_, element) = ARRAYS.get(place)?;
         let delimiter = if oid == BOX_ARRAY { b';' } else { b',' };
-        Some(Kind::Array(ArrayKind::new(scalar(*element)?, delimiter)))
+        Some(Kind::Array(ArrayKind::new(scalar(array_element(oid)?)?, delimiter)))
     })
+}
+
+/// The type of the elements, if the type is an array that every server has.
+pub fn array_element(oid: u32) -> Option<u32> {
+    let place = ARRAYS.binary_search_by_key(&oid, |(array, _)| *array).ok()?;
+    ARRAYS.get(place).map(|(_, element)| *element)
 }
 
 fn scalar(oid: u32) -> Option<Kind> {

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::*;
-use crate::change::{Lsn, ReplicaIdentity, Row, Table, TableName, Transaction};
+use crate::change::{Equality, Lsn, ReplicaIdentity, Row, Table, TableName, Transaction};
 use crate::record::Kind;
 
 const LEFT_OUT: &str = "\u{0}unchanged";
@@ -24,6 +24,7 @@ fn table(identity: ReplicaIdentity) -> Arc<Table> {
         type_modifier: -1,
         in_identity: name == "id" || identity == ReplicaIdentity::Full,
         kind,
+        equality: Equality::Text,
     };
     let columns = vec![column("id", Kind::BigInt), column("status", Kind::Text), column("big \"doc\"", Kind::Json)];
     let name = TableName { schema: "public".to_owned(), table: "orders".to_owned() };

@@ -1,4 +1,5 @@
-//! What the catalogue adds to a Relation message: the primary key and the types behind its columns' OIDs.
+//! What the catalogue adds to a Relation message: the primary key, the types behind its columns' OIDs, and which of their
+//! values are equal.
 //!
 //! The Relation message is the truth about the rows that follow it: their columns, their order, their types. The catalogue
 //! is read later and may be newer (a column renamed, the table dropped); it only adds to what the message says, by name,
@@ -11,6 +12,8 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Row};
 
+use super::equality::facts::{self, ColumnFacts};
+use super::equality::of_column;
 use super::pgoutput::{Relation, RelationColumn};
 use super::slot::names::{ENCODING, Name, strings};
 use crate::change::{Column, ReplicaIdentity, Table, TableName};
@@ -19,7 +22,7 @@ use crate::record::{Kind, TypeFacts};
 /// The catalogue could not be asked.
 #[derive(Debug, thiserror::Error)]
 pub enum CatalogueError {
-    /// The query for the primary key failed.
+    /// The query for the columns and the primary key failed.
     #[error("could not read the primary key of {table} from the catalogue")]
     PrimaryKey {
         /// The relation.
@@ -55,21 +58,6 @@ pub struct Catalogue {
 
 /// Types remembered at most; when there are more, all are forgotten and read again with the next Relation message.
 const TYPES_MAX: usize = 10_000;
-
-/// Columns of the primary key in key order; one row with NULL if there is no key, none if there is no table.
-fn primary_key() -> String {
-    format!(
-        "\
-SELECT pg_catalog.convert_to(a.attname::pg_catalog.text, {ENCODING})
-FROM pg_catalog.pg_class c
-LEFT JOIN pg_catalog.pg_index i ON i.indrelid = c.oid AND i.indisprimary
-LEFT JOIN LATERAL pg_catalog.unnest(i.indkey::pg_catalog.int2[]) WITH ORDINALITY k (attnum, place)
-    ON k.place <= i.indnkeyatts
-LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum
-WHERE c.oid = $1
-ORDER BY k.place"
-    )
-}
 
 /// The types with these OIDs and all within them. `typelem` counts where subscripting is that of arrays: name and point
 /// have one too.
@@ -119,21 +107,32 @@ impl Catalogue {
         let name = TableName { schema: relation.namespace.clone(), table: relation.name.clone() };
         let wanted: Vec<u32> =
             relation.columns.iter().map(|column| column.type_oid).filter(|oid| Kind::needs_facts(*oid)).collect();
-        // Both are sent before either is answered.
-        let (key, types) = tokio::join!(read_primary_key(client, relation.oid), read_types(client, &wanted));
-        let key = key.map_err(|source| CatalogueError::PrimaryKey { table: name.clone(), source })?;
+        // All are sent before any is answered.
+        let (facts, types, within) = tokio::join!(
+            facts::read_columns(client, std::slice::from_ref(&relation.oid)),
+            read_types(client, &wanted),
+            facts::read_types(client, &wanted),
+        );
+        let facts = facts.map_err(|source| CatalogueError::PrimaryKey { table: name.clone(), source })?;
+        let facts = facts.get(&relation.oid).map(Vec::as_slice);
         let types = types.map_err(|source| CatalogueError::Types { table: name.clone(), source })?;
+        let within = within.map_err(|source| CatalogueError::Types { table: name.clone(), source })?;
         if self.types.len() + types.len() > TYPES_MAX {
             self.types.clear();
         }
         self.types.extend(types.into_iter().map(|facts| (facts.oid, facts)));
-        let columns = relation.columns.iter().map(|column| Column {
-            name: column.name.clone(),
-            type_oid: column.type_oid,
-            type_modifier: column.type_modifier,
-            in_identity: column.in_identity,
-            kind: Kind::resolve(column.type_oid, &self.types),
+        let columns = relation.columns.iter().map(|column| {
+            let facts = facts.unwrap_or_default().iter().find(|facts| facts.name == column.name);
+            Column {
+                name: column.name.clone(),
+                type_oid: column.type_oid,
+                type_modifier: column.type_modifier,
+                in_identity: column.in_identity,
+                kind: Kind::resolve(column.type_oid, &self.types),
+                equality: of_column((column.type_oid, column.type_modifier), facts, &within),
+            }
         });
+        let key = facts.map(primary_key);
         Ok(Table::new(relation.oid, name, relation.identity, columns.collect(), key_places(relation, key.as_deref())))
     }
 }
@@ -155,11 +154,12 @@ pub fn announced(table: &Table) -> Relation {
     }
 }
 
-/// Names of the primary key's columns; `None` if there is no such table.
-async fn read_primary_key(client: &Client, oid: u32) -> Result<Option<Vec<String>>, tokio_postgres::Error> {
-    let rows = client.query_typed(&primary_key(), &[(&oid, Type::OID)]).await?;
-    let names = rows.iter().map(|row| row.try_get::<_, Option<Name>>(0)).collect::<Result<Vec<_>, _>>()?;
-    Ok((!rows.is_empty()).then(|| strings(names.into_iter().flatten().collect())))
+/// Names of the primary key's columns, in the key's order.
+fn primary_key(columns: &[ColumnFacts]) -> Vec<String> {
+    let mut places: Vec<(i64, &String)> =
+        columns.iter().filter_map(|column| Some((column.key.as_ref()?.place, &column.name))).collect();
+    places.sort_unstable();
+    places.into_iter().map(|(_, name)| name.clone()).collect()
 }
 
 async fn read_types(client: &Client, wanted: &[u32]) -> Result<Vec<TypeFacts>, tokio_postgres::Error> {

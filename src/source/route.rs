@@ -4,12 +4,14 @@
 //! over the table's routes and a hash of the group's columns. What stands in a table's place for the logical messages of
 //! a prefix has routes likewise; their group is in their content.
 
+mod grouping;
 mod member;
 
 use std::sync::Arc;
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
+use self::grouping::{Grouping, Member, text};
 use self::member::group_member;
 use crate::change::{Action, Change, Datum, OldRow, Row, Table, Tuple};
 use crate::config::{Actions, GroupBy, MessageForm, SinkConfig};
@@ -36,35 +38,6 @@ pub struct Route {
     grouping: Grouping,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Grouping {
-    /// No order.
-    None,
-    /// The table is one group.
-    Table(GroupId),
-    /// These columns' values, under the table's own seed.
-    Columns { seed: u64, columns: Vec<usize> },
-    /// Logical messages: by the group that each names, or else all of their prefix.
-    Messages(GroupId),
-}
-
-impl Grouping {
-    /// The types of the columns belong to it: as another type a column's values have other texts, and thereby other groups.
-    fn text(&self, table: &Table) -> String {
-        match self {
-            Self::None => "none".to_owned(),
-            Self::Table(_) => "table".to_owned(),
-            Self::Messages(_) => "messages".to_owned(),
-            Self::Columns { columns, .. } => {
-                let columns = columns.iter().filter_map(|column| table.columns.get(*column));
-                let typed =
-                    columns.map(|column| format!("{}:{}:{}", column.name, column.type_oid, column.type_modifier));
-                format!("{:?}", typed.collect::<Vec<_>>())
-            }
-        }
-    }
-}
-
 /// The routes of a table, one for each sink that takes it.
 pub fn routes(table: &Table, sinks: &[SinkConfig]) -> Vec<Route> {
     let takers = sinks.iter().enumerate().filter(|(_, sink)| sink.takes_table(&table.name));
@@ -72,7 +45,7 @@ pub fn routes(table: &Table, sinks: &[SinkConfig]) -> Vec<Route> {
     let whole = GroupId(table_hash(table));
     takers
         .map(|(index, sink)| {
-            let grouping = grouping(table, sink);
+            let grouping = Grouping::of(table, sink);
             let rule = grouping.text(table).into();
             Route { sink: index, scope, rule, whole, actions: actions(sink), grouping }
         })
@@ -104,34 +77,6 @@ fn actions(sink: &SinkConfig) -> Actions {
     }
 }
 
-/// Where old rows do not carry the group's columns, or the table has lost one, nothing finer than the whole table keeps
-/// the order. Starting with such a table is refused; this is for one that changes while it is read.
-fn grouping(table: &Table, sink: &SinkConfig) -> Grouping {
-    let whole = || Grouping::Table(GroupId(table_hash(table)));
-    let taken = actions(sink);
-    let carried = |index: &usize| table.columns.get(*index).is_some_and(|column| column.in_identity);
-    let by = |columns: Vec<usize>| {
-        if (taken.update || taken.delete) && !columns.iter().all(carried) {
-            return whole();
-        }
-        Grouping::Columns { seed: table_hash(table), columns }
-    };
-    match sink.group_rule(&table.name) {
-        GroupBy::None => Grouping::None,
-        GroupBy::Table => whole(),
-        GroupBy::PrimaryKey if table.primary_key.is_empty() => whole(),
-        GroupBy::PrimaryKey => by(table.primary_key.clone()),
-        GroupBy::Columns(names) => {
-            let columns: Vec<usize> = names.iter().filter_map(|name| column_index(table, name)).collect();
-            if columns.len() == names.len() { by(columns) } else { whole() }
-        }
-    }
-}
-
-fn column_index(table: &Table, name: &str) -> Option<usize> {
-    table.columns.iter().position(|column| column.name == name)
-}
-
 /// Stable over restarts and over a re-created table; different for different tables.
 fn table_hash(table: &Table) -> u64 {
     let mut key = Vec::new();
@@ -160,8 +105,10 @@ impl Route {
 
     /// Whether the change stands between all earlier and all later ones of the table, whatever their groups.
     pub fn is_barrier(&self, change: &Change) -> bool {
+        let is_one = |lacks: bool| matches!(change.row, Row::Truncate) || lacks;
         match &self.grouping {
-            Grouping::Columns { columns, .. } => matches!(change.row, Row::Truncate) || lacks_group(change, columns),
+            Grouping::Columns { columns, .. } => is_one(lacks_group(change, columns)),
+            Grouping::Canonical { columns, .. } => is_one(lacks_group(change, columns)),
             Grouping::None | Grouping::Table(_) | Grouping::Messages(_) => false,
         }
     }
@@ -172,56 +119,69 @@ impl Route {
             Grouping::None => Groups::None,
             Grouping::Table(group) => Groups::One(*group),
             Grouping::Messages(of_prefix) => Groups::One(message_group(change).unwrap_or(*of_prefix)),
-            Grouping::Columns { columns, .. } if lacks_group(change, columns) => Groups::One(self.whole),
-            Grouping::Columns { seed, columns } => match &change.row {
-                Row::Truncate | Row::Message { .. } => Groups::One(self.whole),
-                Row::Insert { new } | Row::Read { new } => Groups::One(group(*seed, columns, new, None, scratch)),
-                Row::Delete { old } => Groups::One(group(*seed, columns, old.tuple(), None, scratch)),
-                Row::Update { old: None, new } => Groups::One(group(*seed, columns, new, None, scratch)),
-                Row::Update { old: Some(old), new } => self.moved(*seed, columns, (&change.table, old, new), scratch),
-            },
+            Grouping::Columns { seed, columns } => self.groups_by(*seed, columns, change, scratch),
+            Grouping::Canonical { seed, columns } => self.groups_by(*seed, columns, change, scratch),
         }
     }
 
-    /// An update whose old row is known: both groups, if they differ. A `K` tuple says nothing of columns outside the
-    /// replica identity; those are taken as unchanged.
-    fn moved(
-        &self,
-        seed: u64,
-        columns: &[usize],
-        (table, old, new): (&Table, &OldRow, &Tuple),
-        scratch: &mut Vec<u8>,
-    ) -> Groups {
-        let known = |column: &usize| match old {
-            OldRow::Full(_) => true,
-            OldRow::Key(_) => table.columns.get(*column).is_some_and(|column| column.in_identity),
-        };
-        let after = group(seed, columns, new, Some(old.tuple()), scratch);
-        if !columns.iter().all(known) {
-            return Groups::One(after);
+    fn groups_by(&self, seed: u64, columns: &[impl Member], change: &Change, scratch: &mut Vec<u8>) -> Groups {
+        if lacks_group(change, columns) {
+            return Groups::One(self.whole);
         }
-        Groups::moved(group(seed, columns, old.tuple(), None, scratch), after)
+        match &change.row {
+            Row::Truncate | Row::Message { .. } => Groups::One(self.whole),
+            Row::Insert { new } | Row::Read { new } => Groups::One(group(seed, columns, new, None, scratch)),
+            Row::Delete { old } => Groups::One(group(seed, columns, old.tuple(), None, scratch)),
+            Row::Update { old: None, new } => Groups::One(group(seed, columns, new, None, scratch)),
+            Row::Update { old: Some(old), new } => moved(seed, columns, (&change.table, old, new), scratch),
+        }
     }
+}
+
+/// An update whose old row is known: both groups, if they differ. A `K` tuple says nothing of columns outside the replica
+/// identity; those are taken as unchanged.
+fn moved(
+    seed: u64,
+    columns: &[impl Member],
+    (table, old, new): (&Table, &OldRow, &Tuple),
+    scratch: &mut Vec<u8>,
+) -> Groups {
+    let known = |column: &_| match old {
+        OldRow::Full(_) => true,
+        OldRow::Key(_) => table.columns.get(Member::place(column)).is_some_and(|column| column.in_identity),
+    };
+    let after = group(seed, columns, new, Some(old.tuple()), scratch);
+    if !columns.iter().all(known) {
+        return Groups::One(after);
+    }
+    Groups::moved(group(seed, columns, old.tuple(), None, scratch), after)
 }
 
 /// Whether a column of the group is among the values that were left out of a change that is too large: then it may be of any
 /// group.
-fn lacks_group(change: &Change, columns: &[usize]) -> bool {
-    let lacks = |row: &Tuple| columns.iter().any(|column| matches!(row.value(*column), Some(Datum::TooLarge(_))));
+fn lacks_group(change: &Change, columns: &[impl Member]) -> bool {
+    let lacks =
+        |row: &Tuple| columns.iter().any(|column| matches!(row.value(column.place()), Some(Datum::TooLarge(_))));
     change.oversize.is_some()
         && (change.new_tuple().is_some_and(lacks) || change.old_row().map(OldRow::tuple).is_some_and(lacks))
 }
 
 /// The group of a row. A value that was not sent because it did not change is taken from the old row.
-fn group(seed: u64, columns: &[usize], row: &Tuple, old: Option<&Tuple>, scratch: &mut Vec<u8>) -> GroupId {
+fn group(
+    seed: u64,
+    columns: &[impl Member],
+    row: &Tuple,
+    old: Option<&Tuple>,
+    scratch: &mut Vec<u8>,
+) -> GroupId {
     scratch.clear();
-    for &column in columns {
-        let value = match (row.value(column), old) {
-            (Some(Datum::Unchanged), Some(old)) => old.value(column),
+    for column in columns {
+        let value = match (row.value(column.place()), old) {
+            (Some(Datum::Unchanged), Some(old)) => old.value(column.place()),
             (value, _) => value,
         };
         match value {
-            Some(Datum::Text(text)) => append(scratch, text),
+            Some(Datum::Text(text)) => column.append(scratch, text),
             // No value is as long as this.
             Some(Datum::Null) => scratch.extend_from_slice(&u64::MAX.to_le_bytes()),
             Some(Datum::Unchanged | Datum::TooLarge(_)) | None => {
@@ -239,18 +199,18 @@ fn message_group(change: &Change) -> Option<GroupId> {
     Some(GroupId(xxh3_64_with_seed(member.as_bytes(), MESSAGES_SEED)))
 }
 
-/// A group's name for people: the column's text, or for several a JSON array of the texts; for a table its name; for a
+/// A group's name for people: the column's text, or for several a JSON array of the texts, each in its canonical form; for a table its name; for a
 /// logical message the group that it names, at most 256 characters of it, or its prefix; `None` without a group. Taken from
 /// the new row, or the old one of a delete.
 pub fn group_text(change: &Change, sink: &SinkConfig) -> Option<String> {
     if let Row::Message { content } = &change.row {
         return message_text(content, &change.table, sink);
     }
-    let columns = match grouping(&change.table, sink) {
-        Grouping::None => return None,
-        Grouping::Table(_) | Grouping::Messages(_) => return Some(change.table.name.to_string()),
-        Grouping::Columns { columns, .. } => columns,
-    };
+    let grouping = Grouping::of(&change.table, sink);
+    if grouping == Grouping::None {
+        return None;
+    }
+    let Some(columns) = grouping.columns() else { return Some(change.table.name.to_string()) };
     if matches!(change.row, Row::Truncate) {
         return Some(change.table.name.to_string());
     }
@@ -258,9 +218,9 @@ pub fn group_text(change: &Change, sink: &SinkConfig) -> Option<String> {
     let row = change.new_tuple().or(old)?;
     let texts: Vec<Option<String>> = columns
         .iter()
-        .map(|&column| match (row.value(column), old) {
-            (Some(Datum::Unchanged), Some(old)) => text(old.value(column)),
-            (value, _) => text(value),
+        .map(|&(place, form)| match (row.value(place), old) {
+            (Some(Datum::Unchanged), Some(old)) => text(old.value(place), form),
+            (value, _) => text(value, form),
         })
         .collect();
     match &texts[..] {
@@ -282,13 +242,6 @@ fn shortened(text: String) -> String {
     match text.char_indices().nth(GROUP_CHARS_MAX) {
         None => text,
         Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
-    }
-}
-
-fn text(value: Option<Datum<'_>>) -> Option<String> {
-    match value? {
-        Datum::Text(text) => Some(String::from_utf8_lossy(text).into_owned()),
-        Datum::Null | Datum::Unchanged | Datum::TooLarge(_) => None,
     }
 }
 

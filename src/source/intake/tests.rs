@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::*;
-use crate::change::{Column, ReplicaIdentity, TableName, Tuple};
+use crate::change::{Column, Equality, ReplicaIdentity, TableName, Tuple};
 use crate::config;
 use crate::record::Kind;
 
@@ -18,8 +18,8 @@ fn sinks(count: usize) -> Vec<SinkConfig> {
 
 fn table(oid: u32, name: &str) -> Table {
     let name = TableName { schema: "public".to_owned(), table: name.to_owned() };
-    let kind = Kind::Int;
-    let id = Column { name: "id".to_owned(), type_oid: 23, type_modifier: -1, in_identity: true, kind };
+    let (kind, equality) = (Kind::Int, Equality::Text);
+    let id = Column { name: "id".to_owned(), type_oid: 23, type_modifier: -1, in_identity: true, kind, equality };
     Table::new(oid, name, ReplicaIdentity::Default, vec![id], vec![0])
 }
 

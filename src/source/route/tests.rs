@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::*;
-use crate::change::{Column, Lsn, ReplicaIdentity, TableName, Transaction};
+use crate::change::{Column, Equality, Form, Lsn, ReplicaIdentity, TableName, Transaction};
 use crate::config;
 use crate::record::Kind;
 
@@ -18,6 +18,7 @@ fn table(name: &str, identity: ReplicaIdentity, columns: &[(&str, bool)]) -> Tab
             type_modifier: -1,
             in_identity: *in_identity,
             kind: Kind::Text,
+            equality: Equality::Text,
         })
         .collect();
     Table::new(1, TableName { schema: "public".to_owned(), table: name.to_owned() }, identity, columns, vec![0])
@@ -261,4 +262,68 @@ fn a_sink_of_rows_takes_no_deletes() {
     assert!(!rows[0].takes(Action::Delete) && !rows[0].takes(Action::Truncate));
     let inserts = routes(&orders(), &[sink("actions = [\"insert\"]")]);
     assert!(inserts[0].takes(Action::Insert) && !inserts[0].takes(Action::Update));
+}
+
+/// A table with two columns of these equalities, both the primary key.
+fn equal_by(one: Equality, other: Equality) -> Table {
+    let mut table = orders_full();
+    table.columns[0].equality = one;
+    table.columns[1].equality = other;
+    Table { primary_key: vec![0, 1], ..table }
+}
+
+#[test]
+fn pitfall_55_values_with_one_canonical_form_are_one_group_and_others_are_not() {
+    let table = equal_by(Equality::Canonical(Form::Numeric), Equality::Text);
+    let of = |id, customer| groups(&table, &sink(""), insert(id, customer));
+    assert_eq!(of("1.0", "a"), of("1.00", "a"));
+    assert_eq!(of("1", "a"), of("1.00", "a"));
+    assert_ne!(of("1.0", "a"), of("1.01", "a"));
+    assert_ne!(of("1.0", "a"), of("1.00", "a0"));
+    // The length counts that of the form.
+    assert_ne!(of("1.0", "0a"), of("1.00", "a"));
+    let null = groups(&table, &sink(""), Row::Insert { new: tuple(&[None, Some("a")]) });
+    assert_ne!(null, of("", "a"));
+    let delete = Row::Delete { old: OldRow::Full(tuple(&[Some("1.000"), Some("a")])) };
+    assert_eq!(groups(&table, &sink(""), delete), of("1", "a"));
+    let update = |from: &str, to: &str| Row::Update {
+        old: Some(OldRow::Full(tuple(&[Some(from), Some("a")]))),
+        new: tuple(&[Some(to), Some("a")]),
+    };
+    assert_eq!(groups(&table, &sink(""), update("1.0", "1.00")), of("1", "a"), "the key is the same, only written otherwise");
+    assert!(matches!(groups(&table, &sink(""), update("1.0", "2.0")), Groups::Two(..)));
+    let text = |id| group_text(&change(&table, insert(id, "a")), &sink(""));
+    assert_eq!(text("1.00").as_deref(), Some(r#"["1","a"]"#));
+    assert_eq!(text("1.0"), text("1"));
+}
+
+#[test]
+fn pitfall_55_a_table_whose_texts_do_not_tell_what_is_equal_is_one_group() {
+    let table = equal_by(Equality::Text, Equality::Unknown);
+    let of = |lines: &str, row| groups(&table, &sink(lines), row);
+    assert_eq!(of("", insert("1", "a")), of("", insert("2", "b")));
+    assert_eq!(of("", insert("1", "a")), of("group_by = \"table\"", insert("3", "c")));
+    assert_eq!(group_text(&change(&table, insert("1", "a")), &sink("")).as_deref(), Some("public.orders"));
+    // A column that is none of the group's says nothing.
+    assert_ne!(of("group_by = [\"id\"]", insert("1", "a")), of("group_by = [\"id\"]", insert("2", "a")));
+    assert_eq!(of("group_by = [\"customer\"]", insert("1", "a")), of("group_by = [\"customer\"]", insert("2", "b")));
+    assert_eq!(of("group_by = \"none\"", insert("1", "a")), Groups::None);
+}
+
+#[test]
+fn pitfall_55_the_rule_is_another_exactly_where_the_grouping_is() {
+    let sinks = [sink("")];
+    let rule = |one, other| routes(&equal_by(one, other), &sinks)[0].rule.to_string();
+    let (numeric, float) = (Equality::Canonical(Form::Numeric), Equality::Canonical(Form::Float));
+    assert_eq!(rule(Equality::Text, Equality::Text), r#"["id:25:-1", "customer:25:-1"]"#, "as it was before forms");
+    assert_eq!(rule(numeric, Equality::Text), r#"["id:25:-1:numeric", "customer:25:-1"]"#);
+    assert_eq!(rule(float, Equality::Text), r#"["id:25:-1:float", "customer:25:-1"]"#);
+    assert_eq!(rule(numeric, Equality::Unknown), "table");
+}
+
+#[test]
+fn a_group_of_plain_texts_has_the_hash_it_always_had() {
+    // What waits in a store was hashed so.
+    let lone = table("orders", ReplicaIdentity::Default, &[("id", true), ("customer", false)]);
+    assert_eq!(groups(&lone, &sink(""), insert("1", "a")), Groups::One(GroupId(7_768_786_067_511_506_013)));
 }
