@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use walhook::change::{Change, Column, Datum, Equality, Lsn, OldRow, ReplicaIdentity, Row, Table, TableName, Transaction, Tuple};
+use walhook::change::{
+    Change, Column, Datum, Equality, Lsn, OldRow, ReplicaIdentity, Row, Table, TableName, Transaction, Tuple,
+};
 use walhook::config::{MessageForm, Numbers};
 use walhook::record::{ArrayKind, Kind, Rendering, RenderingSettings};
 

@@ -18,7 +18,9 @@ use anyhow::{Context as _, ensure};
 use bytes::Bytes;
 use clap::Parser;
 use tokio::runtime::Runtime;
-use walhook::change::{Change, Column, Datum, Equality, Lsn, ReplicaIdentity, Row, Table, TableName, Transaction, Tuple};
+use walhook::change::{
+    Change, Column, Datum, Equality, Lsn, ReplicaIdentity, Row, Table, TableName, Transaction, Tuple,
+};
 use walhook::config::{Hold, MessageForm, Numbers, StateConfig};
 use walhook::record::{Kind, Rendering, RenderingSettings};
 use walhook::schedule::{Barrier, GroupId, Groups, ScopeId};

@@ -14,7 +14,9 @@ use std::time::Instant;
 use bytes::Bytes;
 use serde::de::IgnoredAny;
 use tokio::io::{AsyncRead, ReadBuf};
-use walhook::change::{Change, Column, Datum, Equality, Lsn, OldRow, ReplicaIdentity, Row, Table, TableName, Transaction, Tuple};
+use walhook::change::{
+    Change, Column, Datum, Equality, Lsn, OldRow, ReplicaIdentity, Row, Table, TableName, Transaction, Tuple,
+};
 use walhook::config::{MessageForm, Numbers};
 use walhook::memory::Memory;
 use walhook::record::{

@@ -61,6 +61,8 @@ mod grouping;
 mod huge;
 #[path = "walhook/isolation.rs"]
 mod isolation;
+#[path = "walhook/keys.rs"]
+mod keys;
 #[path = "walhook/lost_slot.rs"]
 mod lost_slot;
 #[path = "walhook/message.rs"]
@@ -95,5 +97,7 @@ mod tidy;
 mod toast;
 #[path = "walhook/truncate.rs"]
 mod truncate;
+#[path = "walhook/upgrade.rs"]
+mod upgrade;
 #[path = "walhook/values.rs"]
 mod values;

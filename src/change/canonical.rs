@@ -212,7 +212,11 @@ mod tests {
 
     #[test]
     fn intervals_are_days_of_24_hours_and_months_of_30_days() {
-        all_are(Form::Interval, "30 days", &["1 mon", "30 days", "29 days 24:00:00", "720:00:00", "1 mon -1 days +24:00:00"]);
+        all_are(
+            Form::Interval,
+            "30 days",
+            &["1 mon", "30 days", "29 days 24:00:00", "720:00:00", "1 mon -1 days +24:00:00"],
+        );
         all_are(Form::Interval, "360 days", &["1 year", "12 mons", "1 year", "360 days"]);
         all_are(Form::Interval, "00:00:00", &["00:00:00", "1 day -24:00:00", "1 mon -30 days", "-1 mons +30 days"]);
         all_are(Form::Interval, "-1 days", &["-1 days", "-24:00:00", "-1 mons +29 days"]);
@@ -221,7 +225,9 @@ mod tests {
         all_are(Form::Interval, "-00:00:00.000001", &["-00:00:00.000001"]);
         all_are(Form::Interval, "106751991 days 04:00:54.775807", &["2562047788:00:54.775807"]);
         all_are(Form::Interval, "64080000000 days", &["178000000 years"]);
-        for text in ["infinity", "-infinity", "", "P1D", "1 fortnight", "1:2", "1:2:3.1234567", "99999999999999999999 days"] {
+        for text in
+            ["infinity", "-infinity", "", "P1D", "1 fortnight", "1:2", "1:2:3.1234567", "99999999999999999999 days"]
+        {
             all_are(Form::Interval, text, &[]);
         }
     }

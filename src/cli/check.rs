@@ -5,6 +5,7 @@
 
 mod columns;
 mod endpoint;
+mod equal;
 mod findings;
 mod missed;
 mod state;

@@ -154,7 +154,7 @@ pub(crate) struct RawSink {
     max_in_flight: u32,
     /// Statuses that acknowledge: "2xx", one such as "200", or a list such as ["200", "202"], each from 200 to 299.
     success: TextOrList,
-    /// What is delivered in order: "primary_key" (each row), a list of columns (rows with equal values), "table" (the whole table), or "none". Logical messages are in order by their group, whichever of the first three it is.
+    /// What is delivered in order: "primary_key" (each row), a list of columns (rows with equal values), "table" (the whole table), or "none". Equal is what Postgres calls equal; where the text of a column does not tell that (citext, jsonb …), the whole table is in order. Logical messages are in order by their group, whichever of the first three it is.
     group_by: TextOrList,
     /// The sink's own headers, name and value. Those that walhook or HTTP itself sets are refused.
     headers: BTreeMap<String, String>,

@@ -125,9 +125,7 @@ impl Walk<'_> {
                 let Typed { oid, modifier, .. } = facts.base;
                 self.equality(Typed { oid, modifier, ..typed }, depth)
             }
-            (None, b'b') if facts.element != 0 => {
-                self.equality(Typed { oid: facts.element, ..typed }, depth).within()
-            }
+            (None, b'b') if facts.element != 0 => self.equality(Typed { oid: facts.element, ..typed }, depth).within(),
             (None, b'r' | b'm') => self.equality(facts.base, depth).within(),
             (None, b'c') => {
                 let is_text = |typed: &Typed| self.equality(*typed, depth) == Equality::Text;

@@ -167,13 +167,7 @@ fn lacks_group(change: &Change, columns: &[impl Member]) -> bool {
 }
 
 /// The group of a row. A value that was not sent because it did not change is taken from the old row.
-fn group(
-    seed: u64,
-    columns: &[impl Member],
-    row: &Tuple,
-    old: Option<&Tuple>,
-    scratch: &mut Vec<u8>,
-) -> GroupId {
+fn group(seed: u64, columns: &[impl Member], row: &Tuple, old: Option<&Tuple>, scratch: &mut Vec<u8>) -> GroupId {
     scratch.clear();
     for column in columns {
         let value = match (row.value(column.place()), old) {

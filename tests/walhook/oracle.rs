@@ -11,6 +11,8 @@ use crate::daemon::{Config, Daemon};
 use crate::postgres::{Postgres, state, until};
 use crate::receiver::Receiver;
 
+#[path = "oracle/equality.rs"]
+mod equality;
 #[path = "oracle/json.rs"]
 mod json;
 #[path = "oracle/literals.rs"]

@@ -6,6 +6,9 @@ use tokio::time::timeout;
 use tokio_postgres::{Client, Row};
 
 use super::LIMIT;
+use crate::change::Equality;
+use crate::record::Kind;
+use crate::source::equality::{facts, of_column};
 use crate::source::slot::names::{ENCODING, Name};
 
 /// The columns of one table that are worth a word.
@@ -21,6 +24,20 @@ pub(super) struct Columns {
     pub(super) computed: Vec<String>,
     /// The role may read the key and the columns of long values, which `unchanged_toast = "fetch"` needs.
     pub(super) may_read: bool,
+    /// All columns, with what their texts say about equal values.
+    pub(super) equals: Vec<Equal>,
+}
+
+/// A column that a table may be grouped by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Equal {
+    pub(super) name: String,
+    pub(super) type_name: String,
+    pub(super) equality: Equality,
+    /// Its collation is, or it has none.
+    pub(super) is_deterministic: bool,
+    /// It is in the primary key, whose index does not compare by the type's default operators.
+    pub(super) is_compared_otherwise: bool,
 }
 
 /// Every column of the tables with these OIDs, and the types that its values are made of in the end: elements of arrays,
@@ -74,7 +91,25 @@ pub(super) async fn read(client: &Client, oids: &[u32]) -> anyhow::Result<HashMa
     for row in &timeout(LIMIT, client.query(&columns(), &[&oids])).await?? {
         tables.entry(row.get(0)).or_insert_with(|| Columns { may_read: true, ..Columns::default() }).take(row);
     }
+    for (oid, equals) in timeout(LIMIT, read_equals(client, oids)).await?? {
+        tables.entry(oid).or_default().equals = equals;
+    }
     Ok(tables)
+}
+
+async fn read_equals(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<Equal>>, tokio_postgres::Error> {
+    let tables = facts::read_columns(client, oids).await?;
+    let mut wanted: Vec<u32> = tables.values().flatten().map(|column| column.typed.oid).collect();
+    wanted.retain(|oid| Kind::needs_facts(*oid));
+    let types = facts::read_types(client, &wanted).await?;
+    let equal = |column: facts::ColumnFacts| Equal {
+        equality: of_column((column.typed.oid, column.typed.modifier), Some(&column), &types),
+        is_deterministic: column.typed.is_deterministic,
+        is_compared_otherwise: column.key.is_some_and(|key| !key.is_default),
+        name: column.name,
+        type_name: column.type_name,
+    };
+    Ok(tables.into_iter().map(|(oid, columns)| (oid, columns.into_iter().map(equal).collect())).collect())
 }
 
 impl Columns {

@@ -2,6 +2,7 @@
 //! think, and what each sink will and will not see.
 
 use super::columns::Columns;
+use super::equal;
 use super::findings::{Finding, listed};
 use crate::change::ReplicaIdentity;
 use crate::config::{GroupBy, MessageForm, SinkConfig, UnchangedToast};
@@ -22,8 +23,9 @@ pub(super) fn of_table(
     if let Some(columns) = columns {
         all.extend(of_columns(table, columns, version));
         all.extend(takers.iter().filter_map(|sink| of_fetching(table, sink, columns)));
+        all.extend(takers.iter().filter_map(|sink| equal::of_group(table, sink, columns)));
     }
-    all.extend(takers.iter().map(|sink| of_taker(table, sink)));
+    all.extend(takers.iter().map(|sink| of_taker(table, sink, columns)));
     all
 }
 
@@ -108,8 +110,8 @@ fn of_fetching(table: &TableFacts, sink: &SinkConfig, columns: &Columns) -> Opti
 }
 
 /// What one sink sees of the table, and in which order.
-fn of_taker(table: &TableFacts, sink: &SinkConfig) -> Finding {
-    let mut what = format!("sink {}: {}; {}", sink.name, actions(sink), order(table, sink));
+fn of_taker(table: &TableFacts, sink: &SinkConfig, columns: Option<&Columns>) -> Finding {
+    let mut what = format!("sink {}: {}; {}", sink.name, actions(sink), order(table, sink, columns));
     let gone = |left_out: &str| format!("; not {left_out}: message = \"row\" has nothing to say of one");
     match (sink.message, sink.actions.delete, sink.actions.truncate) {
         (MessageForm::Change, _, _) | (MessageForm::Row, false, false) => {}
@@ -132,8 +134,10 @@ pub(super) fn actions(sink: &SinkConfig) -> String {
     words.into_iter().filter(|(on, _)| *on).map(|(_, word)| word).collect::<Vec<_>>().join(", ")
 }
 
-fn order(table: &TableFacts, sink: &SinkConfig) -> String {
+fn order(table: &TableFacts, sink: &SinkConfig, columns: Option<&Columns>) -> String {
+    let is_untold = columns.is_some_and(|columns| !equal::untold(table, sink, columns).is_empty());
     match sink.group_rule(&table.name) {
+        GroupBy::PrimaryKey | GroupBy::Columns(_) if is_untold => "in order as a whole".to_owned(),
         GroupBy::PrimaryKey if table.primary_key.is_empty() => {
             "in order as a whole, for it has no primary key".to_owned()
         }

@@ -235,3 +235,44 @@ async fn pitfall_46_a_managed_service_is_known_by_its_role_and_named_with_its_ow
     let lines = of(&findings, Level::Ok, "source.app").join("\n");
     assert!(lines.contains("the role may use replication slots"), "{lines}");
 }
+
+#[tokio::test]
+async fn pitfall_55_it_says_which_tables_are_one_group_because_equal_values_have_different_texts() {
+    let stage = Stage::new(&[], "").await;
+    stage.admin.batch_execute("create extension citext with schema public").await.unwrap();
+    let tables = "create collation nd (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+        create table people (email citext primary key, name text);
+        create table places (tenant int, name text collate nd, primary key (tenant, name));
+        create table prices (amount numeric primary key, doc jsonb);
+        create table docs (id int primary key, doc jsonb); alter table docs replica identity full;";
+    stage.client.batch_execute(tables).await.unwrap();
+    let toml = "[sink.a]\nurl = \"http://127.0.0.1:1/\"\ntables = [\"public.*\"]\n\
+                [sink.a.table.\"public.docs\"]\ngroup_by = [\"doc\"]\n\
+                [sink.b]\nurl = \"http://127.0.0.1:1/\"\ntables = [\"public.people\"]\ngroup_by = \"table\"\n";
+    let findings = looked(&stage, toml).await;
+    assert_eq!(exit_code(&findings), 0, "{}", as_text(&findings));
+    let one_group = |subject: &str| {
+        let of_subject = findings.iter().filter(|it| it.level == Level::Warn && it.subject == subject);
+        of_subject.map(|it| (it.what.clone(), it.mend.clone().unwrap())).collect::<Vec<_>>()
+    };
+    let of_people = one_group("public.people");
+    assert_eq!(of_people.len(), 1, "nothing is lost for the sink that wants it so");
+    assert!(
+        of_people[0].0.starts_with("sink a: equal values of email (public.citext) may have different texts"),
+        "{of_people:?}"
+    );
+    assert!(of_people[0].1.contains("REPLICA IDENTITY FULL"), "{of_people:?}");
+    let of_places = one_group("public.places");
+    assert!(of_places[0].0.contains("name (text, its collation is not deterministic)"), "{of_places:?}");
+    assert!(of_places[0].1.ends_with("[sink.a.table.\"public.places\"] group_by = [\"tenant\"]"), "{of_places:?}");
+    let of_docs = one_group("public.docs");
+    assert!(of_docs[0].0.contains("equal values of doc (jsonb)"), "{of_docs:?}");
+    assert!(of_docs[0].1.ends_with("group_by = [\"id\"]"), "{of_docs:?}");
+    assert_eq!(one_group("public.prices"), []);
+    assert!(
+        of(&findings, Level::Ok, "public.people")
+            .join("\n")
+            .contains("sink a: insert, update, delete; in order as a whole")
+    );
+    assert!(of(&findings, Level::Ok, "public.prices").join("\n").contains("in order for each amount"));
+}

@@ -290,7 +290,11 @@ fn pitfall_55_values_with_one_canonical_form_are_one_group_and_others_are_not() 
         old: Some(OldRow::Full(tuple(&[Some(from), Some("a")]))),
         new: tuple(&[Some(to), Some("a")]),
     };
-    assert_eq!(groups(&table, &sink(""), update("1.0", "1.00")), of("1", "a"), "the key is the same, only written otherwise");
+    assert_eq!(
+        groups(&table, &sink(""), update("1.0", "1.00")),
+        of("1", "a"),
+        "the key is the same, only written otherwise"
+    );
     assert!(matches!(groups(&table, &sink(""), update("1.0", "2.0")), Groups::Two(..)));
     let text = |id| group_text(&change(&table, insert(id, "a")), &sink(""));
     assert_eq!(text("1.00").as_deref(), Some(r#"["1","a"]"#));

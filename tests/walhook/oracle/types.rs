@@ -13,17 +13,17 @@ pub(crate) struct Type {
     /// Qualified and quoted.
     pub(crate) name: String,
     /// `typname`.
-    bare: String,
+    pub(crate) bare: String,
     /// `typtype`, with `a` for arrays.
-    sort: char,
+    pub(crate) sort: char,
     /// Whether it came with the server.
     pub(crate) built_in: bool,
     /// Row type of a table or view of the catalogue.
     pub(crate) of_catalogue: bool,
     /// Element, base, subtype, or a multirange's range; 0 if none.
-    inner: u32,
+    pub(crate) inner: u32,
     /// Of a row type.
-    attributes: Vec<u32>,
+    pub(crate) attributes: Vec<u32>,
     /// What an enum or a type that is not known takes.
     choices: Vec<String>,
 }
