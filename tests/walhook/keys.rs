@@ -149,7 +149,7 @@ async fn pitfall_55_a_collation_that_changes_while_changes_flow_makes_the_next_c
     // And back: the first change waits, the others go in parallel again.
     receiver.script(|request| {
         let is_refused = request.messages.iter().any(|message| message["record"]["v"] == "fifth");
-        Reply::status(if is_refused { 500 } else { 200 })
+        Reply::status(if is_refused { 409 } else { 200 })
     });
     postgres.sql("ALTER TABLE t ALTER k TYPE text").await;
     for (k, v) in [("c", "fourth"), ("d", "fifth"), ("e", "sixth")] {
