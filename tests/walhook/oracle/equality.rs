@@ -21,7 +21,7 @@ use super::{EXTENSIONS, MADE};
 use crate::postgres::Postgres;
 
 /// Values of a type.
-const VALUES: usize = 40;
+const VALUES: usize = 60;
 
 /// What people make beside [`MADE`], where the text does not tell. The enum has an `=` of its own, blind to case.
 const ODD: &str = "CREATE COLLATION nd (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
@@ -97,7 +97,7 @@ fn pool(bare: &str) -> Option<&'static [&'static str]> {
             &["0", "0.0", "-0.00", "1", "1.0", "1.00", "10", "1e1", "10.0", "-1.5", "-1.50", "NaN", "100.010", "100.01"]
         }
         "price" => &["0", "1", "1.0", "10", "100.01", "-1.5"],
-        "float4" | "float8" => &["0", "-0", "1", "1.5", "-1.5", "NaN", "Infinity", "1e20", "0.1"],
+        "float4" | "float8" => &["0", "-0", "0", "-0", "1", "-1.5", "NaN", "Infinity", "1e20"],
         "interval" => &[
             "0",
             "1 mon -30 days",
