@@ -21,6 +21,7 @@ use super::pgoutput::POSTGRES_EPOCH_MICROS;
 use crate::change::Lsn;
 use crate::memory::Memory;
 
+mod advice;
 mod error;
 mod gulp;
 mod login;
