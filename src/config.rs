@@ -11,6 +11,7 @@ mod checked;
 mod document;
 mod endpoint;
 mod entry;
+mod excerpt;
 mod fault;
 mod overrides;
 mod quantity;

@@ -1,50 +1,16 @@
 //! The file: TOML text to values, with the line of each key and the variables in strings filled in.
 
 use std::collections::{HashMap, HashSet};
-use std::ops::Range;
 
 use figment::value::{Dict, Empty, Num, Tag, Value};
 use toml::de::{DeTable, DeValue};
 
+use super::excerpt::syntax_fault;
 use super::fault::{Fault, Faults, Place};
 use super::substitute::substitute;
 
 /// Syntax errors reported at most; more are the echo of the first.
 const SYNTAX_FAULTS_MAX: usize = 10;
-
-/// Keys whose values are shown when their line cannot be read.
-const SHOWN_KEYS: &[&str] = &[
-    "slot",
-    "publication",
-    "create",
-    "heartbeat",
-    "tables",
-    "messages",
-    "actions",
-    "message",
-    "body",
-    "batch_size",
-    "batch_bytes",
-    "batch_timeout",
-    "request_timeout",
-    "max_ack_pending",
-    "max_in_flight",
-    "success",
-    "group_by",
-    "numbers",
-    "backfill",
-    "paused",
-    "initial",
-    "max",
-    "hold",
-    "max_bytes",
-    "listen",
-    "memory_limit",
-    "max_message",
-    "shutdown_grace",
-    "format",
-    "level",
-];
 
 /// A file that is TOML.
 #[derive(Debug)]
@@ -105,8 +71,9 @@ pub(super) fn join_key(parent: &str, name: &str) -> String {
 /// Reads `text`; the error is what is wrong with its syntax.
 pub(super) fn read(text: &str, environment: &dyn Fn(&str) -> Option<String>) -> Result<Document, Faults> {
     let lines: Vec<usize> = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
-    let (table, errors) = DeTable::parse_recoverable(text);
+    let (table, mut errors) = DeTable::parse_recoverable(text);
     if !errors.is_empty() {
+        errors.sort_by_key(|error| error.span().map_or(0, |span| span.start));
         return Err(Faults(errors.iter().take(SYNTAX_FAULTS_MAX).map(|error| syntax_fault(error, text)).collect()));
     }
     let places = Places { lines, ..Places::default() };
@@ -185,42 +152,6 @@ impl Reader<'_> {
             }
         }
     }
-}
-
-/// Line, column and the line itself, with a mark under the column; what may be secret in it is masked.
-fn syntax_fault(error: &toml::de::Error, text: &str) -> Fault {
-    let at = error.span().map_or(0, |span: Range<usize>| span.start).min(text.len());
-    let before = text.get(..at).unwrap_or_default();
-    let line = before.matches('\n').count() + 1;
-    let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
-    let shown = masked(text.lines().nth(line - 1).unwrap_or_default());
-    let number = line.to_string();
-    let (margin, mark) = (" ".repeat(number.len()), " ".repeat(column - 1));
-    let message = error.message().replace('\n', "; ");
-    Fault {
-        key: "TOML".to_owned(),
-        value: None,
-        reason: format!("column {column}: {message}\n  {number} | {shown}\n  {margin} | {mark}^"),
-        suggestion: None,
-        place: Some(Place::Line(line)),
-    }
-}
-
-/// The line with letters and digits as `*`, save those of a table's name, of a key, and of a value that is no secret.
-fn masked(line: &str) -> String {
-    let hide = |text: &str| text.chars().map(|c| if c.is_alphanumeric() { '*' } else { c }).collect::<String>();
-    if line.trim_start().starts_with('[') && !line.contains(['"', '\'']) {
-        return line.to_owned();
-    }
-    let Some((key, value)) = line.split_once('=') else { return hide(line) };
-    let name = key.trim().rsplit('.').next().unwrap_or_default();
-    // Another key may follow on the line, as in an inline table.
-    let alone = value.rsplit_once('=').is_none_or(|(between, _)| between.trim().is_empty());
-    if SHOWN_KEYS.contains(&name) && alone {
-        return line.to_owned();
-    }
-    let bare = !name.is_empty() && key.len() <= 40 && name.chars().all(|c| c.is_ascii_lowercase() || c == '_');
-    if bare { format!("{key}={}", hide(value)) } else { hide(line) }
 }
 
 #[cfg(test)]
