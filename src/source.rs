@@ -10,6 +10,7 @@
 //! sends again.
 
 pub mod address;
+pub(crate) mod advice;
 pub(crate) mod agreement;
 pub mod connection;
 pub mod equality;
@@ -198,7 +199,9 @@ impl Source {
     /// Before its first stream, when a person has to change something; after that such a source waits, and says so.
     pub async fn run(mut self, stop: Stop) -> Result<(), SourceError> {
         loop {
-            let Err(problem) = self.session(&stop).await else { return Ok(()) };
+            let Err(problem) = self.session(&stop).await.map_err(|problem| problem.of(&self.config)) else {
+                return Ok(());
+            };
             if stop.reading.is_cancelled() {
                 let source = &self.config.name;
                 info!(source, error = %chain(&problem), "session ended during the stop; what was not confirmed comes again");
@@ -254,6 +257,7 @@ impl Source {
             | Problem::Stream(_)
             | Problem::Store(_)
             | Problem::Prepare(_)
+            | Problem::Unreadable { .. }
             | Problem::Broken { .. } => {
                 let advice = problem.advice();
                 warn!(source, error = %text, advice, retry_in_secs, "session with the database ended or could not begin");

@@ -29,6 +29,8 @@ mod request;
 
 #[path = "walhook/addresses.rs"]
 mod addresses;
+#[path = "walhook/advice.rs"]
+mod advice;
 #[path = "walhook/barriers.rs"]
 mod barriers;
 #[path = "walhook/breaker.rs"]

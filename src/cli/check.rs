@@ -8,10 +8,12 @@ mod endpoint;
 mod equal;
 mod findings;
 mod missed;
+mod print;
 mod state;
 mod tables;
 #[cfg(test)]
 mod tests;
+mod younger;
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -20,6 +22,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 
 pub(crate) use self::findings::{Finding, Level};
+use self::print::as_text;
 
 use crate::config::{self, Config, SinkConfig, SourceConfig};
 use crate::source::connection;
@@ -37,6 +40,9 @@ pub struct CheckArgs {
     /// Print a JSON array
     #[arg(long)]
     pub json: bool,
+    /// Name everything that is as it should be, however much of it there is
+    #[arg(long, short)]
+    pub verbose: bool,
     /// Look at the configuration only, at no database and no endpoint
     #[arg(long)]
     pub offline: bool,
@@ -45,7 +51,11 @@ pub struct CheckArgs {
 /// Looks and prints; the exit code: 0 all ok or warn, 78 the configuration is bad, 69 the database or a prerequisite is missing.
 pub async fn check(args: CheckArgs) -> u8 {
     let findings = look(&args.config, args.offline).await;
-    let text = if args.json { as_json(&findings) } else { as_text(&findings) };
+    let text = match (args.json, args.verbose) {
+        (true, _) => as_json(&findings),
+        (false, true) => as_text(&findings),
+        (false, false) => print::folded(&findings),
+    };
     match io::stdout().lock().write_all(text.as_bytes()) {
         Ok(()) => exit_code(&findings),
         Err(_) => 1,
@@ -103,6 +113,7 @@ async fn look_at_source(config: &Config, source: &SourceConfig) -> Vec<Finding> 
             let mut all = findings::of_survey(source, &sinks, &survey, &limits, &columns);
             all.extend(unanswered);
             all.extend(missed::look(&client, &config.state, source, &survey).await);
+            all.extend(younger::look(&client, source, &survey).await);
             all.extend(state::look_at_binding(&client, &config.state, source, &survey).await);
             all
         }
@@ -126,24 +137,4 @@ pub(crate) fn exit_code(findings: &[Finding]) -> u8 {
 
 fn as_json(findings: &[Finding]) -> String {
     serde_json::to_string_pretty(findings).unwrap_or_default() + "\n"
-}
-
-/// `ok    source.app   …`, the subjects aligned, what mends it below.
-fn as_text(findings: &[Finding]) -> String {
-    let width = findings.iter().map(|it| it.subject.chars().count()).max().unwrap_or(0).min(40);
-    let mut text = String::new();
-    let mut before = None;
-    for finding in findings {
-        // What is said of one thing stands together.
-        let subject = if before == Some(&finding.subject) { "" } else { &finding.subject };
-        before = Some(&finding.subject);
-        let indent = format!("\n{:6}{:width$}  ", "", "");
-        let what = finding.what.replace('\n', &indent);
-        text += &format!("{:6}{subject:width$}  {what}\n", finding.level.word());
-        for line in finding.mend.iter().flat_map(|mend| mend.lines()) {
-            text += &format!("{:6}{:width$}  -> {line}\n", "", "");
-        }
-    }
-    let count = |level| findings.iter().filter(|it| it.level == level).count();
-    text + &format!("\n{} ok, {} warnings, {} failures\n", count(Level::Ok), count(Level::Warn), count(Level::Fail))
 }

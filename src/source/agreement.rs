@@ -177,7 +177,8 @@ fn other_slot(bound: &SourceBinding, found: &Found<'_>) -> Trouble {
         ),
         advice: format!(
             "set slot = {theirs:?} on the source again. To go on with {ours} from its own position, stop walhook, run `walhook \
-             state accept-gap {source}` and start it again; then drop {theirs}, which else keeps WAL for ever"
+             state accept-gap {source}` and start it again; {theirs} keeps WAL until its owner drops it, and what was not read from it yet \
+             is then lost to walhook"
         ),
     }
 }

@@ -21,7 +21,6 @@ use super::pgoutput::POSTGRES_EPOCH_MICROS;
 use crate::change::Lsn;
 use crate::memory::Memory;
 
-mod advice;
 mod error;
 mod gulp;
 mod login;

@@ -85,7 +85,8 @@ impl Missing {
             Self::Row | Self::Table => None,
             Self::Key => Some("give the table a primary key of plain types, or REPLICA IDENTITY FULL"),
             Self::Denied => Some(
-                "GRANT SELECT on the table, and USAGE on its schema, to the role of the source's url; if the table has row level security, make it the role's own or give the role BYPASSRLS",
+                "let the role of the source's url read the table (`walhook check` prints the SQL); a table with row level security \
+                 is read by a member of its owner's role, as far as it is not forced, or not at all",
             ),
             Self::Timeout => Some("see who locks the table, or why a look-up by its primary key is slow"),
             Self::Unavailable => Some("see whether the database takes connections"),

@@ -6,7 +6,8 @@ use super::connection::{ConnectError, ServerError, StreamError};
 use super::intake::IntakeError;
 use super::pgoutput::DecodeError;
 use super::relation::CatalogueError;
-use super::slot::{LostSlot, PlanFault, PrepareError};
+use super::slot::{LostSlot, PlanFault, PrepareError, by_hand};
+use crate::config::SourceConfig;
 use crate::metrics::ReconnectReason;
 use crate::store::StoreError;
 use crate::view::Trouble;
@@ -59,11 +60,30 @@ pub(super) enum Problem {
     Lost(Box<LostSlot>),
     #[error("{what}")]
     Lasting { what: String, advice: String },
+    /// The slot is older than its publication.
+    #[error("the publication is gone or was made anew after the slot, which cannot be read past that: {said}")]
+    Unreadable { said: String },
 }
 
 impl Problem {
     pub(super) fn lasting(what: impl Into<String>, advice: impl Into<String>) -> Self {
         Self::Lasting { what: what.into(), advice: advice.into() }
+    }
+
+    /// With the advice that takes the names of the source's own.
+    pub(super) fn of(self, config: &SourceConfig) -> Self {
+        match self {
+            Self::Unreadable { .. } => Self::lasting(self.to_string(), by_hand::anew(config)),
+            Self::Connect(_)
+            | Self::Stream(_)
+            | Self::Store(_)
+            | Self::Prepare(_)
+            | Self::Broken { .. }
+            | Self::Busy { .. }
+            | Self::Config(_)
+            | Self::Lost(_)
+            | Self::Lasting { .. } => self,
+        }
     }
 
     pub(super) fn slow(what: &'static str) -> Self {
@@ -102,6 +122,7 @@ impl Problem {
             | Self::Store(_)
             | Self::Prepare(_)
             | Self::Broken { .. }
+            | Self::Unreadable { .. }
             | Self::Busy { .. } => None,
         }
     }
@@ -116,7 +137,7 @@ impl Problem {
             Self::Store(error) if error.is_lasting() => "look at the directory that state.path names".to_owned(),
             Self::Prepare(error) => advice_of(&**error).unwrap_or_else(|| AGAIN.to_owned()),
             Self::Stream(error) => advice_of(error).unwrap_or_else(|| AGAIN.to_owned()),
-            Self::Store(_) | Self::Broken { .. } | Self::Busy { .. } => AGAIN.to_owned(),
+            Self::Store(_) | Self::Broken { .. } | Self::Unreadable { .. } | Self::Busy { .. } => AGAIN.to_owned(),
         }
     }
 
@@ -132,7 +153,9 @@ impl Problem {
             }
             Self::Stream(StreamError::NotFinished) => ReconnectReason::Timeout,
             Self::Store(_) => ReconnectReason::Store,
-            Self::Prepare(_) | Self::Config(_) | Self::Lasting { .. } => ReconnectReason::Refused,
+            Self::Prepare(_) | Self::Config(_) | Self::Lasting { .. } | Self::Unreadable { .. } => {
+                ReconnectReason::Refused
+            }
             Self::Lost(_) => ReconnectReason::SlotLost,
             Self::Broken { reason, .. } => *reason,
             Self::Busy { .. } => ReconnectReason::SlotBusy,
@@ -189,13 +212,7 @@ impl From<StreamError> for Problem {
         // The publication is gone, or younger than a change that is to be decoded: Postgres looks it up as it was then. Up
         // to 17 that is error 42704; from 18 on a notice, with the changes left out. No later try gets past that change.
         if error.sqlstate() == Some("42704") || matches!(error, StreamError::PublicationSkipped { .. }) {
-            return Self::lasting(
-                chain(&error),
-                "the publication is gone or was made anew after the slot, which cannot be read past that: stop walhook, drop the \
-                 slot with SELECT pg_drop_replication_slot(…), run `walhook state accept-gap` for the source and start walhook \
-                 again, which makes both; changes that were not read yet are lost, so compare the receivers' data with the \
-                 tables",
-            );
+            return Self::Unreadable { said: chain(&error) };
         }
         Self::Stream(error)
     }

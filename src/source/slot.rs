@@ -8,11 +8,14 @@
 //! Nothing here reads the stream, and nothing drops a slot that can still be read. A caller that has progress of its own
 //! asks [`look`] before [`prepare`], because `prepare` makes a slot that is missing.
 
-mod creation;
+pub(crate) mod by_hand;
+pub(in crate::source) mod creation;
 mod error;
 pub(crate) mod identity;
 pub(crate) mod missed;
 pub(crate) mod names;
+pub(crate) mod neighbours;
+pub(crate) mod owners;
 pub(crate) mod plan;
 pub(crate) mod publication;
 pub(crate) mod server;
@@ -30,6 +33,8 @@ use tracing::{info, warn};
 
 pub use self::error::{LostSlot, Passing, PlanFault, PrepareError};
 pub use self::missed::Missed;
+pub use self::neighbours::Ties;
+pub use self::owners::Owner;
 pub use self::state::{SlotFacts, inspect};
 pub use self::survey::{ColumnFacts, IdentityFacts, RelationKind, TableFacts};
 
@@ -37,7 +42,6 @@ use self::error::bounded;
 use self::plan::Plan;
 use self::publication::{PublicationState, Steps};
 use self::server::ServerFacts;
-pub(crate) use self::state::create_sql;
 use self::unseen::{Question, ask};
 use self::verdict::{busy, publication_gone};
 use crate::change::{Lsn, TableName};
@@ -113,7 +117,7 @@ pub(crate) async fn survey(
         let mut plan = Plan::new(&tables, sinks);
         let publication = publication::read(client, source, server.version).await?;
         publication.iter().for_each(|state| plan.spare(state));
-        let steps = Steps::new(publication.as_ref(), &plan, source, sinks, server.version);
+        let steps = Steps::new(publication.as_ref(), &plan, source, sinks, &server);
         let slot = inspect(client, &source.slot).await?;
         Ok(Survey { server, tables, plan, publication, steps, slot })
     };
@@ -370,7 +374,7 @@ async fn publish(client: &Client, source: &SourceConfig, survey: &Survey, turn: 
     if !steps.refused.is_empty() {
         return Err(PrepareError::lasting(
             format!("the publication {} does not hold what the sinks need", source.publication),
-            steps.refused.join("\n"),
+            survey.refused(source),
         ));
     }
     if sql.is_empty() {
@@ -379,7 +383,7 @@ async fn publish(client: &Client, source: &SourceConfig, survey: &Survey, turn: 
     if survey.server.in_recovery {
         let what =
             format!("the publication {} has to be made or changed, but the server is a standby", source.publication);
-        return Err(PrepareError::lasting(what, format!("on the primary: {}", sql.join("\n"))));
+        return Err(PrepareError::lasting(what, format!("on the primary, {}", survey.by_hand(source, &sql))));
     }
     publication::apply(client, &sql).await?;
     for table in &steps.added {
@@ -413,8 +417,7 @@ async fn make_slot(
     report: Report<'_>,
 ) -> Result<bool, PrepareError> {
     if !source.create {
-        let what = format!("the slot {} does not exist, and create = false", source.slot);
-        return Err(PrepareError::lasting(what, create_sql(source)));
+        return Err(survey.slot_by_hand(source));
     }
     if let Some(slot) = &survey.slot {
         let why = if slot.is_lost() { "that the server has given up" } else { "whose making was given up" };

@@ -24,6 +24,8 @@ pub(super) struct Columns {
     pub(super) computed: Vec<String>,
     /// The role may read the key and the columns of long values, which `unchanged_toast = "fetch"` needs.
     pub(super) may_read: bool,
+    /// Row level security hides rows from the role.
+    pub(super) is_guarded: bool,
     /// All columns, with what their texts say about equal values.
     pub(super) equals: Vec<Equal>,
 }
@@ -74,7 +76,8 @@ select a.attrelid, pg_catalog.convert_to(a.attname::text, {ENCODING}),
        and (pg_catalog.has_column_privilege(a.attrelid, a.attnum, 'SELECT')
             or a.attstorage = 'p' and not exists (
               select from pg_catalog.pg_index i where i.indrelid = a.attrelid and i.indisprimary
-                 and a.attnum = any (i.indkey::pg_catalog.int2[])))
+                 and a.attnum = any (i.indkey::pg_catalog.int2[]))),
+       pg_catalog.row_security_active(a.attrelid)
   from pg_catalog.pg_attribute a left join leaf l on l.rel = a.attrelid and l.attnum = a.attnum
  where a.attrelid = any ($1) and a.attnum > 0 and not a.attisdropped
  group by a.attrelid, a.attnum, a.attname, a.atttypid, a.atttypmod, a.attgenerated, a.attstorage
@@ -127,5 +130,6 @@ impl Columns {
             _ => {}
         }
         self.may_read &= row.get::<_, bool>(6);
+        self.is_guarded |= row.get::<_, bool>(7);
     }
 }

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 use url::Url;
 
-use super::findings::Finding;
+use super::findings::{Finding, Sort};
 use crate::config::SinkConfig;
 use crate::tls_fault::{Peer, TlsFault};
 
@@ -50,13 +50,14 @@ async fn look_at(origin: &str, url: &Url, sinks: &[String]) -> Finding {
     let reached = tokio::time::timeout(LIMIT, reach(url)).await;
     let reached = reached.unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "no answer within 3 s")));
     let behind = sinks.join(", ");
-    match reached {
+    let found = match reached {
         Ok(()) => Finding::ok(origin, format!("reachable (sink {behind})")),
         Err(error) => {
             let mend = format!("walhook runs without it and retries; {}", mend(&error));
             Finding::warn(origin, format!("not reachable (sink {behind}): {error}"), mend)
         }
-    }
+    };
+    Finding { sort: Sort::Endpoint, ..found }
 }
 
 /// What to do about an error of [`reach`].

@@ -8,10 +8,11 @@ use tokio_postgres::error::SqlState;
 
 use super::columns::Columns;
 use super::tables;
-use crate::config::{Fault, SinkConfig, SourceConfig};
+use crate::config::{Fault, Place, SinkConfig, SourceConfig};
+use crate::source::advice::Statement;
 use crate::source::slot::server::ServerLimits;
 use crate::source::slot::unseen::grant;
-use crate::source::slot::{SlotFacts, Survey, create_sql};
+use crate::source::slot::{PlanFault, SlotFacts, Survey, by_hand};
 use crate::view::Trouble;
 
 /// Tables or columns named in one line at most.
@@ -39,6 +40,27 @@ impl Level {
     }
 }
 
+/// What sort of thing a finding is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Sort {
+    Table,
+    Sink,
+    Endpoint,
+    Other,
+}
+
+impl Sort {
+    /// Of things that there may be many of: their name together.
+    pub(super) fn word(self) -> Option<&'static str> {
+        match self {
+            Self::Table => Some("tables"),
+            Self::Sink => Some("sinks"),
+            Self::Endpoint => Some("endpoints"),
+            Self::Other => None,
+        }
+    }
+}
+
 /// One thing that was looked at.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Finding {
@@ -51,11 +73,14 @@ pub(crate) struct Finding {
     /// A failure of the configuration and not of the database.
     #[serde(skip)]
     pub(crate) is_config: bool,
+    #[serde(skip)]
+    pub(crate) sort: Sort,
 }
 
 impl Finding {
     pub(crate) fn ok(subject: impl Display, what: impl Into<String>) -> Self {
-        Self { level: Level::Ok, subject: subject.to_string(), what: what.into(), mend: None, is_config: false }
+        let (subject, what) = (subject.to_string(), what.into());
+        Self { level: Level::Ok, subject, what, mend: None, is_config: false, sort: Sort::Other }
     }
 
     pub(crate) fn warn(subject: impl Display, what: impl Into<String>, mend: impl Into<String>) -> Self {
@@ -69,9 +94,18 @@ impl Finding {
 
 /// A fault of the configuration file.
 pub(crate) fn of_fault(fault: &Fault) -> Finding {
-    let what = Fault { key: String::new(), suggestion: None, ..fault.clone() }.to_string();
+    let value = fault.value.as_ref().map_or_else(String::new, |value| format!("{value} "));
+    let place = match &fault.place {
+        Some(Place::Line(line)) => format!(" (line {line})"),
+        Some(Place::Variable(name)) => format!(" (from {name})"),
+        None => String::new(),
+    };
+    // The place ends the sentence; an excerpt of the file stands on lines of its own below.
+    let (sentence, excerpt) = fault.reason.split_once('\n').unwrap_or((&fault.reason, ""));
+    let below = if excerpt.is_empty() { "" } else { "\n" };
     let mend = fault.suggestion.as_ref().map(|meant| format!("did you mean {meant}?"));
-    Finding { level: Level::Fail, mend, is_config: true, ..Finding::ok(&fault.key, what.trim()) }
+    let what = format!("{value}{sentence}{place}{below}{excerpt}");
+    Finding { level: Level::Fail, mend, is_config: true, ..Finding::ok(&fault.key, what) }
 }
 
 /// The catalogue said nothing of the columns.
@@ -100,11 +134,7 @@ pub(crate) fn of_survey(
     all.extend(of_limits(&subject, survey, limits));
     all.extend(of_publication(source, survey));
     all.push(of_slot(source, survey));
-    for fault in &survey.plan.faults {
-        let mend = fault.sql.clone();
-        let finding = Finding { level: Level::Fail, mend, is_config: true, ..Finding::ok(&fault.place, &fault.reason) };
-        all.push(finding);
-    }
+    all.extend(of_faults(&survey.plan.faults));
     let warned = |Trouble { what, advice }: Trouble| Finding::warn(&subject, what, advice);
     all.extend(survey.server.commits_wait(&source.url.application_name).map(warned));
     // What the limits have said, in other words.
@@ -115,9 +145,26 @@ pub(crate) fn of_survey(
         all.push(Finding::warn(format!("sink.{sink}.tables"), format!("no table matches {pattern}"), mend));
     }
     for (table, _) in &survey.plan.publish {
-        all.extend(tables::of_table(table, sinks, columns.get(&table.oid), survey.server.version));
+        let found = tables::of_table(table, sinks, columns.get(&table.oid), &survey.server);
+        all.extend(found.into_iter().map(|finding| Finding { sort: Sort::Table, ..finding }));
     }
-    all.extend(sinks.iter().map(|sink| of_sink(sink, survey)));
+    all.extend(sinks.iter().map(|sink| Finding { sort: Sort::Sink, ..of_sink(sink, survey) }));
+    all
+}
+
+/// Each once, with every place that it is a fault of.
+fn of_faults(faults: &[PlanFault]) -> Vec<Finding> {
+    let mut all: Vec<Finding> = Vec::new();
+    let mut places: HashMap<&str, usize> = HashMap::new();
+    for PlanFault { place, reason, sql } in faults {
+        if let Some(known) = places.get(reason.as_str()).and_then(|at| all.get_mut(*at)) {
+            known.what += &format!("; also {place}");
+            continue;
+        }
+        places.insert(reason, all.len());
+        let fault = Finding { level: Level::Fail, is_config: true, ..Finding::ok(place, reason) };
+        all.push(Finding { mend: sql.clone(), ..fault });
+    }
     all
 }
 
@@ -172,9 +219,8 @@ fn of_failover(subject: &str, source: &SourceConfig, survey: &Survey, limits: &S
         (Ok(()), _) if is_ahead => {
             let what = "failover, but synchronized_standby_slots is empty: walhook may be sent changes that a standby does \
                         not have yet, and is not read on after the promotion of one that lacks some";
-            let mend = "ALTER SYSTEM SET synchronized_standby_slots = '…'; with the physical slots of the standbys that may \
-                        be promoted; then SELECT pg_reload_conf();";
-            Finding::warn(subject, what, mend)
+            let mend = "with the physical slots of the standbys that may be promoted in the place of …";
+            Finding::warn(subject, what, format!("{mend}, {}", Statement::standby_slots()))
         }
         (Ok(()), Some(slot)) if !slot.is_failover && source.create => {
             Finding::ok(subject, "failover: the slot is altered at the next start, so that standbys keep a copy of it")
@@ -203,27 +249,32 @@ fn of_limits(subject: &str, survey: &Survey, limits: &ServerLimits) -> Vec<Findi
         && let Some(max) = are_taken(limits.slots_used, limits.slots_max)
     {
         let what = format!("all {max} replication slots are in use");
-        let mend = "raise max_replication_slots and restart the server, or drop a slot that nobody reads";
+        let mend = "raise max_replication_slots and restart the server, which ends every session. A slot that nobody reads may \
+                    be of a reader that is only stopped: drop none before its owner agrees";
         all.push(Finding::fail(subject, what, mend));
     }
     let reading = survey.slot.as_ref().is_some_and(|slot| slot.active_pid.is_some());
     if !reading && let Some(max) = are_taken(limits.senders_used, limits.senders_max) {
         let what = format!("all {max} WAL senders are in use");
-        all.push(Finding::fail(subject, what, "raise max_wal_senders and restart the server"));
+        all.push(Finding::fail(
+            subject,
+            what,
+            "raise max_wal_senders and restart the server, which ends every session",
+        ));
     }
     if limits.keep_size.as_deref() == Some("-1") {
         let what = "max_slot_wal_keep_size is -1: while walhook does not run, WAL may fill the server's disk";
-        let mend = "ALTER SYSTEM SET max_slot_wal_keep_size = '…'; with what the disk can spare, more than the longest \
-                    outage writes; then SELECT pg_reload_conf();";
-        all.push(Finding::warn(subject, what, mend));
+        let mend = "with what the disk can spare, more than the longest outage writes, in the place of …";
+        all.push(Finding::warn(subject, what, format!("{mend}, {}", Statement::keep_size())));
     }
     if let Some(timeout) = limits.idle_timeout.as_ref().filter(|timeout| *timeout != "0") {
         let what = format!("idle_replication_slot_timeout is {timeout}: a longer stop of walhook loses the slot");
-        all.push(Finding::warn(subject, what, "set it to 0, or above the longest outage you plan for"));
+        all.push(Finding::warn(subject, what, "set it above the longest outage you plan for"));
     }
     if limits.sender_timeout.as_deref() == Some("0") {
         let what = "wal_sender_timeout is 0: the server holds the slot for a walhook that is gone until TCP notices";
-        all.push(Finding::warn(subject, what, "ALTER SYSTEM SET wal_sender_timeout = '60s'; SELECT pg_reload_conf();"));
+        let mend = Statement::sender_timeout(&survey.server.role).to_string();
+        all.push(Finding::warn(subject, what, mend));
     }
     all
 }
@@ -234,10 +285,14 @@ fn of_publication(source: &SourceConfig, survey: &Survey) -> Vec<Finding> {
     let steps = &survey.steps;
     let mut all = Vec::new();
     match &survey.publication {
-        None if survey.slot.is_some() => {
+        // What is wrong with the slot is said of the slot, and then it says nothing of the publication.
+        None if survey
+            .slot
+            .as_ref()
+            .is_some_and(|slot| slot.obstacle(&source.slot, &survey.server.database).is_none()) =>
+        {
             let what = format!("the slot {} exists, but the publication {name} does not", source.slot);
-            let mend = "drop the slot and start walhook, which makes both anew; then backfill";
-            all.push(Finding::fail(&subject, what, mend));
+            all.push(Finding::fail(&subject, what, by_hand::anew(source)));
         }
         None if source.create => all.push(Finding::ok(&subject, format!("{name} does not exist; walhook makes it"))),
         None => {}
@@ -253,7 +308,7 @@ fn of_publication(source: &SourceConfig, survey: &Survey) -> Vec<Finding> {
     }
     if !steps.refused.is_empty() {
         let what = format!("{name} does not hold what the sinks need, and walhook may not change it");
-        all.push(Finding::fail(&subject, what, steps.refused.join("\n")));
+        all.push(Finding::fail(&subject, what, survey.refused(source)));
     }
     let makes = survey.publication.is_none() && !survey.server.may_create;
     let foreign = survey.plan.publish.iter().any(|(table, _)| !table.is_owned && steps.added.contains(&table.name));
@@ -272,8 +327,8 @@ fn of_slot(source: &SourceConfig, survey: &Survey) -> Finding {
         if source.create {
             return Finding::ok(subject, format!("{name} does not exist; walhook makes it"));
         }
-        let mend = create_sql(source);
-        return Finding::fail(subject, format!("{name} does not exist, and create = false"), mend);
+        let Trouble { what, advice } = survey.slot_by_hand(source).into_trouble();
+        return Finding::fail(subject, what, advice);
     };
     if slot.is_synced {
         let what =

@@ -6,23 +6,24 @@ use super::equal;
 use super::findings::{Finding, listed};
 use crate::change::ReplicaIdentity;
 use crate::config::{GroupBy, MessageForm, SinkConfig, UnchangedToast};
+use crate::source::advice::{self, Statement};
 use crate::source::slot::TableFacts;
-use crate::source::slot::names::{quoted, quoted_table};
 use crate::source::slot::plan::taken;
+use crate::source::slot::server::ServerFacts;
 
 /// Everything about one table. `columns` is what the catalogue says of its columns, where it answered.
 pub(super) fn of_table(
     table: &TableFacts,
     sinks: &[SinkConfig],
     columns: Option<&Columns>,
-    version: u32,
+    server: &ServerFacts,
 ) -> Vec<Finding> {
     let takers: Vec<&SinkConfig> = sinks.iter().filter(|sink| sink.takes_table(&table.name)).collect();
     let mut all = vec![of_key(table, &takers)];
     all.extend(of_old_rows(table, &takers));
     if let Some(columns) = columns {
-        all.extend(of_columns(table, columns, version));
-        all.extend(takers.iter().filter_map(|sink| of_fetching(table, sink, columns)));
+        all.extend(of_columns(table, columns, server.version));
+        all.extend(takers.iter().filter_map(|sink| of_fetching(table, sink, columns, server)));
         all.extend(takers.iter().filter_map(|sink| equal::of_group(table, sink, columns)));
     }
     all.extend(takers.iter().map(|sink| of_taker(table, sink, columns)));
@@ -71,8 +72,8 @@ fn of_old_rows(table: &TableFacts, takers: &[&SinkConfig]) -> Option<Finding> {
     if !long.is_empty() && takes(|sink| taken(sink).update) {
         what.push(format!("long values that an update leaves as they are are not sent: {}", listed(&long)));
     }
-    let mend = format!("for whole old rows, at the price of more WAL: {}", table.make_full());
-    (!what.is_empty()).then(|| Finding { mend: Some(mend), ..Finding::ok(&table.name, what.join("; ")) })
+    let mend = table.breaks_in_full().is_none().then(|| format!("for whole old rows, {}", table.make_full()));
+    (!what.is_empty()).then(|| Finding { mend, ..Finding::ok(&table.name, what.join("; ")) })
 }
 
 fn of_columns(table: &TableFacts, columns: &Columns, version: u32) -> Vec<Finding> {
@@ -99,14 +100,28 @@ fn of_columns(table: &TableFacts, columns: &Columns, version: u32) -> Vec<Findin
 }
 
 /// Whether the role may read what a sink wants re-read.
-fn of_fetching(table: &TableFacts, sink: &SinkConfig, columns: &Columns) -> Option<Finding> {
-    let fetches = sink.unchanged_toast == UnchangedToast::Fetch && taken(sink).update && !columns.may_read;
-    fetches.then(|| {
-        let what =
-            format!("sink {} cannot fetch unchanged long values: the role may not read them and the key", sink.name);
-        let (schema, name) = (quoted(&table.name.schema), quoted_table(&table.name));
-        Finding::warn(&table.name, what, format!("GRANT USAGE ON SCHEMA {schema} TO …; GRANT SELECT ON {name} TO …;"))
-    })
+fn of_fetching(table: &TableFacts, sink: &SinkConfig, columns: &Columns, server: &ServerFacts) -> Option<Finding> {
+    let fetches = sink.unchanged_toast == UnchangedToast::Fetch && taken(sink).update;
+    let cannot = |why: &str, mend: String| {
+        let what = format!("sink {} cannot fetch unchanged long values: {why}", sink.name);
+        Some(Finding::warn(&table.name, what, mend))
+    };
+    if fetches && !columns.may_read {
+        let mend = advice::text(&Statement::read_table(&table.name, &table.owner.name, &server.role));
+        return cannot("the role may not read them and the key", mend);
+    }
+    if fetches && columns.is_guarded {
+        let join = Statement::join_owner(&table.owner.name, &server.role, server.version);
+        let mend = match (table.is_owned, &table.owner.hindrance) {
+            (false, None) => format!("unless the table forces it on its owner too, {join}"),
+            (true, _) | (false, Some(_)) => match table.breaks_in_full() {
+                None => format!("have whole old rows sent, {}", table.make_full()),
+                Some(_) => "set unchanged_toast = \"omit\" for the sink".to_owned(),
+            },
+        };
+        return cannot("row level security of the table applies to the role", mend);
+    }
+    None
 }
 
 /// What one sink sees of the table, and in which order.

@@ -8,7 +8,7 @@ use super::refusal;
 use super::unreached;
 use crate::source::address::TargetSession;
 use crate::source::wire::{Cursor, WireError};
-use crate::tls_fault::TlsFault;
+use crate::tls_fault::{Peer, TlsFault};
 
 /// What the server said in an ErrorResponse or NoticeResponse.
 #[derive(Clone, Debug, Default, PartialEq, Eq, thiserror::Error)]
@@ -264,6 +264,72 @@ impl ConnectError {
         }
     }
 
+    /// What to do about it, which follows from what it is.
+    pub fn advice(&self) -> String {
+        let said = match self {
+            Self::Server { source } => refusal::meaning(source).advice,
+            Self::Resolve { .. } => {
+                "correct the host in the source's url, or mend name resolution on this machine (getent hosts NAME)"
+            }
+            Self::Reach { source, .. } => unreached::advice(source),
+            Self::Timeout { .. } => {
+                "look whether the server runs and whether a firewall on the way drops packets; a server that is only slow may get a \
+                 larger connect_timeout"
+            }
+            Self::Closed { .. } | Self::Broken(StreamError::Closed) => unreached::CLOSED,
+            Self::Broken(StreamError::Io(source)) => of_broken(source),
+            Self::Broken(StreamError::Malformed { .. }) | Self::NotPostgres { .. } => {
+                "correct host and port in the source's url: Postgres mostly listens at port 5432"
+            }
+            Self::Broken(StreamError::Server(source)) => refusal::meaning(source).advice,
+            Self::TlsRefused { .. } => {
+                "turn ssl on in the server (ssl_cert_file, ssl_key_file, ssl = on, then SELECT pg_reload_conf()); if nobody can listen on \
+                 the way there, sslmode=prefer in the source's url goes without"
+            }
+            Self::TlsFile { .. } => {
+                "correct sslrootcert, sslcert or sslkey in the source's url, or put the file there: PEM, readable for walhook's user, the \
+                 key not encrypted"
+            }
+            Self::TlsSettings { .. } => {
+                "correct sslcert and sslkey in the source's url: the key must be the certificate's"
+            }
+            Self::TlsName { .. } => {
+                "put the name that is in the certificate into host (and the IP address into hostaddr if that name leads elsewhere), or \
+                 reissue the certificate with this host among its subject alternative names; sslmode=verify-ca does not look at names"
+            }
+            Self::TlsIssuer { source, .. } => TlsFault::of(source).unwrap_or(TlsFault::Other).advice(Peer::Database),
+            Self::Tls { fault, .. } => fault.advice(Peer::Database),
+            Self::PasswordMissing => {
+                "write the password into the source's url, as ${NAME} from the environment: postgres://USER:${NAME}@HOST/DATABASE; if it \
+                 is there, the variable is set to nothing"
+            }
+            Self::Method { .. } => {
+                "have an entry of pg_hba.conf for this role with the method scram-sha-256, or cert with sslcert and sslkey in the \
+                 source's url"
+            }
+            Self::Scram { .. } => {
+                "somebody may stand between walhook and the server: do not send the password elsewhere before it is clear who answers; \
+                 sslmode=verify-full in the source's url tells the server from others"
+            }
+            Self::ChannelBinding(_) => {
+                "set password_encryption = 'scram-sha-256' on the server, set the role's password anew and use TLS; channel_binding=prefer \
+                 in the source's url goes without where it must"
+            }
+            Self::SessionOption { .. } => {
+                "a pooler in between drops startup options, or options in the source's url set it otherwise: take it out of options, and \
+                 write the database's own host and port into the url, as its provider calls the direct address"
+            }
+            Self::Unsuitable(_) => {
+                "write the primary's host into the source's url, several with commas between them, of which the first that suits is \
+                 taken; or take target_session_attrs out"
+            }
+            Self::Broken(StreamError::PublicationSkipped { .. } | StreamError::NotFinished) | Self::Sql(_) => {
+                "the server's log says more"
+            }
+        };
+        said.to_owned()
+    }
+
     /// Whether trying again is of no use before a person has changed the address, the role or the server's rules.
     pub fn needs_a_person(&self) -> bool {
         match self {
@@ -297,6 +363,11 @@ impl ConnectError {
             Self::Unsuitable(_) | Self::Broken(_) | Self::Sql(_) => false,
         }
     }
+}
+
+/// The connection broke during login: the other side may have had something against our certificate.
+fn of_broken(source: &io::Error) -> &'static str {
+    TlsFault::of(source).map_or_else(|| unreached::advice(source), |fault| fault.advice(Peer::Database))
 }
 
 /// Why a stream ended.

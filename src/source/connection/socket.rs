@@ -118,10 +118,12 @@ fn judged(error: ConnectError, host: &Host, first: Option<&FirstByte>) -> Connec
     let first = first.map_or(0, |first| first.load(Ordering::Relaxed));
     // Authentication, error, notice, parameter, version of the protocol.
     let is_postgres = b"RENSv\0".contains(&first);
-    if is_postgres || !matches!(error, ConnectError::Broken(_)) {
-        return error;
+    match error {
+        ConnectError::Broken(_) if !is_postgres => {
+            ConnectError::NotPostgres { host: host.to_string(), speaks: speaks(first) }
+        }
+        error => error,
     }
-    ConnectError::NotPostgres { host: host.to_string(), speaks: speaks(first) }
 }
 
 fn note(host: &Host, error: ConnectError) -> ConnectError {

@@ -2,7 +2,7 @@
 
 use super::at;
 use crate::change::{Lsn, TableName};
-use crate::source::slot::names::quoted_table;
+use crate::source::advice::Statement;
 use crate::store::{Note, NoteKind};
 use crate::view::Trouble;
 
@@ -47,15 +47,14 @@ pub(crate) fn told(source: &str, note: &Note) -> Word {
                 "{other} is an unlogged partition of {table}: its changes are not captured, and a row that moves into it \
                  arrives as a delete although it lives"
             ),
-            format!("ALTER TABLE {} SET LOGGED;", quoted_table(other)),
+            Statement::set_logged(other, "").to_string(),
         ),
         NoteKind::ForeignPartition => (
             format!(
                 "{other} is a foreign partition of {table}: its changes are not captured, and a row that moves into it \
                  arrives as a delete although it lives"
             ),
-            format!("read the server that has it with a source of its own, or ALTER TABLE {} DETACH PARTITION {};",
-                quoted_table(table), quoted_table(other)),
+            "read the server that has it with a source of its own".to_owned(),
         ),
         NoteKind::Child => (
             format!("{other} inherits from {table}: its changes are not captured, though SELECT from {table} shows its rows"),
@@ -99,8 +98,7 @@ fn gap(table: &TableName, from: Lsn, to: Lsn) -> String {
 
 /// The ways in which a table gets an identity.
 pub(crate) fn give_identity(table: &TableName) -> String {
-    let name = quoted_table(table);
-    format!("ALTER TABLE {name} ADD PRIMARY KEY (…); or ALTER TABLE {name} REPLICA IDENTITY FULL;")
+    format!("{}\nor {}", Statement::primary_key(table, ""), Statement::identity_full(table, ""))
 }
 
 /// The command with which a person says that it is known.

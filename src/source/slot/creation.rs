@@ -14,11 +14,11 @@ use tokio_postgres::{Client, Row};
 use tracing::{info, warn};
 
 use super::Report;
-use super::error::{Passing, PrepareError, bounded, classify};
+use super::error::{Passing, PrepareError, bounded, classify, no_place};
 use super::names::literal;
-use super::state::create_sql;
 use super::unseen::{Question, ask};
 use crate::config::SourceConfig;
+use crate::source::advice::{self, Statement};
 use crate::source::{chain, connection};
 use crate::view::Trouble;
 
@@ -33,6 +33,12 @@ const HOLDERS: &str = "
 select b.pid, coalesce(a.application_name, ''), a.state, extract(epoch from now() - a.xact_start)::int8,
        array(select gid from pg_prepared_xacts where b.pid = 0 order by prepared limit 5)
   from unnest(pg_blocking_pids($1)) b(pid) left join pg_stat_activity a on a.pid = b.pid";
+
+/// SQL that makes the slot.
+pub(in crate::source) fn create_sql(source: &SourceConfig) -> String {
+    let failover = if source.failover { ", failover => true" } else { "" };
+    format!("SELECT pg_create_logical_replication_slot({}, 'pgoutput'{failover});", literal(&source.slot))
+}
 
 /// Makes the slot; false if someone else made it meanwhile. What it waits for is told to `report`.
 pub(super) async fn create(
@@ -96,7 +102,7 @@ fn finished(done: Result<(), tokio_postgres::Error>, in_recovery: bool) -> Resul
             Err(PrepareError::lasting(format!("could not make the replication slot on the standby: {said}"), advice))
         }
         Err(error) if error.code() == Some(&SqlState::DUPLICATE_OBJECT) => Ok(false),
-        Err(error) => Err(classify("make the replication slot", error)),
+        Err(error) => Err(no_place(&error).unwrap_or_else(|| classify("make the replication slot", error))),
     }
 }
 
@@ -122,12 +128,13 @@ impl Watch<'_> {
         }
     }
 
+    /// Whose transactions these are is for a person to find out: they are never walhook's to end.
     fn trouble(&self, holders: &[Holder]) -> Trouble {
         let slot = &self.source.slot;
         if holders.is_empty() {
             let advice = match self.in_recovery {
-                true => "on the primary: SELECT pg_log_standby_snapshot();",
-                false => "the server has not said for which",
+                true => Statement::log_snapshot().to_string(),
+                false => "the server has not said for which".to_owned(),
             };
             let what = match self.in_recovery {
                 true => {
@@ -135,18 +142,29 @@ impl Watch<'_> {
                 }
                 false => format!("the new slot {slot} waits for running transactions"),
             };
-            return Trouble { what, advice: advice.to_owned() };
+            return Trouble { what, advice };
         }
         let shown = holders.iter().take(HOLDERS_MAX);
-        let whom: Vec<String> = shown.clone().map(Holder::to_string).collect();
-        let ends: Vec<String> = shown.map(Holder::end).collect();
+        let whom: Vec<String> = shown.map(Holder::to_string).collect();
+        let pids: Vec<i32> = holders.iter().map(|holder| holder.pid).filter(|pid| *pid != 0).collect();
+        let mut looks = Vec::new();
+        if !pids.is_empty() {
+            looks.push(Statement::look_at_sessions(&pids));
+        }
+        if pids.len() < holders.len() {
+            looks.push(Statement::look_at_prepared());
+        }
         let more = match holders.len().saturating_sub(HOLDERS_MAX) {
             0 => String::new(),
             more => format!(" and {more} more"),
         };
         Trouble {
             what: format!("the new slot {slot} waits for {}{more} to end", whom.join(", ")),
-            advice: format!("let them end, or end them: {}", ends.join(" ")),
+            advice: format!(
+                "it goes on by itself when they end. Ending one from outside undoes its work, and a prepared one may be part of \
+                 more than this database: only whoever runs it can say. Whose they are, {}",
+                advice::text(&looks)
+            ),
         }
     }
 }
@@ -165,14 +183,6 @@ struct Holder {
 impl Holder {
     fn read(row: &Row) -> Self {
         Self { pid: row.get(0), application: row.get(1), state: row.get(2), age_secs: row.get(3), prepared: row.get(4) }
-    }
-
-    /// SQL that ends it.
-    fn end(&self) -> String {
-        match self.pid {
-            0 => self.prepared.iter().map(|gid| format!("ROLLBACK PREPARED {};", literal(gid))).collect(),
-            pid => format!("SELECT pg_terminate_backend({pid});"),
-        }
     }
 }
 

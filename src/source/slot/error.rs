@@ -132,7 +132,7 @@ impl PrepareError {
         self.refusal().is_some()
     }
 
-    fn refusal(&self) -> Option<(&'static str, &str)> {
+    pub(super) fn refusal(&self) -> Option<(&'static str, &str)> {
         let Self::Passing(Passing::Query { doing, source }) = self else { return None };
         let server = source.as_db_error().filter(|server| *server.code() == SqlState::INSUFFICIENT_PRIVILEGE)?;
         Some((doing, server.message()))
@@ -165,18 +165,23 @@ pub(super) async fn bounded<T>(
 /// Sorts a server's error by its SQLSTATE. A missing privilege stays [`Passing::Query`]: only the caller knows the grants.
 pub(super) fn classify(doing: &'static str, error: tokio_postgres::Error) -> PrepareError {
     let Some(server) = error.as_db_error() else { return Passing::Query { doing, source: error }.into() };
-    let what = format!("could not {doing}: {}", server.message());
     let code = server.code();
-    // 55000 too where the limit is 0; for a want of WAL the server facts have spoken before.
-    if *code == SqlState::CONFIGURATION_LIMIT_EXCEEDED || *code == SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE {
-        let advice = "raise max_replication_slots (needs a restart of the server), or drop a slot that nobody reads: \
-                      SELECT slot_name, active FROM pg_replication_slots;";
-        return PrepareError::lasting(what, advice);
-    }
     if *code == SqlState::OBJECT_IN_USE {
         return PrepareError::Busy { pid: None, application_name: None };
     }
     Passing::Query { doing, source: error }.into()
+}
+
+/// Why the server makes no slot, if it has no place for one; 55000 where the limit is 0.
+pub(super) fn no_place(error: &tokio_postgres::Error) -> Option<PrepareError> {
+    let server = error.as_db_error()?;
+    let limits = [SqlState::CONFIGURATION_LIMIT_EXCEEDED, SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE];
+    limits.contains(server.code()).then(|| {
+        let what = format!("could not make the replication slot: {}", server.message());
+        let advice = "raise max_replication_slots and restart the server, which ends every session. A slot that nobody reads \
+                      may be of a reader that is only stopped: drop none before its owner agrees";
+        PrepareError::lasting(what, advice)
+    })
 }
 
 fn joined(faults: &[PlanFault]) -> String {

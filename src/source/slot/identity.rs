@@ -12,6 +12,7 @@ use super::names::{ENCODING, Name, quoted, quoted_table};
 use super::publication::mark;
 use crate::change::{Lsn, TableName};
 use crate::config::SourceConfig;
+use crate::source::advice::Statement;
 use crate::view::Trouble;
 
 /// Relations that one look names at most. When there are more, the next look names further ones once these are mended.
@@ -311,7 +312,10 @@ impl Bare {
     /// What a person does who would rather not give it an identity.
     fn way_out(&self, source: &SourceConfig) -> String {
         match self.is_member {
-            true => format!("let nothing of it be captured any more: {}", out_sql(source, &self.table)),
+            true => {
+                let leave = Statement::leave_publication(&out_sql(source, &self.table));
+                format!("let nothing of it be captured any more, {leave}")
+            }
             false => format!(
                 "read a publication that names its tables one by one, without {}: one FOR ALL TABLES or of a schema cannot \
                  leave out a table",
@@ -338,25 +342,22 @@ impl Fault {
 
     /// The way out that keeps the table's changes coming.
     fn mend(self, source: &SourceConfig, relation: &TableName) -> String {
-        let (name, publication) = (quoted_table(relation), quoted(&source.publication));
-        let keyed = "where there is a primary key that is not deferrable:";
+        let publication = &source.publication;
+        let (full, default) = (Statement::identity_full(relation, ""), Statement::identity_default(relation, ""));
+        let keyed = "where there is a primary key that is not deferrable,";
         match self {
-            Self::Nothing => format!(
-                "give it an identity: ALTER TABLE {name} REPLICA IDENTITY FULL; {keyed} ALTER TABLE {name} REPLICA IDENTITY \
-                 DEFAULT;"
-            ),
+            Self::Nothing => format!("give it an identity, {full}\n{keyed} {default}"),
             Self::Index | Self::NoKey | Self::Deferrable | Self::InvalidIndex | Self::RowFilter => {
-                format!("give it an identity: ALTER TABLE {name} REPLICA IDENTITY FULL;")
+                format!("give it an identity, {full}")
             }
             Self::Virtual => {
-                format!("give it an identity, {keyed} ALTER TABLE {name} REPLICA IDENTITY DEFAULT;")
+                format!("give it an identity, {keyed} {default}")
             }
             Self::Generated => {
-                format!("pass the column on: ALTER PUBLICATION {publication} SET (publish_generated_columns = stored);")
+                format!("pass the column on, {}", Statement::pass_generated(publication))
             }
             Self::ColumnList => format!(
-                "put the columns of its identity into the list of the publication {publication}, or, {keyed} ALTER TABLE {name} \
-                 REPLICA IDENTITY DEFAULT;"
+                "put the columns of its identity into the list of the publication {publication}\nor, {keyed} {default}"
             ),
         }
     }

@@ -203,7 +203,7 @@ async fn written(client: &Client, oids: &[u32]) -> Result<HashSet<u32>, PrepareE
 mod tests {
     use super::*;
     use crate::change::ReplicaIdentity;
-    use crate::source::slot::IdentityFacts;
+    use crate::source::slot::{IdentityFacts, Owner, Ties};
 
     fn named(table: &str) -> TableName {
         TableName { schema: "public".to_owned(), table: table.to_owned() }
@@ -216,6 +216,8 @@ mod tests {
             kind: RelationKind::Table,
             is_logged: true,
             is_owned: true,
+            owner: Owner { name: "app".to_owned(), hindrance: None },
+            ties: Ties::default(),
             identity: IdentityFacts { setting: ReplicaIdentity::Default, columns: None },
             primary_key: Vec::new(),
             columns: Vec::new(),

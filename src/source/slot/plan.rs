@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 
 use super::error::PlanFault;
-use super::names::quoted_table;
 use super::publication::PublicationState;
 use super::survey::{Refusal, TableFacts};
 use crate::change::{ReplicaIdentity, TableName};
 use crate::config::{Actions, GroupBy, MessageForm, SinkConfig};
+use crate::source::advice::Statement;
 use crate::view::Trouble;
 
 /// Kinds of change a publication passes on.
@@ -174,7 +174,7 @@ impl Plan {
                     "{} has no primary key: UPDATE and DELETE on partitions made from now on will fail",
                     table.name
                 ),
-                advice: format!("ALTER TABLE {} ADD PRIMARY KEY (…);", quoted_table(&table.name)),
+                advice: Statement::primary_key(&table.name, &table.owner.name).to_string(),
             });
         }
     }
@@ -233,9 +233,7 @@ fn group_refusal(table: &TableFacts, sink: &SinkConfig) -> Option<Refusal> {
         return None;
     }
     let sql = match (of_key, table.identity.setting) {
-        (true, ReplicaIdentity::Index) if table.leaves.is_empty() => {
-            format!("ALTER TABLE {} REPLICA IDENTITY DEFAULT;", quoted_table(&table.name))
-        }
+        (true, ReplicaIdentity::Index) if table.leaves.is_empty() => table.make_default(),
         _ => table.make_full(),
     };
     let what = if of_key { "its primary key's" } else { "group_by" };

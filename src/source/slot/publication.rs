@@ -2,13 +2,17 @@
 
 use tokio_postgres::Client;
 
+use super::by_hand::more_than_an_owner;
 use super::error::{PrepareError, bounded};
 use super::names::{ENCODING, Name, literal, quoted, quoted_table, strings};
+use super::owners::{self, Owner};
 use super::plan::{Naming, Operations, Plan};
-use super::survey::RelationKind;
+use super::server::ServerFacts;
+use super::survey::{RelationKind, TableFacts};
 use super::unseen::{Question, Unseen, ask};
 use crate::change::TableName;
 use crate::config::{SinkConfig, SourceConfig};
+use crate::source::advice::{self, Statement};
 use crate::view::Trouble;
 
 /// The comment by which walhook knows a publication that it made for this slot, and from which it may take things away.
@@ -28,6 +32,7 @@ pub(crate) struct PublicationState {
     pub(crate) is_ours: bool,
     /// The role may change it.
     pub(crate) is_owned: bool,
+    pub(crate) owner: Owner,
     /// Tables named one by one.
     pub(crate) members: Vec<TableName>,
     /// Tables of which only some rows or columns come.
@@ -52,7 +57,7 @@ pub(crate) struct Steps {
 }
 
 const PUBLICATION: &str = "
-select p.puballtables, p.pubinsert, p.pubupdate, p.pubdelete, p.pubtruncate, p.pubviaroot
+select p.puballtables, p.pubinsert, p.pubupdate, p.pubdelete, p.pubtruncate, p.pubviaroot, p.pubowner
   from pg_publication p where p.pubname = $1";
 
 /// What only decides about changes to it.
@@ -111,6 +116,7 @@ pub(crate) async fn read(
     let Some(row) = found else { return Ok(None) };
     let mut answers = ask(client, doing, &questions(name, &mark(source))).await?;
     let members = bounded(doing, client.query(&members(version), &[name])).await?;
+    let owner = owners::read(client).await?.owner(row.get(6));
     let schemas = match version {
         150_000.. => bounded(doing, client.query(&schemas(), &[name])).await?,
         _ => Vec::new(),
@@ -128,6 +134,7 @@ pub(crate) async fn read(
         // Where it is not known it is tried.
         is_owned: answers.truth() != Some(false),
         unseen: answers.unseen,
+        owner,
         members: members.iter().map(table).collect(),
         partial: members.iter().filter(|row| row.get(2)).map(table).collect(),
     }))
@@ -148,41 +155,48 @@ impl Steps {
         plan: &Plan,
         source: &SourceConfig,
         sinks: &[SinkConfig],
-        version: u32,
+        server: &ServerFacts,
     ) -> Self {
         match state {
-            None => Self::create(plan, source, version),
-            Some(state) => Self::alter(state, plan, source, sinks),
+            None => Self::create(plan, source, server),
+            Some(state) => Self::alter(state, plan, source, sinks, server),
         }
     }
 
-    fn create(plan: &Plan, source: &SourceConfig, version: u32) -> Self {
+    fn create(plan: &Plan, source: &SourceConfig, server: &ServerFacts) -> Self {
         let mut steps = Self::default();
         // SQL for a person to run names every table; only what walhook does itself leaves out what it may not touch.
         let tables = match source.create {
-            true => steps.addable(plan, source, |_| false),
+            true => steps.addable(plan, source, server, |_| false),
             false => plan.publish.iter().map(|(table, _)| table.name.clone()).collect(),
         };
         let list = if tables.is_empty() { String::new() } else { format!(" FOR TABLE {}", listed(&tables)) };
         // Generated columns are part of a row; without them REPLICA IDENTITY FULL would refuse updates (PG18).
-        let generated = if version >= 180_000 { ", publish_generated_columns = stored" } else { "" };
+        let generated = if server.version >= 180_000 { ", publish_generated_columns = stored" } else { "" };
         let name = quoted(&source.publication);
-        steps.sql = vec![
-            format!(
-                "CREATE PUBLICATION {name}{list} WITH (publish = '{}', publish_via_partition_root = true{generated});",
-                plan.operations.parameter()
-            ),
-            format!("COMMENT ON PUBLICATION {name} IS {};", literal(&mark(source))),
-        ];
+        steps.sql = vec![format!(
+            "CREATE PUBLICATION {name}{list} WITH (publish = '{}', publish_via_partition_root = true{generated});",
+            plan.operations.parameter()
+        )];
+        if source.create {
+            // One that a person makes stays the person's: walhook never takes anything out of it.
+            steps.sql.push(format!("COMMENT ON PUBLICATION {name} IS {};", literal(&mark(source))));
+        }
         steps.added = tables;
         steps.settle(source);
         steps
     }
 
-    fn alter(state: &PublicationState, plan: &Plan, source: &SourceConfig, sinks: &[SinkConfig]) -> Self {
+    fn alter(
+        state: &PublicationState,
+        plan: &Plan,
+        source: &SourceConfig,
+        sinks: &[SinkConfig],
+        server: &ServerFacts,
+    ) -> Self {
         let mut steps = Self::default();
         let name = quoted(&source.publication);
-        steps.added = steps.addable(plan, source, |table| state.covers(table));
+        steps.added = steps.addable(plan, source, server, |table| state.covers(table));
         let mut parameters = Vec::new();
         if needs_root(state, plan) {
             parameters.push("publish_via_partition_root = true".to_owned());
@@ -227,22 +241,24 @@ impl Steps {
     }
 
     /// Tables of the plan that are not published and may be added; the others become troubles or refusals.
-    fn addable(&mut self, plan: &Plan, source: &SourceConfig, covered: impl Fn(&TableName) -> bool) -> Vec<TableName> {
+    fn addable(
+        &mut self,
+        plan: &Plan,
+        source: &SourceConfig,
+        server: &ServerFacts,
+        covered: impl Fn(&TableName) -> bool,
+    ) -> Vec<TableName> {
         let mut tables = Vec::new();
         for (table, naming) in plan.publish.iter().filter(|(table, _)| !covered(&table.name)) {
-            let name = quoted_table(&table.name);
             let (why, advice) = match (naming, source.create, table.is_owned) {
                 (Naming::Exact, _, _) | (Naming::Pattern, true, true) => {
                     tables.push(table.name.clone());
                     continue;
                 }
                 (Naming::Pattern, true, false) => {
-                    ("belongs to another role, so walhook cannot publish it", format!("ALTER TABLE {name} OWNER TO …;"))
+                    ("belongs to another role, so walhook cannot publish it", let_publish(table, source, server))
                 }
-                (Naming::Pattern, false, _) => {
-                    let publication = quoted(&source.publication);
-                    ("is not in the publication", format!("ALTER PUBLICATION {publication} ADD TABLE {name};"))
-                }
+                (Naming::Pattern, false, _) => ("is not in the publication", add_by_hand(table, source)),
             };
             self.troubles.push(Trouble { what: format!("left out: {} {why}", table.name), advice });
         }
@@ -272,6 +288,24 @@ impl PublicationState {
     }
 }
 
+/// What lets walhook publish a table that is not its role's.
+fn let_publish(table: &TableFacts, source: &SourceConfig, server: &ServerFacts) -> String {
+    match more_than_an_owner(&table.owner, &server.role) {
+        Some(why) => format!("{why}. Instead, once the publication is there, {}", add_by_hand(table, source)),
+        None => {
+            let join = Statement::join_owner(&table.owner.name, &server.role, server.version);
+            let inherit = Statement::inherit(&server.role, server.version).filter(|_| !server.inherits);
+            advice::text(&std::iter::once(join).chain(inherit).collect::<Vec<_>>())
+        }
+    }
+}
+
+/// Takes the owner of the table and of the publication.
+fn add_by_hand(table: &TableFacts, source: &SourceConfig) -> String {
+    let sql = format!("ALTER PUBLICATION {} ADD TABLE {};", quoted(&source.publication), only(&table.name));
+    Statement::change_publication("a superuser, or the owner of both", &sql).to_string()
+}
+
 /// Whether a partitioned table of the plan would come under its partitions' names.
 fn needs_root(state: &PublicationState, plan: &Plan) -> bool {
     !state.via_root && plan.publish.iter().any(|(table, _)| table.kind == RelationKind::Partitioned)
@@ -279,5 +313,9 @@ fn needs_root(state: &PublicationState, plan: &Plan) -> bool {
 
 fn listed(tables: &[TableName]) -> String {
     // ONLY, so that tables which inherit from one are published when a sink names them, not as a side effect.
-    tables.iter().map(|table| format!("ONLY {}", quoted_table(table))).collect::<Vec<_>>().join(", ")
+    tables.iter().map(only).collect::<Vec<_>>().join(", ")
+}
+
+fn only(table: &TableName) -> String {
+    format!("ONLY {}", quoted_table(table))
 }

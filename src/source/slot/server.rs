@@ -5,9 +5,9 @@ use std::time::Duration;
 use tokio_postgres::Client;
 
 use super::error::{Passing, PrepareError, bounded};
-use super::names::{literal, quoted};
 use super::synchronous;
 use super::unseen::{Question, Unseen, ask};
+use crate::source::advice::Statement;
 use crate::view::Trouble;
 
 /// The oldest server walhook reads from, as `server_version_num`.
@@ -37,6 +37,8 @@ pub(crate) struct ServerFacts {
     pub(crate) may_create: bool,
     /// `rds_replication` exists: what the role must be granted on Amazon RDS.
     pub(crate) is_rds: bool,
+    /// The role has the privileges of the roles that it is a member of, unless a membership says otherwise.
+    pub(crate) inherits: bool,
     /// `idle_replication_slot_timeout` (18); zero: never.
     pub(crate) idle_timeout: Duration,
     /// `output_plugin_libraries`, where the server has it (minor releases of August 2026 on) and the role may see it.
@@ -89,6 +91,11 @@ fn questions() -> Vec<Question> {
             "how soon the server gives up a slot",
         ),
         Question::setting("synchronous_standby_names", "whether commits wait for walhook"),
+        Question::new(
+            "pg_roles",
+            "select r.rolinherit from pg_roles r where r.rolname = current_user",
+            "whether the role has the privileges of its memberships",
+        ),
     ]
 }
 
@@ -112,6 +119,7 @@ pub(crate) async fn read(client: &Client) -> Result<ServerFacts, PrepareError> {
         output_plugins: answers.text(),
         idle_timeout: Duration::from_secs(answers.number().and_then(|secs| secs.try_into().ok()).unwrap_or_default()),
         synchronous_standbys: answers.text(),
+        inherits: answers.truth() != Some(false),
         unseen: answers.unseen,
     })
 }
@@ -182,10 +190,9 @@ impl ServerFacts {
         let raises_itself = |level: &str| self.version >= 190_000 && level == "replica";
         if let Some(level) = self.wal_level.as_deref().filter(|level| *level != "logical" && !raises_itself(level)) {
             let what = format!("wal_level is {level}; logical replication needs logical");
-            let advice = "ALTER SYSTEM SET wal_level = 'logical'; then restart the server (Amazon RDS: \
-                          rds.logical_replication = 1, Cloud SQL: cloudsql.logical_decoding = on, Azure: \
-                          wal_level in the server parameters)";
-            obstacles.push((what, advice.to_owned()));
+            let managed = "(Amazon RDS: rds.logical_replication = 1, Cloud SQL: cloudsql.logical_decoding = on, Azure: \
+                           wal_level, all of them in the service's own parameters)";
+            obstacles.push((what, format!("{}\nthen restart the server {managed}", Statement::wal_level())));
         }
         if self.in_recovery && self.version < 160_000 {
             let what =
@@ -194,17 +201,15 @@ impl ServerFacts {
         }
         if !self.may_replicate {
             let what = format!("the role {} may not use replication slots", self.role);
-            obstacles.push((what, self.grant_replication()));
+            obstacles.push((what, Statement::use_slots(&self.role, self.is_rds).to_string()));
         }
         if let Some(allowed) = &self.output_plugins
             && !allowed.split(',').any(|name| name.trim() == "pgoutput")
         {
             let what = format!("output_plugin_libraries ({allowed}) does not allow pgoutput");
             let others = allowed.split(',').map(str::trim).filter(|name| !name.is_empty());
-            let list: Vec<String> = std::iter::once("pgoutput").chain(others).map(literal).collect();
-            let list = list.join(", ");
-            let mend = format!("ALTER SYSTEM SET output_plugin_libraries = {list}; SELECT pg_reload_conf();");
-            obstacles.push((what, mend));
+            let list: Vec<&str> = std::iter::once("pgoutput").chain(others).collect();
+            obstacles.push((what, Statement::output_plugins(&list).to_string()));
         }
         obstacles
     }
@@ -244,26 +249,15 @@ impl ServerFacts {
                  the slot",
                 timeout.as_secs()
             ),
-            advice: "set it to 0, or above the longest outage you plan for; then SELECT pg_reload_conf();".to_owned(),
+            advice: "set it above the longest outage you plan for, or to 0, with which no slot of the server is given up for \
+                     being idle; then reload the server's configuration"
+                .to_owned(),
         })
     }
 
     /// Commits of others wait for the session with this name, which reads the slot.
     pub(crate) fn commits_wait(&self, application: &str) -> Option<Trouble> {
         synchronous::trouble(self.synchronous_standbys.as_deref()?, application)
-    }
-
-    /// SQL that lets the role use slots.
-    pub(crate) fn grant_replication(&self) -> String {
-        match self.is_rds {
-            true => format!("GRANT rds_replication TO {};", quoted(&self.role)),
-            false => format!("ALTER ROLE {} REPLICATION;", quoted(&self.role)),
-        }
-    }
-
-    /// SQL that lets the role create a publication.
-    pub(crate) fn grant_create(&self) -> String {
-        format!("GRANT CREATE ON DATABASE {} TO {};", quoted(&self.database), quoted(&self.role))
     }
 
     /// `15.18`
@@ -286,6 +280,7 @@ mod tests {
             may_replicate: true,
             may_create: true,
             is_rds: false,
+            inherits: true,
             idle_timeout: Duration::ZERO,
             output_plugins: None,
             synchronous_standbys: Some(String::new()),
@@ -302,7 +297,7 @@ mod tests {
         let [(what, mend)] = obstacles.as_slice() else { panic!("{obstacles:?}") };
         assert_eq!(what, "output_plugin_libraries (wal2json, test_decoding) does not allow pgoutput");
         assert!(
-            mend.starts_with("ALTER SYSTEM SET output_plugin_libraries = 'pgoutput', 'wal2json', 'test_decoding';"),
+            mend.contains("ALTER SYSTEM SET output_plugin_libraries = 'pgoutput', 'wal2json', 'test_decoding';"),
             "{mend}"
         );
     }

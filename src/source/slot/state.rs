@@ -6,7 +6,7 @@ use super::error::{LostSlot, Passing, PrepareError, bounded};
 use super::names::literal;
 use super::unseen::{Question, Unseen, ask};
 use crate::change::Lsn;
-use crate::config::SourceConfig;
+use crate::source::advice::Statement;
 use crate::view::{SlotView, Trouble};
 
 /// A slot, and where the server is.
@@ -131,7 +131,9 @@ impl SlotFacts {
         let other_name = |what: String| {
             Some(Trouble {
                 what,
-                advice: "give the source another `slot`; walhook makes it at its next start".to_owned(),
+                advice: "it is not this source's: leave it as it is, and give the source another `slot`, which walhook makes at \
+                         its next start, or with create = false a person"
+                    .to_owned(),
             })
         };
         if self.plugin.is_empty() {
@@ -180,11 +182,10 @@ impl SlotFacts {
             _ => "raise max_slot_wal_keep_size and idle_replication_slot_timeout above the longest outage you plan for",
         };
         let advice = format!(
-            "{} then, with walhook stopped, run `walhook state accept-gap` for the source and start walhook again, which \
-             makes a new slot; changes between {since} and that moment are not delivered, so compare the receivers' data \
+            "with walhook stopped, run `walhook state accept-gap` for the source and start walhook again, which puts a new slot \
+             in the place of this one; changes between {since} and that moment are not delivered, so compare the receivers' data \
              with the tables, or backfill them. on_slot_lost = \"recreate\" does that by itself. To keep it from happening \
-             again {again}",
-            drop_sql(slot)
+             again {again}"
         );
         Some(LostSlot { confirmed: self.confirmed, why: why.to_owned(), trouble: Trouble { what, advice } })
     }
@@ -200,7 +201,7 @@ impl SlotFacts {
         if self.wal_status.as_deref() == Some("unreserved") {
             return Some(Trouble {
                 what: format!("the slot {slot} is about to be lost: its WAL is beyond max_slot_wal_keep_size"),
-                advice: "raise max_slot_wal_keep_size, then SELECT pg_reload_conf();".to_owned(),
+                advice: Statement::keep_size().to_string(),
             });
         }
         (self.catalog_age >= CATALOG_AGE).then(|| Trouble {
@@ -218,15 +219,4 @@ impl SlotFacts {
     pub(crate) fn is_half_made(&self) -> bool {
         self.confirmed.is_none() && self.active_pid.is_none() && !self.is_lost()
     }
-}
-
-/// SQL that drops a slot.
-pub(crate) fn drop_sql(slot: &str) -> String {
-    format!("SELECT pg_drop_replication_slot({});", literal(slot))
-}
-
-/// SQL that makes a slot.
-pub(crate) fn create_sql(source: &SourceConfig) -> String {
-    let failover = if source.failover { ", failover => true" } else { "" };
-    format!("SELECT pg_create_logical_replication_slot({}, 'pgoutput'{failover});", literal(&source.slot))
 }

@@ -5,8 +5,11 @@ use std::collections::{HashMap, HashSet};
 use tokio_postgres::{Client, Row};
 
 use super::error::{PrepareError, bounded};
-use super::names::{ENCODING, Name, is_nameless, quoted_table, strings};
+use super::names::{ENCODING, Name, is_nameless, strings};
+use super::neighbours::{self, Ties};
+use super::owners::{self, Owner};
 use crate::change::{ReplicaIdentity, TableName};
+use crate::source::advice::{self, Statement};
 
 /// What a relation is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +31,8 @@ pub struct ColumnFacts {
     pub name: String,
     /// Computed when read (PG18), so never in the WAL.
     pub is_virtual: bool,
+    /// Computed when written.
+    pub is_stored: bool,
     /// Long values are kept out of line and not sent when unchanged.
     pub is_toastable: bool,
 }
@@ -54,6 +59,10 @@ pub struct TableFacts {
     pub is_logged: bool,
     /// The role owns it, which adding it to a publication needs.
     pub is_owned: bool,
+    /// Who owns it.
+    pub owner: Owner,
+    /// What publications ask of its identity, and of its partitions'.
+    pub ties: Ties,
     /// Its own replica identity.
     pub identity: IdentityFacts,
     /// Columns of the primary key, in key order.
@@ -81,8 +90,9 @@ select c.oid, convert_to(n.nspname::text, {ENCODING}), convert_to(c.relname::tex
        {owned},
        case when c.relispartition then pg_partition_root(c.oid)::oid end,
        coalesce(p.columns, '{{}}'), i.columns,
-       coalesce(a.names, '{{}}'), coalesce(a.virtuals, '{{}}'), coalesce(a.toastable, '{{}}'),
-       case when not c.relispartition then array(select h.inhparent from pg_inherits h where h.inhrelid = c.oid) else '{{}}' end
+       coalesce(a.names, '{{}}'), coalesce(a.generated, '{{}}'), coalesce(a.toastable, '{{}}'),
+       case when not c.relispartition then array(select h.inhparent from pg_inherits h where h.inhrelid = c.oid) else '{{}}' end,
+       c.relowner
   from pg_class c
   join pg_namespace n on n.oid = c.relnamespace
   left join lateral (
@@ -99,7 +109,7 @@ select c.oid, convert_to(n.nspname::text, {ENCODING}), convert_to(c.relname::tex
     ) i on true
   left join lateral (
     select array_agg(convert_to(a.attname::text, {ENCODING}) order by a.attnum) as names,
-           array_agg(a.attgenerated = 'v' order by a.attnum) as virtuals,
+           array_agg(a.attgenerated::text order by a.attnum) as generated,
            array_agg(a.attstorage <> 'p' order by a.attnum) as toastable
       from pg_attribute a where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped) a on true
  where c.relkind in ('r', 'p', 'v', 'm', 'f')
@@ -116,7 +126,10 @@ pub(crate) async fn read(client: &Client) -> Result<Vec<TableFacts>, PrepareErro
         rows => rows?,
     };
     let roots: Vec<Option<u32>> = rows.iter().map(|row| row.get(7)).collect();
-    let mut tables: Vec<TableFacts> = rows.iter().map(table).collect();
+    let (roles, neighbours) = (owners::read(client).await?, neighbours::read(client).await?);
+    let known =
+        |row: &Row| TableFacts { owner: roles.owner(row.get(14)), ties: neighbours.of(row.get(0)), ..table(row) };
+    let mut tables: Vec<TableFacts> = rows.iter().map(known).collect();
     let by_oid: HashMap<u32, usize> = tables.iter().enumerate().map(|(at, table)| (table.oid, at)).collect();
     for (at, root) in roots.into_iter().enumerate() {
         let Some(root_at) = root.and_then(|root| by_oid.get(&root).copied()) else { continue };
@@ -124,9 +137,11 @@ pub(crate) async fn read(client: &Client) -> Result<Vec<TableFacts>, PrepareErro
         let Some(leaf) = tables.get_mut(at) else { continue };
         leaf.root = root_name;
         let (name, identity) = (leaf.name.clone(), leaf.identity.clone());
+        let ties = leaf.ties.clone();
         let (is_silent, is_leaf) = (leaf.is_silent(), leaf.kind == RelationKind::Table);
         if let Some(root) = tables.get_mut(root_at) {
             root.silent.extend(is_silent.then(|| name.clone()));
+            root.ties.join(&ties);
             root.leaves.extend((is_leaf && !is_silent).then_some((name, identity)));
         }
     }
@@ -142,7 +157,7 @@ pub(crate) async fn read(client: &Client) -> Result<Vec<TableFacts>, PrepareErro
 
 fn table(row: &Row) -> TableFacts {
     let names = strings(row.get(10));
-    let virtuals: Vec<bool> = row.get(11);
+    let generated: Vec<&str> = row.get(11);
     let toastable: Vec<bool> = row.get(12);
     let setting = match row.get::<_, &str>(5) {
         "f" => ReplicaIdentity::Full,
@@ -156,7 +171,7 @@ fn table(row: &Row) -> TableFacts {
         ReplicaIdentity::Default | ReplicaIdentity::Index => row.get::<_, Option<Vec<Name>>>(9).map(strings),
     };
     let (Name(schema), Name(table)) = (row.get(1), row.get(2));
-    let flags = virtuals.into_iter().zip(toastable);
+    let flags = generated.into_iter().map(|how| (how == "v", how == "s")).zip(toastable);
     TableFacts {
         oid: row.get(0),
         name: TableName { schema, table },
@@ -168,12 +183,19 @@ fn table(row: &Row) -> TableFacts {
         },
         is_logged: row.get(4),
         is_owned: row.get(6),
+        owner: Owner { name: String::new(), hindrance: None },
+        ties: Ties::default(),
         identity: IdentityFacts { setting, columns },
         primary_key: strings(row.get(8)),
         columns: names
             .into_iter()
             .zip(flags)
-            .map(|(name, (is_virtual, is_toastable))| ColumnFacts { name, is_virtual, is_toastable })
+            .map(|(name, ((is_virtual, is_stored), is_toastable))| ColumnFacts {
+                name,
+                is_virtual,
+                is_stored,
+                is_toastable,
+            })
             .collect(),
         root: None,
         leaves: Vec::new(),
@@ -182,7 +204,7 @@ fn table(row: &Row) -> TableFacts {
     }
 }
 
-/// Why a table cannot be published as it is, and the SQL that mends it.
+/// Why a table cannot be published as it is, and what mends it: SQL with the role that may run it, as a rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Refusal {
     pub(crate) reason: String,
@@ -211,9 +233,19 @@ impl TableFacts {
             RelationKind::View => because(format!("{} is a view; only tables have changes in the WAL", self.name)),
             RelationKind::Foreign => because(format!("{} is a foreign table; read the server that has it", self.name)),
             RelationKind::Table | RelationKind::Partitioned if self.is_logged => None,
-            RelationKind::Table | RelationKind::Partitioned => Some(Refusal {
+            RelationKind::Table => Some(Refusal {
                 reason: format!("{} is unlogged, so its changes are not in the WAL", self.name),
-                sql: Some(format!("ALTER TABLE {} SET LOGGED;", quoted_table(&self.name))),
+                sql: Some(Statement::set_logged(&self.name, &self.owner.name).to_string()),
+            }),
+            // SET LOGGED does nothing to a partitioned table, up to 17 without a word.
+            RelationKind::Partitioned => Some(Refusal {
+                reason: format!(
+                    "{} is a partitioned table made as UNLOGGED, which Postgres does not publish",
+                    self.name
+                ),
+                sql: Some(
+                    "make the partitioned table anew without UNLOGGED, and attach its partitions to it".to_owned(),
+                ),
             }),
         }
     }
@@ -240,7 +272,7 @@ impl TableFacts {
                  DELETE fail",
                 self.name, computed.name
             ),
-            sql: Some(format!("ALTER TABLE {} REPLICA IDENTITY DEFAULT;", quoted_table(&self.name))),
+            sql: Some(self.make_default()),
         })
     }
 
@@ -254,10 +286,9 @@ impl TableFacts {
             }
             ReplicaIdentity::Default | ReplicaIdentity::Full => "has partitions without a replica identity",
         };
-        let alter = |name: &&TableName| format!("ALTER TABLE {} REPLICA IDENTITY FULL;", quoted_table(name));
         Refusal {
             reason: format!("{} {which}: once it is published, its own UPDATE and DELETE fail", self.name),
-            sql: Some(bare.iter().map(alter).collect::<Vec<_>>().join("\n")),
+            sql: Some(self.in_full(bare)),
         }
     }
 
@@ -277,10 +308,58 @@ impl TableFacts {
         full(&self.identity) && self.leaves.iter().all(|(_, identity)| full(identity))
     }
 
-    /// SQL that makes old rows whole, in the partitions too.
+    /// What makes old rows whole, in the partitions too.
     pub(crate) fn make_full(&self) -> String {
-        let names = std::iter::once(&self.name).chain(self.leaves.iter().map(|(name, _)| name));
-        let alter = |name: &TableName| format!("ALTER TABLE {} REPLICA IDENTITY FULL;", quoted_table(name));
-        names.map(alter).collect::<Vec<_>>().join("\n")
+        let names: Vec<&TableName> =
+            std::iter::once(&self.name).chain(self.leaves.iter().map(|(name, _)| name)).collect();
+        self.in_full(&names)
+    }
+
+    /// The statements that make these tables' old rows whole, or what is better where whole rows break UPDATE and DELETE.
+    fn in_full(&self, tables: &[&TableName]) -> String {
+        if let Some(why) = self.breaks_in_full() {
+            let key = Statement::primary_key(&self.name, &self.owner.name);
+            return match self.primary_key.is_empty() {
+                true => format!("not REPLICA IDENTITY FULL: {why}. Give it a primary key, {key}"),
+                false => format!("not REPLICA IDENTITY FULL: {why}"),
+            };
+        }
+        let alter = |name: &&TableName| Statement::identity_full(name, &self.owner.name);
+        advice::text(&tables.iter().map(alter).collect::<Vec<_>>())
+    }
+
+    /// What makes the primary key the identity, or why that would not do.
+    pub(crate) fn make_default(&self) -> String {
+        if self.primary_key.is_empty() {
+            let key = Statement::primary_key(&self.name, &self.owner.name);
+            return format!("give it a primary key, {key}\nthen {}", self.identity_default());
+        }
+        match self.ties.filters.first() {
+            Some(filter) => {
+                let why = "old rows must have the columns of its row filter, or the table's own UPDATE and DELETE fail";
+                format!("not REPLICA IDENTITY DEFAULT while the publication {filter} has the table: {why}")
+            }
+            None => self.identity_default().to_string(),
+        }
+    }
+
+    fn identity_default(&self) -> Statement {
+        Statement::identity_default(&self.name, &self.owner.name)
+    }
+
+    /// Why the table's own UPDATE and DELETE would fail with REPLICA IDENTITY FULL, now or once it is published.
+    pub(crate) fn breaks_in_full(&self) -> Option<String> {
+        let fails = "its own UPDATE and DELETE would fail";
+        if let Some(column) = self.columns.iter().find(|column| column.is_virtual) {
+            return Some(format!(
+                "{fails}, for whole old rows cannot have the virtual generated column {}",
+                column.name
+            ));
+        }
+        if let Some(list) = self.ties.lists.first() {
+            return Some(format!("{fails}, for the publication {list} passes on only some of its columns"));
+        }
+        let plain = self.ties.plain.first().filter(|_| self.columns.iter().any(|column| column.is_stored));
+        plain.map(|plain| format!("{fails}, for the publication {plain} leaves out its generated columns"))
     }
 }

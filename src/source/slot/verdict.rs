@@ -2,14 +2,15 @@
 
 use tokio_postgres::error::{DbError, SqlState};
 
+use super::by_hand;
 use super::error::{LostSlot, Passing, PlanFault, PrepareError};
-use super::names;
-use super::state::{SlotFacts, drop_sql};
+use super::state::SlotFacts;
 use super::survey::TableFacts;
 use super::unseen::{Unseen, grant};
 use super::{Survey, Turn};
 use crate::change::TableName;
 use crate::config::{SinkConfig, SourceConfig};
+use crate::source::advice::Statement;
 use crate::source::agreement;
 use crate::view::Trouble;
 
@@ -104,30 +105,6 @@ impl Survey {
             Some(_) | None => error,
         }
     }
-
-    /// SQL, for an owner or superuser, that lets the role do what the steps need.
-    pub(crate) fn grants(&self, source: &SourceConfig) -> String {
-        let role = names::quoted(&self.server.role);
-        let mut grants = Vec::new();
-        if !self.server.may_replicate {
-            grants.push(self.server.grant_replication());
-        }
-        if self.publication.is_none() && !self.server.may_create {
-            grants.push(self.server.grant_create());
-        }
-        if self.publication.as_ref().is_some_and(|state| !state.is_owned) {
-            grants.push(format!("ALTER PUBLICATION {} OWNER TO {role};", names::quoted(&source.publication)));
-        }
-        let foreign =
-            self.plan.publish.iter().filter(|(table, _)| !table.is_owned && self.steps.added.contains(&table.name));
-        grants.extend(
-            foreign.map(|(table, _)| format!("ALTER TABLE {} OWNER TO {role};", names::quoted_table(&table.name))),
-        );
-        let by_hand = self.steps.sql.join("\n");
-        let or = format!("or, as their owner, make the publication by hand and set create = false:\n{by_hand}");
-        grants.push(or);
-        grants.join("\n")
-    }
 }
 
 /// Whether what was refused is a function or a schema, and not a table or the publication.
@@ -154,11 +131,7 @@ pub(super) fn slot_gone(source: &SourceConfig) -> PrepareError {
 fn no_copy(source: &SourceConfig) -> Trouble {
     Trouble {
         what: format!("failover = true, but standbys keep no copy of the slot {}", source.slot),
-        advice: format!(
-            "on a replication connection to the database, as `psql \"dbname=… replication=database\"` opens one, while nobody \
-             reads the slot: ALTER_REPLICATION_SLOT {} (FAILOVER true);",
-            names::quoted(&source.slot)
-        ),
+        advice: Statement::keep_copies(&source.slot).to_string(),
     }
 }
 
@@ -169,11 +142,6 @@ pub(super) fn publication_gone(source: &SourceConfig) -> PrepareError {
              could then never be read past the changes in between",
             source.slot, source.publication
         ),
-        format!(
-            "{} then, with walhook stopped, run `walhook state accept-gap {}` and start walhook again, which makes both anew; \
-             changes that were not read yet are lost, so compare the receivers' data with the tables, or backfill them",
-            drop_sql(&source.slot),
-            source.name
-        ),
+        by_hand::anew(source),
     )
 }

@@ -1,6 +1,7 @@
 //! A source that has streamed: nothing but the slot and the publication themselves keeps it from going on.
 
 use super::*;
+use crate::source::advice::tests::sql_of;
 
 #[tokio::test]
 async fn a_locked_table_keeps_neither_the_stream_nor_the_connection() {
@@ -35,7 +36,9 @@ async fn a_missing_privilege_is_a_trouble_with_the_grants() {
     assert_eq!(prepared.tables.len(), 1, "{:?}", prepared.tables);
     let trouble = &prepared.troubles[0];
     assert!(trouble.what.contains("must be owner"), "{trouble:?}");
-    assert!(trouble.advice.contains("ALTER PUBLICATION \"walhook_app\" OWNER TO \"guest\";"), "{trouble:?}");
+    assert!(trouble.advice.contains("do not make guest a member of walhook: it has REPLICATION"), "{trouble:?}");
+    let sql = "ALTER PUBLICATION \"walhook_app\" ADD TABLE ONLY \"public\".\"theirs\";";
+    assert_eq!(sql_of(&trouble.advice), sql);
     assert!(matches!(prepare(&guest, &stage.source(), &sinks, &|_| {}).await, Err(PrepareError::Lasting { .. })));
 
     // What cannot be streamed from stays an error.

@@ -1,13 +1,14 @@
 //! What is published, and what is refused before anything is changed.
 
 use super::*;
+use crate::source::advice::tests::sql_of;
 
 #[tokio::test]
 async fn an_exactly_named_table_without_identity_is_refused_and_its_updates_still_work() {
     let stage = Stage::new(&[], "create table bare (v int); insert into bare values (1)").await;
     let fault = faults(stage.prepare(&[sink("s", &["public.bare"])]).await).remove(0);
     assert_eq!(fault.place, "sink.s.tables");
-    assert_eq!(fault.sql.as_deref(), Some("ALTER TABLE \"public\".\"bare\" REPLICA IDENTITY FULL;"));
+    assert_eq!(sql_of(fault.sql.as_deref().unwrap()), "ALTER TABLE \"public\".\"bare\" REPLICA IDENTITY FULL;");
     assert_eq!(stage.count("select count(*) from pg_publication").await, 0);
     assert_eq!(stage.count("select count(*) from pg_replication_slots").await, 0);
 
@@ -19,7 +20,7 @@ async fn an_exactly_named_table_without_identity_is_refused_and_its_updates_stil
     stage.client.batch_execute("update bare set v = 2").await.unwrap();
 
     // What the fault advises mends it.
-    stage.client.batch_execute(&fault.sql.unwrap()).await.unwrap();
+    stage.client.batch_execute(&sql_of(&fault.sql.unwrap())).await.unwrap();
     let prepared = stage.prepare(&[sink("s", &["public.bare", "public.orders"])]).await.unwrap();
     assert_eq!((prepared.tables.len(), prepared.troubles.len()), (2, 0));
     stage.client.batch_execute("update bare set v = 3").await.unwrap();
@@ -126,12 +127,15 @@ async fn every_fault_of_the_configuration_comes_in_one_go() {
     let expected = [
         "sink.typo.tables: the database has no table public.oders (did you mean public.orders?)",
         "sink.grouped.group_by: the old rows of public.orders's updates and deletes do not carry group_by customer_id, so \
-         their group would be unknown: ALTER TABLE \"public\".\"orders\" REPLICA IDENTITY FULL;",
+         their group would be unknown: as app, the owner of the table (every UPDATE and DELETE writes the whole old row to \
+         the WAL): ALTER TABLE \"public\".\"orders\" REPLICA IDENTITY FULL;",
         "sink.unknown.group_by: public.orders has no column shop to group by",
         "sink.unknown.group_by: the old rows of public.swapped's updates and deletes do not carry its primary key's id, so \
-         their group would be unknown: ALTER TABLE \"public\".\"swapped\" REPLICA IDENTITY DEFAULT;",
+         their group would be unknown: as app, the owner of the table (old rows carry the primary key only, to every \
+         reader of the table's changes): ALTER TABLE \"public\".\"swapped\" REPLICA IDENTITY DEFAULT;",
         "sink.swap.group_by: the old rows of public.swapped's updates and deletes do not carry its primary key's id, so \
-         their group would be unknown: ALTER TABLE \"public\".\"swapped\" REPLICA IDENTITY DEFAULT;",
+         their group would be unknown: as app, the owner of the table (old rows carry the primary key only, to every \
+         reader of the table's changes): ALTER TABLE \"public\".\"swapped\" REPLICA IDENTITY DEFAULT;",
     ];
     assert_eq!(found, expected);
     // Inserts carry every column.
@@ -156,8 +160,8 @@ async fn partitions_come_as_their_root() {
     assert_eq!(prepared.tables[0].leaves.len(), 1);
     // A root is as safe as its partitions: the ALTER TABLE names the partition, and with it the root is taken.
     let trouble = &prepared.troubles[0];
-    assert_eq!(trouble.advice, "ALTER TABLE \"public\".\"loose_1\" REPLICA IDENTITY FULL;");
-    stage.client.batch_execute(&trouble.advice).await.unwrap();
+    assert_eq!(sql_of(&trouble.advice), "ALTER TABLE \"public\".\"loose_1\" REPLICA IDENTITY FULL;");
+    stage.client.batch_execute(&sql_of(&trouble.advice)).await.unwrap();
     let maintained = maintain(&stage.own, &stage.source(), &[sink("s", &["public.*"])]).await.unwrap();
     assert_eq!(maintained.added[0].table, "loose");
     assert!(maintained.troubles[0].what.contains("partitions made from now on"), "{:?}", maintained.troubles);

@@ -1,6 +1,7 @@
 //! What becomes of a publication that exists, and who may change it.
 
 use super::*;
+use crate::source::advice::tests::sql_of;
 
 #[tokio::test]
 async fn a_pattern_picks_up_new_tables_and_lets_go_of_none_that_a_sink_names() {
@@ -42,8 +43,9 @@ async fn a_publication_made_by_a_person_is_taken_if_it_covers() {
     stage.client.batch_execute(parts).await.unwrap();
     let (what, advice) = lasting(stage.prepare(&[sink("s", &["public.parts"])]).await);
     assert!(what.contains("does not hold what the sinks need"), "{what}");
-    assert_eq!(advice, "ALTER PUBLICATION \"walhook_app\" SET (publish_via_partition_root = true);");
-    stage.admin.batch_execute(&advice).await.unwrap();
+    let sql = sql_of(&advice);
+    assert_eq!(sql, "ALTER PUBLICATION \"walhook_app\" SET (publish_via_partition_root = true);");
+    stage.admin.batch_execute(&sql).await.unwrap();
     stage.prepare(&[sink("s", &["public.parts"])]).await.unwrap();
 }
 
@@ -95,10 +97,12 @@ async fn create_false_changes_nothing_and_gives_the_sql() {
     let (_, publication) = lasting(prepare(&stage.own, &source, &sinks, &|_| {}).await);
     assert_eq!(by_pattern, publication);
     assert_eq!(stage.count("select count(*) from pg_publication").await, 0);
-    stage.client.batch_execute(&publication).await.unwrap();
+    // Both are there, each for its own role; whoever makes the publication need not be able to make the slot.
+    let (make, _) = publication.split_once("\nas ").unwrap();
+    stage.client.batch_execute(&sql_of(make)).await.unwrap();
     let (what, slot) = lasting(prepare(&stage.own, &source, &sinks, &|_| {}).await);
     assert!(what.contains("the slot walhook_app does not exist"), "{what}");
-    stage.own.batch_execute(&slot).await.unwrap();
+    stage.own.batch_execute(&sql_of(&slot)).await.unwrap();
     let prepared = prepare(&stage.own, &source, &sinks, &|_| {}).await.unwrap();
     assert!(!prepared.created && prepared.tables.len() == 1);
 
@@ -120,19 +124,24 @@ async fn missing_privileges_name_the_grants_which_then_suffice() {
     let (what, grant) = lasting(prepare(&guest, &source, &sinks, &|_| {}).await);
     assert_eq!(
         (what.as_str(), grant.as_str()),
-        ("the role guest may not use replication slots", "ALTER ROLE \"guest\" REPLICATION;")
+        ("the role guest may not use replication slots", "as a superuser: ALTER ROLE \"guest\" REPLICATION;")
     );
-    stage.admin.batch_execute(&grant).await.unwrap();
+    stage.admin.batch_execute(&sql_of(&grant)).await.unwrap();
     let (what, advice) = lasting(prepare(&guest, &source, &sinks, &|_| {}).await);
     assert!(what.contains("permission denied"), "{what}");
-    let (grants, by_hand) = advice.split_once("or, as their owner").unwrap();
+    let (grants, by_hand) = advice.split_once("or set create = false").unwrap();
     assert!(grants.contains("GRANT CREATE ON DATABASE \"postgres\" TO \"guest\";"), "{grants}");
     assert!(by_hand.contains("CREATE PUBLICATION \"walhook_app\""), "{by_hand}");
-    stage.admin.batch_execute(grants).await.unwrap();
+    assert!(grants.contains("GRANT \"app\" TO \"guest\"") && !advice.contains("OWNER TO"), "{grants}");
+    stage.admin.batch_execute(&sql_of(grants)).await.unwrap();
     assert!(prepare(&guest, &source, &sinks, &|_| {}).await.unwrap().created);
 
     // A table of another role that a pattern matches is left out, and does not keep the rest.
-    stage.client.batch_execute("create table theirs (id int primary key)").await.unwrap();
+    stage.admin.batch_execute("create table theirs (id int primary key)").await.unwrap();
     let maintained = maintain(&guest, &source, &[sink("s", &["public.*"])]).await.unwrap();
-    assert!(maintained.troubles[0].what.contains("public.theirs belongs to another role"), "{maintained:?}");
+    let Trouble { what, advice } = &maintained.troubles[0];
+    assert!(what.contains("public.theirs belongs to another role"), "{what}");
+    assert!(advice.contains("do not make guest a member of postgres: it is a superuser"), "{advice}");
+    stage.admin.batch_execute(&sql_of(advice)).await.unwrap();
+    assert_eq!(stage.published().await, ["public.orders", "public.theirs"]);
 }

@@ -1,0 +1,94 @@
+//! What publications, whoever made them, ask of the replica identity of their tables.
+//!
+//! Postgres refuses a table's own UPDATE and DELETE where an old row would have columns that a publication does not pass on,
+//! or lack some that its row filter reads. So a change of the identity that helps one reader may break the application
+//! through the publication of another. Advice has to know.
+
+use std::collections::HashMap;
+
+use tokio_postgres::Client;
+
+use super::error::{PrepareError, bounded};
+use super::names::{ENCODING, Name};
+
+/// Of one table, over all publications that pass on its updates or deletes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ties {
+    /// Publications that pass on only some columns: old rows may have no others.
+    pub lists: Vec<String>,
+    /// Publications with a row filter: old rows must have the columns that it reads.
+    pub filters: Vec<String>,
+    /// Publications without generated columns (18): whole old rows may not have any.
+    pub plain: Vec<String>,
+}
+
+/// The ties of all tables.
+#[derive(Debug, Default)]
+pub(crate) struct Neighbours {
+    by_table: HashMap<u32, Ties>,
+    /// Publications of all tables that leave out generated columns.
+    all_plain: Vec<String>,
+}
+
+/// A publication without generated columns is one whose `pubgencols` (18) is not `s`; before 18 nobody minds.
+fn members() -> String {
+    format!(
+        "
+select r.prrelid, convert_to(p.pubname::text, {ENCODING}),
+       (to_jsonb(r) ->> 'prattrs') is not null, (to_jsonb(r) ->> 'prqual') is not null,
+       coalesce(to_jsonb(p) ->> 'pubgencols', 's') <> 's', p.puballtables
+  from pg_publication p left join pg_publication_rel r on r.prpubid = p.oid
+ where p.pubupdate or p.pubdelete
+ order by p.pubname"
+    )
+}
+
+/// Reads them. What the server refuses to show is done without.
+pub(crate) async fn read(client: &Client) -> Result<Neighbours, PrepareError> {
+    let rows = match bounded("read the publications", client.query(&members(), &[])).await {
+        Err(error) if error.refusal().is_some() => Vec::new(),
+        rows => rows?,
+    };
+    let mut all = Neighbours::default();
+    for row in &rows {
+        let (table, Name(publication)): (Option<u32>, Name) = (row.get(0), row.get(1));
+        let (has_list, has_filter, is_plain, of_all): (bool, bool, bool, bool) =
+            (row.get(2), row.get(3), row.get(4), row.get(5));
+        if of_all && is_plain && !all.all_plain.contains(&publication) {
+            all.all_plain.push(publication.clone());
+        }
+        let Some(table) = table else { continue };
+        let ties = all.by_table.entry(table).or_default();
+        for (holds, list) in [(has_list, &mut ties.lists), (has_filter, &mut ties.filters), (is_plain, &mut ties.plain)]
+        {
+            if holds {
+                list.push(publication.clone());
+            }
+        }
+    }
+    Ok(all)
+}
+
+impl Neighbours {
+    /// Those of one table.
+    pub(crate) fn of(&self, table: u32) -> Ties {
+        let mut ties = self.by_table.get(&table).cloned().unwrap_or_default();
+        ties.plain.extend(self.all_plain.iter().cloned());
+        ties
+    }
+}
+
+impl Ties {
+    /// Both together.
+    pub(super) fn join(&mut self, other: &Self) {
+        for (own, others) in
+            [(&mut self.lists, &other.lists), (&mut self.filters, &other.filters), (&mut self.plain, &other.plain)]
+        {
+            for name in others {
+                if !own.contains(name) {
+                    own.push(name.clone());
+                }
+            }
+        }
+    }
+}
