@@ -148,8 +148,11 @@ impl Housekeeping {
                 (found.harms, found.unwatched, wants_back) = (tended.harms, None, tended.wants_back);
             }
             Err(error) => {
-                warn!(source = %self.source.name, error = %chain(&error), "could not look at replica identities");
-                found.unwatched = Some(error.into_trouble());
+                let trouble = error.with_grant(&self.source.url.user).into_trouble();
+                if found.unwatched.as_ref() != Some(&trouble) {
+                    warn!(source = %self.source.name, advice = trouble.advice, error = trouble.what, "could not look at replica identities");
+                }
+                found.unwatched = Some(trouble);
             }
         }
         self.show(found);

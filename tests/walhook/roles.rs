@@ -24,6 +24,8 @@ const BEYOND_NEED: &[&str] = &[
     "EXECUTE ON FUNCTION pg_show_all_settings()",
     "EXECUTE ON FUNCTION format_type(oid, int)",
     "EXECUTE ON FUNCTION current_setting(text, bool)",
+    "EXECUTE ON FUNCTION pg_relation_size(regclass, text)",
+    "SELECT ON pg_locks",
     "SELECT ON pg_roles",
     "SELECT ON pg_settings",
     "SELECT ON pg_stat_activity",
@@ -185,7 +187,10 @@ async fn pitfall_54_heartbeats_that_are_refused_are_said_and_the_stream_goes_on(
     counters(&postgres).await;
     let receiver = Receiver::start().await;
     let daemon = Daemon::start(&Config::one_sink(&postgres, &receiver.url(), "")).await;
-    let emit = "EXECUTE ON FUNCTION pg_logical_emit_message(bool, text, text)";
+    // Its arguments differ from version to version.
+    let forms =
+        "SELECT string_agg(oid::regprocedure::text, ', ') FROM pg_proc WHERE proname = 'pg_logical_emit_message'";
+    let emit = format!("EXECUTE ON FUNCTION {}", postgres.value(forms).await);
     postgres.admin_sql(&format!("REVOKE {emit} FROM PUBLIC")).await;
     until("readyz to say so", || async {
         let (code, body) = daemon.ready().await.unwrap();

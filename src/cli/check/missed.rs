@@ -20,7 +20,7 @@ pub(super) async fn look(client: &Client, state: &StateConfig, source: &SourceCo
     let mut all = match identity::look(client, source, &[]).await {
         Ok(found) => found.map(|look| of_look(source, &look)).unwrap_or_default(),
         Err(error) => {
-            let Trouble { what, advice } = error.into_trouble();
+            let Trouble { what, advice } = error.with_grant(&source.url.user).into_trouble();
             let what = format!("the replica identities of what is published could not be looked at: {what}");
             vec![Finding::warn(format!("source.{}", source.name), what, advice)]
         }

@@ -1,8 +1,7 @@
 //! What is read beyond need: it may be refused, hidden or missing, and then is unknown, which is no error.
 //!
-//! What changes are read by (the slot, the publication, the tables) is asked for with
-//! [`reading`](super::error::reading), whose error names the grant. Everything else is a [`Question`]. A server's error
-//! to one takes none of the others with it.
+//! What changes are read by (the slot, the publication, the tables) ends with an error that names the grant, see
+//! [`PrepareError::with_grant`]. Everything else is a [`Question`]: a server's error to one takes none of the others with it.
 
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, SimpleQueryMessage};
