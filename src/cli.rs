@@ -174,7 +174,9 @@ pub(crate) fn explain(error: AppError) -> u8 {
             say(&format!("error: {what}\n  {}", advice.replace('\n', "\n  ")));
             UNAVAILABLE
         }
-        AppError::Endpoint { source: EndpointError::NoRoots { .. }, .. } | AppError::Admin(_) | AppError::Store(_) => {
+        AppError::Endpoint { source: EndpointError::NoRoots { .. } | EndpointError::CaFile { .. }, .. }
+        | AppError::Admin(_)
+        | AppError::Store(_) => {
             say(&format!("error: {:#}", anyhow::Error::from(error)));
             UNAVAILABLE
         }

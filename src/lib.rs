@@ -26,6 +26,7 @@ pub mod store;
 pub mod config;
 mod pasted;
 mod tls_fault;
+mod trust;
 pub mod view;
 pub mod metrics;
 pub mod logging;

@@ -46,7 +46,8 @@ pub(super) fn config(reading: &Reading, file: &Path) -> Option<Config> {
         reading.fault("sink", format!("has {} sinks; at most {SINKS_MAX} are possible", names.sinks.len()));
     }
     let sources = sources(source_entries);
-    let sinks = sink_entries.into_iter().map(|(name, entry)| sink::check(name, &entry, &names)).collect::<Vec<_>>();
+    let sinks =
+        sink_entries.into_iter().map(|(name, entry)| sink::check(name, &entry, &names, file)).collect::<Vec<_>>();
     let state = root.take("state").table().and_then(|table| state(table, file));
     let admin = root.take("admin").table().and_then(|table| admin(table, &names));
     let limits = root.take("limits").table().and_then(limits);

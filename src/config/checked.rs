@@ -257,6 +257,9 @@ pub struct SinkConfig {
     pub source: String,
     /// `url` and `path` joined.
     pub endpoint: Url,
+    /// File of the authorities that may vouch for the endpoint, instead of the machine's; joined with the directory of the
+    /// config file.
+    pub tls_ca: Option<PathBuf>,
     /// At least one, or there is one in `messages`.
     pub tables: Vec<TablePattern>,
     /// Logical messages that it takes.

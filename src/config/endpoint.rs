@@ -1,5 +1,7 @@
 //! The endpoint's address and the sink's own headers.
 
+use std::path::{Path, PathBuf};
+
 use http::{HeaderMap, HeaderName, HeaderValue};
 use url::Url;
 
@@ -124,6 +126,41 @@ fn meant(text: &str) -> Option<String> {
         None => "https",
     };
     is_one.then(|| format!("{scheme}://{authority}{path}"))
+}
+
+/// `tls.ca`, joined with the directory of the config file; the outer `None` is a fault. What is in the file is seen when it is
+/// read, at the start and by `check`.
+pub(super) fn tls_ca(entry: &Entry<'_>, endpoint: Option<&Url>, file: &Path) -> Option<Option<PathBuf>> {
+    let mut table = entry.table()?;
+    let ca = table.take("ca");
+    let mut good = true;
+    for later in ["client_cert", "client_key"] {
+        let entry = table.take_silently(later);
+        if entry.is_given() {
+            entry.fault("is not supported by this version, which shows no certificate of its own to an endpoint");
+            good = false;
+        }
+    }
+    table.finish();
+    if !ca.is_given() {
+        return good.then_some(None);
+    }
+    let text = ca.text()?;
+    if text.is_empty() || text.contains('\0') {
+        ca.fault(
+            "must be the path of a PEM file with the certificates of the authorities that may vouch for the endpoint",
+        );
+        return None;
+    }
+    if text.contains("-----BEGIN") {
+        ca.fault("must be the path of a PEM file, not what stands in it");
+        return None;
+    }
+    if endpoint.is_some_and(|url| url.scheme() != "https") {
+        ca.fault("does nothing for an endpoint that is not https");
+        return None;
+    }
+    good.then(|| Some(file.parent().unwrap_or(Path::new("")).join(text)))
 }
 
 fn path_is_plain(entry: &Entry<'_>, text: &str) -> bool {

@@ -156,6 +156,8 @@ pub(crate) struct RawSink {
     success: TextOrList,
     /// What is delivered in order: "primary_key" (each row), a list of columns (rows with equal values), "table" (the whole table), or "none". Equal is what Postgres calls equal; where the text of a column does not tell that (citext, jsonb …), the whole table is in order. Logical messages are in order by their group, whichever of the first three it is.
     group_by: TextOrList,
+    /// How an https endpoint is told from others.
+    tls: RawTls,
     /// The sink's own headers, name and value. Those that walhook or HTTP itself sets are refused.
     headers: BTreeMap<String, String>,
     /// Standard Webhooks secrets, whsec_ and the base64 of 24 to 64 bytes, 10 at most; each adds a signature, the first comes first.
@@ -197,6 +199,7 @@ impl Default for RawSink {
             max_in_flight: 32,
             success: TextOrList::One("2xx"),
             group_by: TextOrList::One("primary_key"),
+            tls: RawTls::default(),
             headers: BTreeMap::new(),
             signing_secrets: Vec::new(),
             numbers: "json",
@@ -207,6 +210,16 @@ impl Default for RawSink {
             table: BTreeMap::new(),
         }
     }
+}
+
+/// How an https endpoint is told from others: by a certificate that an authority vouches for.
+#[derive(Serialize, JsonSchema, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct RawTls {
+    /// PEM file, absolute or relative to the directory of the configuration file, with the certificates of the authorities that may vouch for the endpoint, or with its own if it is self-signed. It is read at the start and takes the place of the machine's list for this sink.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
+    ca: Option<String>,
 }
 
 /// Attempts of a delivery that fails: for ever unless max_attempts or max_age is set, with waits of a random part, from half to all, of initial doubled with each attempt, up to max.

@@ -1,5 +1,6 @@
 //! `[sink.NAME]`: values to a checked sink.
 
+use std::path::Path;
 use std::time::Duration;
 
 use super::check::{DAY, MINUTE, Names, near_name, not_named};
@@ -20,11 +21,12 @@ use crate::deliver::sign::SigningSecret;
 const SIGNING_SECRETS_MAX: usize = 10;
 
 /// Checks the sink `name`.
-pub(super) fn check(name: String, entry: &Entry<'_>, names: &Names) -> Option<SinkConfig> {
+pub(super) fn check(name: String, entry: &Entry<'_>, names: &Names, file: &Path) -> Option<SinkConfig> {
     let mut table = entry.table_or(&not_named("sink"))?;
     let source = source(&table.take("source"), names);
     let (url, path) = (table.take("url").required().showing(Show::Host), table.take("path").showing(Show::Nothing));
     let endpoint = endpoint::endpoint(&url, &path);
+    let tls_ca = endpoint::tls_ca(&table.take("tls"), endpoint.as_ref(), file);
     let headers = endpoint::headers(&table.take("headers").showing(Show::Nothing));
     let messages = messages(&table.take("messages"));
     let tables = tables(&table.take("tables"), messages.as_deref());
@@ -45,6 +47,7 @@ pub(super) fn check(name: String, entry: &Entry<'_>, names: &Names) -> Option<Si
         name,
         source: source?,
         endpoint: endpoint?,
+        tls_ca: tls_ca?,
         tables: tables?,
         messages: messages?,
         actions: shape.actions,

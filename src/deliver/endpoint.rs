@@ -30,6 +30,8 @@ use super::failure::{classify, describe};
 use super::frozen::Frozen;
 use super::sign::{SigningSecret, sign};
 use crate::config::{SinkConfig, SuccessRule};
+use crate::trust::file::CertificateFileError;
+use crate::trust::{NoAuthorities, Trusted, Verifier};
 
 /// Connecting, TLS included, takes no longer, even if `request_timeout` is long.
 const CONNECT_TIMEOUT_MAX: Duration = Duration::from_secs(10);
@@ -86,12 +88,22 @@ pub enum EndpointError {
         source: http::header::InvalidHeaderValue,
     },
     /// An https endpoint, and the machine has no root certificates.
-    #[error(
-        "no root certificates on this machine to check the endpoint of sink {sink}; install ca-certificates or set SSL_CERT_FILE"
-    )]
+    #[error("the endpoint of sink {sink} cannot be checked")]
     NoRoots {
         /// The sink.
         sink: String,
+        /// Why.
+        #[source]
+        source: NoAuthorities,
+    },
+    /// The file of the sink's authority is of no use.
+    #[error("the file that tls.ca of sink {sink} names is of no use")]
+    CaFile {
+        /// The sink.
+        sink: String,
+        /// Why.
+        #[source]
+        source: CertificateFileError,
     },
     /// The TLS library refuses its settings.
     #[error("cannot set up TLS for sink {sink}")]
@@ -105,17 +117,10 @@ pub enum EndpointError {
 }
 
 impl Endpoint {
-    /// Prepares everything that is the same for all attempts. Reads the machine's root certificates if the endpoint is
-    /// https; opens no connection.
+    /// Prepares everything that is the same for all attempts. Reads the authorities' certificates, of the file that `tls.ca`
+    /// names or of the machine, if the endpoint is https; opens no connection.
     pub fn new(sink: &SinkConfig) -> Result<Self, EndpointError> {
-        let mut roots = RootCertStore::empty();
-        if sink.endpoint.scheme() == "https" {
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-            if roots.is_empty() {
-                return Err(EndpointError::NoRoots { sink: sink.name.clone() });
-            }
-        }
-        Self::with_roots(sink, roots)
+        Self::with_tls(sink, connector(sink)?, Ways::default())
     }
 
     /// The same, trusting `roots` only.
@@ -125,6 +130,12 @@ impl Endpoint {
 
     /// The same, with ways of its own.
     pub(super) fn with_ways(sink: &SinkConfig, roots: RootCertStore, ways: Ways) -> Result<Self, EndpointError> {
+        let is_https = sink.endpoint.scheme() == "https";
+        let connector = if is_https { Some(connector_to(sink, roots.into())?) } else { None };
+        Self::with_tls(sink, connector, ways)
+    }
+
+    fn with_tls(sink: &SinkConfig, connector: Option<TlsConnector>, ways: Ways) -> Result<Self, EndpointError> {
         let address = || EndpointError::Address { sink: sink.name.clone() };
         let url = &sink.endpoint;
         let peer = match (url.scheme(), url.host_str(), url.port_or_known_default()) {
@@ -132,7 +143,7 @@ impl Endpoint {
             _ => return Err(address()),
         };
         let inner = Inner {
-            pool: Pool::new(parts(sink, roots, ways)?.ok_or_else(address)?),
+            pool: Pool::new(parts(sink, connector, ways).ok_or_else(address)?),
             peer,
             headers: unchanging_headers(sink)?,
             secrets: sink.signing_secrets.clone().into(),
@@ -272,34 +283,24 @@ impl Default for Ways {
 }
 
 /// The parts of the sink's pool; `None` if its address cannot stand in a request.
-fn parts(sink: &SinkConfig, roots: RootCertStore, ways: Ways) -> Result<Option<Parts>, EndpointError> {
-    let connector = match sink.endpoint.scheme() {
-        "https" => Some(TlsConnector::from(Arc::new(tls(sink, roots)?))),
-        _ => None,
-    };
-    Ok(place(&sink.endpoint, connector, ways.lookup, sink.request_timeout).and_then(|place| {
-        let url = &sink.endpoint;
-        let authority = url.host_str().map(|host| match url.port() {
-            Some(port) => format!("{host}:{port}"),
-            None => host.to_owned(),
-        })?;
-        let path = url.query().map_or_else(|| url.path().to_owned(), |query| format!("{}?{query}", url.path()));
-        Some(Parts {
-            place,
-            uri: Uri::builder()
-                .scheme(url.scheme())
-                .authority(authority.as_str())
-                .path_and_query(&*path)
-                .build()
-                .ok()?,
-            path: path.parse().ok()?,
-            host: HeaderValue::from_str(&authority).ok()?,
-            // A tenth of the deadline is left, so that a slow connect is told from a slow answer.
-            connect_timeout: (sink.request_timeout / 10 * 9).min(CONNECT_TIMEOUT_MAX),
-            age: ways.age,
-            idle_max: sink.max_in_flight,
-        })
-    }))
+fn parts(sink: &SinkConfig, connector: Option<TlsConnector>, ways: Ways) -> Option<Parts> {
+    let place = place(&sink.endpoint, connector, ways.lookup, sink.request_timeout)?;
+    let url = &sink.endpoint;
+    let authority = url.host_str().map(|host| match url.port() {
+        Some(port) => format!("{host}:{port}"),
+        None => host.to_owned(),
+    })?;
+    let path = url.query().map_or_else(|| url.path().to_owned(), |query| format!("{}?{query}", url.path()));
+    Some(Parts {
+        place,
+        uri: Uri::builder().scheme(url.scheme()).authority(authority.as_str()).path_and_query(&*path).build().ok()?,
+        path: path.parse().ok()?,
+        host: HeaderValue::from_str(&authority).ok()?,
+        // A tenth of the deadline is left, so that a slow connect is told from a slow answer.
+        connect_timeout: (sink.request_timeout / 10 * 9).min(CONNECT_TIMEOUT_MAX),
+        age: ways.age,
+        idle_max: sink.max_in_flight,
+    })
 }
 
 /// A name's last dot says that it is whole; no certificate has it.
@@ -328,14 +329,29 @@ fn unchanging_headers(sink: &SinkConfig) -> Result<HeaderMap, EndpointError> {
     Ok(headers)
 }
 
+/// What shakes hands with the endpoint of `sink`; `None` if it is not https.
+pub(crate) fn connector(sink: &SinkConfig) -> Result<Option<TlsConnector>, EndpointError> {
+    if sink.endpoint.scheme() != "https" {
+        return Ok(None);
+    }
+    let name = || sink.name.clone();
+    let trusted = match &sink.tls_ca {
+        Some(path) => Trusted::of_file(path).map_err(|source| EndpointError::CaFile { sink: name(), source })?,
+        None => Trusted::of_machine().map_err(|source| EndpointError::NoRoots { sink: name(), source })?,
+    };
+    connector_to(sink, trusted).map(Some)
+}
+
 /// TLS with ring, whatever provider the process has or has not installed.
-fn tls(sink: &SinkConfig, roots: RootCertStore) -> Result<rustls::ClientConfig, EndpointError> {
+fn connector_to(sink: &SinkConfig, trusted: Trusted) -> Result<TlsConnector, EndpointError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier = Verifier { provider: Arc::clone(&provider), trusted: Some(trusted), check_name: true };
     let mut config = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|source| EndpointError::Tls { sink: sink.name.clone(), source })?
-        .with_root_certificates(roots)
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
         .with_no_client_auth();
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(config)
+    Ok(TlsConnector::from(Arc::new(config)))
 }

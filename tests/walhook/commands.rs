@@ -16,7 +16,7 @@ use crate::order::counters;
 use crate::postgres::{Postgres, state, until, until_within};
 use crate::receiver::{Receiver, Reply};
 
-fn with_config(command: &str, config: &Config) -> (Option<i32>, String) {
+pub(crate) fn with_config(command: &str, config: &Config) -> (Option<i32>, String) {
     let output = walhook(&[command, "--config", &config.path().to_string_lossy()]);
     (output.status.code(), text_of(&output))
 }

@@ -1,5 +1,6 @@
 //! What acknowledges, what fails, under which name, and that a hostile endpoint costs no memory.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::daemon::{Config, Daemon, troubles};
@@ -217,6 +218,69 @@ async fn waits_between_attempts_grow() {
         let waited = pair[1] - pair[0];
         assert!(waited >= Duration::from_millis(least), "{waited:?} is shorter than {least} ms");
     }
+}
+
+/// A private authority's certificate as PEM, and an https endpoint on localhost in front of `receiver` for which it vouches.
+async fn https(receiver: &Receiver) -> (String, String, tokio::task::JoinSet<()>) {
+    let mut of_authority = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    of_authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let ca = of_authority.self_signed(&key).unwrap().pem();
+    let issuer = rcgen::Issuer::new(of_authority, key);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    let chain = vec![params.signed_by(&key, &issuer).unwrap().der().clone()];
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(chain, rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap())
+        .unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://localhost:{}", listener.local_addr().unwrap().port());
+    let behind = receiver.url().replace("http://", "");
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(async move {
+        let mut connections = tokio::task::JoinSet::new();
+        while let Ok((socket, _)) = listener.accept().await {
+            let (acceptor, behind) = (acceptor.clone(), behind.clone());
+            connections.spawn(async move {
+                let Ok(mut tls) = acceptor.accept(socket).await else { return };
+                let mut plain = tokio::net::TcpStream::connect(behind).await.unwrap();
+                drop(tokio::io::copy_bidirectional(&mut tls, &mut plain).await);
+            });
+        }
+    });
+    (ca, url, tasks)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_of_a_private_authority_is_reached_by_its_file_and_no_start_goes_without_the_file() {
+    let postgres = Postgres::start();
+    let client = counters(&postgres).await;
+    let receiver = Receiver::start().await;
+    let (ca, url, _tasks) = https(&receiver).await;
+    let config = Config::one_sink(&postgres, &url, "tls = { ca = \"ca.pem\" }");
+    let file = config.path().parent().unwrap().join("ca.pem");
+    for (text, said) in [(None, "cannot be read"), (Some("words"), "has no certificate")] {
+        if let Some(text) = text {
+            std::fs::write(&file, text).unwrap();
+        }
+        for command in ["check", "run"] {
+            let (code, text) = crate::commands::with_config(command, &config);
+            assert_eq!(code, Some(69), "{command}: {text}");
+            assert!(text.contains("ca.pem") && text.contains(said) && text.contains("tls.ca"), "{command}: {text}");
+        }
+    }
+    std::fs::write(&file, ca).unwrap();
+    let (code, text) = crate::commands::with_config("check", &config);
+    assert!(code == Some(0) && text.contains("reachable") && !text.contains("not reachable"), "{text}");
+    let _daemon = Daemon::start(&config).await;
+    client.batch_execute("INSERT INTO counters VALUES (1, 0)").await.unwrap();
+    receiver.wait_acknowledged(1).await;
+    assert_eq!(receiver.requests()[0].header("walhook-attempt"), "1");
 }
 
 async fn caught_up(postgres: &Postgres) {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::Arc;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use rustls::pki_types::ServerName;
@@ -13,6 +13,8 @@ use url::Url;
 
 use super::findings::{Finding, Sort};
 use crate::config::SinkConfig;
+use crate::deliver::endpoint::connector;
+use crate::source::chain;
 use crate::tls_fault::{Peer, TlsFault};
 
 /// How long an endpoint may take.
@@ -20,36 +22,47 @@ const LIMIT: Duration = Duration::from_secs(3);
 /// Endpoints tried at a time; the others wait their turn.
 const AT_ONCE: usize = 16;
 
-/// One finding for each host and port, naming the sinks behind it.
+/// One finding for each host and port, and for each file of authorities, naming the sinks behind it.
 pub(crate) async fn look(sinks: &[SinkConfig]) -> Vec<Finding> {
-    let mut places: BTreeMap<String, (Url, Vec<String>)> = BTreeMap::new();
+    let mut places: BTreeMap<(String, Option<PathBuf>), (SinkConfig, Vec<String>)> = BTreeMap::new();
     for sink in sinks {
-        let origin = sink.endpoint.origin().ascii_serialization();
-        let entry = places.entry(origin).or_insert_with(|| (sink.endpoint.clone(), Vec::new()));
+        let place = (sink.endpoint.origin().ascii_serialization(), sink.tls_ca.clone());
+        let entry = places.entry(place).or_insert_with(|| (sink.clone(), Vec::new()));
         entry.1.push(sink.name.clone());
     }
     let mut findings = BTreeMap::new();
     let mut tries = JoinSet::new();
-    for (origin, (url, names)) in places {
+    for (place, (sink, names)) in places {
         if tries.len() >= AT_ONCE
-            && let Some(Ok((origin, finding))) = tries.join_next().await
+            && let Some(Ok((place, finding))) = tries.join_next().await
         {
-            findings.insert(origin, finding);
+            findings.insert(place, finding);
         }
-        tries.spawn(async move { (origin.clone(), look_at(&origin, &url, &names).await) });
+        tries.spawn(async move {
+            let finding = look_at(&place.0, &sink, &names).await;
+            (place, finding)
+        });
     }
     while let Some(joined) = tries.join_next().await {
-        if let Ok((origin, finding)) = joined {
-            findings.insert(origin, finding);
+        if let Ok((place, finding)) = joined {
+            findings.insert(place, finding);
         }
     }
     findings.into_values().collect()
 }
 
-async fn look_at(origin: &str, url: &Url, sinks: &[String]) -> Finding {
-    let reached = tokio::time::timeout(LIMIT, reach(url)).await;
-    let reached = reached.unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "no answer within 3 s")));
+async fn look_at(origin: &str, sink: &SinkConfig, sinks: &[String]) -> Finding {
     let behind = sinks.join(", ");
+    let connector = match connector(sink) {
+        Ok(connector) => connector,
+        Err(error) => {
+            let what = format!("{} (sink {behind})", chain(&error));
+            let mend = "mend the file, or name another in tls.ca of the sink: walhook does not start without it";
+            return Finding { sort: Sort::Endpoint, ..Finding::fail(origin, what, mend) };
+        }
+    };
+    let reached = tokio::time::timeout(LIMIT, reach(&sink.endpoint, connector)).await;
+    let reached = reached.unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "no answer within 3 s")));
     let found = match reached {
         Ok(()) => Finding::ok(origin, format!("reachable (sink {behind})")),
         Err(error) => {
@@ -77,24 +90,11 @@ fn mend(error: &io::Error) -> &'static str {
     }
 }
 
-async fn reach(url: &Url) -> io::Result<()> {
-    let host = url.host_str().unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_owned();
+async fn reach(url: &Url, connector: Option<TlsConnector>) -> io::Result<()> {
+    let host = url.host_str().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+    let host = host.strip_suffix('.').unwrap_or(host).to_owned();
     let stream = TcpStream::connect((host.as_str(), url.port_or_known_default().unwrap_or(443))).await?;
-    if url.scheme() != "https" {
-        return Ok(());
-    }
+    let Some(connector) = connector else { return Ok(()) };
     let name = ServerName::try_from(host).map_err(io::Error::other)?;
-    connector()?.connect(name, stream).await.map(drop)
-}
-
-fn connector() -> io::Result<TlsConnector> {
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(io::Error::other)?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(TlsConnector::from(Arc::new(config)))
+    connector.connect(name, stream).await.map(drop)
 }

@@ -37,6 +37,13 @@ fn each_bad_key_of_a_sink_is_named() {
         ("headers = { \"a b\" = \"x\" }", "headers.\"a b\""),
         ("headers = { a = \"x\\ny\" }", "headers.a"),
         ("headers = { a = 5 }", "headers.a"),
+        ("tls = \"ca.pem\"", "tls"),
+        ("tls = { ca = \"\" }", "tls.ca"),
+        ("tls = { ca = 5 }", "tls.ca"),
+        ("tls = { ca = \"-----BEGIN CERTIFICATE-----\" }", "tls.ca"),
+        ("tls = { CA = \"ca.pem\" }", "tls.CA"),
+        ("tls = { insecure = true }", "tls.insecure"),
+        ("tls = { client_cert = \"a\", client_key = \"b\" }", "tls.client_cert, tls.client_key"),
         ("headers = { A = \"x\", a = \"x\" }", "headers.a"),
         ("headers = { content-type = \"x\" }", "headers.content-type"),
         ("headers = { Host = \"x\" }", "headers.Host"),
@@ -322,6 +329,19 @@ fn each_bad_key_of_a_source_is_named() {
         sorted(keys(parse_with(&long, &[]))),
         [format!("source.{name}.publication"), format!("source.{name}.slot")]
     );
+}
+
+#[test]
+fn an_authority_is_a_file_beside_the_config_and_for_https_only() {
+    let config = parse_with(&sink_with("tls = { ca = \"tls/ca.pem\" }"), &[]).unwrap();
+    assert_eq!(config.sinks[0].tls_ca.as_deref(), Some(std::path::Path::new("/etc/walhook/tls/ca.pem")));
+    let config = parse_with(&sink_with("[sink.orders.tls]\nca = \"/srv/ca.pem\""), &[]).unwrap();
+    assert_eq!(config.sinks[0].tls_ca.as_deref(), Some(std::path::Path::new("/srv/ca.pem")));
+    let plain = sink_with("tls = { ca = \"ca.pem\" }").replace("https://", "http://");
+    let fault = only_fault(parse_with(&plain, &[]));
+    assert!(fault.key == "sink.orders.tls.ca" && fault.to_string().contains("not https"), "{fault}");
+    let later = only_fault(parse_with(&sink_with("tls = { client_key = \"k.pem\" }"), &[]));
+    assert!(later.to_string().contains("this version"), "{later}");
 }
 
 #[test]

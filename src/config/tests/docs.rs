@@ -105,6 +105,7 @@ fn the_example_loads_and_says_what_the_code_does_by_default() {
     let (mut shown, plain) = (example.sinks[0].clone(), &minimal.sinks[0]);
     shown.tables.clone_from(&plain.tables);
     shown.endpoint.clone_from(&plain.endpoint);
+    shown.tls_ca.clone_from(&plain.tls_ca);
     shown.headers.clone_from(&plain.headers);
     shown.signing_secrets.clone_from(&plain.signing_secrets);
     shown.group_by_table.clone_from(&plain.group_by_table);

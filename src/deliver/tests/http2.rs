@@ -17,7 +17,7 @@ use tokio_rustls::TlsAcceptor;
 use super::rig::{Rig, delivery, failure, sink};
 use crate::config::SinkConfig;
 use crate::deliver::attempt::Verdict;
-use crate::deliver::endpoint::{Endpoint, Ways};
+use crate::deliver::endpoint::Endpoint;
 
 type Tls = tokio_rustls::server::TlsStream<TcpStream>;
 type Connection = h2::server::Connection<Tls, Bytes>;
@@ -94,10 +94,6 @@ impl Http2Rig {
 
     pub(super) fn endpoint(&self) -> Endpoint {
         Endpoint::with_roots(&self.sink(), self.roots.clone()).unwrap()
-    }
-
-    pub(super) fn with_ways(&self, sink: &SinkConfig, ways: Ways) -> Endpoint {
-        Endpoint::with_ways(sink, self.roots.clone(), ways).unwrap()
     }
 
     pub(super) fn counts(&self) -> (usize, usize) {

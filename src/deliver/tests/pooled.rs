@@ -50,7 +50,7 @@ fn ways(book: &Book, age: RangeInclusive<Duration>) -> Ways {
 const YOUNG: RangeInclusive<Duration> = Duration::from_millis(200)..=Duration::from_millis(300);
 
 #[tokio::test]
-async fn a_name_that_moves_is_followed_under_steady_traffic_and_no_request_fails_or_comes_twice() {
+async fn pitfall_66_a_name_that_moves_is_followed_under_steady_traffic_and_no_request_fails_or_comes_twice() {
     let ((old, _), (new, _)) = (counting(FINE).await, counting(FINE).await);
     let book = book(old.port);
     let endpoint =
@@ -221,7 +221,7 @@ async fn closed_connections_are_let_go_although_nothing_is_sent() {
             peer.write(FINE).await;
             tokio::io::AsyncWriteExt::shutdown(&mut peer.socket).await.unwrap();
             peer.until_closed().await;
-            drop(told.unwrap().send(()));
+            told.unwrap().send(()).unwrap();
         }
     })
     .await;

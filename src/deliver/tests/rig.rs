@@ -138,6 +138,7 @@ pub(crate) fn sink(url: &str) -> SinkConfig {
         name: "orders".into(),
         source: "app".into(),
         endpoint: url.parse().unwrap(),
+        tls_ca: None,
         tables: Vec::new(),
         messages: Vec::new(),
         actions: Actions { insert: true, update: true, delete: true, truncate: false },

@@ -1,19 +1,15 @@
 //! TLS with libpq's meaning of `sslmode` and `sslrootcert`, by rustls.
 //!
-//! Two differences to libpq: names are looked for in the certificate's subject alternative names only, and X.509
-//! version 1 certificates are refused. A server certificate that itself stands in the `sslrootcert` file is trusted as
-//! it is, its dates unchecked, so that self-signed ones work.
+//! Which certificates are accepted [`trust`](crate::trust) says, for endpoints too. Two differences to libpq: names are
+//! looked for in the certificate's subject alternative names only, and X.509 version 1 certificates are refused.
 
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::CryptoProvider;
+use rustls::ClientConfig;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::server::ParsedCertificate;
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::pki_types::{PrivateKeyDer, ServerName};
 use sha2::Digest as _;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -24,6 +20,8 @@ use super::unreached::is_closed;
 use crate::source::address::{ClientCert, PgAddress, RootCert, SslMode};
 use crate::source::wire::{Cursor, WireError};
 use crate::tls_fault::{CertificateFault, TlsFault};
+use crate::trust::file::certificates;
+use crate::trust::{Trusted, Verifier};
 
 /// What `address` asks of TLS; `None` if it never uses it.
 pub(super) fn config(address: &PgAddress) -> Result<Option<ClientConfig>, ConnectError> {
@@ -44,7 +42,7 @@ pub(super) fn config(address: &PgAddress) -> Result<Option<ClientConfig>, Connec
     let config = match &address.client_cert {
         None => builder.with_no_client_auth(),
         Some(ClientCert { cert, key }) => {
-            let chain = certificates(cert)?;
+            let chain = certificates(cert).map_err(|error| unusable(cert, error.fault))?;
             let key = PrivateKeyDer::from_pem_file(key).map_err(|source| unusable(key, source))?;
             builder.with_client_auth_cert(chain, key).map_err(settings)?
         }
@@ -76,105 +74,17 @@ pub(super) async fn handshake(
     })
 }
 
-fn unusable(path: &Path, source: rustls::pki_types::pem::Error) -> ConnectError {
-    ConnectError::TlsFile { path: path.to_owned(), source: Box::new(source) }
-}
-
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, ConnectError> {
-    let chain: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
-    match chain {
-        Ok(chain) if !chain.is_empty() => Ok(chain),
-        Ok(_) => Err(unusable(path, rustls::pki_types::pem::Error::NoItemsFound)),
-        Err(source) => Err(unusable(path, source)),
-    }
-}
-
-/// Whom we trust.
-#[derive(Debug)]
-struct Trusted {
-    authorities: RootCertStore,
-    /// Certificates of the file, each of which may be the server's own.
-    pinned: Vec<CertificateDer<'static>>,
+fn unusable(path: &Path, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ConnectError {
+    ConnectError::TlsFile { path: path.to_owned(), source: source.into() }
 }
 
 fn trusted(cert: &RootCert) -> Result<Trusted, ConnectError> {
-    let mut authorities = RootCertStore::empty();
     match cert {
         RootCert::System => {
-            let found = rustls_native_certs::load_native_certs();
-            authorities.add_parsable_certificates(found.certs);
-            if authorities.is_empty() {
-                let source = found.errors.into_iter().next().map_or_else(|| "the machine has none".into(), Into::into);
-                return Err(ConnectError::TlsFile { path: "the machine's certificate authorities".into(), source });
-            }
-            Ok(Trusted { authorities, pinned: Vec::new() })
+            let path = Path::new("the machine's certificate authorities");
+            Trusted::of_machine().map_err(|source| unusable(path, source))
         }
-        RootCert::File(path) => {
-            let pinned = certificates(path)?;
-            authorities.add_parsable_certificates(pinned.iter().cloned());
-            Ok(Trusted { authorities, pinned })
-        }
-    }
-}
-
-#[derive(Debug)]
-struct Verifier {
-    provider: Arc<CryptoProvider>,
-    /// `None` trusts whoever answers.
-    trusted: Option<Trusted>,
-    check_name: bool,
-}
-
-impl ServerCertVerifier for Verifier {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let Some(trusted) = &self.trusted else { return Ok(ServerCertVerified::assertion()) };
-        let parsed = ParsedCertificate::try_from(end_entity)?;
-        if !trusted.pinned.contains(end_entity) {
-            let algorithms = self.provider.signature_verification_algorithms.all;
-            let authorities = &trusted.authorities;
-            rustls::client::verify_server_cert_signed_by_trust_anchor(
-                &parsed,
-                authorities,
-                intermediates,
-                now,
-                algorithms,
-            )?;
-        }
-        if self.check_name {
-            rustls::client::verify_server_name(&parsed, server_name)?;
-        }
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, cert, signature, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, cert, signature, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        RootCert::File(path) => Trusted::of_file(path).map_err(|error| unusable(path, error.fault)),
     }
 }
 

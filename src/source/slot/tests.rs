@@ -98,6 +98,7 @@ pub(crate) fn sink(name: &str, tables: &[&str]) -> SinkConfig {
         name: name.to_owned(),
         source: "app".to_owned(),
         endpoint: url::Url::parse("http://127.0.0.1:9/").unwrap(),
+        tls_ca: None,
         tables: tables.iter().map(pattern).collect(),
         messages: Vec::new(),
         actions: Actions { insert: true, update: true, delete: true, truncate: false },
