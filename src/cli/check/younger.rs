@@ -5,6 +5,7 @@
 //! later ALTER rewrites some of them, so the oldest of them is at or after the making. The slot needs all catalogue rows from
 //! its `catalog_xmin` on: a publication from before that is seen by every change that is still to be read. One from after it
 //! may yet be old enough, as long as a transaction from before both keeps `catalog_xmin` back; so that is said as likely only.
+//! So it is beside other slots: a new one starts with the horizon of the oldest that there is, whatever was made since.
 
 use tokio::time::timeout;
 use tokio_postgres::Client;
@@ -25,6 +26,8 @@ struct Ages {
     slot: i32,
     /// Of the oldest transaction that runs.
     running: i32,
+    /// There are other slots that hold catalogue rows.
+    has_others: bool,
 }
 
 const AGES: &str = "
@@ -37,7 +40,9 @@ select age(p.xmin),
           select age(o.xmin) from pg_shdepend o
            where o.dbid = (select oid from pg_database where datname = current_database())
              and o.classid = 'pg_publication'::regclass and o.objid = p.oid) rows (age)),
-       age(s.catalog_xmin), age(pg_snapshot_xmin(pg_current_snapshot())::xid)
+       age(s.catalog_xmin), age(pg_snapshot_xmin(pg_current_snapshot())::xid),
+       exists (select from pg_replication_slots o
+                where o.slot_name <> s.slot_name and (o.catalog_xmin is not null or o.xmin is not null))
   from pg_publication p, pg_replication_slots s
  where p.pubname = $1 and s.slot_name = $2 and s.catalog_xmin is not null";
 
@@ -48,7 +53,8 @@ pub(super) async fn look(client: &Client, source: &SourceConfig, survey: &Survey
         return None;
     }
     let row = timeout(LIMIT, client.query_opt(AGES, &[&source.publication, &source.slot])).await.ok()?.ok()??;
-    let ages = Ages { row: row.get(0), with_it: row.get(1), slot: row.get(2), running: row.get(3) };
+    let ages =
+        Ages { row: row.get(0), with_it: row.get(1), slot: row.get(2), running: row.get(3), has_others: row.get(4) };
     finding(source, survey.server.version, verdict(ages)?, slot.active_pid.is_some())
 }
 
@@ -57,17 +63,18 @@ pub(super) async fn look(client: &Client, source: &SourceConfig, survey: &Survey
 enum Sureness {
     /// Nothing speaks against it.
     Sure,
-    /// It may also have been altered, or an old transaction may keep the slot's horizon back.
+    /// It may also have been altered, or an old transaction or another slot may have kept the slot's horizon back.
     Likely,
 }
 
-fn verdict(Ages { row, with_it, slot, running }: Ages) -> Option<Sureness> {
+fn verdict(Ages { row, with_it, slot, running, has_others }: Ages) -> Option<Sureness> {
     let made = row.max(with_it.unwrap_or(row));
     // A negative age is one of a row older than half of all transactions there are.
     if row < 0 || with_it.is_some_and(|age| age < 0) || made > slot {
         return None;
     }
-    Some(if with_it.is_some() && running < made { Sureness::Sure } else { Sureness::Likely })
+    let is_held_back = running >= made || has_others;
+    Some(if with_it.is_some() && !is_held_back { Sureness::Sure } else { Sureness::Likely })
 }
 
 fn finding(source: &SourceConfig, version: u32, sureness: Sureness, is_read: bool) -> Option<Finding> {
@@ -97,7 +104,9 @@ mod tests {
 
     #[test]
     fn a_publication_is_younger_when_every_row_of_its_making_is() {
-        let verdict = |row, with_it, slot, running| verdict(Ages { row, with_it, slot, running });
+        let beside =
+            |has_others| move |row, with_it, slot, running| verdict(Ages { row, with_it, slot, running, has_others });
+        let verdict = beside(false);
         assert_eq!(verdict(50, Some(50), 49, 0), None, "made before the slot");
         assert_eq!(verdict(3, Some(50), 49, 0), None, "made before it, and altered since");
         assert_eq!(verdict(50, Some(3), 49, 0), None, "made before it, with another table since");
@@ -105,6 +114,7 @@ mod tests {
         assert_eq!(verdict(49, Some(49), 49, 0), Some(Sureness::Sure), "it ran when the slot was made");
         assert_eq!(verdict(3, None, 49, 0), Some(Sureness::Likely), "of all tables: an ALTER looks the same");
         assert_eq!(verdict(3, Some(3), 49, 60), Some(Sureness::Likely), "a transaction from before both still runs");
+        assert_eq!(beside(true)(3, Some(3), 49, 0), Some(Sureness::Likely), "another slot's horizon was taken over");
         assert_eq!(verdict(-7, Some(3), 49, 0), None, "older than can be told");
     }
 }
