@@ -151,8 +151,7 @@ fn what_is_noted_of_tables_is_shown_and_accepted_by_table() {
     let gap = Note::new(NoteKey::new(NoteKind::Identity, table("a")), 7);
     let leaf = NoteKey { other: Some(table("leaf")), ..NoteKey::new(NoteKind::UnloggedPartition, table("a")) };
     let open = Note { from: Some(Lsn(0x100)), ..gap };
-    for note in [open.clone(), Note::new(leaf.clone(), 8), Note::new(NoteKey::new(NoteKind::EarlyRows, table("a")), 9)]
-    {
+    for note in [open.clone(), Note::new(leaf, 8), Note::new(NoteKey::new(NoteKind::EarlyRows, table("a")), 9)] {
         store.put_note("app", &note).unwrap();
     }
     store.close();

@@ -53,6 +53,7 @@ pub(in crate::deliver) struct Pool {
 #[derive(Default)]
 struct State {
     /// The one used last stands at the end.
+    #[expect(clippy::vec_box, reason = "an exchange holds its connection in a box, which goes in and out as it is")]
     idle: Vec<Box<Http1>>,
     shared: Option<Arc<Http2>>,
     /// What the endpoint spoke when it was last connected to.

@@ -57,7 +57,7 @@ async fn pitfall_66_a_name_that_moves_is_followed_under_steady_traffic_and_no_re
         Endpoint::with_ways(&sink("http://moving.test/"), RootCertStore::empty(), ways(&book, YOUNG)).unwrap();
     let (mut sent, mut moved) = (0, None);
     // Traffic never stops: two at a time, as fast as they are answered.
-    while !moved.is_some_and(|moved: usize| sent > moved + 200) {
+    while moved.is_none_or(|moved: usize| sent <= moved + 200) {
         let body = delivery(100 + sent);
         for attempt in join_all((1..=2).map(|number| endpoint.attempt(&body, number))).await {
             assert_eq!(attempt.verdict, Verdict::Acknowledged);

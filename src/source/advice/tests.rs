@@ -10,15 +10,15 @@ pub(crate) fn statements(advice: &str) -> Vec<(String, String)> {
     let mut found = Vec::new();
     for line in advice.lines() {
         let starts = VERBS.iter().flat_map(|verb| line.match_indices(verb).map(|(at, _)| at));
-        let start = starts.filter(|at| *at == 0 || line[..*at].ends_with(": ")).min();
-        match start {
-            Some(at) => {
-                if at > 0 {
-                    heading = line[..at].to_owned();
+        let parts = starts.map(|at| line.split_at(at)).filter(|(words, _)| words.is_empty() || words.ends_with(": "));
+        match parts.min_by_key(|(words, _)| words.len()) {
+            Some((words, sql)) => {
+                if !words.is_empty() {
+                    heading = words.to_owned();
                 }
                 // Several on one line belong together.
-                let end = line.rfind(';').map_or(line.len(), |end| end + 1);
-                found.push((heading.clone(), line[at..end].to_owned()));
+                let sql = sql.rfind(';').map_or(sql, |end| sql.split_at(end + 1).0);
+                found.push((heading.clone(), sql.to_owned()));
             }
             None => heading = line.to_owned(),
         }

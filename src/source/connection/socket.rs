@@ -118,12 +118,10 @@ fn judged(error: ConnectError, host: &Host, first: Option<&FirstByte>) -> Connec
     let first = first.map_or(0, |first| first.load(Ordering::Relaxed));
     // Authentication, error, notice, parameter, version of the protocol.
     let is_postgres = b"RENSv\0".contains(&first);
-    match error {
-        ConnectError::Broken(_) if !is_postgres => {
-            ConnectError::NotPostgres { host: host.to_string(), speaks: speaks(first) }
-        }
-        error => error,
+    if matches!(error, ConnectError::Broken(_)) && !is_postgres {
+        return ConnectError::NotPostgres { host: host.to_string(), speaks: speaks(first) };
     }
+    error
 }
 
 fn note(host: &Host, error: ConnectError) -> ConnectError {

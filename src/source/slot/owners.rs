@@ -142,8 +142,7 @@ mod tests {
             role("Readers \"all\""),
             Role { is_own: true, ..role("walhook") },
         ];
-        let mut all = Roles::default();
-        all.roles = (0..).zip(list).collect();
+        let mut all = Roles { roles: (0..).zip(list).collect(), ..Roles::default() };
         for (member, of) in memberships {
             all.memberships.entry(*member).or_default().push(*of);
         }

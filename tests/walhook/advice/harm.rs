@@ -20,8 +20,7 @@ async fn nobody_becomes_a_member_of_a_role_that_is_more_than_an_owner_of_tables(
     rig.postgres.admin_sql(roles).await;
     let owners = ["postgres", "replicator", "auditor", "manager", "rds_superuser", "far", "ours", "pg_monitor"];
     for owner in owners {
-        let make = format!("DROP TABLE IF EXISTS theirs; CREATE TABLE theirs (id int PRIMARY KEY)");
-        rig.postgres.admin_sql(&make).await;
+        rig.postgres.admin_sql("DROP TABLE IF EXISTS theirs; CREATE TABLE theirs (id int PRIMARY KEY)").await;
         // Reserved roles own nothing by ALTER; a catalogue entry is what a managed service would have made.
         let give = match owner.starts_with("pg_") {
             true => "SET allow_system_table_mods = on; UPDATE pg_class SET relowner = 'pg_monitor'::regrole WHERE relname = 'theirs'".to_owned(),

@@ -114,15 +114,16 @@ pub(super) fn printed_in(mend: &str) -> Vec<Printed> {
     let mut found = Vec::new();
     for line in mend.lines() {
         let starts = VERBS.iter().flat_map(|verb| line.match_indices(verb).map(|(at, _)| at));
-        let start = starts.filter(|at| *at == 0 || line[..*at].ends_with(": ")).min();
-        match (start, line.rfind(';')) {
-            (Some(at), Some(end)) if at < end => {
-                if at > 0 {
-                    line[..at].clone_into(&mut whom);
+        let parts = starts.map(|at| line.split_at(at)).filter(|(words, _)| words.is_empty() || words.ends_with(": "));
+        let first = parts.min_by_key(|(words, _)| words.len());
+        match first.and_then(|(words, sql)| Some((words, sql.split_at(sql.rfind(';')? + 1).0))) {
+            Some((words, sql)) => {
+                if !words.is_empty() {
+                    words.clone_into(&mut whom);
                 }
-                found.push(Printed { whom: whom.clone(), sql: line[at..=end].to_owned() });
+                found.push(Printed { whom: whom.clone(), sql: sql.to_owned() });
             }
-            _ => line.clone_into(&mut whom),
+            None => line.clone_into(&mut whom),
         }
     }
     found
