@@ -3,12 +3,15 @@
 use std::collections::{HashMap, HashSet};
 
 use tokio_postgres::Client;
+use tracing::warn;
 
 use super::error::{PrepareError, bounded};
 use super::plan::Naming;
+use super::portions::Learnt;
 use super::survey::{RelationKind, TableFacts};
 use super::{Survey, Turn};
 use crate::change::TableName;
+use crate::source::chain;
 use crate::store::{NoteKey, NoteKind};
 
 /// What of single tables is not captured.
@@ -49,14 +52,15 @@ pub(crate) struct Moves {
 
 impl Missed {
     /// Of a survey. `added` are tables that are published only now, `written` those of them that have had rows.
-    pub(super) fn new(survey: &Survey, turn: Turn, captured: &[TableFacts], written: &[TableName]) -> Self {
+    pub(super) fn new(survey: &Survey, turn: Turn, learnt: &Learnt, written: &[TableName]) -> Self {
         let added = &survey.steps.added;
         let exact = survey.plan.publish.iter().filter(|(_, naming)| *naming == Naming::Exact);
         let exact: HashSet<&TableName> = exact.map(|(table, _)| &table.name).collect();
-        let is_anew = |table: &&TableName| !turn.is_first() && exact.contains(table);
+        // One that was missing, or could not be published, from the start on has missed nothing but what is in it.
+        let is_anew = |table: &&TableName| !turn.is_first() && exact.contains(table) && !learnt.has_waited(table);
         let made_anew: Vec<TableName> = added.iter().filter(is_anew).cloned().collect();
         let early = written.iter().filter(|table| added.contains(table) && !is_anew(table)).cloned().collect();
-        let names: HashSet<&TableName> = captured.iter().map(|table| &table.name).collect();
+        let names: HashSet<&TableName> = survey.streaming().map(|table| &table.name).collect();
         Self {
             made_anew,
             early,
@@ -153,7 +157,7 @@ select c.oid
   join pg_inherits i on i.inhrelid = c.oid
   join pg_attribute a on a.attrelid = c.oid and a.attname = 'tableoid' and a.attnum < 0
  where c.oid = any ($1) and c.relkind = 'r' and i.xmin <> a.xmin
-   and not exists (select from pg_locks l where l.relation = c.oid and l.granted and l.mode = 'AccessExclusiveLock')
+   and not exists (select from pg_locks l where l.relation = c.oid and l.mode = 'AccessExclusiveLock')
    and pg_relation_size(c.oid) > 0";
 
 /// Which of these partitions were attached with rows.
@@ -174,16 +178,19 @@ with recursive tree (oid, top) as (
     from tree t join pg_class c on c.oid = t.oid and c.relkind = 'p' join pg_inherits i on i.inhparent = t.oid)
 select distinct t.top
   from tree t join pg_class c on c.oid = t.oid and c.relkind = 'r' and c.relpersistence = 'p'
- where not exists (select from pg_locks l where l.relation = c.oid and l.granted and l.mode = 'AccessExclusiveLock')
+ where not exists (select from pg_locks l where l.relation = c.oid and l.mode = 'AccessExclusiveLock')
    and pg_relation_size(c.oid) > 0";
 
 impl Survey {
-    /// Tables to be published that have been written to: asked right before.
-    pub(super) async fn written(&self, client: &Client) -> Result<Vec<TableName>, PrepareError> {
-        let added: HashSet<&TableName> = self.steps.added.iter().collect();
-        let new: Vec<&TableFacts> = self.tables.iter().filter(|table| added.contains(&table.name)).collect();
-        let written = written(client, &new.iter().map(|table| table.oid).collect::<Vec<_>>()).await?;
-        Ok(new.into_iter().filter(|table| written.contains(&table.oid)).map(|table| table.name.clone()).collect())
+    /// Tables to be published that have been written to: asked right before. Where that cannot be asked, all of them may have.
+    pub(super) async fn written(&self, client: &Client) -> Vec<TableName> {
+        let oids: Vec<u32> = self.steps.added.iter().filter_map(|table| self.oids.get(table).copied()).collect();
+        let written = written(client, &oids).await.unwrap_or_else(|error| {
+            warn!(error = %chain(&error), "it cannot be asked which of the tables to be published have rows");
+            oids.iter().copied().collect()
+        });
+        let is_written = |table: &&TableName| self.oids.get(table).is_some_and(|oid| written.contains(oid));
+        self.steps.added.iter().filter(is_written).cloned().collect()
     }
 }
 
@@ -222,6 +229,7 @@ mod tests {
             is_owned: true,
             owner: Owner { name: "app".to_owned(), hindrance: None },
             ties: Ties::default(),
+            is_reachable: true,
             identity: IdentityFacts { setting: ReplicaIdentity::Default, columns: None },
             primary_key: Vec::new(),
             columns: Vec::new(),
