@@ -217,9 +217,11 @@ impl Housekeeping {
     /// Notes what has become of tables since the look before.
     async fn note_moves(&mut self, before: &[Relation], now: &[Relation]) {
         let takes = |table: &TableName| self.sinks.iter().any(|sink| sink.takes_table(table));
-        let Moves { away, joined } = missed::moves(before, now, takes);
-        for key in away {
-            self.notes.happened(key).await;
+        let Moves { away, joined, early } = missed::moves(before, now, takes);
+        for key in away.into_iter().chain(early) {
+            if !self.notes.is_out(&key.table) {
+                self.notes.happened(key).await;
+            }
         }
         if joined.is_empty() {
             return;

@@ -81,12 +81,17 @@ select coalesce(obj_description(p.oid, 'pg_publication') = $2, false), pg_has_ro
 /// `$1` is the publication; `$2` names tables that are out of it, to be asked as if they were in.
 fn bare(version: i32) -> String {
     let has_lists = version >= 150_000;
-    let (list, in_schema) = match has_lists {
+    let (filter, list, in_schema) = match has_lists {
         true => (
+            "r.prqual::text",
             "r.prattrs::int2[]",
             "or exists (select from pg_publication_namespace s where s.pnpubid = pub.oid and s.pnnspid = c.relnamespace)",
         ),
-        false => ("null::int2[]", ""),
+        false => ("null::text", "null::int2[]", ""),
+    };
+    let excluded = match version {
+        190_000.. => "and coalesce((to_jsonb(r) ->> 'prexcept')::bool, false) = false",
+        _ => "",
     };
     let columns = if has_lists { BY_COLUMNS } else { "" };
     let generated = if version >= 180_000 { BY_GENERATED } else { "" };
@@ -96,9 +101,8 @@ with recursive pub as (
   select p.oid, p.puballtables, p.pubviaroot, coalesce(to_jsonb(p) ->> 'pubgencols', 's') <> 's' as lacks_generated
     from pg_publication p where p.pubname = $1 and (p.pubupdate or p.pubdelete)),
 top (oid, is_member, is_candidate, filter, list) as (
-  select r.prrelid, true, false, to_jsonb(r) ->> 'prqual', {list}
-    from pub join pg_publication_rel r on r.prpubid = pub.oid
-   where coalesce((to_jsonb(r) ->> 'prexcept')::bool, false) = false
+  select r.prrelid, true, false, {filter}, {list}
+    from pub join pg_publication_rel r on r.prpubid = pub.oid {excluded}
   union all
   select c.oid, false, false, null, null
     from pub join pg_class c on c.relkind in ('r', 'p') and c.oid >= 16384 and not c.relispartition
