@@ -135,8 +135,9 @@ pub(crate) async fn survey(
     let read = async {
         let server = server::read(client).await?;
         let tables = survey::read(client).await?;
-        let plan = Plan::new(&tables, sinks);
         let publication = publication::read(client, source, server.version).await?;
+        let covered = publication.as_ref().map(PublicationState::coverage);
+        let plan = Plan::new(&tables, sinks, covered.as_ref());
         let wanted = Wanted { plan: &plan, tables: &tables, source, sinks, server: &server };
         let steps = Steps::new(publication.as_ref(), wanted);
         let slot = inspect(client, &source.slot).await?;

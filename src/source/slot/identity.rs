@@ -9,7 +9,7 @@ use tokio_postgres::{Client, Row};
 
 use super::error::{Passing, PrepareError, bounded};
 use super::names::{ENCODING, Name, quoted, quoted_table};
-use super::publication::mark;
+use super::publication;
 use crate::change::{Lsn, TableName};
 use crate::config::SourceConfig;
 use crate::source::advice::Statement;
@@ -55,7 +55,7 @@ pub(crate) struct Bare {
 /// What a look has found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Look {
-    /// The publication was made by walhook for this slot.
+    /// The publication was made by walhook for this slot; this and the next are asked only where something is bare.
     pub(crate) is_ours: bool,
     /// The role may change it.
     pub(crate) is_owned: bool,
@@ -73,8 +73,7 @@ pub(crate) struct Look {
 }
 
 const PUBLICATION: &str = "
-select coalesce(obj_description(p.oid, 'pg_publication') = $2, false), pg_has_role(p.pubowner, 'USAGE'), pg_is_in_recovery(),
-       p.pubupdate, p.pubdelete, case when not pg_is_in_recovery() then pg_current_wal_lsn()::text end,
+select pg_is_in_recovery(), p.pubupdate, p.pubdelete, case when not pg_is_in_recovery() then pg_current_wal_lsn()::text end,
        current_setting('server_version_num')::int
   from pg_publication p where p.pubname = $1";
 
@@ -171,10 +170,10 @@ pub(crate) async fn look(
     candidates: &[&TableName],
 ) -> Result<Option<Look>, PrepareError> {
     let (doing, name) = ("look at the replica identities of what is published", &source.publication);
-    let found = bounded(doing, client.query_opt(PUBLICATION, &[name, &mark(source)])).await?;
+    let found = bounded(doing, client.query_opt(PUBLICATION, &[name])).await?;
     let Some(row) = found else { return Ok(None) };
     let candidates: Vec<String> = candidates.iter().map(|table| quoted_table(table)).collect();
-    let mut bare: Vec<Bare> = bounded(doing, client.query(&bare(row.get(6)), &[name, &candidates]))
+    let mut bare: Vec<Bare> = bounded(doing, client.query(&bare(row.get(4)), &[name, &candidates]))
         .await?
         .iter()
         .map(of_row)
@@ -182,14 +181,18 @@ pub(crate) async fn look(
         .ok_or(Passing::Answer { doing })?;
     let is_cut = bare.len() > BARE_MAX;
     bare.truncate(BARE_MAX);
+    let (is_ours, is_owned) = match bare.is_empty() {
+        true => (false, false),
+        false => publication::standing(client, source).await?,
+    };
     Ok(Some(Look {
-        is_ours: row.get(0),
-        is_owned: row.get(1),
-        in_recovery: row.get(2),
-        version: u32::try_from(row.get::<_, i32>(6)).unwrap_or(0),
-        updates: row.get(3),
-        deletes: row.get(4),
-        end: row.get::<_, Option<&str>>(5).and_then(|text| text.parse().ok()),
+        is_ours,
+        is_owned,
+        in_recovery: row.get(0),
+        version: u32::try_from(row.get::<_, i32>(4)).unwrap_or(0),
+        updates: row.get(1),
+        deletes: row.get(2),
+        end: row.get::<_, Option<&str>>(3).and_then(|text| text.parse().ok()),
         bare,
         is_cut,
     }))

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::error::{Mends, PlanFault};
+use super::publication::Coverage;
 use super::survey::{Refusal, RelationKind, TableFacts};
 use super::takes::Takes;
 use crate::change::{ReplicaIdentity, TableName};
@@ -90,8 +91,9 @@ pub(crate) enum Naming {
 }
 
 impl Plan {
-    /// Weighs every table against every sink.
-    pub(crate) fn new(tables: &[TableFacts], sinks: &[SinkConfig]) -> Self {
+    /// Weighs every table against every sink. Of a table that is published without an identity nothing is said here: that its own
+    /// writes fail is told by whoever looks at the publication (`identity`).
+    pub(crate) fn new(tables: &[TableFacts], sinks: &[SinkConfig], covered: Option<&Coverage<'_>>) -> Self {
         let mut plan = Self { operations: Operations::of(sinks), ..Self::default() };
         let all = Takes::all(sinks);
         plan.look_up(&all, tables);
@@ -106,6 +108,7 @@ impl Plan {
                 continue;
             }
             match table.kind_refusal() {
+                None if plan.is_harmed(table, covered) => {}
                 None => plan.weigh(table, &takers),
                 Some(refusal) => plan.other_kind(table, &takers, refusal, &roots),
             }
@@ -152,6 +155,12 @@ impl Plan {
                     .push(Trouble { what: reason, advice: format!("remove [sink.{}.table.\"{name}\"]", sink.name) });
             }
         }
+    }
+
+    fn is_harmed(&self, table: &TableFacts, covered: Option<&Coverage<'_>>) -> bool {
+        self.operations.needs_identity()
+            && covered.is_some_and(|covered| covered.has(&table.name))
+            && table.identity_refusal().is_some()
     }
 
     /// Publishes the table, or says why not.

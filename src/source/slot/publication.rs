@@ -26,6 +26,8 @@ pub(crate) struct PublicationState {
     pub(crate) schemas: Vec<String>,
     pub(crate) operations: Operations,
     pub(crate) via_root: bool,
+    /// It leaves out stored generated columns, which it could pass on (18).
+    pub(crate) lacks_generated: bool,
     /// Made by walhook for this slot, by its comment.
     pub(crate) is_ours: bool,
     /// The role may change it.
@@ -40,7 +42,8 @@ pub(crate) struct PublicationState {
 }
 
 const PUBLICATION: &str = "
-select p.puballtables, p.pubinsert, p.pubupdate, p.pubdelete, p.pubtruncate, p.pubviaroot, p.pubowner, p.oid
+select p.puballtables, p.pubinsert, p.pubupdate, p.pubdelete, p.pubtruncate, p.pubviaroot, p.pubowner, p.oid,
+       coalesce(to_jsonb(p) ->> 'pubgencols', 's') = 'n'
   from pg_publication p where p.pubname = $1";
 
 /// What only decides about changes to it.
@@ -114,6 +117,7 @@ pub(crate) async fn read(
         operations: Operations { insert: row.get(1), update: row.get(2), delete: row.get(3), truncate: row.get(4) },
         via_root: row.get(5),
         oid: row.get(7),
+        lacks_generated: row.get(8),
         is_ours: answers.truth() == Some(true),
         // Where it is not known it is tried.
         is_owned: answers.truth() != Some(false),
@@ -122,6 +126,14 @@ pub(crate) async fn read(
         members: members.iter().map(table).collect(),
         partial: members.iter().filter(|row| row.get(2)).map(table).collect(),
     }))
+}
+
+/// Whether walhook made the publication for this slot, and whether the role may change it. What is not known of the second is
+/// tried.
+pub(super) async fn standing(client: &Client, source: &SourceConfig) -> Result<(bool, bool), PrepareError> {
+    let questions = questions(&source.publication, &mark(source));
+    let mut answers = ask(client, "read the publication", &questions).await?;
+    Ok((answers.truth() == Some(true), answers.truth() != Some(false)))
 }
 
 impl PublicationState {

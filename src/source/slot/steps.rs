@@ -102,6 +102,10 @@ impl Steps {
         if operations != state.operations {
             parameters.push(format!("publish = '{}'", operations.parameter()));
         }
+        // One that walhook made before the server was upgraded: under REPLICA IDENTITY FULL it would refuse updates.
+        if state.lacks_generated && state.is_ours {
+            parameters.push("publish_generated_columns = stored".to_owned());
+        }
         if !parameters.is_empty() {
             self.own.push(format!("ALTER PUBLICATION {name} SET ({});", parameters.join(", ")));
         }
