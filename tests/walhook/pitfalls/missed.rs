@@ -251,7 +251,7 @@ async fn pitfall_58_rows_of_before_its_owner_published_a_table_are_said_too() {
         CREATE TABLE empty (id int PRIMARY KEY)";
     postgres.sql(tables).await;
     wait_said(&daemon, "both to be left out", |said| {
-        ["public.filled", "public.empty"].iter().all(|table| said.contains(&format!("ADD TABLE {}", quoted(table))))
+        ["filled", "empty"].iter().all(|table| said.contains(&format!("public.{table} is not in the publication")))
     })
     .await;
     postgres.sql(&format!("ALTER PUBLICATION {SLOT} ADD TABLE filled, empty; INSERT INTO empty VALUES (2)")).await;
@@ -259,9 +259,4 @@ async fn pitfall_58_rows_of_before_its_owner_published_a_table_are_said_too() {
     let said = troubles(&daemon.ready().await.unwrap().1);
     assert!(!said.contains("public.empty had"), "{said}");
     assert!(daemon.sigterm().await.success());
-}
-
-/// As it stands in JSON.
-fn quoted(table: &str) -> String {
-    table.split('.').map(|part| format!("\\\"{part}\\\"")).collect::<Vec<_>>().join(".")
 }
