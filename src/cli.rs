@@ -1,7 +1,8 @@
 //! The commands: what `walhook` understands, and the exit codes.
 //!
-//! 0: done. 1: failed while running. 2: a bad command line, which clap refuses. 69: the database or another prerequisite is
-//! missing. 78: the configuration is bad.
+//! 0: done. 1: failed while running. 2: a bad command line, which clap refuses. 69: what a restart may mend, because something
+//! outside the file is missing or not ready. 78: what nothing but an edit of the configuration mends: a service manager does not
+//! restart on it.
 
 pub mod check;
 pub mod config_schema;
@@ -21,9 +22,10 @@ use tokio::runtime::Runtime;
 use tracing::error;
 
 use crate::app::{self, AppError};
-use crate::config::{self, Config};
+use crate::config::{self, Config, Faults};
 use crate::deliver::endpoint::EndpointError;
 use crate::source::{SourceError, chain};
+use crate::store::StoreError;
 use crate::{demo, logging};
 
 /// Failed while running.
@@ -123,7 +125,7 @@ fn daemon(args: &RunArgs) -> u8 {
         Ok(config) => config,
         Err(faults) => {
             say(&faults.to_string());
-            return BAD_CONFIG;
+            return of_faults(&faults);
         }
     };
     if let Some(text) = args.log.as_deref().filter(|text| config::level_words(text).is_err()) {
@@ -136,6 +138,11 @@ fn daemon(args: &RunArgs) -> u8 {
         return BAD_CONFIG;
     }
     with_runtime(|runtime| runtime.block_on(run_daemon(config)))
+}
+
+/// The exit code for a configuration that cannot be taken.
+pub(crate) fn of_faults(faults: &Faults) -> u8 {
+    if faults.need_an_edit() { BAD_CONFIG } else { UNAVAILABLE }
 }
 
 async fn run_daemon(config: Config) -> u8 {
@@ -173,6 +180,11 @@ pub(crate) fn explain(error: AppError) -> u8 {
         AppError::Source(SourceError::Prerequisite { what, advice }) => {
             say(&format!("error: {what}\n  {}", advice.replace('\n', "\n  ")));
             UNAVAILABLE
+        }
+        // Nothing but an edit of the file makes a start succeed.
+        AppError::Store(StoreError::TooSmall { .. }) => {
+            say(&format!("error: {:#}", anyhow::Error::from(error)));
+            BAD_CONFIG
         }
         AppError::Endpoint { source: EndpointError::NoRoots { .. } | EndpointError::CaFile { .. }, .. }
         | AppError::Admin(_)

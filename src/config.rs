@@ -37,7 +37,8 @@ const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// Reads and checks `file`, with `${NAME}` and `WALHOOK_…__…` from the environment.
 pub fn load(file: &Path) -> Result<Config, Faults> {
     let text = read_file(file).map_err(|reason| {
-        Faults(vec![Fault { key: file.display().to_string(), value: None, reason, suggestion: None, place: None }])
+        let key = file.display().to_string();
+        Faults(vec![Fault { key, value: None, reason, suggestion: None, place: None, is_outside: false }])
     })?;
     let overrides: Vec<(String, String)> = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.to_string_lossy().into_owned())))

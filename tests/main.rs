@@ -87,6 +87,8 @@ mod pitfalls;
 mod poison;
 #[path = "walhook/pressure.rs"]
 mod pressure;
+#[path = "walhook/publishing.rs"]
+mod publishing;
 #[path = "walhook/quota.rs"]
 mod quota;
 #[path = "walhook/refused.rs"]

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::{BAD_CONFIG, FAILED, UNAVAILABLE, say};
+use super::{FAILED, UNAVAILABLE, of_faults, say};
 use crate::config::{self, Config};
 use crate::source::chain;
 use crate::source::notes;
@@ -99,7 +99,7 @@ pub fn state(args: &StateArgs) -> u8 {
         Ok(config) => config,
         Err(faults) => {
             say(&faults.to_string());
-            return BAD_CONFIG;
+            return of_faults(&faults);
         }
     };
     match carry_out(args, &config) {

@@ -7,7 +7,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::excerpt::syntax_fault;
 use super::fault::{Fault, Faults, Place};
-use super::substitute::substitute;
+use super::substitute::{Unfilled, substitute};
 
 /// Syntax errors reported at most; more are the echo of the first.
 const SYNTAX_FAULTS_MAX: usize = 10;
@@ -145,9 +145,10 @@ impl Reader<'_> {
                 }
                 Value::String(Tag::Default, filled.text)
             }
-            Err(reason) => {
+            Err(Unfilled { reason, is_unset }) => {
                 let place = self.places.line(key).map(Place::Line);
-                self.faults.push(Fault { key: key.to_owned(), value: None, reason, suggestion: None, place });
+                let key = key.to_owned();
+                self.faults.push(Fault { key, value: None, reason, suggestion: None, place, is_outside: is_unset });
                 Value::Empty(Tag::Default, Empty::None)
             }
         }

@@ -49,7 +49,8 @@ impl Reading {
 
     fn note(&self, key: &str, tag: Tag, value: Option<String>, reason: String, suggestion: Option<String>) {
         let place = self.variable(tag).map(Place::Variable).or_else(|| self.places.line(key).map(Place::Line));
-        self.faults.borrow_mut().push(Fault { key: key.to_owned(), value, reason, suggestion, place });
+        let is_outside = matches!(place, Some(Place::Variable(_)));
+        self.faults.borrow_mut().push(Fault { key: key.to_owned(), value, reason, suggestion, place, is_outside });
     }
 
     /// The variable that a value came from.

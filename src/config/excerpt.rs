@@ -77,6 +77,7 @@ pub(super) fn syntax_fault(error: &toml::de::Error, text: &str) -> Fault {
         reason: format!("column {column}: {message}\n  {number} | {shown}\n  {margin} | {}^", " ".repeat(mark)),
         suggestion: None,
         place: Some(Place::Line(line)),
+        is_outside: false,
     }
 }
 

@@ -15,6 +15,8 @@ pub struct Fault {
     pub suggestion: Option<String>,
     /// Where it was written, if that is known.
     pub place: Option<Place>,
+    /// The environment mends it, and no edit of the file has to: a variable that is not set, or one that overrides a key.
+    pub is_outside: bool,
 }
 
 /// Where a value was written.
@@ -29,6 +31,13 @@ pub enum Place {
 /// Everything that is wrong, in the order of the file; never empty. Displays as one block a fault.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub struct Faults(pub Vec<Fault>);
+
+impl Faults {
+    /// Whether nothing but an edit of the file makes it right.
+    pub fn need_an_edit(&self) -> bool {
+        self.0.iter().any(|fault| !fault.is_outside)
+    }
+}
 
 impl fmt::Display for Faults {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

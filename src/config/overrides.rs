@@ -50,7 +50,8 @@ struct Unknown {
 impl Unknown {
     fn fault(self, variable: &str) -> Fault {
         let place = Some(Place::Variable(variable.to_owned()));
-        Fault { key: self.key, value: None, reason: self.reason, suggestion: self.suggestion, place }
+        let Self { key, reason, suggestion } = self;
+        Fault { key, value: None, reason, suggestion, place, is_outside: true }
     }
 }
 

@@ -4,15 +4,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Interval, MissedTickBehavior, interval};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 use tokio_postgres::Client;
-use tracing::{info, warn};
+use tracing::warn;
 
 use super::identity::Watch;
 use super::notes::Notes;
 use super::problem::chain;
 use super::slot::missed::{self, Moves, Relation};
-use super::slot::{self, Missed, PrepareError};
+use super::slot::{self, Learnt, Missed, PrepareError};
 use crate::change::TableName;
 use crate::config::{SinkConfig, SourceConfig};
 use crate::store::{NoteKey, NoteKind};
@@ -22,6 +22,12 @@ use crate::view::{SharedViews, Trouble};
 const MAINTAIN_EVERY: Duration = Duration::from_secs(30);
 /// The same while a table that a sink names is missing: what happens to it before it is published is not captured.
 const MAINTAIN_MISSING_EVERY: Duration = Duration::from_secs(5);
+/// Longest wait for that. In between, a look takes one part in so many of the time: with thousands of tables it is no small thing
+/// for the server.
+const MAINTAIN_MISSING_MAX: Duration = Duration::from_secs(10);
+const MAINTAIN_SHARE: u32 = 20;
+/// The same while there are more tables to publish than one look has time for: heartbeats go between two looks.
+const MAINTAIN_UNFINISHED_EVERY: Duration = Duration::from_millis(500);
 /// How often the slot is looked at.
 const INSPECT_EVERY: Duration = Duration::from_secs(5);
 
@@ -43,6 +49,8 @@ pub(super) struct Housekeeping {
     pub(super) harms: Vec<Trouble>,
     /// From there too.
     pub(super) missed: Missed,
+    /// What making it ready has learnt of the publication.
+    pub(super) learnt: Learnt,
 }
 
 /// What is wrong, each part as it was last found.
@@ -161,19 +169,20 @@ impl Housekeeping {
 
     /// Gives the time to the next turn.
     async fn maintain(&mut self, found: &mut Found) -> Duration {
-        let mut next = MAINTAIN_EVERY;
-        match slot::maintain(&self.client, &self.source, &self.sinks).await {
+        let (mut next, began) = (MAINTAIN_EVERY, Instant::now());
+        match slot::maintain(&self.client, &self.source, &self.sinks, &mut self.learnt).await {
             Ok(done) => {
-                for table in &done.added {
-                    info!(source = %self.source.name, %table, "table added to the publication");
-                }
                 let before = found.troubles.iter().chain(&found.errors).cloned().collect::<Vec<_>>();
                 for trouble in done.troubles.iter().chain(&done.errors).filter(|trouble| !before.contains(trouble)) {
                     warn!(source = %self.source.name, advice = trouble.advice, "{}", trouble.what);
                 }
                 self.keep(done.missed, found).await;
                 if done.is_incomplete {
-                    next = MAINTAIN_MISSING_EVERY;
+                    let gentle = began.elapsed().saturating_mul(MAINTAIN_SHARE);
+                    next = gentle.clamp(MAINTAIN_MISSING_EVERY, MAINTAIN_MISSING_MAX);
+                }
+                if done.is_unfinished {
+                    next = MAINTAIN_UNFINISHED_EVERY;
                 }
                 (found.troubles, found.errors, found.fault) = (done.troubles, done.errors, None);
             }
@@ -208,9 +217,11 @@ impl Housekeeping {
     /// Notes what has become of tables since the look before.
     async fn note_moves(&mut self, before: &[Relation], now: &[Relation]) {
         let takes = |table: &TableName| self.sinks.iter().any(|sink| sink.takes_table(table));
-        let Moves { away, joined } = missed::moves(before, now, takes);
-        for key in away {
-            self.notes.happened(key).await;
+        let Moves { away, joined, early } = missed::moves(before, now, takes);
+        for key in away.into_iter().chain(early) {
+            if !self.notes.is_out(&key.table) {
+                self.notes.happened(key).await;
+            }
         }
         if joined.is_empty() {
             return;

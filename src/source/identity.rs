@@ -223,3 +223,124 @@ fn key(table: &TableName) -> NoteKey {
 fn begun(before: &Note, end: Lsn) -> Note {
     Note { from: Some(before.from.unwrap_or(end)), to: None, ..before.clone() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::OnSlotLost;
+    use crate::source::address::PgAddress;
+    use crate::source::slot::identity::Fault;
+
+    fn config() -> SourceConfig {
+        SourceConfig {
+            name: "app".to_owned(),
+            url: PgAddress::parse("postgres://h/app").unwrap(),
+            slot: "walhook_app".to_owned(),
+            publication: "walhook_app".to_owned(),
+            create: true,
+            heartbeat: None,
+            failover: false,
+            on_slot_lost: OnSlotLost::Stop,
+        }
+    }
+
+    fn named(table: &str) -> TableName {
+        TableName { schema: "public".to_owned(), table: table.to_owned() }
+    }
+
+    fn bare_of(table: &str) -> Bare {
+        let (table, fault) = (named(table), Fault::NoKey);
+        Bare { relation: table.clone(), table, fault, is_member: true, is_candidate: false }
+    }
+
+    fn look(bare: Vec<Bare>) -> Look {
+        Look {
+            is_ours: true,
+            is_owned: true,
+            in_recovery: false,
+            version: 150_020,
+            updates: true,
+            deletes: true,
+            end: Some(Lsn(0x500)),
+            bare,
+            is_cut: false,
+        }
+    }
+
+    fn note(table: &str, from: Option<u64>, to: Option<u64>) -> Note {
+        Note { from: from.map(Lsn), to: to.map(Lsn), ..Note::new(key(&named(table)), 0) }
+    }
+
+    fn decided(source: &SourceConfig, look: &Look, noted: &[Note]) -> Decided {
+        decide(source, look, &published(look), &noted.iter().collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn what_is_bare_goes_out_and_what_is_mended_is_forgotten_or_looked_for() {
+        let out = Bare { is_candidate: true, is_member: false, ..bare_of("still_out") };
+        let found = look(vec![bare_of("new"), bare_of("seen"), bare_of("again"), out]);
+        let noted = [
+            note("seen", None, None),
+            note("again", Some(1), Some(2)),
+            note("still_out", Some(1), None),
+            note("never_out", None, None),
+            note("back", Some(1), None),
+            note("closed", Some(1), Some(2)),
+        ];
+        let names = |tables: &[&str]| tables.iter().map(|table| named(table)).collect::<Vec<_>>();
+        let expected = Decided {
+            begin: names(&["new"]),
+            take_out: names(&["again", "new", "seen"]),
+            forget: names(&["never_out"]),
+            whole: names(&["back"]),
+        };
+        assert_eq!(decided(&config(), &found, &noted), expected);
+        // Of tables that a look did not reach nothing is known.
+        let cut = decided(&config(), &Look { is_cut: true, ..found }, &noted);
+        assert_eq!((cut.forget, cut.whole), (Vec::new(), Vec::new()));
+    }
+
+    #[test]
+    fn only_a_member_of_a_publication_of_our_own_is_taken_out() {
+        let ours = look(vec![bare_of("t")]);
+        assert_eq!(decided(&config(), &ours, &[]).take_out, [named("t")]);
+        let whole = Bare { is_member: false, ..bare_of("t") };
+        for (looks, source) in [
+            (Look { is_ours: false, ..ours.clone() }, config()),
+            (Look { is_owned: false, ..ours.clone() }, config()),
+            (Look { in_recovery: true, ..ours.clone() }, config()),
+            (look(vec![whole]), config()),
+            (ours.clone(), SourceConfig { create: false, ..config() }),
+        ] {
+            let found = decided(&source, &looks, &[]);
+            assert_eq!((found.begin, found.take_out), (vec![named("t")], Vec::new()), "{looks:?}");
+        }
+    }
+
+    #[test]
+    fn a_gap_that_opens_again_joins_the_one_before() {
+        assert_eq!(begun(&note("t", None, None), Lsn(7)), note("t", Some(7), None));
+        assert_eq!(begun(&note("t", Some(3), Some(5)), Lsn(7)), note("t", Some(3), None));
+        assert_eq!(begun(&note("t", Some(3), None), Lsn(7)), note("t", Some(3), None));
+    }
+
+    #[test]
+    fn a_harm_says_since_when_why_and_both_ways_out() {
+        let found = look(Vec::new());
+        let leaf = Bare { relation: named("leaf"), ..bare_of("t") };
+        let trouble = found.harm(&config(), &leaf, Some("noon"), "it is locked");
+        let what = "public.t is published and its own UPDATE and DELETE fail since noon: its partition public.leaf has no \
+                    primary key and no replica identity; it is not taken out of the publication: it is locked";
+        assert_eq!(trouble.what, what);
+        let ways = "give it an identity: ALTER TABLE \"public\".\"leaf\" REPLICA IDENTITY FULL;\nor let nothing of it be captured \
+                    any more: ALTER PUBLICATION \"walhook_app\" DROP TABLE ONLY \"public\".\"t\";";
+        assert_eq!(trouble.advice, ways);
+        let only = Look { deletes: false, ..look(Vec::new()) };
+        let all = Bare { is_member: false, fault: Fault::Nothing, ..bare_of("t") };
+        let trouble = only.harm(&config(), &all, None, "no");
+        assert!(
+            trouble.what.starts_with("public.t is published and its own UPDATE fails: it has REPLICA IDENTITY NOTHING")
+        );
+        assert!(trouble.advice.contains("REPLICA IDENTITY DEFAULT") && trouble.advice.contains("without public.t"));
+    }
+}

@@ -79,6 +79,7 @@ impl Source {
             errors: prepared.errors,
             harms,
             missed: prepared.missed,
+            learnt: prepared.learnt,
         };
         tasks.spawn(housekeeping.run());
         let now = Instant::now();
@@ -359,7 +360,7 @@ impl Source {
             from = %self.confirmed,
             "streaming"
         );
-        for Trouble { what, advice } in &prepared.troubles {
+        for Trouble { what, advice } in prepared.errors.iter().chain(&prepared.troubles) {
             warn!(source = %self.config.name, advice, "{what}");
         }
         if let Some(mut view) = self.views.sources.get_mut(&self.config.name) {

@@ -12,26 +12,32 @@ pub(crate) mod by_hand;
 pub(in crate::source) mod creation;
 mod error;
 pub(crate) mod identity;
+mod lockers;
 pub(crate) mod missed;
 pub(crate) mod names;
 pub(crate) mod neighbours;
 pub(crate) mod owners;
 pub(crate) mod plan;
+pub(crate) mod portions;
 pub(crate) mod publication;
+mod publishing;
 pub(crate) mod server;
 mod state;
+mod steps;
 pub(crate) mod survey;
 mod synchronous;
+pub(crate) mod takes;
 #[cfg(test)]
 pub(crate) mod tests;
 pub(crate) mod unseen;
 mod verdict;
 
-use tokio_postgres::Client;
-use tokio_postgres::error::SqlState;
-use tracing::{info, warn};
+use std::collections::HashMap;
 
-pub use self::error::{LostSlot, Passing, PlanFault, PrepareError};
+use tokio_postgres::Client;
+use tracing::warn;
+
+pub use self::error::{LostSlot, Mends, Passing, PlanFault, PrepareError};
 pub use self::missed::Missed;
 pub use self::neighbours::Ties;
 pub use self::owners::Owner;
@@ -40,16 +46,23 @@ pub use self::survey::{ColumnFacts, IdentityFacts, RelationKind, TableFacts};
 
 use self::error::bounded;
 use self::plan::Plan;
-use self::publication::{PublicationState, Steps};
+use self::portions::Budget;
+pub use self::portions::Learnt;
+use self::publication::PublicationState;
+use self::publishing::{Published, Publishing, is_race, whole_fault};
 use self::server::ServerFacts;
+pub(crate) use self::steps::Held;
+use self::steps::{Steps, Wanted};
 use self::unseen::{Question, ask};
-use self::verdict::{busy, publication_gone};
+pub(crate) use self::verdict::folded;
+use self::verdict::{Outcome, busy, publication_gone};
 use crate::change::{Lsn, TableName};
 use crate::config::{SinkConfig, SourceConfig};
 use crate::view::Trouble;
 
-/// How often a step is tried again when another session made or changed the same thing at the same time.
-const RACES_MAX: usize = 3;
+/// How often a database is surveyed in one turn: after the publication was made or changed, and when another session made or
+/// changed the same thing at the same time.
+const ROUNDS_MAX: usize = 5;
 
 /// Told while [`prepare`] waits for transactions before it can make the slot, and `None` when that is over.
 pub type Report<'a> = &'a (dyn Fn(Option<Trouble>) + Sync);
@@ -77,6 +90,8 @@ pub struct Prepared {
     pub in_recovery: bool,
     /// Standbys are to keep a copy of the slot, and do not: `ALTER_REPLICATION_SLOT` makes them.
     pub wants_copies: bool,
+    /// For [`maintain`].
+    pub learnt: Learnt,
 }
 
 /// What [`maintain`] did and found.
@@ -90,8 +105,10 @@ pub struct Maintained {
     pub errors: Vec<Trouble>,
     /// As in [`Prepared`].
     pub missed: Missed,
-    /// A table that a sink names is not published, so that the next look should come soon.
+    /// A table that a sink names is not published, or one could not be, so that the next look should come soon.
     pub is_incomplete: bool,
+    /// There were more tables than one look has time for.
+    pub is_unfinished: bool,
 }
 
 /// Everything read of a database for one source, and what it would take to prepare it. Changes nothing.
@@ -103,6 +120,10 @@ pub(crate) struct Survey {
     pub(crate) publication: Option<PublicationState>,
     pub(crate) steps: Steps,
     pub(crate) slot: Option<SlotFacts>,
+    /// A sink takes logical messages, which need no table.
+    pub(crate) hears: bool,
+    /// Of every relation.
+    pub(crate) oids: HashMap<TableName, u32>,
 }
 
 /// Reads what [`prepare`] decides by.
@@ -114,12 +135,15 @@ pub(crate) async fn survey(
     let read = async {
         let server = server::read(client).await?;
         let tables = survey::read(client).await?;
-        let mut plan = Plan::new(&tables, sinks);
         let publication = publication::read(client, source, server.version).await?;
-        publication.iter().for_each(|state| plan.spare(state));
-        let steps = Steps::new(publication.as_ref(), &plan, source, sinks, &server);
+        let covered = publication.as_ref().map(PublicationState::coverage);
+        let plan = Plan::new(&tables, sinks, covered.as_ref());
+        let wanted = Wanted { plan: &plan, tables: &tables, source, sinks, server: &server };
+        let steps = Steps::new(publication.as_ref(), wanted);
         let slot = inspect(client, &source.slot).await?;
-        Ok(Survey { server, tables, plan, publication, steps, slot })
+        let oids = tables.iter().map(|table| (table.name.clone(), table.oid)).collect();
+        let hears = sinks.iter().any(|sink| !sink.messages.is_empty());
+        Ok(Survey { server, tables, plan, publication, steps, slot, hears, oids })
     };
     // Without any of these nothing can be read.
     read.await.map_err(|error: PrepareError| error.with_grant(&source.url.user))
@@ -179,15 +203,15 @@ async fn prepare_in(
     sinks: &[SinkConfig],
     report: Report<'_>,
 ) -> Result<Prepared, PrepareError> {
-    let (survey, unpublished, written) = publish_all(client, source, sinks, turn).await?;
+    let mut learnt = Learnt::default();
+    let (mut survey, published) = publish_all(client, source, sinks, turn, &mut learnt).await?;
     let mut created = false;
     if survey.slot.as_ref().is_none_or(|slot| slot.is_half_made() || slot.is_lost()) {
         let made = make_slot(client, source, &survey, report).await;
         created = made.map_err(|error| survey.with_grants(error, source))?;
     }
-    let troubles = survey.troubles(source).into_iter().chain(unpublished).collect();
-    let missed = Missed::new(&survey, turn, &survey.published(), &written);
-    ready(client, source, &survey, Prepared { troubles, missed, created, ..Prepared::default() }).await
+    let Outcome { troubles, errors, missed } = survey.outcome(published, turn, &mut learnt, source);
+    ready(client, source, &survey, Prepared { troubles, errors, missed, created, learnt, ..Prepared::default() }).await
 }
 
 /// The same for a source that has streamed from the slot before: a slot that is missing now has lost changes and is not
@@ -200,10 +224,10 @@ pub async fn prepare_again(
     source: &SourceConfig,
     sinks: &[SinkConfig],
 ) -> Result<Prepared, PrepareError> {
-    let (survey, unpublished, written) = publish_all(client, source, sinks, Turn::Again).await?;
-    let troubles = survey.troubles(source).into_iter().chain(unpublished).collect();
-    let missed = Missed::new(&survey, Turn::Again, &survey.published(), &written);
-    ready(client, source, &survey, Prepared { troubles, missed, ..Prepared::default() }).await
+    let mut learnt = Learnt::default();
+    let (mut survey, published) = publish_all(client, source, sinks, Turn::Again, &mut learnt).await?;
+    let Outcome { troubles, errors, missed } = survey.outcome(published, Turn::Again, &mut learnt, source);
+    ready(client, source, &survey, Prepared { troubles, errors, missed, learnt, ..Prepared::default() }).await
 }
 
 /// Lets later statements of a session find nothing but what Postgres itself has: a function or an operator of somebody
@@ -225,7 +249,7 @@ const CATALOGUE_ONLY: &str = "SET search_path = pg_catalog";
 /// When the server cannot be asked.
 pub async fn limit_statements(client: &Client) -> Result<(), PrepareError> {
     // Shorter than [`bounded`], so that the server is first.
-    let limits = "SET statement_timeout = '25s'; SET lock_timeout = '5s'";
+    let limits = "SET statement_timeout = '25s'; SET lock_timeout = '5s'; SET jit = off";
     bounded("limit the time of statements", client.batch_execute(limits)).await?;
     trust_the_catalogue(client).await
 }
@@ -278,38 +302,53 @@ async fn ready(
     })
 }
 
-/// Surveys and publishes, again where another session was quicker. A source that streamed before streams on with what is
-/// published already; what keeps the rest from it is its trouble.
+/// Surveys and publishes. What cannot be published keeps nothing else back: it is a trouble, and tried again by [`maintain`].
+/// Only without a publication nothing can be streamed, nor a slot be made.
 async fn publish_all(
     client: &Client,
     source: &SourceConfig,
     sinks: &[SinkConfig],
     turn: Turn,
-) -> Result<(Survey, Option<Trouble>, Vec<TableName>), PrepareError> {
+    learnt: &mut Learnt,
+) -> Result<(Survey, Published), PrepareError> {
     limit_statements(client).await?;
-    let mut races = 0;
+    let mut rounds = 0;
     loop {
-        let mut survey = survey(client, source, sinks).await?;
+        let survey = survey(client, source, sinks).await?;
         survey.fit(source, turn)?;
-        let written = survey.written(client).await?;
-        match publish(client, source, &survey, turn).await {
-            Ok(()) => return Ok((survey, None, written)),
-            Err(error) if is_race(&error) && races < RACES_MAX => races += 1,
+        let budget = if turn.is_first() { Budget::BEFORE_STREAM } else { Budget::BESIDE_STREAM };
+        let publishing = Publishing { client, source, survey: &survey, turn, budget };
+        rounds += 1;
+        let is_last = rounds >= ROUNDS_MAX;
+        let fault = match publishing.settle(learnt).await {
+            // What it holds of tables is read anew.
+            Ok(true) if !is_last => continue,
+            Ok(_) => None,
+            Err(error) if is_race(&error) && !is_last => continue,
             // A slot that is older than its publication can never be read.
-            Err(error) if turn.is_first() || (turn == Turn::Anew && survey.publication.is_none()) => {
-                return Err(survey.with_grants(error, source));
+            Err(error) if survey.publication.is_none() => return Err(survey.with_grants(error, source)),
+            Err(error) if turn.is_first() && !survey.steps.refused.is_empty() => return Err(error),
+            Err(error) => Some(whole_fault(&publishing, error).await),
+        };
+        let written = survey.written(client).await;
+        match publishing.fill(learnt).await {
+            Ok(mut published) => {
+                published.written = written;
+                published.faults.splice(..0, fault);
+                return Ok((survey, published));
             }
+            Err(error) if is_race(&error) && !is_last => {}
             Err(error) => {
-                survey.steps.added.clear();
-                let trouble = survey.with_grants(error, source).into_trouble();
-                return Ok((survey, Some(trouble), Vec::new()));
+                let mut published = Published::of_fault(whole_fault(&publishing, error).await);
+                published.faults.splice(..0, fault);
+                return Ok((survey, published));
             }
         }
     }
 }
 
 /// Adds tables that patterns match and that can be published; run it from time to time. With `create = false` it only
-/// says which are missing. What keeps them from the publication is a trouble.
+/// says which are missing. What keeps them from the publication is a trouble. `learnt` is what the turns before have.
 ///
 /// # Errors
 /// When the server cannot be asked, or the publication is gone.
@@ -317,23 +356,31 @@ pub async fn maintain(
     client: &Client,
     source: &SourceConfig,
     sinks: &[SinkConfig],
+    learnt: &mut Learnt,
 ) -> Result<Maintained, PrepareError> {
     let mut survey = survey(client, source, sinks).await?;
     if survey.publication.is_none() {
         return Err(publication_gone(source));
     }
-    let mut troubles = survey.troubles(source);
-    let written = survey.written(client).await?;
-    if let Err(error) = publish(client, source, &survey, Turn::Again).await {
-        survey.steps.added.clear();
+    let publishing = Publishing { client, source, survey: &survey, turn: Turn::Again, budget: Budget::BESIDE_STREAM };
+    let mut fault = None;
+    if let Err(error) = publishing.settle(learnt).await
         // Whoever was quicker made what was to be made.
-        if !is_race(&error) {
-            troubles.push(survey.with_grants(error, source).into_trouble());
-        }
+        && !is_race(&error)
+    {
+        fault = Some(whole_fault(&publishing, error).await);
     }
-    let missed = Missed::new(&survey, Turn::Again, &survey.published(), &written);
-    let is_incomplete = survey.lacks_named(sinks);
-    Ok(Maintained { added: survey.steps.added, troubles, errors: Vec::new(), missed, is_incomplete })
+    let written = survey.written(client).await;
+    let mut published = match publishing.fill(learnt).await {
+        Ok(published) => Published { written, ..published },
+        Err(error) if is_race(&error) => Published::default(),
+        Err(error) => Published::of_fault(whole_fault(&publishing, error).await),
+    };
+    published.faults.splice(..0, fault);
+    let (is_unfinished, waits) = (published.is_unfinished, !published.held.is_empty());
+    let Outcome { troubles, errors, missed } = survey.outcome(published, Turn::Again, learnt, source);
+    let is_incomplete = waits || survey.lacks_named(sinks);
+    Ok(Maintained { added: survey.steps.added, troubles, errors, missed, is_incomplete, is_unfinished })
 }
 
 /// Whether commits of others wait for the session that reads the slot; `None` where that is not known.
@@ -364,35 +411,6 @@ pub async fn heartbeat(client: &Client) -> Result<(), PrepareError> {
     let statement = "select case when not pg_is_in_recovery() \
                      then pg_logical_emit_message(false, 'walhook:heartbeat', '')::text end";
     bounded("write a heartbeat", client.query_one(statement, &[])).await.map(drop)
-}
-
-/// Brings the publication to the plan; what is in it beyond that goes only before the first stream.
-async fn publish(client: &Client, source: &SourceConfig, survey: &Survey, turn: Turn) -> Result<(), PrepareError> {
-    let steps = &survey.steps;
-    let narrowing = steps.narrowing.iter().filter(|_| turn.is_first());
-    let sql: Vec<&str> = steps.sql.iter().chain(narrowing).map(String::as_str).collect();
-    if !steps.refused.is_empty() {
-        return Err(PrepareError::lasting(
-            format!("the publication {} does not hold what the sinks need", source.publication),
-            survey.refused(source),
-        ));
-    }
-    if sql.is_empty() {
-        return Ok(());
-    }
-    if survey.server.in_recovery {
-        let what =
-            format!("the publication {} has to be made or changed, but the server is a standby", source.publication);
-        return Err(PrepareError::lasting(what, format!("on the primary, {}", survey.by_hand(source, &sql))));
-    }
-    publication::apply(client, &sql).await?;
-    for table in &steps.added {
-        info!(source = source.name, publication = source.publication, %table, "table published");
-    }
-    for table in steps.removed.iter().filter(|_| turn.is_first()) {
-        warn!(source = source.name, publication = source.publication, %table, "table no longer published: no sink names it");
-    }
-    Ok(())
 }
 
 /// Drops the slot if it is of no use at that moment: between the survey and here somebody may have made another.
@@ -430,11 +448,4 @@ async fn make_slot(
         warn!(source = source.name, slot = source.slot, "dropped a slot {why}");
     }
     creation::create(client, source, survey.server.in_recovery, report).await
-}
-
-/// Whether another session made or changed the same thing at the same time.
-fn is_race(error: &PrepareError) -> bool {
-    let PrepareError::Passing(Passing::Query { source, .. }) = error else { return false };
-    let code = source.code();
-    code == Some(&SqlState::DUPLICATE_OBJECT) || code == Some(&SqlState::UNIQUE_VIOLATION)
 }

@@ -1,6 +1,6 @@
 //! Pure: what `check` says about what it saw.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Display;
 
 use serde::Serialize;
@@ -8,11 +8,14 @@ use tokio_postgres::error::SqlState;
 
 use super::columns::Columns;
 use super::tables;
+use crate::change::TableName;
 use crate::config::{Fault, Place, SinkConfig, SourceConfig};
 use crate::source::advice::Statement;
+use crate::source::slot::plan::Naming;
 use crate::source::slot::server::ServerLimits;
+use crate::source::slot::takes::Takes;
 use crate::source::slot::unseen::grant;
-use crate::source::slot::{PlanFault, SlotFacts, Survey, by_hand};
+use crate::source::slot::{Held, Mends, PlanFault, SlotFacts, Survey, by_hand, folded};
 use crate::view::Trouble;
 
 /// Tables or columns named in one line at most.
@@ -105,7 +108,7 @@ pub(crate) fn of_fault(fault: &Fault) -> Finding {
     let below = if excerpt.is_empty() { "" } else { "\n" };
     let mend = fault.suggestion.as_ref().map(|meant| format!("did you mean {meant}?"));
     let what = format!("{value}{sentence}{place}{below}{excerpt}");
-    Finding { level: Level::Fail, mend, is_config: true, ..Finding::ok(&fault.key, what) }
+    Finding { level: Level::Fail, mend, is_config: !fault.is_outside, ..Finding::ok(&fault.key, what) }
 }
 
 /// The catalogue said nothing of the columns.
@@ -135,6 +138,7 @@ pub(crate) fn of_survey(
     all.extend(of_publication(source, survey));
     all.push(of_slot(source, survey));
     all.extend(of_faults(&survey.plan.faults));
+    all.extend(of_held(&subject, &survey.steps.held));
     let warned = |Trouble { what, advice }: Trouble| Finding::warn(&subject, what, advice);
     all.extend(survey.server.commits_wait(&source.url.application_name).map(warned));
     // What the limits have said, in other words.
@@ -144,11 +148,13 @@ pub(crate) fn of_survey(
         let mend = "make the table, or mend the pattern; a table made later is picked up within 60 s";
         all.push(Finding::warn(format!("sink.{sink}.tables"), format!("no table matches {pattern}"), mend));
     }
+    let takes = Takes::all(sinks);
     for (table, _) in &survey.plan.publish {
-        let found = tables::of_table(table, sinks, columns.get(&table.oid), &survey.server);
+        let takers = takes.iter().filter(|takes| takes.takes(&table.name)).map(|takes| takes.sink).collect::<Vec<_>>();
+        let found = tables::of_table(table, &takers, columns.get(&table.oid), &survey.server);
         all.extend(found.into_iter().map(|finding| Finding { sort: Sort::Table, ..finding }));
     }
-    all.extend(sinks.iter().map(|sink| Finding { sort: Sort::Sink, ..of_sink(sink, survey) }));
+    all.extend(takes.iter().map(|takes| Finding { sort: Sort::Sink, ..of_sink(takes, survey) }));
     all
 }
 
@@ -156,13 +162,13 @@ pub(crate) fn of_survey(
 fn of_faults(faults: &[PlanFault]) -> Vec<Finding> {
     let mut all: Vec<Finding> = Vec::new();
     let mut places: HashMap<&str, usize> = HashMap::new();
-    for PlanFault { place, reason, sql } in faults {
+    for PlanFault { place, reason, sql, mends } in faults {
         if let Some(known) = places.get(reason.as_str()).and_then(|at| all.get_mut(*at)) {
             known.what += &format!("; also {place}");
             continue;
         }
         places.insert(reason, all.len());
-        let fault = Finding { level: Level::Fail, is_config: true, ..Finding::ok(place, reason) };
+        let fault = Finding { level: Level::Fail, is_config: *mends == Mends::Edit, ..Finding::ok(place, reason) };
         all.push(Finding { mend: sql.clone(), ..fault });
     }
     all
@@ -296,11 +302,11 @@ fn of_publication(source: &SourceConfig, survey: &Survey) -> Vec<Finding> {
         }
         None if source.create => all.push(Finding::ok(&subject, format!("{name} does not exist; walhook makes it"))),
         None => {}
-        Some(_) if steps.sql.is_empty() && steps.refused.is_empty() => {
+        Some(_) if steps.is_done() => {
             all.push(Finding::ok(&subject, format!("{name} holds what the sinks need")));
         }
         Some(_) => {
-            let change = steps.sql.join(" ");
+            let change = steps.announced(source);
             if !change.is_empty() {
                 all.push(Finding::ok(&subject, format!("{name} is changed at the next start: {change}")));
             }
@@ -311,13 +317,19 @@ fn of_publication(source: &SourceConfig, survey: &Survey) -> Vec<Finding> {
         all.push(Finding::fail(&subject, what, survey.refused(source)));
     }
     let makes = survey.publication.is_none() && !survey.server.may_create;
-    let foreign = survey.plan.publish.iter().any(|(table, _)| !table.is_owned && steps.added.contains(&table.name));
-    let not_ours = survey.publication.as_ref().is_some_and(|state| !state.is_owned);
-    if !steps.sql.is_empty() && (makes || foreign || not_ours) {
+    if !steps.own.is_empty() && makes {
         let what = format!("the role {} may not make the publication as the sinks need it", survey.server.role);
         all.push(Finding::fail(&subject, what, survey.grants(source)));
     }
     all
+}
+
+/// Tables that walhook cannot publish as things are: a failure where a sink names one, though the others stream.
+fn of_held(subject: &str, held: &[Held]) -> Vec<Finding> {
+    let (named, others): (Vec<&Held>, Vec<&Held>) = held.iter().partition(|held| held.naming == Naming::Exact);
+    let told = |held: Vec<&Held>| folded(held.into_iter().map(|held| held.trouble.clone()).collect());
+    let named = told(named).into_iter().map(|Trouble { what, advice }| Finding::fail(subject, what, advice));
+    named.chain(told(others).into_iter().map(|Trouble { what, advice }| Finding::warn(subject, what, advice))).collect()
 }
 
 fn of_slot(source: &SourceConfig, survey: &Survey) -> Finding {
@@ -350,10 +362,13 @@ fn standing(slot: &SlotFacts) -> String {
     format!("{at}, keeps {} MiB of WAL, {reader}", slot.retained_bytes >> 20)
 }
 
-fn of_sink(sink: &SinkConfig, survey: &Survey) -> Finding {
+fn of_sink(takes: &Takes<'_>, survey: &Survey) -> Finding {
+    let sink = takes.sink;
+    let held: HashSet<&TableName> = survey.steps.held.iter().map(|held| &held.table).collect();
     let subject = format!("sink.{}", sink.name);
-    let tables = survey.plan.publish.iter().map(|(table, _)| table).filter(|table| sink.takes_table(&table.name));
-    let names: Vec<String> = tables.map(|table| table.name.to_string()).collect();
+    let tables = survey.plan.publish.iter().map(|(table, _)| &table.name);
+    let tables = tables.filter(|name| takes.takes(name) && !held.contains(name));
+    let names: Vec<String> = tables.map(ToString::to_string).collect();
     let prefixes: Vec<&str> = sink.messages.iter().map(|pattern| pattern.0.as_str()).collect();
     let heard = format!("logical messages of {}", prefixes.join(", "));
     if sink.tables.is_empty() {

@@ -42,7 +42,8 @@ fn share(state: &StateConfig, sinks: usize) -> Option<Finding> {
     let least = least_max_bytes(sinks);
     (state.hold == Hold::Store && state.max_bytes < least).then(|| {
         let what = format!("{} is too small for {sinks} sinks", bytes_in_words(state.max_bytes));
-        Finding::fail("state.max_bytes", what, format!("set it to at least {}MiB", least >> 20))
+        let mend = format!("set it to at least {}MiB", least >> 20);
+        Finding { is_config: true, ..Finding::fail("state.max_bytes", what, mend) }
     })
 }
 

@@ -14,13 +14,12 @@ use crate::source::slot::server::ServerFacts;
 /// Everything about one table. `columns` is what the catalogue says of its columns, where it answered.
 pub(super) fn of_table(
     table: &TableFacts,
-    sinks: &[SinkConfig],
+    takers: &[&SinkConfig],
     columns: Option<&Columns>,
     server: &ServerFacts,
 ) -> Vec<Finding> {
-    let takers: Vec<&SinkConfig> = sinks.iter().filter(|sink| sink.takes_table(&table.name)).collect();
-    let mut all = vec![of_key(table, &takers)];
-    all.extend(of_old_rows(table, &takers));
+    let mut all = vec![of_key(table, takers)];
+    all.extend(of_old_rows(table, takers));
     if let Some(columns) = columns {
         all.extend(of_columns(table, columns, server.version));
         all.extend(takers.iter().filter_map(|sink| of_fetching(table, sink, columns, server)));

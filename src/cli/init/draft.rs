@@ -7,7 +7,7 @@ use crate::source::address::{AddressError, Hidden, PgAddress};
 use crate::source::slot::names::quoted;
 use crate::source::slot::server::ServerFacts;
 use crate::source::slot::survey::Refusal;
-use crate::source::slot::{RelationKind, TableFacts};
+use crate::source::slot::{Mends, RelationKind, TableFacts};
 
 /// Environment variable that the file asks for in place of a password.
 pub(super) const PASSWORD: &str = "DATABASE_PASSWORD";
@@ -59,7 +59,7 @@ impl PasswordForm {
 fn refusal(table: &TableFacts) -> Option<Refusal> {
     if table.name.schema.contains('*') || table.name.table.contains('*') {
         let reason = format!("{} has a * in its name, which the configuration cannot tell from a pattern", table.name);
-        return Some(Refusal { reason, sql: None });
+        return Some(Refusal { reason, sql: None, mends: Mends::Edit });
     }
     table.kind_refusal().or_else(|| table.identity_refusal())
 }

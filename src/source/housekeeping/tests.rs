@@ -42,6 +42,7 @@ impl House {
             troubles: Vec::new(),
             errors: Vec::new(),
             missed: Missed::default(),
+            learnt: Learnt::default(),
         };
         let mut running = JoinSet::new();
         running.spawn(housekeeping.run());
@@ -52,7 +53,7 @@ impl House {
     async fn trouble(&self, what: &str) -> Trouble {
         loop {
             let view = self.views.sources.get("app").unwrap().clone();
-            let troubles = view.troubles.into_iter().chain(view.notes.warnings);
+            let troubles = view.troubles.into_iter().chain(view.errors).chain(view.notes.warnings);
             if let Some(trouble) = { troubles }.find(|trouble| trouble.what.contains(what)) {
                 return trouble;
             }

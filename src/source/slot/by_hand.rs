@@ -7,7 +7,6 @@
 use super::Survey;
 use super::error::PrepareError;
 use super::owners::Owner;
-use super::publication::Steps;
 use crate::config::SourceConfig;
 use crate::source::advice::{self, Statement};
 
@@ -25,10 +24,7 @@ impl Survey {
         let owners = self.foreign_owners();
         let hindrances: Vec<String> =
             owners.iter().filter_map(|owner| more_than_an_owner(owner, &server.role)).collect();
-        let by_hand = format!(
-            "set create = false on the source, and {}",
-            self.by_hand(source, &self.steps_by_hand(source).refused)
-        );
+        let by_hand = format!("set create = false on the source, and {}", self.by_hand(source, &self.steps.by_hand));
         if !hindrances.is_empty() {
             return format!("{}. Instead {by_hand}", hindrances.join("; "));
         }
@@ -46,17 +42,11 @@ impl Survey {
     /// Of what the steps change, and of what they publish, where that is not the role's; each once.
     fn foreign_owners(&self) -> Vec<&Owner> {
         let publication = self.publication.as_ref().filter(|state| !state.is_owned).map(|state| &state.owner);
-        let added =
-            self.plan.publish.iter().filter(|(table, _)| !table.is_owned && self.steps.added.contains(&table.name));
+        let added = self.plan.publish.iter().filter(|(table, _)| !table.is_owned);
         let mut owners: Vec<&Owner> = publication.into_iter().chain(added.map(|(table, _)| &table.owner)).collect();
         let mut seen = std::collections::HashSet::new();
         owners.retain(|owner| seen.insert(owner.name.as_str()));
         owners
-    }
-
-    fn steps_by_hand(&self, source: &SourceConfig) -> Steps {
-        let by_hand = SourceConfig { create: false, ..source.clone() };
-        Steps::new(self.publication.as_ref(), &self.plan, &by_hand, &[], &self.server)
     }
 
     /// The steps as statements for whoever may run them, and after them the slot, if there is none.

@@ -14,6 +14,15 @@ use crate::view::Trouble;
 /// How long a statement may take before it is given up.
 pub(super) const STATEMENT_LIMIT: Duration = Duration::from_secs(30);
 
+/// Where a fault is mended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mends {
+    /// Nothing but an edit of the configuration makes it right.
+    Edit,
+    /// The database may come to fit, while walhook runs too: a table is made, gets a key, a column or an identity.
+    Database,
+}
+
 /// A fault of the configuration that only the database could show.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlanFault {
@@ -23,6 +32,21 @@ pub struct PlanFault {
     pub reason: String,
     /// SQL that mends it, if SQL does.
     pub sql: Option<String>,
+    /// Where that is done.
+    pub mends: Mends,
+}
+
+impl PlanFault {
+    /// What a person sees of it while it holds up the one table and nothing else.
+    pub(crate) fn trouble(&self) -> Trouble {
+        let advice = match (&self.sql, self.mends) {
+            (Some(sql), _) => sql.clone(),
+            (None, Mends::Edit) => "mend the configuration".to_owned(),
+            (None, Mends::Database) => "mend the database or the configuration".to_owned(),
+        };
+        let what = format!("{}: {}; until that is mended nothing of it is captured", self.place, self.reason);
+        Trouble { what, advice }
+    }
 }
 
 impl fmt::Display for PlanFault {

@@ -9,7 +9,7 @@ use tokio_postgres::{Client, Row};
 
 use super::error::{Passing, PrepareError, bounded};
 use super::names::{ENCODING, Name, quoted, quoted_table};
-use super::publication::mark;
+use super::publication;
 use crate::change::{Lsn, TableName};
 use crate::config::SourceConfig;
 use crate::source::advice::Statement;
@@ -55,7 +55,7 @@ pub(crate) struct Bare {
 /// What a look has found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Look {
-    /// The publication was made by walhook for this slot.
+    /// The publication was made by walhook for this slot; this and the next are asked only where something is bare.
     pub(crate) is_ours: bool,
     /// The role may change it.
     pub(crate) is_owned: bool,
@@ -73,20 +73,24 @@ pub(crate) struct Look {
 }
 
 const PUBLICATION: &str = "
-select coalesce(obj_description(p.oid, 'pg_publication') = $2, false), pg_has_role(p.pubowner, 'USAGE'), pg_is_in_recovery(),
-       p.pubupdate, p.pubdelete, case when not pg_is_in_recovery() then pg_current_wal_lsn()::text end,
+select pg_is_in_recovery(), p.pubupdate, p.pubdelete, case when not pg_is_in_recovery() then pg_current_wal_lsn()::text end,
        current_setting('server_version_num')::int
   from pg_publication p where p.pubname = $1";
 
 /// `$1` is the publication; `$2` names tables that are out of it, to be asked as if they were in.
 fn bare(version: i32) -> String {
     let has_lists = version >= 150_000;
-    let (list, in_schema) = match has_lists {
+    let (filter, list, in_schema) = match has_lists {
         true => (
+            "r.prqual::text",
             "r.prattrs::int2[]",
             "or exists (select from pg_publication_namespace s where s.pnpubid = pub.oid and s.pnnspid = c.relnamespace)",
         ),
-        false => ("null::int2[]", ""),
+        false => ("null::text", "null::int2[]", ""),
+    };
+    let excluded = match version {
+        190_000.. => "and coalesce((to_jsonb(r) ->> 'prexcept')::bool, false) = false",
+        _ => "",
     };
     let columns = if has_lists { BY_COLUMNS } else { "" };
     let generated = if version >= 180_000 { BY_GENERATED } else { "" };
@@ -96,9 +100,8 @@ with recursive pub as (
   select p.oid, p.puballtables, p.pubviaroot, coalesce(to_jsonb(p) ->> 'pubgencols', 's') <> 's' as lacks_generated
     from pg_publication p where p.pubname = $1 and (p.pubupdate or p.pubdelete)),
 top (oid, is_member, is_candidate, filter, list) as (
-  select r.prrelid, true, false, to_jsonb(r) ->> 'prqual', {list}
-    from pub join pg_publication_rel r on r.prpubid = pub.oid
-   where coalesce((to_jsonb(r) ->> 'prexcept')::bool, false) = false
+  select r.prrelid, true, false, {filter}, {list}
+    from pub join pg_publication_rel r on r.prpubid = pub.oid {excluded}
   union all
   select c.oid, false, false, null, null
     from pub join pg_class c on c.relkind in ('r', 'p') and c.oid >= 16384 and not c.relispartition
@@ -167,10 +170,10 @@ pub(crate) async fn look(
     candidates: &[&TableName],
 ) -> Result<Option<Look>, PrepareError> {
     let (doing, name) = ("look at the replica identities of what is published", &source.publication);
-    let found = bounded(doing, client.query_opt(PUBLICATION, &[name, &mark(source)])).await?;
+    let found = bounded(doing, client.query_opt(PUBLICATION, &[name])).await?;
     let Some(row) = found else { return Ok(None) };
     let candidates: Vec<String> = candidates.iter().map(|table| quoted_table(table)).collect();
-    let mut bare: Vec<Bare> = bounded(doing, client.query(&bare(row.get(6)), &[name, &candidates]))
+    let mut bare: Vec<Bare> = bounded(doing, client.query(&bare(row.get(4)), &[name, &candidates]))
         .await?
         .iter()
         .map(of_row)
@@ -178,14 +181,18 @@ pub(crate) async fn look(
         .ok_or(Passing::Answer { doing })?;
     let is_cut = bare.len() > BARE_MAX;
     bare.truncate(BARE_MAX);
+    let (is_ours, is_owned) = match bare.is_empty() {
+        true => (false, false),
+        false => publication::standing(client, source).await?,
+    };
     Ok(Some(Look {
-        is_ours: row.get(0),
-        is_owned: row.get(1),
-        in_recovery: row.get(2),
-        version: u32::try_from(row.get::<_, i32>(6)).unwrap_or(0),
-        updates: row.get(3),
-        deletes: row.get(4),
-        end: row.get::<_, Option<&str>>(5).and_then(|text| text.parse().ok()),
+        is_ours,
+        is_owned,
+        in_recovery: row.get(0),
+        version: u32::try_from(row.get::<_, i32>(4)).unwrap_or(0),
+        updates: row.get(1),
+        deletes: row.get(2),
+        end: row.get::<_, Option<&str>>(3).and_then(|text| text.parse().ok()),
         bare,
         is_cut,
     }))

@@ -3,12 +3,16 @@
 use std::collections::{HashMap, HashSet};
 
 use tokio_postgres::Client;
+use tracing::warn;
 
 use super::error::{PrepareError, bounded};
 use super::plan::Naming;
+use super::portions::Learnt;
+use super::publication::PublicationState;
 use super::survey::{RelationKind, TableFacts};
 use super::{Survey, Turn};
 use crate::change::TableName;
+use crate::source::chain;
 use crate::store::{NoteKey, NoteKind};
 
 /// What of single tables is not captured.
@@ -36,6 +40,8 @@ pub struct Relation {
     pub root: Option<TableName>,
     /// It is published itself and a sink takes it; of a partition: its root.
     pub is_captured: bool,
+    /// A sink takes it, and it had been written to before this look, at which it was not published.
+    pub was_written: bool,
 }
 
 /// What a look learns from the one before.
@@ -45,23 +51,27 @@ pub(crate) struct Moves {
     pub away: Vec<NoteKey>,
     /// Partitions of captured tables that were not partitions of these before, with their OIDs.
     pub joined: Vec<(u32, NoteKey)>,
+    /// Tables that are captured now and had been written to when they were not, as when their owner publishes them.
+    pub early: Vec<NoteKey>,
 }
 
 impl Missed {
-    /// Of a survey. `added` are tables that are published only now, `written` those of them that have had rows.
-    pub(super) fn new(survey: &Survey, turn: Turn, captured: &[TableFacts], written: &[TableName]) -> Self {
+    /// Of a survey, when the publication was brought to the plan. `written` are tables that were not published before and had been
+    /// written to.
+    pub(super) fn new(survey: &Survey, turn: Turn, learnt: &Learnt, written: &[TableName]) -> Self {
         let added = &survey.steps.added;
         let exact = survey.plan.publish.iter().filter(|(_, naming)| *naming == Naming::Exact);
         let exact: HashSet<&TableName> = exact.map(|(table, _)| &table.name).collect();
-        let is_anew = |table: &&TableName| !turn.is_first() && exact.contains(table);
+        // One that was missing, or could not be published, from the start on has missed nothing but what is in it.
+        let is_anew = |table: &&TableName| !turn.is_first() && exact.contains(table) && !learnt.has_waited(table);
         let made_anew: Vec<TableName> = added.iter().filter(is_anew).cloned().collect();
         let early = written.iter().filter(|table| added.contains(table) && !is_anew(table)).cloned().collect();
-        let names: HashSet<&TableName> = captured.iter().map(|table| &table.name).collect();
+        let names: HashSet<&TableName> = survey.streaming().map(|table| &table.name).collect();
         Self {
             made_anew,
             early,
             standing: standing(&survey.tables, &names),
-            relations: relations(&survey.tables, &names),
+            relations: relations(&survey.tables, &names, written),
         }
     }
 }
@@ -108,13 +118,15 @@ fn captured_ancestor<'a>(
     None
 }
 
-fn relations(tables: &[TableFacts], captured: &HashSet<&TableName>) -> Vec<Relation> {
+fn relations(tables: &[TableFacts], captured: &HashSet<&TableName>, written: &[TableName]) -> Vec<Relation> {
+    let written: HashSet<&TableName> = written.iter().collect();
     let has_rows = |table: &&TableFacts| matches!(table.kind, RelationKind::Table | RelationKind::Partitioned);
     let relation = |table: &TableFacts| Relation {
         oid: table.oid,
         name: table.name.clone(),
         root: table.root.clone(),
         is_captured: captured.contains(table.root.as_ref().unwrap_or(&table.name)),
+        was_written: written.contains(&table.name) && !captured.contains(&table.name),
     };
     tables.iter().filter(has_rows).map(relation).collect()
 }
@@ -125,6 +137,9 @@ pub(crate) fn moves(before: &[Relation], now: &[Relation], takes: impl Fn(&Table
     let mut moves = Moves::default();
     for relation in now {
         let known = by_oid.get(&relation.oid);
+        if relation.root.is_none() && relation.is_captured && known.is_some_and(|known| known.was_written) {
+            moves.early.push(NoteKey::new(NoteKind::EarlyRows, relation.name.clone()));
+        }
         match (&relation.root, known) {
             (None, Some(known)) if known.is_captured && known.root.is_none() && !takes(&relation.name) => {
                 let key = NoteKey::new(NoteKind::RenamedAway, known.name.clone());
@@ -153,7 +168,7 @@ select c.oid
   join pg_inherits i on i.inhrelid = c.oid
   join pg_attribute a on a.attrelid = c.oid and a.attname = 'tableoid' and a.attnum < 0
  where c.oid = any ($1) and c.relkind = 'r' and i.xmin <> a.xmin
-   and not exists (select from pg_locks l where l.relation = c.oid and l.granted and l.mode = 'AccessExclusiveLock')
+   and not exists (select from pg_locks l where l.relation = c.oid and l.mode = 'AccessExclusiveLock')
    and pg_relation_size(c.oid) > 0";
 
 /// Which of these partitions were attached with rows.
@@ -174,16 +189,22 @@ with recursive tree (oid, top) as (
     from tree t join pg_class c on c.oid = t.oid and c.relkind = 'p' join pg_inherits i on i.inhparent = t.oid)
 select distinct t.top
   from tree t join pg_class c on c.oid = t.oid and c.relkind = 'r' and c.relpersistence = 'p'
- where not exists (select from pg_locks l where l.relation = c.oid and l.granted and l.mode = 'AccessExclusiveLock')
+ where not exists (select from pg_locks l where l.relation = c.oid and l.mode = 'AccessExclusiveLock')
    and pg_relation_size(c.oid) > 0";
 
 impl Survey {
-    /// Tables to be published that have been written to: asked right before.
-    pub(super) async fn written(&self, client: &Client) -> Result<Vec<TableName>, PrepareError> {
-        let added: HashSet<&TableName> = self.steps.added.iter().collect();
-        let new: Vec<&TableFacts> = self.tables.iter().filter(|table| added.contains(&table.name)).collect();
-        let written = written(client, &new.iter().map(|table| table.oid).collect::<Vec<_>>()).await?;
-        Ok(new.into_iter().filter(|table| written.contains(&table.oid)).map(|table| table.name.clone()).collect())
+    /// Tables of the plan that are not published and have been written to: asked right before they are. Where that cannot be
+    /// asked, all of them may have.
+    pub(super) async fn written(&self, client: &Client) -> Vec<TableName> {
+        let covered = self.publication.as_ref().map(PublicationState::coverage);
+        let is_new = |table: &&TableFacts| covered.as_ref().is_none_or(|covered| !covered.has(&table.name));
+        let new: Vec<&TableFacts> = self.plan.publish.iter().map(|(table, _)| table).filter(is_new).collect();
+        let oids: Vec<u32> = new.iter().map(|table| table.oid).collect();
+        let written = written(client, &oids).await.unwrap_or_else(|error| {
+            warn!(error = %chain(&error), "it cannot be asked which of the tables to be published have rows");
+            oids.iter().copied().collect()
+        });
+        new.into_iter().filter(|table| written.contains(&table.oid)).map(|table| table.name.clone()).collect()
     }
 }
 
@@ -222,6 +243,7 @@ mod tests {
             is_owned: true,
             owner: Owner { name: "app".to_owned(), hindrance: None },
             ties: Ties::default(),
+            is_reachable: true,
             identity: IdentityFacts { setting: ReplicaIdentity::Default, columns: None },
             primary_key: Vec::new(),
             columns: Vec::new(),
@@ -270,7 +292,7 @@ mod tests {
     }
 
     fn relation(oid: u32, name: &str, root: Option<&str>, is_captured: bool) -> Relation {
-        Relation { oid, name: named(name), root: root.map(named), is_captured }
+        Relation { oid, name: named(name), root: root.map(named), is_captured, was_written: false }
     }
 
     #[test]
@@ -282,6 +304,8 @@ mod tests {
             relation(4, "old_leaf", Some("root"), true),
             relation(5, "alone", None, true),
             relation(6, "dropped", None, true),
+            Relation { was_written: true, ..relation(9, "owners", None, false) },
+            Relation { was_written: true, ..relation(10, "still", None, false) },
         ];
         let now = [
             relation(1, "orders_old", None, false),
@@ -291,10 +315,13 @@ mod tests {
             relation(5, "alone", Some("root"), true),
             relation(7, "new_leaf", Some("root"), true),
             relation(8, "leaf_of_none", Some("other"), false),
+            relation(9, "owners", None, true),
+            relation(10, "still", None, false),
         ];
-        let Moves { away, joined } = moves(&before, &now, |name| name.table == "log2");
+        let Moves { away, joined, early } = moves(&before, &now, |name| name.table == "log2");
         let names = |key: &NoteKey| (key.table.table.clone(), key.other.clone().unwrap().table);
         assert_eq!(away.iter().map(names).collect::<Vec<_>>(), [("orders".into(), "orders_old".into())]);
+        assert_eq!(early, [NoteKey::new(NoteKind::EarlyRows, named("owners"))]);
         let joined: Vec<_> = joined.iter().map(|(oid, key)| (*oid, names(key))).collect();
         let leaf = |name: &str| ("root".to_owned(), name.to_owned());
         assert_eq!(joined, [(5, leaf("alone")), (7, leaf("new_leaf"))]);

@@ -1,14 +1,18 @@
 //! Pure: which tables a source publishes for its sinks, and why the others are not.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
-use super::error::PlanFault;
-use super::publication::PublicationState;
-use super::survey::{Refusal, TableFacts};
+use super::error::{Mends, PlanFault};
+use super::publication::Coverage;
+use super::survey::{Refusal, RelationKind, TableFacts};
+use super::takes::Takes;
 use crate::change::{ReplicaIdentity, TableName};
 use crate::config::{Actions, GroupBy, MessageForm, SinkConfig};
 use crate::source::advice::Statement;
 use crate::view::Trouble;
+
+/// Missing tables for which a similar name is looked for among all others.
+const HINTS_MAX: usize = 20;
 
 /// Kinds of change a publication passes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -67,8 +71,10 @@ pub(crate) struct Plan {
     pub(crate) publish: Vec<(TableFacts, Naming)>,
     /// Kinds of change.
     pub(crate) operations: Operations,
-    /// What must be mended before a start.
+    /// What a sink names and does not get.
     pub(crate) faults: Vec<PlanFault>,
+    /// Tables that sinks name and the database does not have.
+    pub(crate) missing: Vec<TableName>,
     /// Tables left out, and other things that do not stop the rest.
     pub(crate) troubles: Vec<Trouble>,
     /// Patterns that name no table, with their sinks.
@@ -85,23 +91,24 @@ pub(crate) enum Naming {
 }
 
 impl Plan {
-    /// Weighs every table against every sink.
-    pub(crate) fn new(tables: &[TableFacts], sinks: &[SinkConfig]) -> Self {
+    /// Weighs every table against every sink. Of a table that is published without an identity nothing is said here: that its own
+    /// writes fail is told by whoever looks at the publication (`identity`).
+    pub(crate) fn new(tables: &[TableFacts], sinks: &[SinkConfig], covered: Option<&Coverage<'_>>) -> Self {
         let mut plan = Self { operations: Operations::of(sinks), ..Self::default() };
-        for sink in sinks {
-            plan.look_up(sink, tables);
-        }
+        let all = Takes::all(sinks);
+        plan.look_up(&all, tables);
         let roots: HashMap<&TableName, bool> = tables
             .iter()
             .filter_map(|table| table.root.as_ref())
-            .map(|root| (root, sinks.iter().any(|sink| sink.takes_table(root))))
+            .map(|root| (root, all.iter().any(|sink| sink.takes(root))))
             .collect();
         for table in tables {
-            let takers: Vec<&SinkConfig> = sinks.iter().filter(|sink| sink.takes_table(&table.name)).collect();
+            let takers: Vec<&Takes<'_>> = all.iter().filter(|sink| sink.takes(&table.name)).collect();
             if takers.is_empty() {
                 continue;
             }
             match table.kind_refusal() {
+                None if plan.is_harmed(table, covered) => {}
                 None => plan.weigh(table, &takers),
                 Some(refusal) => plan.other_kind(table, &takers, refusal, &roots),
             }
@@ -109,38 +116,40 @@ impl Plan {
         plan
     }
 
-    /// A publication may pass on more than these sinks take: a table without an identity, whose own UPDATE and DELETE would
-    /// fail then, is not added to it. One that it holds already is looked after by itself.
-    pub(crate) fn spare(&mut self, state: &PublicationState) {
-        if self.operations.needs_identity() || !state.operations.needs_identity() {
-            return;
-        }
-        let tables = std::mem::take(&mut self.publish);
-        for (table, naming) in tables {
-            match table.identity_refusal().filter(|_| !state.covers(&table.name)) {
-                Some(refusal) => self.leave_out(refusal),
-                None => self.publish.push((table, naming)),
-            }
+    /// Names written out in `tables` that the database does not have, and patterns without a table.
+    fn look_up(&mut self, sinks: &[Takes<'_>], tables: &[TableFacts]) {
+        let known: HashSet<&TableName> = tables.iter().map(|table| &table.name).collect();
+        for sink in sinks {
+            self.look_up_of(sink, tables, &known);
         }
     }
 
-    /// Names written out in `tables` that the database does not have, and patterns without a table.
-    fn look_up(&mut self, sink: &SinkConfig, tables: &[TableFacts]) {
+    fn look_up_of(&mut self, takes: &Takes<'_>, tables: &[TableFacts], known: &HashSet<&TableName>) {
+        let sink = takes.sink;
         for pattern in &sink.tables {
-            if tables.iter().any(|table| pattern.matches(&table.name)) {
-                continue;
-            }
             let name = TableName { schema: pattern.schema.clone(), table: pattern.table.clone() };
             if !pattern.is_exact() {
-                self.unmatched.push((sink.name.clone(), name.to_string()));
+                if !tables.iter().any(|table| pattern.matches(&table.name)) {
+                    self.unmatched.push((sink.name.clone(), name.to_string()));
+                }
                 continue;
             }
-            let hint = nearest(&name, tables).map(|near| format!(" (did you mean {near}?)")).unwrap_or_default();
+            if known.contains(&name) {
+                continue;
+            }
+            let near = if self.faults.len() < HINTS_MAX { nearest(&name, tables) } else { None };
+            let hint = near.map(|near| format!(" (did you mean {near}?)")).unwrap_or_default();
             let reason = format!("the database has no table {name}{hint}");
-            self.faults.push(PlanFault { place: format!("sink.{}.tables", sink.name), reason, sql: None });
+            self.missing.push(name);
+            self.faults.push(PlanFault {
+                place: format!("sink.{}.tables", sink.name),
+                reason,
+                sql: None,
+                mends: Mends::Database,
+            });
         }
         for (name, _) in &sink.group_by_table {
-            if !sink.takes_table(name) {
+            if !takes.takes(name) {
                 let reason = format!("the sink does not take {name}, so its group_by does nothing");
                 self.troubles
                     .push(Trouble { what: reason, advice: format!("remove [sink.{}.table.\"{name}\"]", sink.name) });
@@ -148,17 +157,24 @@ impl Plan {
         }
     }
 
+    fn is_harmed(&self, table: &TableFacts, covered: Option<&Coverage<'_>>) -> bool {
+        self.operations.needs_identity()
+            && covered.is_some_and(|covered| covered.has(&table.name))
+            && table.identity_refusal().is_some()
+    }
+
     /// Publishes the table, or says why not.
-    fn weigh(&mut self, table: &TableFacts, takers: &[&SinkConfig]) {
+    fn weigh(&mut self, table: &TableFacts, takers: &[&Takes<'_>]) {
         let identity = table.identity_refusal().filter(|_| self.operations.needs_identity());
-        let group = |sink: &&SinkConfig| Some((sink.name.clone(), "group_by", group_refusal(table, sink)?));
+        let group = |takes: &&Takes<'_>| Some((takes.sink.name.clone(), "group_by", group_refusal(table, takes.sink)?));
         let mut refusals: Vec<(String, &str, Refusal)> = takers.iter().filter_map(group).collect();
         if let Some(refusal) = identity {
             // The identity comes first, and once: it is the table's fault, whoever takes it.
-            let place = takers.iter().find(|sink| names(sink, table)).or(takers.first());
-            refusals = place.map(|sink| (sink.name.clone(), "tables", refusal)).into_iter().collect();
+            let place = takers.iter().find(|takes| takes.names(&table.name)).or(takers.first());
+            refusals = place.map(|takes| (takes.sink.name.clone(), "tables", refusal)).into_iter().collect();
         }
-        let naming = if takers.iter().any(|sink| names(sink, table)) { Naming::Exact } else { Naming::Pattern };
+        let is_named = takers.iter().any(|takes| takes.names(&table.name));
+        let naming = if is_named { Naming::Exact } else { Naming::Pattern };
         if refusals.is_empty() {
             self.publish.push((table.clone(), naming));
         }
@@ -182,16 +198,16 @@ impl Plan {
     fn other_kind(
         &mut self,
         table: &TableFacts,
-        takers: &[&SinkConfig],
+        takers: &[&Takes<'_>],
         refusal: Refusal,
         roots: &HashMap<&TableName, bool>,
     ) {
-        let named: Vec<&&SinkConfig> = takers.iter().filter(|sink| names(sink, table)).collect();
-        for sink in &named {
-            self.fault(&sink.name, "tables", refusal.clone());
+        let named: Vec<&&Takes<'_>> = takers.iter().filter(|takes| takes.names(&table.name)).collect();
+        for takes in &named {
+            self.fault(&takes.sink.name, "tables", refusal.clone());
         }
         let orphan = table.root.as_ref().is_some_and(|root| roots.get(root) == Some(&false));
-        let silent = matches!(table.kind, super::survey::RelationKind::View | super::survey::RelationKind::Foreign);
+        let silent = matches!(table.kind, RelationKind::View | RelationKind::Foreign);
         if named.is_empty() && (orphan || (table.root.is_none() && !silent)) {
             self.leave_out(refusal);
         }
@@ -199,19 +215,13 @@ impl Plan {
 
     fn fault(&mut self, sink: &str, key: &str, refusal: Refusal) {
         let place = format!("sink.{sink}.{key}");
-        self.faults.push(PlanFault { place, reason: refusal.reason, sql: refusal.sql });
+        self.faults.push(PlanFault { place, reason: refusal.reason, sql: refusal.sql, mends: refusal.mends });
     }
 
     fn leave_out(&mut self, refusal: Refusal) {
         let advice = refusal.sql.unwrap_or_else(|| "name other tables in the sink's tables".to_owned());
         self.troubles.push(Trouble { what: format!("left out: {}", refusal.reason), advice });
     }
-}
-
-/// Whether a sink names the table itself: without a pattern, or with a `group_by` of its own.
-fn names(sink: &SinkConfig, table: &TableFacts) -> bool {
-    sink.tables.iter().any(|pattern| pattern.is_exact() && pattern.matches(&table.name))
-        || sink.group_by_table.iter().any(|(name, _)| *name == table.name)
 }
 
 /// Why the sink cannot group the table's changes.
@@ -224,7 +234,7 @@ fn group_refusal(table: &TableFacts, sink: &SinkConfig) -> Option<Refusal> {
     let has = |name: &&&str| table.columns.iter().any(|column| column.name == **name);
     if let Some(missing) = columns.iter().find(|name| !has(name)) {
         let reason = format!("{} has no column {missing} to group by", table.name);
-        return Some(Refusal { reason, sql: None });
+        return Some(Refusal { reason, sql: None, mends: Mends::Database });
     }
     let actions = taken(sink);
     let carried = table.carried();
@@ -244,6 +254,7 @@ fn group_refusal(table: &TableFacts, sink: &SinkConfig) -> Option<Refusal> {
             lost.join(", ")
         ),
         sql: Some(sql),
+        mends: Mends::Database,
     })
 }
 

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use tokio_postgres::{Client, Row};
 
-use super::error::{PrepareError, bounded};
+use super::error::{Mends, PrepareError, bounded};
 use super::names::{ENCODING, Name, is_nameless, strings};
 use super::neighbours::{self, Ties};
 use super::owners::{self, Owner};
@@ -63,6 +63,8 @@ pub struct TableFacts {
     pub owner: Owner,
     /// What publications ask of its identity, and of its partitions'.
     pub ties: Ties,
+    /// The role may use its schema, which naming it needs.
+    pub is_reachable: bool,
     /// Its own replica identity.
     pub identity: IdentityFacts,
     /// Columns of the primary key, in key order.
@@ -79,11 +81,12 @@ pub struct TableFacts {
     pub parents: Vec<TableName>,
 }
 
-/// Whether the role owns a relation. Where the server does not say, it is taken to: what it may not do is refused then.
-const OWNED: &str = "pg_has_role(c.relowner, 'USAGE')";
+/// Whether the role owns a relation, and may use its schema. Where the server does not say, it is taken to: what it may not do
+/// is refused then.
+const OWNED: [&str; 2] = ["pg_has_role(c.relowner, 'USAGE')", "has_schema_privilege(n.oid, 'USAGE')"];
 
 /// Relations of all schemas but the system's and the sessions' own.
-fn tables(owned: &str) -> String {
+fn tables([owned, reachable]: [&str; 2]) -> String {
     format!(
         "
 select c.oid, convert_to(n.nspname::text, {ENCODING}), convert_to(c.relname::text, {ENCODING}), c.relkind::text, c.relpersistence = 'p', c.relreplident::text,
@@ -92,7 +95,7 @@ select c.oid, convert_to(n.nspname::text, {ENCODING}), convert_to(c.relname::tex
        coalesce(p.columns, '{{}}'), i.columns,
        coalesce(a.names, '{{}}'), coalesce(a.generated, '{{}}'), coalesce(a.toastable, '{{}}'),
        case when not c.relispartition then array(select h.inhparent from pg_inherits h where h.inhrelid = c.oid) else '{{}}' end,
-       c.relowner
+       c.relowner, {reachable}
   from pg_class c
   join pg_namespace n on n.oid = c.relnamespace
   left join lateral (
@@ -122,7 +125,7 @@ select c.oid, convert_to(n.nspname::text, {ENCODING}), convert_to(c.relname::tex
 pub(crate) async fn read(client: &Client) -> Result<Vec<TableFacts>, PrepareError> {
     let doing = "read the tables of the catalogue";
     let rows = match bounded(doing, client.query(&tables(OWNED), &[])).await {
-        Err(error) if error.is_refusal() => bounded(doing, client.query(&tables("true"), &[])).await?,
+        Err(error) if error.is_refusal() => bounded(doing, client.query(&tables(["true"; 2]), &[])).await?,
         rows => rows?,
     };
     let roots: Vec<Option<u32>> = rows.iter().map(|row| row.get(7)).collect();
@@ -185,6 +188,7 @@ fn table(row: &Row) -> TableFacts {
         is_owned: row.get(6),
         owner: Owner { name: String::new(), hindrance: None },
         ties: Ties::default(),
+        is_reachable: row.get(15),
         identity: IdentityFacts { setting, columns },
         primary_key: strings(row.get(8)),
         columns: names
@@ -209,6 +213,7 @@ fn table(row: &Row) -> TableFacts {
 pub(crate) struct Refusal {
     pub(crate) reason: String,
     pub(crate) sql: Option<String>,
+    pub(crate) mends: Mends,
 }
 
 impl TableFacts {
@@ -219,7 +224,7 @@ impl TableFacts {
 
     /// Why a relation of this kind is never published by its own name.
     pub(crate) fn kind_refusal(&self) -> Option<Refusal> {
-        let because = |reason: String| Some(Refusal { reason, sql: None });
+        let because = |reason: String| Some(Refusal { reason, sql: None, mends: Mends::Edit });
         if let Some(root) = &self.root {
             return because(format!("{} is a partition; its changes come as {root}, so name that", self.name));
         }
@@ -236,6 +241,7 @@ impl TableFacts {
             RelationKind::Table => Some(Refusal {
                 reason: format!("{} is unlogged, so its changes are not in the WAL", self.name),
                 sql: Some(Statement::set_logged(&self.name, &self.owner.name).to_string()),
+                mends: Mends::Database,
             }),
             // SET LOGGED does nothing to a partitioned table, up to 17 without a word.
             RelationKind::Partitioned => Some(Refusal {
@@ -246,6 +252,7 @@ impl TableFacts {
                 sql: Some(
                     "make the partitioned table anew without UNLOGGED, and attach its partitions to it".to_owned(),
                 ),
+                mends: Mends::Database,
             }),
         }
     }
@@ -273,6 +280,7 @@ impl TableFacts {
                 self.name, computed.name
             ),
             sql: Some(self.make_default()),
+            mends: Mends::Database,
         })
     }
 
@@ -289,6 +297,7 @@ impl TableFacts {
         Refusal {
             reason: format!("{} {which}: once it is published, its own UPDATE and DELETE fail", self.name),
             sql: Some(self.in_full(bare)),
+            mends: Mends::Database,
         }
     }
 

@@ -15,6 +15,7 @@ use crate::source::address::PgAddress;
 use crate::source::connection;
 
 mod again;
+mod held;
 mod planning;
 mod publishing;
 mod slots;

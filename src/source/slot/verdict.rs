@@ -1,28 +1,50 @@
 //! What a survey means: whether the source can be read, what is wrong with it, who has to grant what.
 
+use std::collections::HashSet;
+
 use tokio_postgres::error::{DbError, SqlState};
 
 use super::by_hand;
-use super::error::{LostSlot, Passing, PlanFault, PrepareError};
+use super::error::{LostSlot, Mends, Passing, PlanFault, PrepareError};
+use super::plan::Naming;
+use super::portions::Learnt;
+use super::publication::PublicationState;
+use super::publishing::Published;
 use super::state::SlotFacts;
-use super::survey::TableFacts;
+use super::steps::Held;
+use super::survey::{RelationKind, TableFacts};
+use super::takes::Takes;
 use super::unseen::{Unseen, grant};
-use super::{Survey, Turn};
+use super::{Missed, Survey, Turn};
 use crate::change::TableName;
 use crate::config::{SinkConfig, SourceConfig};
 use crate::source::advice::Statement;
 use crate::source::agreement;
 use crate::view::Trouble;
 
+/// Troubles of one kind that are told one by one.
+const SHOWN_MAX: usize = 8;
+
+/// What is wrong once the publication was brought to the plan.
+pub(super) struct Outcome {
+    pub(super) troubles: Vec<Trouble>,
+    /// Tables that sinks name do not stream.
+    pub(super) errors: Vec<Trouble>,
+    pub(super) missed: Missed,
+}
+
 impl Survey {
     /// Whether database and configuration fit, before anything is changed.
     pub(super) fn fit(&self, source: &SourceConfig, turn: Turn) -> Result<(), PrepareError> {
         self.server.usable()?;
-        if turn.is_first() && !self.plan.faults.is_empty() {
+        if turn.is_first() && self.plan.faults.iter().any(|fault| fault.mends == Mends::Edit) {
             return Err(PrepareError::Config(self.plan.faults.clone()));
         }
         if source.failover {
             self.server.keeps_copies()?;
+        }
+        if turn.is_first() {
+            self.any_readable(source)?;
         }
         let slot = match &self.slot {
             Some(slot) => slot,
@@ -52,17 +74,87 @@ impl Survey {
         Ok(())
     }
 
-    /// Everything that does not stop the stream.
+    /// Whether there is anything that the role may publish, or that is published, where sinks take tables at all.
+    fn any_readable(&self, source: &SourceConfig) -> Result<(), PrepareError> {
+        let held = &self.steps.held;
+        if !self.steps.refused.is_empty()
+            || self.plan.publish.is_empty()
+            || held.len() < self.plan.publish.len()
+            || self.hears
+        {
+            return Ok(());
+        }
+        let what: Vec<String> = held.iter().take(SHOWN_MAX).map(|held| held.trouble.what.clone()).collect();
+        let what = format!("no table can be read: {}", what.join("; "));
+        let is_foreign = self.plan.publish.iter().any(|(table, _)| !table.is_owned);
+        let advice = match (source.create, is_foreign) {
+            (true, true) => self.grants(source),
+            (true, false) => {
+                held.iter().take(SHOWN_MAX).map(|held| held.trouble.advice.clone()).collect::<Vec<_>>().join("\n")
+            }
+            (false, _) => self.by_hand(source, &self.steps.by_hand),
+        };
+        Err(PrepareError::lasting(what, advice))
+    }
+
+    /// What of the server and the tables does not stop the stream, and is not about one named table.
     pub(crate) fn troubles(&self, source: &SourceConfig) -> Vec<Trouble> {
         let slot = self.slot.as_ref().and_then(|slot| slot.warning(&source.slot));
         let without_copy = self.slot.as_ref().filter(|slot| source.failover && !source.create && !slot.is_failover);
         let slot = slot.into_iter().chain(without_copy.map(|_| no_copy(source))).chain(self.server.impatience());
-        let fault = |fault: &PlanFault| Trouble {
-            what: format!("{}: {}", fault.place, fault.reason),
-            advice: fault.sql.clone().unwrap_or_else(|| "mend the configuration".to_owned()),
-        };
-        let faults = self.plan.faults.iter().map(fault);
-        self.plan.troubles.iter().chain(&self.steps.troubles).cloned().chain(faults).chain(slot).collect()
+        self.plan.troubles.iter().chain(&self.steps.troubles).cloned().chain(slot).collect()
+    }
+
+    /// What is said after the publication was brought to the plan as far as it went. From here on the steps hold what was done.
+    pub(super) fn outcome(
+        &mut self,
+        published: Published,
+        turn: Turn,
+        learnt: &mut Learnt,
+        source: &SourceConfig,
+    ) -> Outcome {
+        let Published { added, written, held, faults, troubles, .. } = published;
+        if !faults.is_empty() {
+            self.hold_roots();
+        }
+        self.steps.added = added;
+        self.steps.held.extend(held);
+        let missed = Missed::new(self, turn, learnt, &written);
+        let missing = self.plan.missing.iter().filter(|table| turn.is_first() || learnt.has_waited(table));
+        learnt.let_wait(self.unpublished().chain(missing.cloned()).collect());
+        let (named, others): (Vec<&Held>, Vec<&Held>) =
+            self.steps.held.iter().partition(|held| held.naming == Naming::Exact);
+        let errors = self.plan.faults.iter().map(PlanFault::trouble).chain(faults);
+        let errors = folded(errors.chain(named.into_iter().map(|held| held.trouble.clone())).collect());
+        let others = folded(others.into_iter().map(|held| held.trouble.clone()).collect());
+        let troubles = self.troubles(source).into_iter().chain(others).chain(folded(troubles)).collect();
+        Outcome { troubles, errors, missed }
+    }
+
+    /// While the publication sends partitions under their own names, what it has of their roots is of no use.
+    fn hold_roots(&mut self) {
+        if self.publication.as_ref().is_none_or(|state| state.via_root) {
+            return;
+        }
+        for (table, naming) in &self.plan.publish {
+            if table.kind == RelationKind::Partitioned && !self.steps.held.iter().any(|held| held.table == table.name) {
+                let trouble = Trouble {
+                    what: format!(
+                        "{} would come under its partitions' names, so nothing of it is captured",
+                        table.name
+                    ),
+                    advice: "the publication is changed as soon as that can be done".to_owned(),
+                };
+                self.steps.held.push(Held { table: table.name.clone(), naming: *naming, trouble });
+            }
+        }
+    }
+
+    /// Tables of the plan that are not published.
+    fn unpublished(&self) -> impl Iterator<Item = TableName> {
+        let published: HashSet<&TableName> = self.streaming().map(|table| &table.name).collect();
+        let names = self.plan.publish.iter().map(|(table, _)| &table.name);
+        names.filter(move |name| !published.contains(name)).cloned()
     }
 
     /// What could not be seen of all this.
@@ -73,21 +165,27 @@ impl Survey {
 
     /// The tables of the plan that are, or with its steps will be, published.
     pub(super) fn published(&self) -> Vec<TableFacts> {
-        let left_out = |table: &&TableFacts| {
-            let covered = self.publication.as_ref().is_some_and(|state| state.covers(&table.name));
-            covered || self.steps.added.contains(&table.name)
+        self.streaming().cloned().collect()
+    }
+
+    pub(super) fn streaming(&self) -> impl Iterator<Item = &TableFacts> {
+        let covered = self.publication.as_ref().map(PublicationState::coverage);
+        let added: HashSet<&TableName> = self.steps.added.iter().collect();
+        let held: HashSet<&TableName> = self.steps.held.iter().map(|held| &held.table).collect();
+        let streams = move |table: &&TableFacts| {
+            let name = &table.name;
+            !held.contains(name) && (added.contains(name) || covered.as_ref().is_some_and(|covered| covered.has(name)))
         };
-        self.plan.publish.iter().map(|(table, _)| table).filter(left_out).cloned().collect()
+        self.plan.publish.iter().map(|(table, _)| table).filter(streams)
     }
 
     /// Whether a table that a sink names without a pattern is not published.
     pub(super) fn lacks_named(&self, sinks: &[SinkConfig]) -> bool {
-        let exact = sinks.iter().flat_map(|sink| &sink.tables).filter(|pattern| pattern.is_exact());
-        let mut names = exact.map(|pattern| TableName { schema: pattern.schema.clone(), table: pattern.table.clone() });
-        names.any(|name| {
-            let covered = self.publication.as_ref().is_some_and(|state| state.covers(&name));
-            !covered && !self.steps.added.contains(&name)
-        })
+        let covered = self.publication.as_ref().map(PublicationState::coverage);
+        let added: HashSet<&TableName> = self.steps.added.iter().collect();
+        let lacks =
+            |name: &TableName| !added.contains(name) && covered.as_ref().is_none_or(|covered| !covered.has(name));
+        Takes::all(sinks).iter().any(|takes| takes.exact().any(|name| lacks(&name)))
     }
 
     /// Says which grants are missing, where the error is a missing privilege.
@@ -111,6 +209,20 @@ impl Survey {
 fn is_of_server(error: &DbError) -> bool {
     let of = ["permission denied for function ", "permission denied for schema "];
     *error.code() == SqlState::INSUFFICIENT_PRIVILEGE && of.iter().any(|start| error.message().starts_with(start))
+}
+
+/// The first of these, and how many more there are.
+pub(crate) fn folded(mut troubles: Vec<Trouble>) -> Vec<Trouble> {
+    let more = troubles.len().saturating_sub(SHOWN_MAX);
+    if more > 1 {
+        troubles.truncate(SHOWN_MAX);
+        let what = format!("{more} more tables are in the same case, or one like it");
+        troubles.push(Trouble {
+            what,
+            advice: "`walhook check` says of every table whether it can be published".to_owned(),
+        });
+    }
+    troubles
 }
 
 pub(super) fn busy(slot: &SlotFacts) -> PrepareError {

@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use crate::daemon::root;
 
 /// The numbers that must have a row.
-const NUMBERS: [RangeInclusive<u32>; 5] = [1..=31, 34..=37, 39..=47, 51..=58, 60..=66];
+const NUMBERS: [RangeInclusive<u32>; 4] = [1..=31, 34..=37, 39..=47, 51..=66];
 
 /// The rows of the page's tables: number, and what holds it.
 fn rows() -> Vec<(u32, String)> {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::{SLOT, make_slot, managed_config};
 use crate::daemon::{Config, Daemon, text_of, troubles, walhook};
 use crate::postgres::{Postgres, state, until_within};
 use crate::receiver::Receiver;
@@ -234,4 +235,28 @@ async fn pitfall_58_a_table_under_a_name_that_no_sink_takes_and_one_that_takes_o
         accept(&config, table);
     }
     assert_eq!(noted(&config), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pitfall_58_rows_of_before_its_owner_published_a_table_are_said_too() {
+    let postgres = Postgres::start();
+    postgres.sql("CREATE TABLE early (id int PRIMARY KEY)").await;
+    let publication = format!("CREATE PUBLICATION {SLOT} FOR TABLE early WITH (publish_via_partition_root = true)");
+    postgres.sql(&publication).await;
+    make_slot(&postgres).await;
+    let receiver = Receiver::start().await;
+    let config = managed_config(&postgres, &receiver, "");
+    let daemon = Daemon::start(&config).await;
+    let tables = "CREATE TABLE filled (id int PRIMARY KEY); INSERT INTO filled VALUES (1);
+        CREATE TABLE empty (id int PRIMARY KEY)";
+    postgres.sql(tables).await;
+    wait_said(&daemon, "both to be left out", |said| {
+        ["filled", "empty"].iter().all(|table| said.contains(&format!("public.{table} is not in the publication")))
+    })
+    .await;
+    postgres.sql(&format!("ALTER PUBLICATION {SLOT} ADD TABLE filled, empty; INSERT INTO empty VALUES (2)")).await;
+    wait_warned(&daemon, &["public.filled had been written to before it was published"]).await;
+    let said = troubles(&daemon.ready().await.unwrap().1);
+    assert!(!said.contains("public.empty had"), "{said}");
+    assert!(daemon.sigterm().await.success());
 }

@@ -4,26 +4,39 @@ use super::*;
 use crate::source::advice::tests::sql_of;
 
 #[tokio::test]
-async fn an_exactly_named_table_without_identity_is_refused_and_its_updates_still_work() {
-    let stage = Stage::new(&[], "create table bare (v int); insert into bare values (1)").await;
-    let fault = faults(stage.prepare(&[sink("s", &["public.bare"])]).await).remove(0);
-    assert_eq!(fault.place, "sink.s.tables");
-    assert_eq!(sql_of(fault.sql.as_deref().unwrap()), "ALTER TABLE \"public\".\"bare\" REPLICA IDENTITY FULL;");
-    assert_eq!(stage.count("select count(*) from pg_publication").await, 0);
-    assert_eq!(stage.count("select count(*) from pg_replication_slots").await, 0);
-
-    // By a pattern it is left out, so that its own UPDATE goes on working.
-    stage.client.batch_execute(ORDERS).await.unwrap();
-    let prepared = stage.prepare(&[sink("s", &["public.*"])]).await.unwrap();
-    assert_eq!(stage.published().await, ["public.orders"]);
-    assert!(prepared.troubles[0].what.contains("public.bare has no primary key"), "{:?}", prepared.troubles);
+async fn an_exactly_named_table_without_identity_holds_only_itself_and_its_updates_still_work() {
+    let sql = &format!("{ORDERS} create table bare (v int); insert into bare values (1)");
+    let stage = Stage::new(&[], sql).await;
+    let both = [sink("s", &["public.bare", "public.orders"])];
+    let prepared = stage.prepare(&both).await.unwrap();
+    let Trouble { what, advice } = &prepared.errors[0];
+    assert!(what.starts_with("sink.s.tables: public.bare has no primary key and no replica identity"), "{what}");
+    assert_eq!(sql_of(advice), "ALTER TABLE \"public\".\"bare\" REPLICA IDENTITY FULL;");
+    assert_eq!((prepared.tables.len(), prepared.created, stage.published().await.len()), (1, true, 1));
     stage.client.batch_execute("update bare set v = 2").await.unwrap();
 
-    // What the fault advises mends it.
-    stage.client.batch_execute(&sql_of(&fault.sql.unwrap())).await.unwrap();
-    let prepared = stage.prepare(&[sink("s", &["public.bare", "public.orders"])]).await.unwrap();
-    assert_eq!((prepared.tables.len(), prepared.troubles.len()), (2, 0));
+    // By a pattern it is left out with a warning.
+    let prepared = stage.prepare(&[sink("s", &["public.*"])]).await.unwrap();
+    assert_eq!((stage.published().await, prepared.errors.len()), (vec!["public.orders".to_owned()], 0));
+    assert!(prepared.troubles[0].what.contains("public.bare has no primary key"), "{:?}", prepared.troubles);
+
+    // What is advised mends it, while the stream runs too.
+    stage.client.batch_execute(&sql_of(advice)).await.unwrap();
+    let maintained = maintain(&stage.own, &stage.source(), &both, &mut Learnt::default()).await.unwrap();
+    assert_eq!((maintained.added.len(), maintained.errors.len(), maintained.is_incomplete), (1, 0, false));
     stage.client.batch_execute("update bare set v = 3").await.unwrap();
+}
+
+#[tokio::test]
+async fn without_any_table_to_read_it_still_begins_and_takes_them_as_they_come() {
+    let stage = Stage::new(&[], "").await;
+    let sinks = [sink("s", &["public.orders"])];
+    let prepared = stage.prepare(&sinks).await.unwrap();
+    assert!(prepared.created && prepared.tables.is_empty(), "{prepared:?}");
+    assert!(prepared.errors[0].what.contains("the database has no table public.orders"), "{prepared:?}");
+    stage.client.batch_execute(ORDERS).await.unwrap();
+    let maintained = maintain(&stage.own, &stage.source(), &sinks, &mut Learnt::default()).await.unwrap();
+    assert_eq!((maintained.added.len(), maintained.errors.len()), (1, 0));
 }
 
 #[tokio::test]
@@ -111,7 +124,7 @@ async fn identities_that_publishing_would_break_are_known() {
 }
 
 #[tokio::test]
-async fn every_fault_of_the_configuration_comes_in_one_go() {
+async fn every_table_that_a_sink_names_and_does_not_get_is_told_in_one_go() {
     let sql = "create table orders (id int primary key, customer_id int);
                create table swapped (id int primary key, code int not null);
                create unique index swapped_i on swapped (code);
@@ -123,21 +136,28 @@ async fn every_fault_of_the_configuration_comes_in_one_go() {
     let orders = TableName { schema: "public".to_owned(), table: "orders".to_owned() };
     unknown.group_by_table = vec![(orders, GroupBy::Columns(vec!["shop".to_owned()]))];
     let sinks = [sink("typo", &["public.oders"]), grouped, unknown, sink("swap", &["public.swapped"])];
-    let found: Vec<String> = faults(stage.prepare(&sinks).await).iter().map(PlanFault::to_string).collect();
+    let prepared = stage.prepare(&sinks).await.unwrap();
+    let advised = |advice: &str| if advice.contains("ALTER TABLE") { sql_of(advice) } else { advice.to_owned() };
+    let suffix = "; until that is mended nothing of it is captured";
+    let told = |trouble: &Trouble| (trouble.what.strip_suffix(suffix).unwrap().to_owned(), advised(&trouble.advice));
+    let found: Vec<(String, String)> = prepared.errors.iter().map(told).collect();
+    let swapped = "the old rows of public.swapped's updates and deletes do not carry its primary key's id, so their group \
+                   would be unknown";
+    let (to_default, to_mend) =
+        ("ALTER TABLE \"public\".\"swapped\" REPLICA IDENTITY DEFAULT;", "mend the database or the configuration");
     let expected = [
-        "sink.typo.tables: the database has no table public.oders (did you mean public.orders?)",
-        "sink.grouped.group_by: the old rows of public.orders's updates and deletes do not carry group_by customer_id, so \
-         their group would be unknown: as app, the owner of the table (every UPDATE and DELETE writes the whole old row to \
-         the WAL): ALTER TABLE \"public\".\"orders\" REPLICA IDENTITY FULL;",
-        "sink.unknown.group_by: public.orders has no column shop to group by",
-        "sink.unknown.group_by: the old rows of public.swapped's updates and deletes do not carry its primary key's id, so \
-         their group would be unknown: as app, the owner of the table (old rows carry the primary key only, to every \
-         reader of the table's changes): ALTER TABLE \"public\".\"swapped\" REPLICA IDENTITY DEFAULT;",
-        "sink.swap.group_by: the old rows of public.swapped's updates and deletes do not carry its primary key's id, so \
-         their group would be unknown: as app, the owner of the table (old rows carry the primary key only, to every \
-         reader of the table's changes): ALTER TABLE \"public\".\"swapped\" REPLICA IDENTITY DEFAULT;",
+        ("sink.typo.tables: the database has no table public.oders (did you mean public.orders?)".to_owned(), to_mend),
+        (
+            "sink.grouped.group_by: the old rows of public.orders's updates and deletes do not carry group_by customer_id, \
+             so their group would be unknown"
+                .to_owned(),
+            "ALTER TABLE \"public\".\"orders\" REPLICA IDENTITY FULL;",
+        ),
+        ("sink.unknown.group_by: public.orders has no column shop to group by".to_owned(), to_mend),
+        (format!("sink.unknown.group_by: {swapped}"), to_default),
+        (format!("sink.swap.group_by: {swapped}"), to_default),
     ];
-    assert_eq!(found, expected);
+    assert_eq!(found, expected.map(|(what, advice)| (what, advice.to_owned())));
     // Inserts carry every column.
     let mut inserts = sinks[1].clone();
     inserts.actions = Actions { insert: true, update: false, delete: false, truncate: false };
@@ -162,7 +182,8 @@ async fn partitions_come_as_their_root() {
     let trouble = &prepared.troubles[0];
     assert_eq!(sql_of(&trouble.advice), "ALTER TABLE \"public\".\"loose_1\" REPLICA IDENTITY FULL;");
     stage.client.batch_execute(&sql_of(&trouble.advice)).await.unwrap();
-    let maintained = maintain(&stage.own, &stage.source(), &[sink("s", &["public.*"])]).await.unwrap();
+    let maintained =
+        maintain(&stage.own, &stage.source(), &[sink("s", &["public.*"])], &mut Learnt::default()).await.unwrap();
     assert_eq!(maintained.added[0].table, "loose");
     assert!(maintained.troubles[0].what.contains("partitions made from now on"), "{:?}", maintained.troubles);
     stage.client.batch_execute("update loose set v = 2; update parts set v = 2").await.unwrap();

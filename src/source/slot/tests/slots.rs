@@ -53,7 +53,10 @@ async fn slots_that_cannot_be_ours_are_refused() {
     assert!(what.contains("the publication walhook_app does not"), "{what}");
     assert!(advice.contains("SELECT pg_drop_replication_slot('walhook_app');"), "{advice}");
     assert!(advice.starts_with("if `publication` is misspelt"), "what loses nothing comes first: {advice}");
-    assert!(matches!(maintain(&stage.own, &stage.source(), &sinks).await, Err(PrepareError::Lasting { .. })));
+    assert!(matches!(
+        maintain(&stage.own, &stage.source(), &sinks, &mut Learnt::default()).await,
+        Err(PrepareError::Lasting { .. })
+    ));
 }
 
 #[tokio::test]

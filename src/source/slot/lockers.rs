@@ -1,0 +1,124 @@
+//! Who holds the locks that a change of a publication waits for.
+
+use std::collections::HashMap;
+use std::fmt;
+
+use tokio_postgres::{Client, Row};
+use tracing::debug;
+
+use super::error::bounded;
+use crate::source::chain;
+
+/// Everybody but us who holds or wants one of the locks that conflict with those of ALTER PUBLICATION: SHARE UPDATE EXCLUSIVE
+/// on each table `$1`, and ACCESS EXCLUSIVE on the publication `$2`, here under the OID 0. Who only wants one is before us.
+const LOCKERS: &str = "
+select case l.locktype when 'object' then 0::oid else l.relation end, l.pid, l.granted,
+       a.application_name, a.state, to_char(a.xact_start at time zone 'UTC', 'HH24:MI:SS'),
+       (select x.gid from pg_prepared_xacts x where l.pid is null and l.virtualtransaction = '-1/' || x.transaction)
+  from pg_locks l left join pg_stat_activity a on a.pid = l.pid
+ where l.database = (select d.oid from pg_database d where d.datname = current_database())
+   and l.pid is distinct from pg_backend_pid()
+   and (l.locktype = 'relation' and l.relation = any ($1)
+          and l.mode in ('ShareUpdateExclusiveLock', 'ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock',
+                         'AccessExclusiveLock')
+        or l.locktype = 'object' and l.classid = 'pg_publication'::regclass and l.objid = $2)
+ order by not l.granted, a.xact_start";
+
+/// Whoever stands before us.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Locker {
+    /// None for a transaction that is prepared for a two-phase commit.
+    pid: Option<i32>,
+    /// It has the lock, and does not only wait for it itself.
+    has_it: bool,
+    application: Option<String>,
+    state: Option<String>,
+    /// Time of day in UTC, where we may see it.
+    since: Option<String>,
+    prepared: Option<String>,
+}
+
+/// By the table's OID, the first one.
+#[derive(Debug, Default)]
+pub(super) struct Lockers {
+    tables: HashMap<u32, Locker>,
+    /// Of the publication itself.
+    pub(super) publication: Option<Locker>,
+}
+
+impl Lockers {
+    /// Asks. What cannot be asked is not known: then nobody is named.
+    pub(super) async fn ask(client: &Client, tables: &[u32], publication: u32) -> Self {
+        let asked = bounded("ask who holds locks", client.query(LOCKERS, &[&tables, &publication])).await;
+        let rows = asked.unwrap_or_else(|error| {
+            debug!(error = %chain(&error), "it cannot be asked who holds locks");
+            Vec::new()
+        });
+        let mut lockers = Self::default();
+        for row in &rows {
+            match row.get(0) {
+                0 => lockers.publication.get_or_insert_with(|| Locker::read(row)),
+                oid => lockers.tables.entry(oid).or_insert_with(|| Locker::read(row)),
+            };
+        }
+        lockers
+    }
+
+    /// Who holds the table.
+    pub(super) fn of(&self, table: u32) -> Option<&Locker> {
+        self.tables.get(&table)
+    }
+}
+
+impl Locker {
+    fn read(row: &Row) -> Self {
+        Self {
+            pid: row.get(1),
+            has_it: row.get(2),
+            application: row.get::<_, Option<String>>(3).filter(|name| !name.is_empty()),
+            state: row.get(4),
+            since: row.get(5),
+            prepared: row.get(6),
+        }
+    }
+}
+
+impl fmt::Display for Locker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.pid, &self.prepared) {
+            (Some(pid), _) => write!(f, "backend {pid}")?,
+            (None, Some(gid)) => write!(f, "the prepared transaction {gid:?}")?,
+            (None, None) => write!(f, "a prepared transaction")?,
+        }
+        let application = self.application.as_ref().map(|name| format!("application {name:?}"));
+        let since = self.since.as_ref().map(|since| format!("since {since} UTC"));
+        let waits = (!self.has_it).then(|| "which waits for the lock too".to_owned());
+        let known: Vec<String> = application.into_iter().chain(self.state.clone()).chain(since).chain(waits).collect();
+        if known.is_empty() { Ok(()) } else { write!(f, " ({})", known.join(", ")) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_not_be_seen_is_left_out() {
+        let all = Locker {
+            pid: Some(12),
+            has_it: true,
+            application: Some("migrate".to_owned()),
+            state: Some("idle in transaction".to_owned()),
+            since: Some("14:02:07".to_owned()),
+            prepared: None,
+        };
+        let text = "backend 12 (application \"migrate\", idle in transaction, since 14:02:07 UTC)";
+        assert_eq!(all.to_string(), text);
+        let hidden = Locker { application: None, state: None, since: None, ..all.clone() };
+        assert_eq!(hidden.to_string(), "backend 12");
+        assert_eq!(Locker { has_it: false, ..hidden }.to_string(), "backend 12 (which waits for the lock too)");
+        let prepared =
+            Locker { pid: None, prepared: Some("gx".to_owned()), application: None, state: None, since: None, ..all };
+        assert_eq!(prepared.to_string(), "the prepared transaction \"gx\"");
+    }
+}
