@@ -310,7 +310,7 @@ mod tests {
             (Look { is_owned: false, ..ours.clone() }, config()),
             (Look { in_recovery: true, ..ours.clone() }, config()),
             (look(vec![whole]), config()),
-            (ours.clone(), SourceConfig { create: false, ..config() }),
+            (ours, SourceConfig { create: false, ..config() }),
         ] {
             let found = decided(&source, &looks, &[]);
             assert_eq!((found.begin, found.take_out), (vec![named("t")], Vec::new()), "{looks:?}");
