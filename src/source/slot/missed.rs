@@ -168,8 +168,8 @@ select c.oid
   join pg_inherits i on i.inhrelid = c.oid
   join pg_attribute a on a.attrelid = c.oid and a.attname = 'tableoid' and a.attnum < 0
  where c.oid = any ($1) and c.relkind = 'r' and i.xmin <> a.xmin
-   and not exists (select from pg_locks l where l.relation = c.oid and l.mode = 'AccessExclusiveLock')
-   and pg_relation_size(c.oid) > 0";
+   and case when exists (select from pg_locks l where l.relation = c.oid and l.mode = 'AccessExclusiveLock')
+        then false else pg_relation_size(c.oid) > 0 end";
 
 /// Which of these partitions were attached with rows.
 ///
@@ -189,8 +189,8 @@ with recursive tree (oid, top) as (
     from tree t join pg_class c on c.oid = t.oid and c.relkind = 'p' join pg_inherits i on i.inhparent = t.oid)
 select distinct t.top
   from tree t join pg_class c on c.oid = t.oid and c.relkind = 'r' and c.relpersistence = 'p'
- where not exists (select from pg_locks l where l.relation = c.oid and l.mode = 'AccessExclusiveLock')
-   and pg_relation_size(c.oid) > 0";
+ where case when exists (select from pg_locks l where l.relation = c.oid and l.mode = 'AccessExclusiveLock')
+        then false else pg_relation_size(c.oid) > 0 end";
 
 impl Survey {
     /// Tables of the plan that are not published and have been written to: asked right before they are. Where that cannot be
