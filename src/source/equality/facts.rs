@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Row};
 
@@ -58,13 +59,17 @@ pub(crate) struct TypeFacts {
     pub(crate) attributes: Vec<Typed>,
 }
 
+/// A column's type, for people only. Where the server refuses that function, the bare name does.
+const WRITTEN_TYPE: &str = "pg_catalog.format_type(a.atttypid, a.atttypmod)";
+const BARE_TYPE: &str = "(SELECT t.typname::pg_catalog.text FROM pg_catalog.pg_type t WHERE t.oid = a.atttypid)";
+
 /// The columns of the relations with these OIDs; one row of NULLs for a relation without any.
-fn columns() -> String {
+fn columns(type_name: &str) -> String {
     format!(
         "\
 SELECT c.oid, pg_catalog.convert_to(a.attname::pg_catalog.text, {ENCODING}), a.atttypid, a.atttypmod,
     coalesce(o.collisdeterministic, a.attcollation = 0),
-    pg_catalog.convert_to(pg_catalog.format_type(a.atttypid, a.atttypmod), {ENCODING}),
+    pg_catalog.convert_to({type_name}, {ENCODING}),
     k.place, coalesce(am.amname = 'btree' AND oc.opcdefault, false), CASE WHEN oc.oid >= 16384 THEN oc.opcintype END
 FROM pg_catalog.pg_class c
 LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
@@ -89,7 +94,14 @@ pub(crate) async fn read_columns(
     relations: &[u32],
 ) -> Result<HashMap<u32, Vec<ColumnFacts>>, tokio_postgres::Error> {
     let mut all: HashMap<u32, Vec<ColumnFacts>> = HashMap::new();
-    for row in client.query_typed(&columns(), &[(&relations, Type::OID_ARRAY)]).await? {
+    let asked = client.query_typed(&columns(WRITTEN_TYPE), &[(&relations, Type::OID_ARRAY)]).await;
+    let rows = match asked {
+        Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+            client.query_typed(&columns(BARE_TYPE), &[(&relations, Type::OID_ARRAY)]).await?
+        }
+        asked => asked?,
+    };
+    for row in rows {
         let columns = all.entry(row.try_get(0)?).or_default();
         columns.extend(column(&row)?);
     }
