@@ -234,7 +234,7 @@ mod tests {
     fn config() -> SourceConfig {
         SourceConfig {
             name: "app".to_owned(),
-            url: PgAddress::parse("postgres://h/app").unwrap(),
+            url: PgAddress::parse("postgres://u@h/app").unwrap(),
             slot: "walhook_app".to_owned(),
             publication: "walhook_app".to_owned(),
             create: true,
@@ -332,9 +332,9 @@ mod tests {
         let what = "public.t is published and its own UPDATE and DELETE fail since noon: its partition public.leaf has no \
                     primary key and no replica identity; it is not taken out of the publication: it is locked";
         assert_eq!(trouble.what, what);
-        let ways = "give it an identity: ALTER TABLE \"public\".\"leaf\" REPLICA IDENTITY FULL;\nor let nothing of it be captured \
-                    any more: ALTER PUBLICATION \"walhook_app\" DROP TABLE ONLY \"public\".\"t\";";
-        assert_eq!(trouble.advice, ways);
+        let (mend, out) = trouble.advice.split_once('\n').unwrap();
+        assert!(mend.contains("ALTER TABLE \"public\".\"leaf\" REPLICA IDENTITY FULL;"), "{mend}");
+        assert!(out.contains("ALTER PUBLICATION \"walhook_app\" DROP TABLE ONLY \"public\".\"t\";"), "{out}");
         let only = Look { deletes: false, ..look(Vec::new()) };
         let all = Bare { is_member: false, fault: Fault::Nothing, ..bare_of("t") };
         let trouble = only.harm(&config(), &all, None, "no");
