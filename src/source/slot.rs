@@ -51,7 +51,7 @@ pub use self::portions::Learnt;
 use self::publication::PublicationState;
 use self::publishing::{Published, Publishing, is_race, whole_fault};
 use self::server::ServerFacts;
-pub(crate) use self::steps::Held;
+pub(crate) use self::steps::{Held, Hold};
 use self::steps::{Steps, Wanted};
 use self::unseen::{Question, ask};
 pub(crate) use self::verdict::folded;

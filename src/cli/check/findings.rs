@@ -15,7 +15,7 @@ use crate::source::slot::plan::Naming;
 use crate::source::slot::server::ServerLimits;
 use crate::source::slot::takes::Takes;
 use crate::source::slot::unseen::grant;
-use crate::source::slot::{Held, Mends, PlanFault, SlotFacts, Survey, by_hand, folded};
+use crate::source::slot::{Held, Hold, Mends, PlanFault, SlotFacts, Survey, by_hand, folded};
 use crate::view::Trouble;
 
 /// Tables or columns named in one line at most.
@@ -312,12 +312,13 @@ fn of_publication(source: &SourceConfig, survey: &Survey) -> Vec<Finding> {
             }
         }
     }
-    if !steps.refused.is_empty() {
+    let holds = |hold| steps.held.iter().any(|held| held.is_named_by(hold));
+    if !steps.refused.is_empty() || holds(Hold::Publication) {
         let what = format!("{name} does not hold what the sinks need, and walhook may not change it");
-        all.push(Finding::fail(&subject, what, survey.refused(source)));
+        all.push(Finding::fail(&subject, what, survey.by_hand(source, &steps.by_hand)));
     }
     let makes = survey.publication.is_none() && !survey.server.may_create;
-    if !steps.own.is_empty() && makes {
+    if (makes && !steps.own.is_empty()) || holds(Hold::Owner) {
         let what = format!("the role {} may not make the publication as the sinks need it", survey.server.role);
         all.push(Finding::fail(&subject, what, survey.grants(source)));
     }
@@ -326,7 +327,10 @@ fn of_publication(source: &SourceConfig, survey: &Survey) -> Vec<Finding> {
 
 /// Tables that walhook cannot publish as things are: a failure where a sink names one, though the others stream.
 fn of_held(subject: &str, held: &[Held]) -> Vec<Finding> {
-    let (named, others): (Vec<&Held>, Vec<&Held>) = held.iter().partition(|held| held.naming == Naming::Exact);
+    // What one word to the owner mends is said of the publication.
+    let is_said = |held: &&Held| held.is_named_by(Hold::Owner) || held.is_named_by(Hold::Publication);
+    let (named, others): (Vec<&Held>, Vec<&Held>) =
+        held.iter().filter(|held| !is_said(held)).partition(|held| held.naming == Naming::Exact);
     let told = |held: Vec<&Held>| folded(held.into_iter().map(|held| held.trouble.clone()).collect());
     let named = told(named).into_iter().map(|Trouble { what, advice }| Finding::fail(subject, what, advice));
     named.chain(told(others).into_iter().map(|Trouble { what, advice }| Finding::warn(subject, what, advice))).collect()

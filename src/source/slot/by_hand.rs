@@ -50,7 +50,7 @@ impl Survey {
     }
 
     /// The steps as statements for whoever may run them, and after them the slot, if there is none.
-    pub(super) fn by_hand<S: AsRef<str>>(&self, source: &SourceConfig, sql: &[S]) -> String {
+    pub(crate) fn by_hand<S: AsRef<str>>(&self, source: &SourceConfig, sql: &[S]) -> String {
         let whom = self.publisher();
         let statement = |sql: &S| match self.publication {
             None => Statement::make_publication(&whom, sql.as_ref()),

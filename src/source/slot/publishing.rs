@@ -11,7 +11,7 @@ use super::error::{Passing, PrepareError, STATEMENT_LIMIT, bounded};
 use super::lockers::{Locker, Lockers};
 use super::plan::Naming;
 use super::portions::{Budget, Failure, Learnt, Portion, Portions};
-use super::steps::{self, Held};
+use super::steps::{self, Held, Hold};
 use super::{Survey, Turn};
 use crate::change::TableName;
 use crate::config::SourceConfig;
@@ -257,7 +257,7 @@ impl Published {
     fn take_added(&mut self, changed: Changed, namings: &HashMap<&TableName, Naming>) {
         let held = |(table, trouble): (TableName, Trouble)| {
             let naming = namings.get(&table).copied().unwrap_or(Naming::Pattern);
-            Held { table, naming, trouble }
+            Held { table, naming, hold: Hold::Table, trouble }
         };
         self.is_unfinished = !changed.rest.is_empty() && !changed.is_full && !changed.done.is_empty();
         self.added = changed.done;

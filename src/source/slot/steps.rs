@@ -19,12 +19,31 @@ const BY_HAND_MAX: usize = 500;
 /// Tables that are named where a statement is only shown.
 const SHOWN_MAX: usize = 8;
 
+/// What holds a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Hold {
+    /// It, or the publication, belongs to another role.
+    Owner,
+    /// The publication is not walhook's to change.
+    Publication,
+    /// Something about the table.
+    Table,
+}
+
 /// A table of the plan that is not published, although everything else may be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Held {
     pub(crate) table: TableName,
     pub(crate) naming: Naming,
+    pub(crate) hold: Hold,
     pub(crate) trouble: Trouble,
+}
+
+impl Held {
+    /// Whether a sink names the table, and this is what holds it.
+    pub(crate) fn is_named_by(&self, hold: Hold) -> bool {
+        self.naming == Naming::Exact && self.hold == hold
+    }
 }
 
 /// What brings a publication to the plan.
@@ -184,9 +203,9 @@ impl Steps {
             match obstacle(table, state, wanted) {
                 None if is_covered => {}
                 None => missing.push((*naming, table.name.clone())),
-                Some((why, advice)) => {
+                Some((hold, why, advice)) => {
                     let trouble = Trouble { what: format!("left out: {why}"), advice };
-                    self.held.push(Held { table: table.name.clone(), naming: *naming, trouble });
+                    self.held.push(Held { table: table.name.clone(), naming: *naming, hold, trouble });
                 }
             }
         }
@@ -224,48 +243,53 @@ impl Steps {
 }
 
 /// Why walhook does not change a publication that exists.
-fn may_change(state: &PublicationState, wanted: Wanted<'_>) -> Result<(), &'static str> {
+fn may_change(state: &PublicationState, wanted: Wanted<'_>) -> Result<(), (Hold, &'static str)> {
     if !wanted.source.create {
-        return Err("is not in the publication");
+        return Err((Hold::Publication, "is not in the publication"));
     }
     if state.all_tables || !state.schemas.is_empty() {
         // Tables cannot be added beside FOR ALL TABLES, and a publication of schemas is a person's choice.
-        return Err("is not in the publication, which a person has made for whole schemas");
+        return Err((Hold::Publication, "is not in the publication, which a person has made for whole schemas"));
     }
     if !state.is_owned {
-        return Err("is not in the publication, which belongs to another role, so walhook cannot add it");
+        let why = "is not in the publication, which belongs to another role, so walhook cannot add it";
+        return Err((Hold::Owner, why));
     }
     if wanted.server.in_recovery {
-        return Err("is not in the publication, which can be changed on the primary only");
+        return Err((Hold::Publication, "is not in the publication, which can be changed on the primary only"));
     }
     Ok(())
 }
 
 /// Why walhook cannot publish this one table, and what mends it.
-fn obstacle(table: &TableFacts, state: Option<&PublicationState>, wanted: Wanted<'_>) -> Option<(String, String)> {
+fn obstacle(
+    table: &TableFacts,
+    state: Option<&PublicationState>,
+    wanted: Wanted<'_>,
+) -> Option<(Hold, String, String)> {
     let Wanted { plan, source, server, .. } = wanted;
     if let Some(state) = state {
-        if let Err(why) = may_change(state, wanted) {
+        if let Err((hold, why)) = may_change(state, wanted) {
             if state.covers(&table.name) {
                 let why = format!("{} would come under its partitions' names in the publication", table.name);
-                return Some((why, by_owner(source, "SET (publish_via_partition_root = true)")));
+                return Some((hold, why, by_owner(source, "SET (publish_via_partition_root = true)")));
             }
-            return Some((format!("{} {why}", table.name), add_by_hand(table, source)));
+            return Some((hold, format!("{} {why}", table.name), add_by_hand(table, source)));
         }
         let operations = state.operations.with(plan.operations);
         if let Some(refusal) = table.identity_refusal().filter(|_| operations.needs_identity()) {
-            return Some((refusal.reason, refusal.sql.unwrap_or_default()));
+            return Some((Hold::Table, refusal.reason, refusal.sql.unwrap_or_default()));
         }
     }
     if !table.is_owned {
         let why = "belongs to another role, so walhook cannot publish it";
-        return Some((format!("{} {why}", table.name), let_publish(table, source, server)));
+        return Some((Hold::Owner, format!("{} {why}", table.name), let_publish(table, source, server)));
     }
     if !table.is_reachable {
         let (schema, role) = (&table.name.schema, &server.role);
         let why = format!("{} is in the schema {schema}, which the role {role} may not use", table.name);
         let grant = format!("GRANT USAGE ON SCHEMA {} TO {};", quoted(schema), quoted(role));
-        return Some((why, format!("as the owner of the schema, or a superuser: {grant}")));
+        return Some((Hold::Table, why, format!("as the owner of the schema, or a superuser: {grant}")));
     }
     None
 }

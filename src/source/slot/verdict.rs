@@ -11,7 +11,7 @@ use super::portions::Learnt;
 use super::publication::PublicationState;
 use super::publishing::Published;
 use super::state::SlotFacts;
-use super::steps::Held;
+use super::steps::{Held, Hold};
 use super::survey::{RelationKind, TableFacts};
 use super::takes::Takes;
 use super::unseen::{Unseen, grant};
@@ -145,7 +145,7 @@ impl Survey {
                     ),
                     advice: "the publication is changed as soon as that can be done".to_owned(),
                 };
-                self.steps.held.push(Held { table: table.name.clone(), naming: *naming, trouble });
+                self.steps.held.push(Held { table: table.name.clone(), naming: *naming, hold: Hold::Table, trouble });
             }
         }
     }
