@@ -213,20 +213,26 @@ async fn an_endpoint_that_ends_its_connections_without_a_word_gets_each_request_
 #[tokio::test]
 async fn closed_connections_are_let_go_although_nothing_is_sent() {
     let (told, gone) = tokio::sync::oneshot::channel();
-    let told = Mutex::new(Some(told));
-    let rig = Rig::start(move |mut peer| {
-        let told = told.lock().unwrap().take();
-        async move {
-            peer.request().await.unwrap();
-            peer.write(FINE).await;
-            tokio::io::AsyncWriteExt::shutdown(&mut peer.socket).await.unwrap();
-            peer.until_closed().await;
-            told.unwrap().send(()).unwrap();
+    let (told, close) = (Mutex::new(Some(told)), Arc::new(Notify::new()));
+    let rig = Rig::start({
+        let close = Arc::clone(&close);
+        move |mut peer| {
+            let (told, close) = (told.lock().unwrap().take(), Arc::clone(&close));
+            async move {
+                peer.request().await.unwrap();
+                peer.write(FINE).await;
+                close.notified().await;
+                tokio::io::AsyncWriteExt::shutdown(&mut peer.socket).await.unwrap();
+                peer.until_closed().await;
+                told.unwrap().send(()).unwrap();
+            }
         }
     })
     .await;
     let endpoint = Endpoint::new(&rig.sink()).unwrap();
     assert_eq!(endpoint.attempt(&delivery(100), 1).await.verdict, Verdict::Acknowledged);
+    // It lies idle by now.
+    close.notify_one();
     tokio::time::timeout(Duration::from_secs(20), gone).await.unwrap().unwrap();
 }
 
