@@ -4,7 +4,7 @@
 //! ones, as a self-signed one does that is its own authority: `CA:TRUE` or not, a person has put it there. Either way its
 //! dates must hold and, unless only the authority is asked for (`sslmode=verify-ca`), the name must be one of its subject
 //! alternative names; the common name does not count. X.509 version 1 has none and is refused. The dates of an authority
-//! count when its file is read (see [`file`]): an authority that is over vouches for nobody.
+//! count when its file is read (see [`mod@file`]): an authority that is over vouches for nobody.
 
 mod facts;
 pub(crate) mod file;
