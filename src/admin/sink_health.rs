@@ -227,6 +227,10 @@ fn advice(category: &str) -> &'static str {
         "too_large" => {
             "a change is larger than limits.max_message and cannot become a dead letter before the store has room"
         }
+        "out_of_resources" => {
+            "this machine has nothing left to make a connection with: raise walhook's limit of open files (ulimit -n, or LimitNOFILE= of \
+             its service), or lower max_in_flight"
+        }
         "unbuildable" => "walhook could not build the request: the log says why, and it is a fault of walhook",
         "shutdown" => "the attempt was cut off by a stop and will be repeated",
         _ => "the log has the details",

@@ -39,6 +39,8 @@ pub enum Category {
     UnexpectedSuccessStatus,
     /// The receiver asked that the delivery be given up.
     AbortedByReceiver,
+    /// walhook's machine has no file descriptor, port or memory left for a connection.
+    OutOfResources,
     /// No request could be made of the delivery.
     Unbuildable,
     /// The change is larger than `limits.max_message`: no request is made of it.
@@ -49,7 +51,7 @@ pub enum Category {
 
 impl Category {
     /// All of them, in the order of the documentation.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::DnsError,
         Self::BlockedAddress,
         Self::ConnectRefused,
@@ -68,6 +70,7 @@ impl Category {
         Self::StatusServerError,
         Self::UnexpectedSuccessStatus,
         Self::AbortedByReceiver,
+        Self::OutOfResources,
         Self::Unbuildable,
         Self::TooLarge,
         Self::Shutdown,
@@ -94,6 +97,7 @@ impl Category {
             Self::StatusServerError => "status_server_error",
             Self::UnexpectedSuccessStatus => "unexpected_success_status",
             Self::AbortedByReceiver => "aborted_by_receiver",
+            Self::OutOfResources => "out_of_resources",
             Self::Unbuildable => "unbuildable",
             Self::TooLarge => "too_large",
             Self::Shutdown => "shutdown",
@@ -121,6 +125,7 @@ impl Category {
             | Self::StatusPayloadTooLarge
             | Self::UnexpectedSuccessStatus
             | Self::AbortedByReceiver
+            | Self::OutOfResources
             | Self::Unbuildable
             | Self::TooLarge
             | Self::Shutdown => false,
@@ -129,7 +134,7 @@ impl Category {
 
     /// Whether the fault is on walhook's side: it never counts against the endpoint.
     pub fn is_ours(self) -> bool {
-        matches!(self, Self::ProxyError | Self::Unbuildable | Self::TooLarge | Self::Shutdown)
+        matches!(self, Self::ProxyError | Self::OutOfResources | Self::Unbuildable | Self::TooLarge | Self::Shutdown)
     }
 }
 

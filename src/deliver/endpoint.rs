@@ -37,10 +37,12 @@ use crate::trust::{NoAuthorities, Trusted, Verifier};
 const CONNECT_TIMEOUT_MAX: Duration = Duration::from_secs(10);
 /// Signing more than this (about a millisecond) goes to a thread that may block.
 const SIGN_INLINE_BYTES_MAX: usize = 1024 * 1024;
-/// Connections that an attempt tries at most before the endpoint takes its request; then the attempt has failed.
-const CONNECTIONS_MAX: u32 = 5;
+/// How often an attempt is sent at most until the endpoint takes its request; then it has failed.
+const TRIES_MAX: u32 = 5;
 /// From this one on it has the connection to itself: an endpoint that takes a few requests a connection takes the first.
 const ALONE_FROM: u32 = 3;
+/// And from this one on it pauses before, by chance within this: many may have been refused together.
+const PAUSE_MILLIS: RangeInclusive<u64> = 20..=200;
 
 const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
 const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
@@ -135,6 +137,15 @@ impl Endpoint {
         Self::with_tls(sink, connector, ways)
     }
 
+    /// The same endpoint and connections, for requests that wait longer or shorter.
+    #[cfg(test)]
+    pub(super) fn with_request_timeout(&self, request_timeout: Duration) -> Self {
+        let Inner { pool, peer, headers, secrets, success, .. } = &*self.inner;
+        let (pool, secrets) = (Arc::clone(pool), Arc::clone(secrets));
+        let (peer, headers, success) = (peer.clone(), headers.clone(), success.clone());
+        Self { inner: Arc::new(Inner { pool, peer, headers, secrets, success, request_timeout }) }
+    }
+
     fn with_tls(sink: &SinkConfig, connector: Option<TlsConnector>, ways: Ways) -> Result<Self, EndpointError> {
         let address = || EndpointError::Address { sink: sink.name.clone() };
         let url = &sink.endpoint;
@@ -163,7 +174,10 @@ impl Endpoint {
         let end = match tokio::time::timeout(self.inner.request_timeout, exchange).await {
             Ok(Ok(())) => End::Whole,
             Ok(Err(error)) => End::Broken(error),
-            Err(_) => End::Late,
+            Err(_) => match seen.under {
+                Under::Queue => End::Queued,
+                Under::Way | Under::Http1 | Under::Http2(_) => End::Late,
+            },
         };
         let Seen { answer, resent, under } = seen;
         if matches!(end, End::Late) && answer.status.is_none() {
@@ -187,25 +201,43 @@ impl Endpoint {
         started_at: SystemTime,
         seen: &mut Seen,
     ) -> Result<(), Arc<SendError>> {
+        let headers = self.headers(frozen, number, started_at).await;
         loop {
-            let headers = self.headers(frozen, number, started_at).await;
-            let outgoing = Outgoing { headers, body: frozen.body.clone() };
+            let outgoing = Outgoing { headers: headers.clone(), body: frozen.body.clone() };
             seen.under = Under::Way;
-            let taken = self.inner.pool.take(seen.resent + 1 >= ALONE_FROM).await?;
-            seen.under = match &taken {
-                Taken::Own(_) => Under::Http1,
-                Taken::Shared(connection) => Under::Http2(Arc::clone(connection)),
-            };
-            match self.inner.pool.exchange(taken, outgoing, &mut seen.answer).await {
+            let alone = seen.resent + 1 >= ALONE_FROM;
+            if alone {
+                tokio::time::sleep(Duration::from_millis(fastrand::u64(PAUSE_MILLIS))).await;
+            }
+            let taken = self.inner.pool.take(alone).await?;
+            match self.send(taken, outgoing, seen).await {
                 Ok(()) => return Ok(()),
                 Err(Failed::Broken(error)) => return Err(Arc::new(error)),
-                Err(Failed::Untaken(_)) if seen.resent + 1 < CONNECTIONS_MAX => seen.resent += 1,
+                Err(Failed::Untaken(_)) if seen.resent + 1 < TRIES_MAX => seen.resent += 1,
                 Err(Failed::Untaken(error)) => {
                     let source = Box::new(error);
-                    return Err(Arc::new(SendError::NeverTaken { connections: CONNECTIONS_MAX, source }));
+                    return Err(Arc::new(SendError::NeverTaken { tries: TRIES_MAX, source }));
                 }
             }
         }
+    }
+
+    async fn send(&self, taken: Taken, outgoing: Outgoing, seen: &mut Seen) -> Result<(), Failed> {
+        let stream = match &taken {
+            Taken::Own(_) => {
+                seen.under = Under::Http1;
+                None
+            }
+            Taken::Shared(connection) => {
+                seen.under = Under::Queue;
+                let stream = connection.stream().await?;
+                seen.under = Under::Http2(Arc::clone(connection));
+                Some(stream)
+            }
+        };
+        let sent = self.inner.pool.exchange(taken, outgoing, &mut seen.answer).await;
+        drop(stream);
+        sent
     }
 
     async fn headers(&self, frozen: &Frozen, number: u32, started_at: SystemTime) -> HeaderMap {
@@ -247,6 +279,14 @@ impl Endpoint {
                 let message = format!("no answer within {:?} (request_timeout)", self.inner.request_timeout);
                 Verdict::failed(Category::Timeout, message)
             }
+            (_, End::Queued) => {
+                let timeout = self.inner.request_timeout;
+                let message = format!(
+                    "not sent within {timeout:?} (request_timeout): as many requests as the endpoint takes at a time on its HTTP/2 \
+                     connection were under way; lower max_in_flight, or let the endpoint take more streams"
+                );
+                Verdict::failed(Category::Timeout, message)
+            }
             (_, End::Broken(error)) => {
                 let category = classify(&error);
                 Verdict::failed(category, describe(&error, category, &self.inner.peer))
@@ -268,6 +308,8 @@ enum End {
     Whole,
     Broken(Arc<SendError>),
     Late,
+    /// In time there was no stream for it.
+    Queued,
 }
 
 /// How names are looked up, and how long a connection takes requests: a test has its own.

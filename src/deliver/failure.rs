@@ -10,19 +10,26 @@ use super::category::Category;
 use super::connection::error::SendError;
 use crate::tls_fault::{Peer, TlsFault};
 
+/// Characters of what others say that stand in a failure's text.
+const TEXT_MAX: usize = 200;
+
 /// The category of a failed exchange.
 pub(super) fn classify(error: &SendError) -> Category {
     if find::<rustls::Error>(error).is_some() {
         return Category::TlsError;
     }
-    let kind = find::<io::Error>(error).map(io::Error::kind);
+    let io_error = find::<io::Error>(error);
+    let kind = io_error.map(io::Error::kind);
     // Step by step, as the same kind of trouble means another thing at another.
     match error {
+        SendError::Lookup(_) | SendError::Connect(_) if io_error.is_some_and(is_of_this_machine) => {
+            Category::OutOfResources
+        }
         SendError::Lookup(_) => Category::DnsError,
         SendError::ConnectTimeout => Category::ConnectTimeout,
         SendError::Connect(_) | SendError::Tls(_) => of_connect(kind),
         SendError::Silent { .. } => Category::Timeout,
-        SendError::NeverTaken { .. } => Category::ConnectionReset,
+        SendError::NeverTaken { .. } | SendError::Retired => Category::ConnectionReset,
         SendError::Http1(error) => kind.map_or_else(|| of_hyper(error), of_io),
         SendError::Http2(error) => kind.map_or_else(|| of_h2(error), of_io),
     }
@@ -30,8 +37,16 @@ pub(super) fn classify(error: &SendError) -> Category {
 
 /// What failed, for a person: never the URL, only `peer` (host and port).
 pub(super) fn describe(error: &SendError, category: Category, peer: &str) -> String {
-    if let SendError::NeverTaken { .. } | SendError::Silent { .. } = error {
-        return error.to_string();
+    match error {
+        SendError::Silent { .. } => return error.to_string(),
+        SendError::NeverTaken { .. } => return format!("{error}: {}", innermost(error)),
+        SendError::Lookup(_)
+        | SendError::Connect(_)
+        | SendError::ConnectTimeout
+        | SendError::Tls(_)
+        | SendError::Http1(_)
+        | SendError::Http2(_)
+        | SendError::Retired => {}
     }
     match category {
         Category::ConnectRefused if find::<io::Error>(error).is_some_and(is_refused) => {
@@ -54,6 +69,11 @@ pub(super) fn describe(error: &SendError, category: Category, peer: &str) -> Str
             format!("the connection broke before the whole answer was there: {}", innermost(error))
         }
         Category::ProtocolError => format!("the answer is not valid HTTP: {}", innermost(error)),
+        Category::OutOfResources => format!(
+            "this machine has no file descriptor, port or memory left for a connection ({peer}): {}; raise walhook's limit of open \
+             files (ulimit -n, or LimitNOFILE= of its service), or lower max_in_flight",
+            innermost(error)
+        ),
         Category::Unbuildable => format!("no request can be made: {}", innermost(error)),
         Category::Timeout => format!("the connection timed out: {}", innermost(error)),
         Category::BlockedAddress
@@ -80,7 +100,7 @@ fn of_connect(kind: Option<io::ErrorKind>) -> Category {
         }
         // Hung up in the middle of the TLS handshake.
         Some(io::ErrorKind::UnexpectedEof) => Category::ConnectionReset,
-        // Refused, unreachable, no local port left: there is no connection to be had.
+        // Refused or unreachable: there is no connection to be had.
         Some(_) | None => Category::ConnectRefused,
     }
 }
@@ -118,6 +138,13 @@ fn of_hyper(error: &hyper::Error) -> Category {
     }
 }
 
+/// Too many open files, of the process or the machine, no local port, no memory: the endpoint has no part in it.
+fn is_of_this_machine(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let ours = [Errno::MFILE, Errno::NFILE, Errno::ADDRNOTAVAIL, Errno::NOBUFS, Errno::NOMEM];
+    error.raw_os_error().is_some_and(|raw| ours.iter().any(|errno| errno.raw_os_error() == raw))
+}
+
 fn is_refused(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::ConnectionRefused
 }
@@ -139,12 +166,56 @@ fn innermost(error: &SendError) -> String {
     while let Some(next) = inner(last) {
         last = next;
     }
-    last.to_string()
+    cut(&last.to_string())
+}
+
+/// A peer may have written it, at any length.
+fn cut(text: &str) -> String {
+    match text.char_indices().nth(TEXT_MAX) {
+        Some(_) => text.chars().take(TEXT_MAX).chain(['…']).collect(),
+        None => text.to_owned(),
+    }
 }
 
 fn inner<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a (dyn StdError + 'static)> {
     match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
         Some(wrapped) => Some(wrapped),
         None => error.source(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_this_machine_lacks_is_not_the_endpoints_fault() {
+        // Too many open files (the process, the machine), no port, no buffers, no memory.
+        for raw in [24, 23, 99, 105, 12] {
+            for step in [SendError::Lookup, SendError::Connect] {
+                let error = step(io::Error::from_raw_os_error(raw));
+                let category = classify(&error);
+                assert_eq!(category, Category::OutOfResources, "{error:?}");
+                assert!(category.is_ours() && !category.is_endpoint_trouble());
+                let said = describe(&error, category, "hooks.example:443");
+                assert!(said.contains("hooks.example:443") && said.contains("LimitNOFILE"), "{said}");
+            }
+        }
+        // Refused, no way to the network, and too many open files of a connection that stood.
+        assert_eq!(classify(&SendError::Connect(io::Error::from_raw_os_error(111))), Category::ConnectRefused);
+        assert_eq!(classify(&SendError::Connect(io::Error::from_raw_os_error(101))), Category::ConnectRefused);
+        assert_eq!(classify(&SendError::Lookup(io::Error::other("no such name"))), Category::DnsError);
+    }
+
+    #[test]
+    fn what_a_peer_says_is_cut_and_stands_in_what_is_said_of_a_request_that_was_never_taken() {
+        let long = "ö".repeat(5000);
+        let source = Box::new(SendError::Connect(io::Error::other(long)));
+        let error = SendError::NeverTaken { tries: 5, source };
+        let said = describe(&error, classify(&error), "hooks.example:443");
+        let told = format!("the endpoint did not take the request, 5 times in a row: {}…", "ö".repeat(200));
+        assert_eq!(said, told);
+        assert_eq!(cut("short"), "short");
+        assert_eq!(cut(&"x".repeat(200)), "x".repeat(200));
     }
 }

@@ -1,6 +1,7 @@
 //! Station 3 against receivers that misbehave on cue, over real sockets.
 
 mod answers;
+mod bursts;
 mod certificates;
 mod connections;
 mod forms;

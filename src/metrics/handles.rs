@@ -64,7 +64,7 @@ impl ReconnectReason {
 }
 
 /// Values of the label `category`; `unknown` takes whatever is not one of the others.
-pub const CATEGORIES: [&str; 21] = [
+pub const CATEGORIES: [&str; 22] = [
     "dns_error",
     "blocked_address",
     "connect_refused",
@@ -83,6 +83,7 @@ pub const CATEGORIES: [&str; 21] = [
     "status_server_error",
     "unexpected_success_status",
     "aborted_by_receiver",
+    "out_of_resources",
     "unbuildable",
     "shutdown",
     "unknown",

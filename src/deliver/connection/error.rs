@@ -31,12 +31,30 @@ pub(in crate::deliver) enum SendError {
         /// How long a ping waited.
         waited: Duration,
     },
-    /// Each of so many connections was closed to the request before the endpoint took it.
-    #[error("the endpoint closed {connections} connections in a row before it took the request")]
+    /// A connection that takes no more requests, while this one waited for a stream of it.
+    #[error("the HTTP/2 connection takes no more requests")]
+    Retired,
+    /// The request was sent so many times, and the endpoint has taken it none of them.
+    #[error("the endpoint did not take the request, {tries} times in a row")]
     NeverTaken {
         /// How many.
-        connections: u32,
-        /// What the last of them said.
+        tries: u32,
+        /// What was said the last time.
         source: Box<SendError>,
     },
+}
+
+impl SendError {
+    /// Whether nobody was reached, so that a connection that is open is better than a new one.
+    pub(super) fn is_of_the_way(&self) -> bool {
+        match self {
+            Self::Lookup(_) | Self::Connect(_) | Self::ConnectTimeout => true,
+            Self::Tls(_)
+            | Self::Http1(_)
+            | Self::Http2(_)
+            | Self::Silent { .. }
+            | Self::Retired
+            | Self::NeverTaken { .. } => false,
+        }
+    }
 }

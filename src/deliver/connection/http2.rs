@@ -13,6 +13,7 @@ use bytes::Bytes;
 use h2::client::{Connection, SendRequest};
 use h2::{Ping, PingPong, Reason, SendStream};
 use http::{HeaderValue, Method, Request, Uri, header};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::error::SendError;
 use super::goaway::{LastStream, Watched};
@@ -28,6 +29,10 @@ const PONG_WITHIN: Duration = Duration::from_secs(15);
 const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 const HEADER_LIST_MAX: u32 = 16 * 1024;
+/// Before the endpoint has said how many requests it takes at a time, it gets one.
+const STREAMS_AT_FIRST: usize = 1;
+/// More at a time are never needed.
+const STREAMS_MAX: usize = 64 * 1024;
 
 /// What requests and the task that drives the connection know of it.
 struct State {
@@ -38,6 +43,16 @@ struct State {
     silent: AtomicBool,
     /// Requests under way.
     active: AtomicUsize,
+    /// One permit a stream that the endpoint takes at a time; closed when it takes no more. Requests wait here and not in
+    /// the library, as here they have certainly not been sent.
+    streams: Arc<Semaphore>,
+}
+
+impl State {
+    fn retire(&self) {
+        self.retired.store(true, Ordering::Release);
+        self.streams.close();
+    }
 }
 
 /// One connection. It is held by the pool while it takes new requests, and by each request on it.
@@ -61,11 +76,13 @@ impl Http2 {
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_header_list_size(HEADER_LIST_MAX)
+            .initial_max_send_streams(STREAMS_AT_FIRST)
             .handshake(Watched::new(socket, Arc::clone(&last_stream)))
             .await
             .map_err(SendError::Http2)?;
         let (retired, silent, active) = Default::default();
-        let state = Arc::new(State { last_stream, retired, silent, active });
+        let streams = Arc::new(Semaphore::new(STREAMS_AT_FIRST));
+        let state = Arc::new(State { last_stream, retired, silent, active, streams });
         let driver = Driver { connection, state: Arc::clone(&state) };
         Ok((Self { sender, state, life }, driver))
     }
@@ -77,7 +94,13 @@ impl Http2 {
 
     /// It takes no new requests; those on it go on.
     pub(super) fn retire(&self) {
-        self.state.retired.store(true, Ordering::Release);
+        self.state.retire();
+    }
+
+    /// Waits until the endpoint takes another request; the permit is for as long as that is under way.
+    pub(in crate::deliver) async fn stream(&self) -> Result<OwnedSemaphorePermit, Failed> {
+        let permit = Arc::clone(&self.state.streams).acquire_owned().await;
+        permit.ok().filter(|_| self.is_open()).ok_or(Failed::Untaken(SendError::Retired))
     }
 
     /// Sends one request and reads its answer. Dropped before its end, it tells the endpoint that nobody waits.
@@ -89,9 +112,9 @@ impl Http2 {
         *request.headers_mut() = outgoing.headers;
         request.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(outgoing.body.len()));
         // Nothing was sent as long as there is no stream.
-        let mut sender = self.sender.clone().ready().await.map_err(|error| Failed::Untaken(self.why(error)))?;
+        let mut sender = self.sender.clone().ready().await.map_err(|error| self.unsent(error))?;
         let (response, stream) =
-            sender.send_request(request, outgoing.body.is_empty()).map_err(|error| Failed::Untaken(self.why(error)))?;
+            sender.send_request(request, outgoing.body.is_empty()).map_err(|error| self.unsent(error))?;
         drop(sender);
         let number = response.stream_id().as_u32();
         let response = upload(response, stream, outgoing.body).await.map_err(|error| self.judge(number, error))?;
@@ -110,11 +133,17 @@ impl Http2 {
     /// Whether the endpoint has said that it did not take the request of stream `number` (RFC 9113, 8.7).
     fn judge(&self, number: u32, error: h2::Error) -> Failed {
         let refused = error.is_remote() && error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM);
+        // One stream refused says nothing of the connection: there may have been too many.
         if refused || self.state.last_stream.excludes(number) {
-            self.retire();
             return Failed::Untaken(self.why(error));
         }
         Failed::Broken(self.why(error))
+    }
+
+    /// There is no stream to be had: the connection is of no use to others either.
+    fn unsent(&self, error: h2::Error) -> Failed {
+        self.retire();
+        Failed::Untaken(self.why(error))
     }
 
     fn why(&self, error: h2::Error) -> SendError {
@@ -160,14 +189,51 @@ impl Driver {
     /// Drives the connection until it ends.
     pub(super) async fn run(self) {
         let Self { mut connection, state } = self;
+        let state = Ended(state);
         let pings = connection.ping_pong();
+        let mut size = STREAMS_AT_FIRST;
+        let connection = std::future::poll_fn(|cx| {
+            let polled = std::pin::Pin::new(&mut connection).poll(cx);
+            fit(&state.streams, &mut size, connection.max_concurrent_send_streams());
+            if state.last_stream.is_said() {
+                state.streams.close();
+            }
+            polled
+        });
         tokio::select! {
             biased;
             // First, as it is what everything waits for. How it ended, the streams are told.
-            _ = &mut connection => {}
+            _ = connection => {}
             () = silence(pings, &state) => state.silent.store(true, Ordering::Release),
         }
-        state.retired.store(true, Ordering::Release);
+    }
+}
+
+/// The driver's hold: whatever ends it, a panic too, nobody takes the connection for an open one.
+struct Ended(Arc<State>);
+
+impl std::ops::Deref for Ended {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        &self.0
+    }
+}
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.retire();
+    }
+}
+
+/// Brings the permits of `streams`, `size` so far, to what the endpoint takes; those that are out come off as they return.
+fn fit(streams: &Semaphore, size: &mut usize, limit: usize) {
+    let limit = limit.min(STREAMS_MAX);
+    if limit > *size {
+        streams.add_permits(limit - *size);
+        *size = limit;
+    } else if limit < *size {
+        *size -= streams.forget_permits(*size - limit);
     }
 }
 
@@ -201,5 +267,26 @@ impl<'a> Active<'a> {
 impl Drop for Active<'_> {
     fn drop(&mut self) {
         self.0.active.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn permits_follow_what_the_endpoint_takes_and_those_that_are_out_come_off_as_they_return() {
+        let streams = Arc::new(Semaphore::new(STREAMS_AT_FIRST));
+        let mut size = STREAMS_AT_FIRST;
+        for (limit, free) in [(1, 1), (100, 100), (4, 4), (0, 0), (usize::MAX, STREAMS_MAX), (8, 8)] {
+            fit(&streams, &mut size, limit);
+            assert_eq!((streams.available_permits(), size), (free, free), "{limit}");
+        }
+        let out = Arc::clone(&streams).try_acquire_many_owned(6).unwrap();
+        fit(&streams, &mut size, 3);
+        assert_eq!((streams.available_permits(), size), (0, 6));
+        drop(out);
+        fit(&streams, &mut size, 3);
+        assert_eq!((streams.available_permits(), size), (3, 3));
     }
 }

@@ -12,7 +12,10 @@ use http::{HeaderMap, HeaderName, header};
 
 /// A connection takes its last request within this age; with the slowest of them a name is followed within 60 s.
 pub(in crate::deliver) const AGE: RangeInclusive<Duration> = Duration::from_secs(40)..=Duration::from_secs(50);
-/// How long before the endpoint's own limit an idle connection is left: a request takes so long to get there.
+/// How long it may go on after that where no other can be had; with it too a name is followed within 60 s.
+const LINGERS: Duration = Duration::from_secs(10);
+/// How long before the endpoint's own limit an idle connection is left, if that is not most of it: a request takes so
+/// long to get there.
 const MARGIN: Duration = Duration::from_secs(1);
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
@@ -38,12 +41,16 @@ impl Life {
 
     /// Whether it may take another request.
     pub(super) fn takes(&self, now: Instant) -> bool {
-        now < self.ends && now.saturating_duration_since(self.heard) < self.idle_max && self.left != Some(0)
+        now < self.ends && self.is_fit(now)
     }
 
-    /// Whether it was young `before` ago; for those who may go on with it while another is being made.
-    pub(super) fn took(&self, now: Instant, before: Duration) -> bool {
-        now < self.ends + before
+    /// Whether it may take one where no other connection is to be had: only its age is against it, and not much.
+    pub(super) fn lingers(&self, now: Instant) -> bool {
+        now < self.ends + LINGERS && self.is_fit(now)
+    }
+
+    fn is_fit(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.heard) < self.idle_max && self.left != Some(0)
     }
 
     /// It has answered.
@@ -69,7 +76,8 @@ impl Life {
             for (name, number) in text.split([',', ';']).filter_map(|parameter| parameter.split_once('=')) {
                 let Some(number) = whole(number) else { continue };
                 if name.trim().eq_ignore_ascii_case("timeout") {
-                    self.idle_max = Duration::from_secs(number.into()).saturating_sub(MARGIN);
+                    let timeout = Duration::from_secs(number.into());
+                    self.idle_max = timeout.saturating_sub(MARGIN.min(timeout / 2));
                 } else if name.trim().eq_ignore_ascii_case("max") {
                     self.left = Some(self.left.map_or(number, |left| left.min(number)));
                 }
@@ -112,7 +120,7 @@ mod tests {
             ("max=100, Timeout = 5", 4),
             ("timeout=\"5\"", 4),
             ("timeout=2", 1),
-            ("timeout=1", 0),
+            ("timeout=1", 1),
             ("timeout=0", 0),
             ("timeout=5;max=3", 4),
             // Only age ends these.
@@ -130,6 +138,8 @@ mod tests {
             assert_eq!(idle(&[value]), secs, "{value:?}");
         }
         assert_eq!(idle(&[]), 45);
+        let (life, now) = told(&["timeout=1"]);
+        assert!(life.takes(now + Duration::from_millis(499)) && !life.takes(now + Duration::from_millis(500)));
         assert_eq!(idle(&["timeout=5", "timeout=9"]), 8, "the last word counts");
         let (mut life, now) = told(&["timeout=5"]);
         life.hear(now + Duration::from_secs(3));
@@ -155,14 +165,17 @@ mod tests {
             let life = Life::new(now, &AGE, chance);
             assert!(life.takes(now + Duration::from_millis(secs * 1000 - 1)), "{chance}");
             assert!(!life.takes(now + Duration::from_secs(secs)), "{chance}");
+            assert!(life.lingers(now + Duration::from_secs(secs + 9)), "{chance}");
+            assert!(!life.lingers(now + Duration::from_secs(secs + 10)), "{chance}");
         }
     }
 
     #[test]
     fn two_framings_in_one_answer_are_the_connections_last() {
         let (mut life, now) = told(&[]);
+        assert!(life.lingers(now));
         let both = [(header::TRANSFER_ENCODING, "chunked"), (header::CONTENT_LENGTH, "5")];
         life.read(&both.into_iter().map(|(name, value)| (name, value.parse().unwrap())).collect());
-        assert!(!life.takes(now));
+        assert!(!life.takes(now) && !life.lingers(now));
     }
 }

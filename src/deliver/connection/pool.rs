@@ -2,7 +2,7 @@
 //!
 //! HTTP/1.1: a request takes the idle connection that was used last, or makes one; so there are never more than
 //! requests at a time. HTTP/2: all requests share one. A connection that has had its day (see [`life`](super::life))
-//! takes no new request, and what is under way on it ends there. While a shared connection is made, requests wait for it
+//! takes no new request, and what is under way on it ends there; where no new one can be made it goes on a little. While a shared connection is made, requests wait for it
 //! instead of making their own, or go on with the one it is to replace.
 
 use std::future::Future;
@@ -24,8 +24,10 @@ use crate::deliver::answer::Answer;
 
 /// How often idle connections are looked at: closed ones go, and those that have had their day.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// So long others go on with a shared connection that is due, while one request makes the next.
-const OVERLAP: Duration = Duration::from_secs(5);
+/// So long connections that are due are gone on with after another could not be made.
+const HOLD: Duration = Duration::from_secs(1);
+/// Connections for one request alone that are made at a time.
+const LONE_MAX: usize = 4;
 
 /// What a pool is made of.
 pub(in crate::deliver) struct Parts {
@@ -46,6 +48,8 @@ pub(in crate::deliver) struct Pool {
     state: Mutex<State>,
     /// The permit to make a connection that others wait for.
     making: Semaphore,
+    /// The permits to make one for a request alone.
+    lone: Semaphore,
     /// For the task that looks at idle connections, which must not keep them alive.
     this: Weak<Self>,
 }
@@ -60,6 +64,8 @@ struct State {
     speaks: Option<Speaks>,
     /// The last connection that could not be made: those who waited for it have failed as well.
     failure: Option<(Instant, Arc<SendError>)>,
+    /// Until then connections that are due are as good as others: there was no way to a new one.
+    holds_until: Option<Instant>,
     looking: bool,
     tasks: JoinSet<()>,
 }
@@ -76,6 +82,8 @@ pub(in crate::deliver) enum Under {
     /// Not on a connection.
     #[default]
     Way,
+    /// Waiting for a stream of an HTTP/2 connection: nothing was sent.
+    Queue,
     Http1,
     Http2(Arc<Http2>),
 }
@@ -83,18 +91,23 @@ pub(in crate::deliver) enum Under {
 impl Pool {
     pub(in crate::deliver) fn new(parts: Parts) -> Arc<Self> {
         let state = Mutex::default();
-        Arc::new_cyclic(|this| Self { parts, state, making: Semaphore::new(1), this: Weak::clone(this) })
+        let (making, lone) = (Semaphore::new(1), Semaphore::new(LONE_MAX));
+        Arc::new_cyclic(|this| Self { parts, state, making, lone, this: Weak::clone(this) })
     }
 
     /// A connection for a request; one that nobody else uses if `alone`.
     pub(in crate::deliver) async fn take(&self, alone: bool) -> Result<Taken, Arc<SendError>> {
-        if !alone && let Some(taken) = self.at_hand(Instant::now()) {
+        let is_being_made = self.making.available_permits() == 0;
+        if !alone && let Some(taken) = self.at_hand(Instant::now(), is_being_made) {
             return Ok(taken);
         }
         let speaks = self.lock().speaks;
         let made = async {
             match speaks {
-                _ if alone => self.make(true).await.map_err(Arc::new),
+                _ if alone => {
+                    let _permit = self.lone.acquire().await;
+                    self.make(true).await.map_err(Arc::new)
+                }
                 Some(Speaks::Http1) => self.make(false).await.map_err(Arc::new),
                 None if self.parts.place.tls.is_none() => self.make(false).await.map_err(Arc::new),
                 None | Some(Speaks::Http2) => self.make_for_all().await,
@@ -102,7 +115,17 @@ impl Pool {
         };
         // On the heap, as it is rare and large.
         let made = tokio::time::timeout(self.parts.connect_timeout, Box::pin(made)).await;
-        made.unwrap_or_else(|_| Err(Arc::new(SendError::ConnectTimeout)))
+        let error = match made.unwrap_or_else(|_| Err(Arc::new(SendError::ConnectTimeout))) {
+            Ok(taken) => return Ok(taken),
+            Err(error) => error,
+        };
+        if alone || !error.is_of_the_way() {
+            return Err(error);
+        }
+        // Age alone is no reason to fail while there is an open connection.
+        let now = Instant::now();
+        self.lock().holds_until = Some(now + HOLD);
+        self.at_hand(now, false).ok_or(error)
     }
 
     /// Sends a request on `taken` and reads its answer.
@@ -127,7 +150,7 @@ impl Pool {
     /// and the way of idle ones that have not answered since may be as dead.
     pub(in crate::deliver) fn unanswered(&self, under: Under, since: Instant) {
         match under {
-            Under::Way => {}
+            Under::Way | Under::Queue => {}
             Under::Http1 => self.lock().idle.retain(|idle| idle.life.heard_since(since)),
             Under::Http2(connection) => connection.retire(),
         }
@@ -137,51 +160,46 @@ impl Pool {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn at_hand(&self, now: Instant) -> Option<Taken> {
+    /// An open connection, one that is due only while there is no way to a new one, or, if all share it, another is
+    /// being made.
+    fn at_hand(&self, now: Instant, is_being_made: bool) -> Option<Taken> {
         let mut state = self.lock();
-        if let Some(shared) = &state.shared {
-            if !shared.is_open() {
-                state.shared = None;
-            } else if shared.life.takes(now) || (shared.life.took(now, OVERLAP) && self.making.available_permits() == 0)
-            {
-                return Some(Taken::Shared(Arc::clone(shared)));
-            }
+        let holds = state.holds_until.is_some_and(|until| now < until);
+        if state.shared.as_ref().is_some_and(|shared| !shared.is_open()) {
+            state.shared = None;
         }
-        while let Some(connection) = state.idle.pop() {
-            if connection.life.takes(now) {
-                return Some(Taken::Own(connection));
-            }
-            state.close(connection);
+        if let Some(shared) = &state.shared
+            && (shared.life.takes(now) || (shared.life.lingers(now) && (holds || is_being_made)))
+        {
+            return Some(Taken::Shared(Arc::clone(shared)));
         }
-        None
+        let fits = |one: &Box<Http1>| one.life.takes(now) || (holds && one.life.lingers(now));
+        let at = state.idle.iter().rposition(fits)?;
+        Some(Taken::Own(state.idle.remove(at)))
     }
 
     /// Makes the connection that all may share, one request for all that wait.
     async fn make_for_all(&self) -> Result<Taken, Arc<SendError>> {
         let came = Instant::now();
-        let _permit = self.making.acquire().await;
+        let permit = self.making.acquire().await;
         if let Some((at, error)) = &self.lock().failure
             && *at >= came
         {
             return Err(Arc::clone(error));
         }
-        if let Some(taken) = self.at_hand_but_due() {
+        if let Some(taken) = self.at_hand(Instant::now(), false) {
             return Ok(taken);
+        }
+        if self.lock().speaks == Some(Speaks::Http1) {
+            // What was learnt meanwhile: there is nothing to share, so nobody has to wait.
+            drop(permit);
+            return self.make(false).await.map_err(Arc::new);
         }
         self.make(false).await.map_err(|error| {
             let error = Arc::new(error);
             self.lock().failure = Some((Instant::now(), Arc::clone(&error)));
             error
         })
-    }
-
-    /// As [`Self::at_hand`] for the one who holds the permit: nobody else makes the next.
-    fn at_hand_but_due(&self) -> Option<Taken> {
-        let now = Instant::now();
-        if self.lock().shared.as_ref().is_some_and(|shared| !shared.life.takes(now)) {
-            return None;
-        }
-        self.at_hand(now)
     }
 
     async fn make(&self, alone: bool) -> Result<Taken, SendError> {
@@ -191,7 +209,7 @@ impl Pool {
             Speaks::Http1 => Taken::Own(Box::new(Http1::new(socket, life).await?)),
             Speaks::Http2 => Taken::Shared(self.share(socket, life, alone).await?),
         };
-        self.lock().speaks = Some(speaks);
+        self.lock().made(speaks, Instant::now());
         Ok(made)
     }
 
@@ -212,7 +230,8 @@ impl Pool {
             return;
         }
         let mut state = self.lock();
-        if !connection.life.takes(Instant::now()) || state.idle.len() >= self.parts.idle_max {
+        // One that is due stays until the next is made.
+        if !connection.life.lingers(Instant::now()) || state.idle.len() >= self.parts.idle_max {
             return state.close(connection);
         }
         state.idle.push(connection);
@@ -230,13 +249,13 @@ impl Pool {
     fn tidy(&self, now: Instant) -> bool {
         let mut state = self.lock();
         let (idle, gone): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut state.idle).into_iter().partition(|one| one.life.takes(now));
+            std::mem::take(&mut state.idle).into_iter().partition(|one| one.life.lingers(now));
         state.idle = idle;
         state.idle.retain_mut(|connection| connection.settle());
         for connection in gone {
             state.close(connection);
         }
-        if state.shared.as_ref().is_some_and(|shared| !shared.is_open() || !shared.life.took(now, OVERLAP)) {
+        if state.shared.as_ref().is_some_and(|shared| !shared.is_open() || !shared.life.lingers(now)) {
             state.shared = None;
         }
         state.looking = !state.idle.is_empty() || state.shared.is_some();
@@ -246,8 +265,29 @@ impl Pool {
 
 impl State {
     fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) {
-        while self.tasks.try_join_next().is_some() {}
+        while let Some(ended) = self.tasks.try_join_next() {
+            if let Err(error) = ended
+                && error.is_panic()
+            {
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "a connection's task panicked: a fault of walhook"
+                );
+            }
+        }
         self.tasks.spawn(task);
+    }
+
+    /// There is a new connection: those that it replaces go.
+    fn made(&mut self, speaks: Speaks, now: Instant) {
+        self.speaks = Some(speaks);
+        self.holds_until = None;
+        let (idle, gone): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.idle).into_iter().partition(|one| one.life.takes(now));
+        self.idle = idle;
+        for connection in gone {
+            self.close(connection);
+        }
     }
 
     fn close(&mut self, connection: Box<Http1>) {

@@ -22,7 +22,9 @@ use super::error::SendError;
 const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(250);
 /// Addresses of a name that are tried; further ones are left out.
 const ADDRESSES_MAX: usize = 16;
+/// An idle connection is asked after so long, and so often, whether it is still there; then it counts as broken.
 const KEEPALIVE: Duration = Duration::from_secs(15);
+const KEEPALIVE_RETRIES: u32 = 3;
 
 /// How a name is looked up, for each connection anew.
 pub(in crate::deliver) type Lookup =
@@ -30,11 +32,7 @@ pub(in crate::deliver) type Lookup =
 
 /// By the system's resolver.
 pub(in crate::deliver) fn system() -> Lookup {
-    Arc::new(|host, port| {
-        Box::pin(
-            async move { tokio::net::lookup_host((host, port)).await.map(|found| found.take(ADDRESSES_MAX).collect()) },
-        )
-    })
+    Arc::new(|host, port| Box::pin(async move { tokio::net::lookup_host((host, port)).await.map(Iterator::collect) }))
 }
 
 /// Where an endpoint is, and what is spoken to it.
@@ -66,7 +64,7 @@ impl Place {
     /// Connects and, for https, shakes hands.
     pub(super) async fn connect(&self) -> Result<(Socket, Speaks), SendError> {
         let addresses = self.addresses().await.map_err(SendError::Lookup)?;
-        let stream = first(addresses).await.map_err(SendError::Connect)?;
+        let stream = first(in_turn(addresses)).await.map_err(SendError::Connect)?;
         self.tune(&stream).map_err(SendError::Connect)?;
         let Some((connector, name)) = &self.tls else { return Ok((Socket::Plain(stream), Speaks::Http1)) };
         let stream = connector.connect(name.clone(), stream).await.map_err(SendError::Tls)?;
@@ -87,10 +85,43 @@ impl Place {
     fn tune(&self, stream: &TcpStream) -> io::Result<()> {
         stream.set_nodelay(true)?;
         let socket = SockRef::from(stream);
-        socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
+        let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE);
+        socket.set_tcp_keepalive(&keepalive.with_retries(KEEPALIVE_RETRIES))?;
         #[cfg(any(target_os = "android", target_os = "fuchsia", target_os = "linux"))]
         socket.set_tcp_user_timeout(Some(self.user_timeout))?;
         Ok(())
+    }
+}
+
+/// The addresses that are tried, the two families in turn, as the way of one of them may be dead for all its addresses
+/// (RFC 8305, 4). The resolver's first stays the first.
+fn in_turn(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    let is_v6_first = addresses.first().is_some_and(SocketAddr::is_ipv6);
+    let (ones, others): (Vec<_>, Vec<_>) = addresses.into_iter().partition(|address| address.is_ipv6() == is_v6_first);
+    let (mut ones, mut others) = (ones.into_iter(), others.into_iter());
+    let mut turns = Vec::new();
+    while turns.len() < ADDRESSES_MAX {
+        let (one, other) = (ones.next(), others.next());
+        if one.is_none() && other.is_none() {
+            break;
+        }
+        turns.extend(one.into_iter().chain(other));
+    }
+    turns.truncate(ADDRESSES_MAX);
+    turns
+}
+
+/// How much a failure to connect says: that there is no way to an address says least, if another was reached.
+fn weight(error: &io::Error) -> u8 {
+    let kind = error.kind();
+    if kind == io::ErrorKind::NotFound {
+        0
+    } else if kind == io::ErrorKind::NetworkUnreachable || kind == io::ErrorKind::HostUnreachable {
+        1
+    } else if kind == io::ErrorKind::AddrNotAvailable {
+        2
+    } else {
+        3
     }
 }
 
@@ -112,7 +143,8 @@ async fn first(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
         };
         match ended {
             Some(Ok(stream)) => return Ok(stream),
-            Some(Err(error)) => refused = error,
+            Some(Err(error)) if weight(&error) >= weight(&refused) => refused = error,
+            Some(Err(_)) => {}
             None => {}
         }
     }
@@ -165,5 +197,61 @@ impl AsyncWrite for Socket {
             Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addresses(texts: &[&str]) -> Vec<SocketAddr> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn families_are_tried_in_turn_and_the_resolvers_first_stays_the_first() {
+        for (found, tried) in [
+            (&[][..], &[][..]),
+            (&["1.0.0.1:1", "1.0.0.2:1"], &["1.0.0.1:1", "1.0.0.2:1"]),
+            (&["[::1]:1", "[::2]:1", "[::3]:1", "1.0.0.1:1"], &["[::1]:1", "1.0.0.1:1", "[::2]:1", "[::3]:1"]),
+            (&["1.0.0.1:1", "1.0.0.2:1", "[::1]:1"], &["1.0.0.1:1", "[::1]:1", "1.0.0.2:1"]),
+        ] {
+            assert_eq!(in_turn(addresses(found)), addresses(tried), "{found:?}");
+        }
+        let mut many: Vec<String> = (1..40).map(|number| format!("[::{number}]:1")).collect();
+        many.push("1.0.0.1:1".to_owned());
+        let tried = in_turn(addresses(&many.iter().map(String::as_str).collect::<Vec<_>>()));
+        assert_eq!((tried.len(), tried[1].is_ipv4()), (16, true), "the only address of its family is not cut off");
+    }
+
+    #[tokio::test]
+    async fn what_an_address_that_was_reached_said_is_told_before_that_there_is_no_way_to_another() {
+        let refused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        assert_eq!(first(vec![refused]).await.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        assert_eq!(first(Vec::new()).await.unwrap_err().kind(), io::ErrorKind::NotFound);
+        let kinds = [
+            io::ErrorKind::NotFound,
+            io::ErrorKind::NetworkUnreachable,
+            io::ErrorKind::AddrNotAvailable,
+            io::ErrorKind::ConnectionRefused,
+        ];
+        assert!(kinds.map(io::Error::from).windows(2).all(|pair| weight(&pair[0]) < weight(&pair[1])));
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_is_gone_is_noticed_after_three_questions() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let place = Place {
+            host: "127.0.0.1".to_owned(),
+            port: listener.local_addr().unwrap().port(),
+            tls: None,
+            lookup: system(),
+            user_timeout: Duration::from_secs(30),
+        };
+        let (Socket::Plain(stream), Speaks::Http1) = place.connect().await.unwrap() else { panic!() };
+        let socket = SockRef::from(&stream);
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), KEEPALIVE);
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), KEEPALIVE);
+        assert_eq!(socket.tcp_keepalive_retries().unwrap(), 3);
     }
 }

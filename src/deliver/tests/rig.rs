@@ -8,6 +8,8 @@ use http::HeaderMap;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
 use crate::config::{
     Actions, BodyForm, GroupBy, MessageForm, Numbers, RetryConfig, SinkConfig, SuccessRule, UnchangedToast,
@@ -77,6 +79,12 @@ impl<S: Socket> Peer<S> {
 }
 
 impl Peer {
+    /// The connection under TLS, or `None` if the handshake failed.
+    pub(crate) async fn under_tls(self, acceptor: &TlsAcceptor) -> Option<Peer<TlsStream<TcpStream>>> {
+        let socket = acceptor.accept(self.socket).await.ok()?;
+        Some(Peer { socket, arrived: self.arrived })
+    }
+
     /// Closes with a reset.
     pub(crate) fn reset(self) {
         socket2::SockRef::from(&self.socket).set_linger(Some(Duration::ZERO)).unwrap();
