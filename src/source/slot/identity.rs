@@ -93,11 +93,12 @@ fn bare(version: i32) -> String {
         _ => "",
     };
     let columns = if has_lists { BY_COLUMNS } else { "" };
-    let generated = if version >= 180_000 { BY_GENERATED } else { "" };
+    let (generated, lacks_generated) =
+        if version >= 180_000 { (BY_GENERATED, "p.pubgencols <> 's'") } else { ("", "false") };
     format!(
         "
 with recursive pub as (
-  select p.oid, p.puballtables, p.pubviaroot, coalesce(to_jsonb(p) ->> 'pubgencols', 's') <> 's' as lacks_generated
+  select p.oid, p.puballtables, p.pubviaroot, {lacks_generated} as lacks_generated
     from pg_publication p where p.pubname = $1 and (p.pubupdate or p.pubdelete)),
 top (oid, is_member, is_candidate, filter, list) as (
   select r.prrelid, true, false, {filter}, {list}

@@ -41,10 +41,15 @@ pub(crate) struct PublicationState {
     pub(crate) unseen: Vec<Unseen>,
 }
 
-const PUBLICATION: &str = "
+fn publication(version: u32) -> String {
+    let lacks_generated = if version >= 180_000 { "p.pubgencols = 'n'" } else { "false" };
+    format!(
+        "
 select p.puballtables, p.pubinsert, p.pubupdate, p.pubdelete, p.pubtruncate, p.pubviaroot, p.pubowner, p.oid,
-       coalesce(to_jsonb(p) ->> 'pubgencols', 's') = 'n'
-  from pg_publication p where p.pubname = $1";
+       {lacks_generated}
+  from pg_publication p where p.pubname = $1"
+    )
+}
 
 /// What only decides about changes to it.
 fn questions(name: &str, mark: &str) -> [Question; 2] {
@@ -98,7 +103,7 @@ pub(crate) async fn read(
     version: u32,
 ) -> Result<Option<PublicationState>, PrepareError> {
     let (doing, name) = ("read the publication", &source.publication);
-    let found = bounded(doing, client.query_opt(PUBLICATION, &[name])).await?;
+    let found = bounded(doing, client.query_opt(&publication(version), &[name])).await?;
     let Some(row) = found else { return Ok(None) };
     let mut answers = ask(client, doing, &questions(name, &mark(source))).await?;
     let members = bounded(doing, client.query(&members(version), &[name])).await?;
