@@ -1,9 +1,10 @@
 //! The connections of one endpoint: which of them a request takes, and what becomes of it afterwards.
 //!
-//! HTTP/1.1: a request takes the idle connection that was used last, or makes one; so there are never more than
+//! HTTP/1.1: a request takes the idle connection that was used last, or makes one; so there are hardly more than
 //! requests at a time. HTTP/2: all requests share one. A connection that has had its day (see [`life`](super::life))
-//! takes no new request, and what is under way on it ends there; where no new one can be made it goes on a little. While a shared connection is made, requests wait for it
-//! instead of making their own, or go on with the one it is to replace.
+//! takes no new request, and what is under way on it ends there; where no new one can be made it goes on a little.
+//! While a shared connection is made, requests wait for it instead of making their own, or go on with the one it is to
+//! replace.
 
 use std::future::Future;
 use std::ops::RangeInclusive;
