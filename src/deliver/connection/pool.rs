@@ -174,8 +174,8 @@ impl Pool {
         {
             return Some(Taken::Shared(Arc::clone(shared)));
         }
-        let fits = |one: &Box<Http1>| one.life.takes(now) || (holds && one.life.lingers(now));
-        let at = state.idle.iter().rposition(fits)?;
+        let fits = |life: &Life| life.takes(now) || (holds && life.lingers(now));
+        let at = state.idle.iter().rposition(|one| fits(&one.life))?;
         Some(Taken::Own(state.idle.remove(at)))
     }
 

@@ -1,6 +1,5 @@
 //! Many requests at once, and connections that must do while no other is to be had.
 
-use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -13,6 +12,7 @@ use http::Response;
 use rustls::RootCertStore;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::Notify;
+use tokio::task::JoinSet;
 
 use super::http2::{Http2Rig, acceptor, serve};
 use super::rig::{Rig, delivery, failure, sink};
@@ -56,13 +56,13 @@ async fn four_at_a_time(
     mut connection: h2::server::Connection<super::http2::Tls, Bytes>,
     taken: Arc<AtomicUsize>,
 ) {
-    let mut open = VecDeque::new();
+    let mut open = JoinSet::new();
     while let Some(Ok((_, mut respond))) = connection.accept().await {
         taken.fetch_add(1, Ordering::SeqCst);
-        open.push_back(tokio::spawn(async move {
+        open.spawn(async move {
             tokio::time::sleep(Duration::from_millis(5)).await;
             drop(respond.send_response(Response::new(()), true).unwrap());
-        }));
+        });
     }
 }
 
