@@ -231,6 +231,7 @@ async fn a_connection_that_http2_has_given_up_is_not_handed_out_again() {
     if !first.verdict.is_acknowledged() {
         assert_eq!(failure(&first).0, "protocol_error");
     }
-    assert_eq!(endpoint.attempt(&delivery(100), 2).await.verdict, Verdict::Acknowledged);
+    let second = endpoint.attempt(&delivery(100), 2).await;
+    assert_eq!((&second.verdict, second.resent), (&Verdict::Acknowledged, 0), "{second:?}");
     assert_eq!(rig.connections.load(Ordering::SeqCst), 2);
 }
