@@ -176,7 +176,10 @@ async fn pitfall_61_a_limit_of_transactions_ends_no_stream() {
     client.batch_execute(insert).await.unwrap();
     let waiting = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'walsender' AND wait_event = 'WalSenderWriteData' \
                    AND now() - state_change > '1500 ms'";
+    let walsenders = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'walsender'";
     while admin.query_one(waiting, &[]).await.unwrap().get::<_, i64>(0) == 0 {
+        let walsenders: i64 = admin.query_one(walsenders, &[]).await.unwrap().get(0);
+        assert_eq!(walsenders, 1, "the server ended the stream");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     messages(&mut replication, is_commit).await;
