@@ -52,7 +52,8 @@ async fn what_check_prints_is_what_the_page_shows() {
     let postgres = Postgres::start();
     postgres.sql(TABLES).await;
     let receiver = Receiver::start().await;
-    let text = format!("[source.app]\nurl = \"{}\"\n", postgres.url())
+    // Whatever the disk of this machine has free.
+    let text = format!("[state]\nmax_bytes = \"8MiB\"\n[source.app]\nurl = \"{}\"\n", postgres.url())
         + &format!("[sink.orders]\nurl = \"{}\"\ntables = [\"public.orders\", \"billing.*\"]\n", receiver.url())
         + &format!("[sink.audit]\nurl = \"{}\"\ntables = [\"public.*\"]\nmessage = \"row\"\n", receiver.url());
     let config = Config::new(&text);
