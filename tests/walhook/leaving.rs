@@ -2,6 +2,7 @@
 
 use super::Case;
 use crate::daemon::{Config, Daemon, text_of, troubles};
+use crate::postgres::{state, until};
 use crate::receiver::{Receiver, Reply};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -30,6 +31,13 @@ async fn a_sink_that_leaves_keeps_what_is_stored_until_it_returns_or_is_forgotte
     case.insert(1, 20).await;
     case.receiver.wait_acknowledged(20).await;
     other.wait("an attempt", |receiver| receiver.request_count() >= 1).await;
+    // Only what the store holds outlives its absence.
+    let end: f64 = case.postgres.value("SELECT pg_current_wal_lsn() - '0/0'").await.parse().unwrap();
+    until("the store to hold what the other sink did not take", || async {
+        let resolved = daemon.metrics().await.sum("walhook_sink_resolved_lsn_bytes", &[("sink", "other")]);
+        state(resolved >= Some(end), resolved)
+    })
+    .await;
     assert!(daemon.sigterm().await.success());
 
     case.config.rewrite(&alone);
