@@ -181,7 +181,7 @@ async fn pitfall_13_a_type_that_is_gone_is_text_and_made_anew_is_itself() {
 
     // The same names under other OIDs, and other members.
     postgres.sql("CREATE TYPE pair AS (z bool); CREATE TABLE t (id int PRIMARY KEY, p pair)").await;
-    daemon.wait_logged("table added to the publication").await;
+    daemon.wait_logged("published: public.t").await;
     postgres.sql("INSERT INTO t VALUES (2, '(t)')").await;
     let messages = receiver.wait_messages(2).await;
     assert_eq!(record(&messages, 1), &json!({"id": 2, "p": {"z": true}}));
