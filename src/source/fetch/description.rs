@@ -48,7 +48,8 @@ pub(super) enum DescribeError {
     Catalogue(#[from] CatalogueError),
 }
 
-/// Asks the catalogue. `None`: there is no such table.
+/// Asks the catalogue. `None`: there is no such table, or it is not the same one any more when the second question is
+/// answered.
 pub(super) async fn describe(client: &Client, name: &TableName) -> Result<Option<Description>, DescribeError> {
     let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 2] =
         [(&name.schema, Type::TEXT), (&name.table, Type::TEXT)];
@@ -70,7 +71,11 @@ pub(super) async fn describe(client: &Client, name: &TableName) -> Result<Option
         let (column, (sql_type, equals)) = (table.columns.get(*index)?, types.get(*index)?);
         Some(KeyColumn { name: column.name.clone(), sql_type: sql_type.clone(), equals: equals.clone() })
     });
-    let key = key.collect();
+    let key: Vec<KeyColumn> = key.collect();
+    // The first look saw a key and the second none: the table was dropped, or made anew, between the two.
+    if key.is_empty() && types.iter().any(|(_, equals)| equals.is_some()) {
+        return Ok(None);
+    }
     let described = |column: Column| (column.name, Described { type_oid: column.type_oid, kind: column.kind });
     let columns = table.columns.into_iter().map(described).collect();
     Ok(Some(Description { is_partitioned, key, columns, read_at: Instant::now() }))
