@@ -1,7 +1,7 @@
 //! Pure: one text for all texts of values that Postgres calls equal.
 //!
-//! Each form is that of texts as Postgres writes them in our sessions (`IntervalStyle = postgres`). A text that is none of
-//! these is its own canonical form.
+//! Each form is that of texts as Postgres writes them in our sessions (`IntervalStyle = postgres`). A text in
+//! any other form is its own canonical form.
 
 use std::io::Write as _;
 

@@ -65,7 +65,8 @@ struct Settings<'a>(&'a Pairs<'a>);
 
 pub(super) fn address(pairs: &Pairs<'_>) -> Result<PgAddress, AddressError> {
     let settings = Settings(pairs);
-    // First and alone, since a port that is none means a password that was not encoded, and then the keys may be parts of it.
+    // First and alone: a port that is no number comes from a password that was not encoded, and then the keys may be parts
+    // of that password.
     let hosts = settings.hosts()?;
     let mut wrong = Wrong(settings.wrong_keys());
     let user =

@@ -65,7 +65,9 @@ pub(super) fn speaks(first: u8) -> &'static str {
 pub(super) fn of_client(error: tokio_postgres::Error) -> ConnectError {
     let kind = error.to_string();
     if kind.starts_with("unexpected message from server") || kind.starts_with("error parsing response from server") {
-        return ConnectError::Broken(StreamError::Malformed { what: "an answer to the login that is none" });
+        return ConnectError::Broken(StreamError::Malformed {
+            what: "the answer to the login is no message of Postgres",
+        });
     }
     let is_io = std::error::Error::source(&error).is_some_and(|source| source.is::<io::Error>());
     if !is_io || !kind.starts_with("error communicating with the server") {

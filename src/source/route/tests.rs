@@ -308,7 +308,7 @@ fn pitfall_55_a_table_whose_texts_do_not_tell_what_is_equal_is_one_group() {
     assert_eq!(of("", insert("1", "a")), of("", insert("2", "b")));
     assert_eq!(of("", insert("1", "a")), of("group_by = \"table\"", insert("3", "c")));
     assert_eq!(group_text(&change(&table, insert("1", "a")), &sink("")).as_deref(), Some("public.orders"));
-    // A column that is none of the group's says nothing.
+    // Columns outside the group do not count.
     assert_ne!(of("group_by = [\"id\"]", insert("1", "a")), of("group_by = [\"id\"]", insert("2", "a")));
     assert_eq!(of("group_by = [\"customer\"]", insert("1", "a")), of("group_by = [\"customer\"]", insert("2", "b")));
     assert_eq!(of("group_by = \"none\"", insert("1", "a")), Groups::None);

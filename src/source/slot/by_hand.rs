@@ -39,7 +39,7 @@ impl Survey {
         }
     }
 
-    /// Of what the steps change, and of what they publish, where that is not the role's; each once.
+    /// The owners of the publication and of the tables that the steps add, each once, without the role itself.
     fn foreign_owners(&self) -> Vec<&Owner> {
         let publication = self.publication.as_ref().filter(|state| !state.is_owned).map(|state| &state.owner);
         let added = self.plan.publish.iter().filter(|(table, _)| !table.is_owned);

@@ -162,7 +162,7 @@ impl PrepareError {
         Some((doing, server.message()))
     }
 
-    /// Of what is read of need: the grant that is missing.
+    /// Names the missing grant, for a read that walhook cannot do without.
     pub(crate) fn with_grant(self, role: &str) -> Self {
         match self.refusal() {
             Some((doing, said)) => Self::lasting(format!("could not {doing}: {said}"), grant(said, role)),
