@@ -24,6 +24,7 @@ use crate::memory::Memory;
 mod error;
 mod gulp;
 mod login;
+mod pace;
 mod reduce;
 mod refusal;
 mod settings;
@@ -38,6 +39,7 @@ pub use gulp::{Frame, Gulp, read_frames};
 pub use socket::{Socket, open};
 
 use login::Session;
+use pace::Pace;
 
 /// How long the server may take to end the stream.
 const FINISH: Duration = Duration::from_secs(5);
@@ -140,6 +142,7 @@ pub struct SystemIdentity {
 pub struct Replication {
     session: Session,
     memory: Memory,
+    pace: Pace,
 }
 
 impl Replication {
@@ -166,7 +169,7 @@ impl Replication {
             }
             Ok(session)
         });
-        Ok(Self { session: session.await?, memory: memory.clone() })
+        Ok(Self { session: session.await?, memory: memory.clone(), pace: Pace::new(Instant::now()) })
     }
 
     /// Which cluster, timeline and database this is, and how far its WAL is written.
@@ -249,7 +252,13 @@ impl Replication {
     /// # Errors
     /// When the server ends the stream or the connection breaks, after all frames before that were returned.
     pub async fn read(&mut self) -> Result<Gulp, StreamError> {
-        self.session.inlet.gulp(&mut self.session.socket, &self.memory).await
+        if self.pace.is_flood() {
+            tokio::time::sleep(pace::MOMENT).await;
+            self.pace.waited();
+        }
+        let gulp = self.session.inlet.gulp(&mut self.session.socket, &self.memory).await?;
+        self.pace.took(gulp.received_at(), gulp.wire_bytes(), gulp.filled_buffer());
+        Ok(gulp)
     }
 
     /// Tells the server what was received and what is safe for ever; the slot moves to `flushed`. With `reply` the
