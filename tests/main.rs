@@ -1,6 +1,6 @@
 //! The whole, from outside: the binary between a real Postgres and a receiver that misbehaves on cue.
 //!
-//! `postgres`, `receiver`, `ledger`, `daemon` and `disk` are the harness; every other file is about one promise of the contract
+//! `postgres`, `receiver`, `ledger`, `daemon`, `disk` and `certified` are the harness; every other file is about one promise of the contract
 //! and its tests are named after the rules they protect. `tidy` looks at the repository itself.
 #![allow(
     clippy::unwrap_used,
@@ -12,6 +12,8 @@
     reason = "a test that cannot go on panics, and its tasks end with it"
 )]
 
+#[path = "../src/deliver/tests/certified.rs"]
+mod certified;
 #[path = "walhook/daemon.rs"]
 mod daemon;
 #[path = "walhook/disk.rs"]

@@ -3,6 +3,7 @@
 mod answers;
 mod bursts;
 mod certificates;
+mod certified;
 mod connections;
 mod forms;
 mod http2;

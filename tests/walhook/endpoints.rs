@@ -1,8 +1,8 @@
 //! What acknowledges, what fails, under which name, and that a hostile endpoint costs no memory.
 
-use std::sync::Arc;
 use std::time::Duration;
 
+use crate::certified::{Certified, certified};
 use crate::daemon::{Config, Daemon, troubles};
 use crate::order::counters;
 use crate::postgres::{Postgres, state, until};
@@ -222,22 +222,7 @@ async fn waits_between_attempts_grow() {
 
 /// A private authority's certificate as PEM, and an https endpoint on localhost in front of `receiver` for which it vouches.
 async fn https(receiver: &Receiver) -> (String, String, tokio::task::JoinSet<()>) {
-    let mut of_authority = rcgen::CertificateParams::new(Vec::new()).unwrap();
-    of_authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    let key = rcgen::KeyPair::generate().unwrap();
-    let ca = of_authority.self_signed(&key).unwrap().pem();
-    let issuer = rcgen::Issuer::new(of_authority, key);
-    let key = rcgen::KeyPair::generate().unwrap();
-    let params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
-    let chain = vec![params.signed_by(&key, &issuer).unwrap().der().clone()];
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(chain, rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap())
-        .unwrap();
-    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let Certified { ca, acceptor } = certified(&[], |_| ());
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("https://localhost:{}", listener.local_addr().unwrap().port());
     let behind = receiver.url().replace("http://", "");
@@ -253,7 +238,7 @@ async fn https(receiver: &Receiver) -> (String, String, tokio::task::JoinSet<()>
             });
         }
     });
-    (ca, url, tasks)
+    (ca.pem(), url, tasks)
 }
 
 #[tokio::test(flavor = "multi_thread")]

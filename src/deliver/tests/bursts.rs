@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-use super::http2::{Http2Rig, acceptor, serve};
+use super::http2::{Http2Rig, serve, server};
 use super::rig::{Rig, delivery, failure, sink};
 use crate::deliver::attempt::Verdict;
 use crate::deliver::endpoint::{Endpoint, Ways};
@@ -23,7 +23,7 @@ const FINE: &str = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
 
 #[tokio::test]
 async fn the_first_burst_to_an_https_endpoint_without_http2_connects_side_by_side() {
-    let (acceptor, roots) = acceptor(b"http/1.1");
+    let (acceptor, roots) = server(b"http/1.1");
     let (connections, all) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
     let rig = Rig::start(move |peer| {
         let (acceptor, all) = (acceptor.clone(), Arc::clone(&all));

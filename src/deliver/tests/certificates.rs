@@ -1,37 +1,24 @@
 //! Which endpoints are trusted, and what is said of those that are not.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use rcgen::{CertificateParams, IsCa, Issuer, KeyPair};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio::io::AsyncWriteExt as _;
-use tokio_rustls::TlsAcceptor;
+use rustls::pki_types::CertificateDer;
 
+use super::certified::acceptor;
 use super::rig::{Rig, attempt, failure, sink};
 use crate::deliver::attempt::Attempt;
 use crate::deliver::endpoint::{Endpoint, EndpointError};
 use crate::trust::tests::{authority, params};
 
-/// An https endpoint on localhost with this certificate.
+/// An https endpoint on localhost with this certificate, which answers what it has read.
 async fn serving(certificate: CertificateDer<'static>, key: &KeyPair) -> Rig {
-    let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![certificate], key)
-        .unwrap();
-    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let acceptor = acceptor(certificate, key, &[]);
     Rig::start(move |peer| {
         let acceptor = acceptor.clone();
         async move {
-            let Ok(mut tls) = acceptor.accept(peer.socket).await else { return };
-            tls.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
-            tls.flush().await.unwrap();
-            let mut rest = [0; 4096];
-            while tokio::io::AsyncReadExt::read(&mut tls, &mut rest).await.is_ok_and(|read| read > 0) {}
+            let Some(mut peer) = peer.under_tls(&acceptor).await else { return };
+            while peer.request().await.is_some() && peer.write("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await {}
         }
     })
     .await

@@ -8,12 +8,12 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use http::Response;
 use rustls::RootCertStore;
-use rustls::pki_types::PrivateKeyDer;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio_rustls::TlsAcceptor;
 
+use super::certified::certified;
 use super::rig::{Rig, delivery, failure, sink};
 use crate::config::SinkConfig;
 use crate::deliver::attempt::Verdict;
@@ -32,20 +32,12 @@ pub(super) struct Http2Rig {
     pub(super) taken: Arc<AtomicUsize>,
 }
 
-pub(super) fn acceptor(protocol: &[u8]) -> (TlsAcceptor, RootCertStore) {
-    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-    let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![made.cert.der().clone()], key)
-        .unwrap();
-    config.alpn_protocols = vec![protocol.to_vec()];
+/// A server on localhost that speaks `protocol`, and whom one has to trust for it.
+pub(super) fn server(protocol: &[u8]) -> (TlsAcceptor, RootCertStore) {
+    let server = certified(&[protocol], |_| ());
     let mut roots = RootCertStore::empty();
-    roots.add(made.cert.der().clone()).unwrap();
-    (TlsAcceptor::from(Arc::new(config)), roots)
+    roots.add(server.ca.der().clone()).unwrap();
+    (server.acceptor, roots)
 }
 
 impl Http2Rig {
@@ -56,7 +48,7 @@ impl Http2Rig {
         F: Fn(usize, Tls, Arc<AtomicUsize>) -> R + Send + Sync + Clone + 'static,
         R: Future<Output = ()> + Send + 'static,
     {
-        let (acceptor, roots) = acceptor(b"h2");
+        let (acceptor, roots) = server(b"h2");
         let (connections, taken) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let rig = Rig::start({
             let (connections, taken) = (Arc::clone(&connections), Arc::clone(&taken));
@@ -73,22 +65,16 @@ impl Http2Rig {
         Self { rig, roots, connections, taken }
     }
 
+    /// As [`Self::raw`], with HTTP/2 under the script.
     pub(super) async fn start<F, R>(script: F) -> Self
     where
         F: Fn(usize, Connection, Arc<AtomicUsize>) -> R + Send + Sync + Clone + 'static,
         R: Future<Output = ()> + Send + 'static,
     {
-        Self::raw(move |number, tls, taken| {
-            let script = script.clone();
-            async move {
-                let connection = h2::server::handshake(tls).await.unwrap();
-                script(number, connection, taken).await;
-            }
-        })
-        .await
+        Self::limited(100, script).await
     }
 
-    /// As [`Self::start`], for an endpoint that takes `streams` requests at a time.
+    /// The same, for an endpoint that takes `streams` requests at a time.
     pub(super) async fn limited<F, R>(streams: u32, script: F) -> Self
     where
         F: Fn(usize, Connection, Arc<AtomicUsize>) -> R + Send + Sync + Clone + 'static,
@@ -97,8 +83,8 @@ impl Http2Rig {
         Self::raw(move |number, tls, taken| {
             let script = script.clone();
             async move {
-                let builder = h2::server::Builder::new().max_concurrent_streams(streams).handshake(tls).await;
-                script(number, builder.unwrap(), taken).await;
+                let connection = h2::server::Builder::new().max_concurrent_streams(streams).handshake(tls).await;
+                script(number, connection.unwrap(), taken).await;
             }
         })
         .await

@@ -1,38 +1,21 @@
 //! TLS that fails is said as what it is, with what to reissue or to write.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa};
 use rustls::RootCertStore;
-use rustls::pki_types::PrivateKeyDer;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_rustls::TlsAcceptor;
 
+use super::certified::certified;
 use super::rig::{Rig, attempt, delivery, failure, sink};
 use crate::deliver::endpoint::Endpoint;
 
-/// An authority, and a server with a certificate of its that `change` has made odd.
 fn server(change: impl FnOnce(&mut CertificateParams)) -> (TlsAcceptor, RootCertStore) {
-    let mut authority = CertificateParams::new(Vec::new()).unwrap();
-    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let key = KeyPair::generate().unwrap();
+    let server = certified(&[], change);
     let mut roots = RootCertStore::empty();
-    roots.add(authority.self_signed(&key).unwrap().der().clone()).unwrap();
-    let issuer = Issuer::new(authority, key);
-
-    let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
-    change(&mut params);
-    let key = KeyPair::generate().unwrap();
-    let chain = vec![params.signed_by(&key, &issuer).unwrap().der().clone()];
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(chain, PrivateKeyDer::try_from(key.serialize_der()).unwrap())
-        .unwrap();
-    (TlsAcceptor::from(Arc::new(config)), roots)
+    roots.add(server.ca.der().clone()).unwrap();
+    (server.acceptor, roots)
 }
 
 #[tokio::test]
