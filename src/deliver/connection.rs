@@ -12,6 +12,7 @@ mod goaway;
 pub(super) mod http1;
 pub(super) mod http2;
 pub(super) mod life;
+pub(super) mod lookup;
 pub(super) mod pool;
 pub(super) mod reach;
 

@@ -23,8 +23,9 @@ use super::attempt::{Attempt, Kept, Verdict, of_status, phrase};
 use super::category::Category;
 use super::connection::error::SendError;
 use super::connection::life::AGE;
+use super::connection::lookup::{self, Lookup, Lookups};
 use super::connection::pool::{Parts, Pool, Taken, Under};
-use super::connection::reach::{self, Lookup, Place};
+use super::connection::reach::Place;
 use super::connection::{Failed, Outgoing};
 use super::failure::{classify, describe};
 use super::frozen::Frozen;
@@ -320,13 +321,13 @@ pub(super) struct Ways {
 
 impl Default for Ways {
     fn default() -> Self {
-        Self { lookup: reach::system(), age: AGE }
+        Self { lookup: lookup::system(), age: AGE }
     }
 }
 
 /// The parts of the sink's pool; `None` if its address cannot stand in a request.
 fn parts(sink: &SinkConfig, connector: Option<TlsConnector>, ways: Ways) -> Option<Parts> {
-    let place = place(&sink.endpoint, connector, ways.lookup, sink.request_timeout)?;
+    let place = place(&sink.endpoint, connector, Lookups::new(ways.lookup), sink.request_timeout)?;
     let url = &sink.endpoint;
     let authority = url.host_str().map(|host| match url.port() {
         Some(port) => format!("{host}:{port}"),
@@ -346,7 +347,7 @@ fn parts(sink: &SinkConfig, connector: Option<TlsConnector>, ways: Ways) -> Opti
 }
 
 /// A name's last dot says that it is whole; no certificate has it.
-fn place(url: &Url, connector: Option<TlsConnector>, lookup: Lookup, request_timeout: Duration) -> Option<Place> {
+fn place(url: &Url, connector: Option<TlsConnector>, lookups: Lookups, request_timeout: Duration) -> Option<Place> {
     let host = url.host_str()?.trim_start_matches('[').trim_end_matches(']');
     let host = host.strip_suffix('.').unwrap_or(host).to_owned();
     let name = || ServerName::try_from(host.clone()).ok();
@@ -356,7 +357,7 @@ fn place(url: &Url, connector: Option<TlsConnector>, lookup: Lookup, request_tim
     };
     // A receiver that reads slowly has the whole request_timeout.
     let user_timeout = request_timeout.max(Duration::from_secs(30));
-    Some(Place { host, port: url.port_or_known_default()?, tls, lookup, user_timeout })
+    Some(Place { host, port: url.port_or_known_default()?, tls, lookups, user_timeout })
 }
 
 /// The sink's own, and over them ours; the configuration refuses sinks that set one of these.

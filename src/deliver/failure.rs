@@ -5,6 +5,7 @@
 
 use std::error::Error as StdError;
 use std::io;
+use std::sync::Arc;
 
 use super::category::Category;
 use super::connection::error::SendError;
@@ -149,7 +150,8 @@ fn is_refused(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::ConnectionRefused
 }
 
-/// The first error of type `E` in the chain. An `io::Error` hides what it wraps from `source`, so that is asked too.
+/// The first error of type `E` in the chain. An `io::Error` hides what it wraps from `source`, and an `Arc` itself, so
+/// these are asked too.
 fn find<'a, E: StdError + 'static>(error: &'a SendError) -> Option<&'a E> {
     let mut next: Option<&'a (dyn StdError + 'static)> = Some(error);
     while let Some(error) = next {
@@ -178,6 +180,9 @@ fn cut(text: &str) -> String {
 }
 
 fn inner<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a (dyn StdError + 'static)> {
+    if let Some(shared) = error.downcast_ref::<Arc<io::Error>>() {
+        return Some(&**shared);
+    }
     match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
         Some(wrapped) => Some(wrapped),
         None => error.source(),
@@ -192,8 +197,8 @@ mod tests {
     fn what_this_machine_lacks_is_not_the_endpoints_fault() {
         // Too many open files (the process, the machine), no port, no buffers, no memory.
         for raw in [24, 23, 99, 105, 12] {
-            for step in [SendError::Lookup, SendError::Connect] {
-                let error = step(io::Error::from_raw_os_error(raw));
+            let error = || io::Error::from_raw_os_error(raw);
+            for error in [SendError::Lookup(Arc::new(error())), SendError::Connect(error())] {
                 let category = classify(&error);
                 assert_eq!(category, Category::OutOfResources, "{error:?}");
                 assert!(category.is_ours() && !category.is_endpoint_trouble());
@@ -204,7 +209,7 @@ mod tests {
         // Refused, no way to the network, and too many open files of a connection that stood.
         assert_eq!(classify(&SendError::Connect(io::Error::from_raw_os_error(111))), Category::ConnectRefused);
         assert_eq!(classify(&SendError::Connect(io::Error::from_raw_os_error(101))), Category::ConnectRefused);
-        assert_eq!(classify(&SendError::Lookup(io::Error::other("no such name"))), Category::DnsError);
+        assert_eq!(classify(&SendError::Lookup(Arc::new(io::Error::other("no such name")))), Category::DnsError);
     }
 
     #[test]

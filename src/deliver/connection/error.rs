@@ -1,15 +1,16 @@
 //! Why no request could be sent, or no whole answer came.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// One exchange that failed. The texts are for the chain of sources; what a person reads is made of it by
 /// [`describe`](crate::deliver::failure::describe).
 #[derive(Debug, thiserror::Error)]
 pub(in crate::deliver) enum SendError {
-    /// The host's name leads nowhere.
+    /// The host's name leads nowhere, or nobody could be asked. One answer for all that have waited for it.
     #[error("the lookup failed")]
-    Lookup(#[source] io::Error),
+    Lookup(#[source] Arc<io::Error>),
     /// No TCP connection.
     #[error("connecting failed")]
     Connect(#[source] io::Error),

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use rustls::pki_types::ServerName;
 use socket2::{SockRef, TcpKeepalive};
@@ -17,6 +16,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::error::SendError;
+use super::lookup::Lookups;
 
 /// The next address is tried as well when one has not answered for so long (RFC 8305, 5).
 const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(250);
@@ -26,15 +26,6 @@ const ADDRESSES_MAX: usize = 16;
 const KEEPALIVE: Duration = Duration::from_secs(15);
 const KEEPALIVE_RETRIES: u32 = 3;
 
-/// How a name is looked up, for each connection anew.
-pub(in crate::deliver) type Lookup =
-    Arc<dyn Fn(String, u16) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> + Send + Sync>;
-
-/// By the system's resolver.
-pub(in crate::deliver) fn system() -> Lookup {
-    Arc::new(|host, port| Box::pin(async move { tokio::net::lookup_host((host, port)).await.map(Iterator::collect) }))
-}
-
 /// Where an endpoint is, and what is spoken to it.
 pub(in crate::deliver) struct Place {
     /// A name without a dot at its end, or an IP address without brackets.
@@ -42,7 +33,7 @@ pub(in crate::deliver) struct Place {
     pub(in crate::deliver) port: u16,
     /// `None` for http.
     pub(in crate::deliver) tls: Option<(TlsConnector, ServerName<'static>)>,
-    pub(in crate::deliver) lookup: Lookup,
+    pub(in crate::deliver) lookups: Lookups,
     /// How long what was written may wait for the peer's acknowledgement.
     pub(in crate::deliver) user_timeout: Duration,
 }
@@ -64,7 +55,7 @@ impl Place {
     /// Connects and, for https, shakes hands.
     pub(super) async fn connect(&self) -> Result<(Socket, Speaks), SendError> {
         let addresses = self.addresses().await.map_err(SendError::Lookup)?;
-        let stream = first(in_turn(addresses)).await.map_err(SendError::Connect)?;
+        let stream = first(in_turn(addresses), TcpStream::connect).await.map_err(SendError::Connect)?;
         self.tune(&stream).map_err(SendError::Connect)?;
         let Some((connector, name)) = &self.tls else { return Ok((Socket::Plain(stream), Speaks::Http1)) };
         let stream = connector.connect(name.clone(), stream).await.map_err(SendError::Tls)?;
@@ -75,11 +66,11 @@ impl Place {
         Ok((Socket::Tls(Box::new(stream)), speaks))
     }
 
-    async fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
+    async fn addresses(&self) -> Result<Vec<SocketAddr>, Arc<io::Error>> {
         if let Ok(address) = self.host.parse::<IpAddr>() {
             return Ok(vec![SocketAddr::new(address, self.port)]);
         }
-        (self.lookup)(self.host.clone(), self.port).await
+        self.lookups.addresses(&self.host, self.port).await.map(|found| found.to_vec())
     }
 
     fn tune(&self, stream: &TcpStream) -> io::Result<()> {
@@ -125,14 +116,17 @@ fn weight(error: &io::Error) -> u8 {
     }
 }
 
-/// The first of `addresses` that takes a connection, in their order, each given a head start before the next.
-async fn first(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
+/// The first of `addresses` to which `connect` leads, in their order, each given a head start before the next.
+async fn first<T, C: Future<Output = io::Result<T>>>(
+    addresses: Vec<SocketAddr>,
+    connect: impl Fn(SocketAddr) -> C,
+) -> io::Result<T> {
     let mut waiting = addresses.into_iter();
     let mut tried = FuturesUnordered::new();
     let mut refused = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     loop {
         match waiting.next() {
-            Some(address) => tried.push(TcpStream::connect(address)),
+            Some(address) => tried.push(connect(address)),
             None if tried.is_empty() => return Err(refused),
             None => {}
         }
@@ -142,7 +136,7 @@ async fn first(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
             tokio::time::timeout(NEXT_ADDRESS_AFTER, tried.next()).await.unwrap_or(None)
         };
         match ended {
-            Some(Ok(stream)) => return Ok(stream),
+            Some(Ok(reached)) => return Ok(reached),
             Some(Err(error)) if weight(&error) >= weight(&refused) => refused = error,
             Some(Err(_)) => {}
             None => {}
@@ -202,6 +196,7 @@ impl AsyncWrite for Socket {
 
 #[cfg(test)]
 mod tests {
+    use super::super::lookup;
     use super::*;
 
     fn addresses(texts: &[&str]) -> Vec<SocketAddr> {
@@ -226,9 +221,22 @@ mod tests {
 
     #[tokio::test]
     async fn what_an_address_that_was_reached_said_is_told_before_that_there_is_no_way_to_another() {
-        let refused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        assert_eq!(first(vec![refused]).await.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
-        assert_eq!(first(Vec::new()).await.unwrap_err().kind(), io::ErrorKind::NotFound);
+        let told = |kinds: &'static [io::ErrorKind]| {
+            let addresses = (0..kinds.len()).map(|at| SocketAddr::from(([192, 0, 2, 1], u16::try_from(at).unwrap())));
+            first(
+                addresses.collect(),
+                move |address| async move { Err::<(), _>(kinds[usize::from(address.port())].into()) },
+            )
+        };
+        let (refused, unreachable) = (io::ErrorKind::ConnectionRefused, io::ErrorKind::NetworkUnreachable);
+        for (kinds, said) in [
+            (&[io::ErrorKind::ConnectionRefused, io::ErrorKind::NetworkUnreachable][..], refused),
+            (&[io::ErrorKind::NetworkUnreachable, io::ErrorKind::ConnectionRefused], refused),
+            (&[io::ErrorKind::NetworkUnreachable], unreachable),
+            (&[], io::ErrorKind::NotFound),
+        ] {
+            assert_eq!(told(kinds).await.unwrap_err().kind(), said, "{kinds:?}");
+        }
         let kinds = [
             io::ErrorKind::NotFound,
             io::ErrorKind::NetworkUnreachable,
@@ -239,13 +247,42 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_address_that_does_not_answer_keeps_nobody_from_the_next_and_may_still_be_the_one() {
+        let three = || addresses(&["192.0.2.1:1", "192.0.2.2:2", "192.0.2.3:3"]);
+        let tried = std::sync::Mutex::new(Vec::new());
+        let reached = first(three(), |address| {
+            tried.lock().unwrap().push(address.port());
+            async move { if address.port() == 3 { Ok(3) } else { std::future::pending().await } }
+        });
+        assert_eq!(reached.await.unwrap(), 3);
+        assert_eq!(*tried.lock().unwrap(), [1, 2, 3], "in their order");
+        // The first answers as soon as the last was asked.
+        let asked = tokio::sync::Notify::new();
+        let reached = first(three(), |address| {
+            let asked = &asked;
+            async move {
+                match address.port() {
+                    1 => asked.notified().await,
+                    3 => {
+                        asked.notify_one();
+                        std::future::pending::<()>().await;
+                    }
+                    _ => std::future::pending().await,
+                }
+                Ok(address.port())
+            }
+        });
+        assert_eq!(reached.await.unwrap(), 1);
+    }
+
+    #[tokio::test]
     async fn a_peer_that_is_gone_is_noticed_after_three_questions() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let place = Place {
             host: "127.0.0.1".to_owned(),
             port: listener.local_addr().unwrap().port(),
             tls: None,
-            lookup: system(),
+            lookups: Lookups::new(lookup::system()),
             user_timeout: Duration::from_secs(30),
         };
         let (Socket::Plain(stream), Speaks::Http1) = place.connect().await.unwrap() else { panic!() };
