@@ -157,6 +157,7 @@ impl Sink {
         if task.serve(&stopping.stop).await.is_ok() {
             task.drain(stopping.grace).await;
         }
+        task.sink.endpoint.close().await;
     }
 }
 

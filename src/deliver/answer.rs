@@ -18,6 +18,8 @@ pub(super) struct Answer {
     pub(super) retry_after: Option<Duration>,
     pub(super) body: Vec<u8>,
     pub(super) truncated: bool,
+    /// It was whole before all of the request had gone out.
+    pub(super) is_early: bool,
     read: usize,
 }
 

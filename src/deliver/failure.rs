@@ -29,8 +29,9 @@ pub(super) fn classify(error: &SendError) -> Category {
         SendError::Lookup(_) => Category::DnsError,
         SendError::ConnectTimeout => Category::ConnectTimeout,
         SendError::Connect(_) | SendError::Tls(_) => of_connect(kind),
-        SendError::Silent { .. } => Category::Timeout,
-        SendError::NeverTaken { .. } | SendError::Retired => Category::ConnectionReset,
+        SendError::Silent => Category::Timeout,
+        SendError::NeverTaken { .. } | SendError::Retired | SendError::Left(_) => Category::ConnectionReset,
+        SendError::Flood { .. } | SendError::SpeaksTls => Category::ProtocolError,
         SendError::Http1(error) => kind.map_or_else(|| of_hyper(error), of_io),
         SendError::Http2(error) => kind.map_or_else(|| of_h2(error), of_io),
     }
@@ -39,7 +40,11 @@ pub(super) fn classify(error: &SendError) -> Category {
 /// What failed, for a person: never the URL, only `peer` (host and port).
 pub(super) fn describe(error: &SendError, category: Category, peer: &str) -> String {
     match error {
-        SendError::Silent { .. } => return error.to_string(),
+        SendError::Silent => return error.to_string(),
+        SendError::Flood { .. } => return format!("the endpoint ({peer}) sends {error}"),
+        SendError::SpeaksTls => {
+            return format!("the port speaks TLS ({peer}), and the sink's url says http://: write https://");
+        }
         SendError::NeverTaken { .. } => return format!("{error}: {}", innermost(error)),
         SendError::Lookup(_)
         | SendError::Connect(_)
@@ -47,7 +52,8 @@ pub(super) fn describe(error: &SendError, category: Category, peer: &str) -> Str
         | SendError::Tls(_)
         | SendError::Http1(_)
         | SendError::Http2(_)
-        | SendError::Retired => {}
+        | SendError::Retired
+        | SendError::Left(_) => {}
     }
     match category {
         Category::ConnectRefused if find::<io::Error>(error).is_some_and(is_refused) => {

@@ -180,7 +180,10 @@ impl Task {
         let failure = Failure {
             ours: category.is_ours(),
             trouble: category.is_endpoint_trouble(),
-            refused: failed.attempt.status.is_some_and(is_splittable_status) && !category.is_ours(),
+            // What the endpoint says to every request is not about a message of this one.
+            refused: failed.attempt.status.is_some_and(is_splittable_status)
+                && !category.is_ours()
+                && !category.is_endpoint_trouble(),
             too_large: false,
             retry_after: failed.attempt.retry_after,
         };

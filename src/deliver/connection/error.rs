@@ -2,7 +2,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
 /// One exchange that failed. The texts are for the chain of sources; what a person reads is made of it by
 /// [`describe`](crate::deliver::failure::describe).
@@ -27,14 +26,25 @@ pub(in crate::deliver) enum SendError {
     #[error("HTTP/2 failed")]
     Http2(#[source] h2::Error),
     /// The other side of an HTTP/2 connection has gone without a word.
-    #[error("no answer to a ping within {} s on an HTTP/2 connection", .waited.as_secs())]
-    Silent {
-        /// How long a ping waited.
-        waited: Duration,
-    },
+    #[error("a ping on the HTTP/2 connection was not answered")]
+    Silent,
     /// A connection that takes no more requests, while this one waited for a stream of it.
     #[error("the HTTP/2 connection takes no more requests")]
     Retired,
+    /// The endpoint takes no more requests on a connection, and says why.
+    #[error("the endpoint ended the HTTP/2 connection: {0}")]
+    Left(h2::Reason),
+    /// The endpoint sends on and on, and no answer is in it.
+    #[error("more than {most} {what} in a row, and no answer")]
+    Flood {
+        /// What it sends.
+        what: &'static str,
+        /// How much of it is borne.
+        most: u32,
+    },
+    /// What answers to plain HTTP is a record of TLS.
+    #[error("what answers speaks TLS")]
+    SpeaksTls,
     /// The request was sent so many times, and the endpoint has taken it none of them.
     #[error("the endpoint did not take the request, {tries} times in a row")]
     NeverTaken {
@@ -53,8 +63,11 @@ impl SendError {
             Self::Tls(_)
             | Self::Http1(_)
             | Self::Http2(_)
-            | Self::Silent { .. }
+            | Self::Silent
             | Self::Retired
+            | Self::Left(_)
+            | Self::Flood { .. }
+            | Self::SpeaksTls
             | Self::NeverTaken { .. } => false,
         }
     }

@@ -5,8 +5,9 @@
 
 use std::future::Future;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::{HeaderValue, Method, Request, Uri, header};
 use http_body_util::{BodyExt as _, Full};
@@ -16,6 +17,7 @@ use hyper_util::rt::TokioIo;
 use super::error::SendError;
 use super::life::Life;
 use super::reach::Socket;
+use super::tally::{INTERIM_MAX, Tallied, Tally};
 use super::{Failed, Outgoing};
 use crate::deliver::answer::Answer;
 
@@ -23,26 +25,32 @@ use crate::deliver::answer::Answer;
 const FAREWELL: Duration = Duration::from_secs(1);
 
 type Body = Full<bytes::Bytes>;
-type Driver = http1::Connection<TokioIo<Socket>, Body>;
+type Driver = http1::Connection<TokioIo<Tallied<Socket>>, Body>;
 
 /// One connection; whoever holds it may send.
 pub(in crate::deliver) struct Http1 {
     sender: SendRequest<Body>,
     /// `None` when the connection has ended.
     driver: Option<Driver>,
+    tally: Arc<Tally>,
+    is_plain: bool,
+    /// It has carried a request to its answer.
+    is_proven: bool,
     pub(super) life: Life,
 }
 
 impl Http1 {
     pub(super) async fn new(socket: Socket, life: Life) -> Result<Self, SendError> {
+        let is_plain = matches!(socket, Socket::Plain(_));
+        let tally = Arc::new(Tally::default());
         let (sender, driver) = http1::Builder::new()
             // Old forms that receivers still send and that have one meaning only (RFC 9112, 5.1 and 5.2).
             .allow_obsolete_multiline_headers_in_responses(true)
             .allow_spaces_after_header_name_in_responses(true)
-            .handshake(TokioIo::new(socket))
+            .handshake(TokioIo::new(Tallied::new(socket, Arc::clone(&tally))))
             .await
             .map_err(SendError::Http1)?;
-        Ok(Self { sender, driver: Some(driver), life })
+        Ok(Self { sender, driver: Some(driver), tally, is_plain, is_proven: false, life })
     }
 
     /// Sends one request and reads its answer. Whether the connection can be used again, [`Self::settle`] tells.
@@ -52,33 +60,54 @@ impl Http1 {
         outgoing: Outgoing,
         answer: &mut Answer,
     ) -> Result<(), Failed> {
+        self.tally.begin(outgoing.body.len());
         let mut request = Request::new(Full::new(outgoing.body));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = uri;
         *request.headers_mut() = outgoing.headers;
         request.headers_mut().insert(header::HOST, host);
-        let Self { sender, driver, life } = self;
-        drive(driver, async {
+        let Self { sender, driver, life, .. } = self;
+        let exchanged = drive(driver, async {
             let response = sender.try_send_request(request).await.map_err(|mut error| {
                 // With the message comes the word that none of it was written.
-                let untaken = error.take_message().is_some();
-                let error = SendError::Http1(error.into_error());
-                if untaken { Failed::Untaken(error) } else { Failed::Broken(error) }
+                (error.take_message().is_some(), error.into_error())
             })?;
-            life.hear(Instant::now());
             life.read(response.headers());
             answer.begin(response.status(), response.headers());
             let mut body = response.into_body();
             while let Some(frame) = body.frame().await {
-                let frame = frame.map_err(|error| Failed::Broken(SendError::Http1(error)))?;
+                let frame = frame.map_err(|error| (false, error))?;
                 if frame.data_ref().is_some_and(|chunk| !answer.take(chunk)) {
                     break;
                 }
             }
-            life.hear(Instant::now());
             Ok(())
         })
-        .await
+        .await;
+        match exchanged {
+            Ok(()) => {
+                self.is_proven = true;
+                answer.is_early = !self.tally.is_sent();
+                Ok(())
+            }
+            Err((is_untaken, error)) => Err(self.judge(is_untaken, error)),
+        }
+    }
+
+    fn judge(&self, is_untaken: bool, error: hyper::Error) -> Failed {
+        let error = if self.tally.is_flood() {
+            SendError::Flood { what: "interim answers (1xx)", most: INTERIM_MAX }
+        } else if self.is_plain && self.tally.is_tls() {
+            SendError::SpeaksTls
+        } else {
+            SendError::Http1(error)
+        };
+        match (is_untaken, self.is_proven) {
+            // It may have been closed while it lay idle, as any endpoint does.
+            (true, true) => Failed::Untaken(error),
+            (true, false) => Failed::Unwelcome(error),
+            (false, _) => Failed::Broken(error),
+        }
     }
 
     /// Whether the connection is open, and ready for another request.
@@ -119,4 +148,69 @@ async fn drive<T>(driver: &mut Option<Driver>, work: impl Future<Output = T>) ->
         Poll::Pending
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use http::HeaderMap;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::super::life::AGE;
+    use super::*;
+
+    const FINE: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let ours = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (ours, listener.accept().await.unwrap().0)
+    }
+
+    async fn on(socket: TcpStream) -> Http1 {
+        Http1::new(Socket::Plain(socket), Life::new(Instant::now(), &AGE, 0.0)).await.unwrap()
+    }
+
+    async fn exchange(connection: &mut Http1) -> (Result<(), Failed>, Answer) {
+        let address = (Uri::from_static("/"), HeaderValue::from_static("hooks.test"));
+        let outgoing = Outgoing { headers: HeaderMap::new(), body: "{}".into() };
+        let mut answer = Answer::default();
+        (connection.exchange(address, outgoing, &mut answer).await, answer)
+    }
+
+    #[tokio::test]
+    async fn a_new_connection_that_ends_or_speaks_before_it_is_asked_is_no_ordinary_close() {
+        for said in [&b""[..], FINE] {
+            let (ours, mut peer) = pair().await;
+            peer.write_all(said).await.unwrap();
+            drop(peer);
+            ours.readable().await.unwrap();
+            let mut connection = on(ours).await;
+            let (sent, answer) = exchange(&mut connection).await;
+            assert!(matches!(sent, Err(Failed::Unwelcome(_))), "{sent:?}");
+            assert_eq!(answer.status, None, "what is said before a question is no answer");
+            assert!(!connection.settle());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_was_closed_while_it_lay_idle_has_not_taken_the_request() {
+        let (ours, mut peer) = pair().await;
+        let mut connection = on(ours).await;
+        let answering = async {
+            let read = peer.read(&mut [0; 1024]).await.unwrap();
+            peer.write_all(FINE).await.unwrap();
+            read
+        };
+        let ((sent, answer), read) = tokio::join!(exchange(&mut connection), answering);
+        assert!(sent.is_ok() && read > 0 && !answer.is_early && connection.settle());
+        drop(peer);
+        while connection.settle() {
+            tokio::task::yield_now().await;
+        }
+        let (sent, _) = exchange(&mut connection).await;
+        assert!(matches!(sent, Err(Failed::Untaken(_))), "{sent:?}");
+    }
 }

@@ -3,40 +3,38 @@
 //! A task of the pool drives it. It ends when nobody holds the connection any more and the last stream is over, when
 //! the endpoint closes it, or when a ping is not answered while a request waits.
 
-use std::future::Future as _;
+mod driver;
+mod upload;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::task::Poll;
-use std::time::Duration;
 
 use bytes::Bytes;
-use h2::client::{Connection, SendRequest};
-use h2::{Ping, PingPong, Reason, SendStream};
+use h2::Reason;
+use h2::client::SendRequest;
 use http::{HeaderValue, Method, Request, Uri, header};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+
+pub(super) use driver::Driver;
 
 use super::error::SendError;
-use super::goaway::{LastStream, Watched};
+use super::frames::{Heard, QUIET_MAX, Watched};
 use super::life::Life;
 use super::reach::Socket;
 use super::{Failed, Outgoing};
 use crate::deliver::answer::Answer;
+use upload::Upload;
 
-/// One connection carries all requests, so a dead one must be noticed also where `request_timeout` is long.
-const PING_EVERY: Duration = Duration::from_secs(15);
-const PONG_WITHIN: Duration = Duration::from_secs(15);
 /// Answers are read up to 64 KiB; a stream must not hold more, nor all of them together much more.
 const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 const HEADER_LIST_MAX: u32 = 16 * 1024;
 /// Before the endpoint has said how many requests it takes at a time, it gets one.
 const STREAMS_AT_FIRST: usize = 1;
-/// More at a time are never needed.
-const STREAMS_MAX: usize = 64 * 1024;
 
 /// What requests and the task that drives the connection know of it.
 struct State {
-    last_stream: Arc<LastStream>,
+    heard: Arc<Heard>,
     /// No new requests.
     retired: AtomicBool,
     /// The task has ended because a ping was not answered.
@@ -60,36 +58,36 @@ pub(in crate::deliver) struct Http2 {
     sender: SendRequest<Bytes>,
     state: Arc<State>,
     pub(super) life: Life,
+    /// Its end tells the driver that nobody holds the connection any more.
+    _held: oneshot::Sender<()>,
 }
 
-/// What drives a connection to its end.
-pub(super) struct Driver {
-    connection: Connection<Watched<Socket>, Bytes>,
-    state: Arc<State>,
-}
+/// Permission to send one request, for as long as it is under way.
+pub(in crate::deliver) type Stream = OwnedSemaphorePermit;
 
 impl Http2 {
     pub(super) async fn new(socket: Socket, life: Life) -> Result<(Self, Driver), SendError> {
-        let last_stream = Arc::new(LastStream::new());
+        let heard = Arc::new(Heard::new());
         let (sender, connection) = h2::client::Builder::new()
             .enable_push(false)
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_header_list_size(HEADER_LIST_MAX)
             .initial_max_send_streams(STREAMS_AT_FIRST)
-            .handshake(Watched::new(socket, Arc::clone(&last_stream)))
+            .handshake(Watched::new(socket, Arc::clone(&heard)))
             .await
             .map_err(SendError::Http2)?;
         let (retired, silent, active) = Default::default();
         let streams = Arc::new(Semaphore::new(STREAMS_AT_FIRST));
-        let state = Arc::new(State { last_stream, retired, silent, active, streams });
-        let driver = Driver { connection, state: Arc::clone(&state) };
-        Ok((Self { sender, state, life }, driver))
+        let state = Arc::new(State { heard, retired, silent, active, streams });
+        let (held, let_go) = oneshot::channel();
+        let driver = Driver::new(connection, Arc::clone(&state), let_go);
+        Ok((Self { sender, state, life, _held: held }, driver))
     }
 
     /// Whether new requests may go out on it, its age apart.
     pub(super) fn is_open(&self) -> bool {
-        !self.state.retired.load(Ordering::Acquire) && !self.state.last_stream.is_said()
+        !self.state.retired.load(Ordering::Acquire) && !self.state.heard.has_left()
     }
 
     /// It takes no new requests; those on it go on.
@@ -97,10 +95,28 @@ impl Http2 {
         self.state.retire();
     }
 
-    /// Waits until the endpoint takes another request; the permit is for as long as that is under way.
-    pub(in crate::deliver) async fn stream(&self) -> Result<OwnedSemaphorePermit, Failed> {
-        let permit = Arc::clone(&self.state.streams).acquire_owned().await;
-        permit.ok().filter(|_| self.is_open()).ok_or(Failed::Untaken(SendError::Retired))
+    /// Whether the endpoint takes another request by now.
+    pub(super) fn has_room(&self) -> bool {
+        self.state.streams.available_permits() > 0
+    }
+
+    /// Whether requests wait because of what the endpoint takes at a time, and not because it has not said yet.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.state.heard.has_settings() && !self.has_room()
+    }
+
+    /// A stream, if there is one at once.
+    pub(super) fn stream_now(&self) -> Option<Stream> {
+        Arc::clone(&self.state.streams).try_acquire_owned().ok().filter(|_| self.is_open())
+    }
+
+    /// Waits until the endpoint takes another request.
+    pub(super) async fn stream(&self) -> Result<Stream, Failed> {
+        let stream = Arc::clone(&self.state.streams).acquire_owned().await;
+        stream.ok().filter(|_| self.is_open()).ok_or_else(|| match self.state.heard.trouble() {
+            Some(reason) => Failed::Unwelcome(SendError::Left(reason)),
+            None => Failed::Untaken(SendError::Retired),
+        })
     }
 
     /// Sends one request and reads its answer. Dropped before its end, it tells the endpoint that nobody waits.
@@ -113,20 +129,24 @@ impl Http2 {
         request.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(outgoing.body.len()));
         // Nothing was sent as long as there is no stream.
         let mut sender = self.sender.clone().ready().await.map_err(|error| self.unsent(error))?;
-        let (response, stream) =
+        let (mut response, stream) =
             sender.send_request(request, outgoing.body.is_empty()).map_err(|error| self.unsent(error))?;
         drop(sender);
         let number = response.stream_id().as_u32();
-        let response = upload(response, stream, outgoing.body).await.map_err(|error| self.judge(number, error))?;
+        let mut upload = Upload::new(stream, outgoing.body);
+        let response = upload.beside(|cx| std::pin::Pin::new(&mut response).poll(cx)).await;
+        let response = response.map_err(|error| self.judge(number, error))?;
         answer.begin(response.status(), response.headers());
         let mut body = response.into_body();
-        while let Some(chunk) = body.data().await {
+        // Some answer early, and end their answer when they have the rest.
+        while let Some(chunk) = upload.beside(|cx| body.poll_data(cx)).await {
             let chunk = chunk.map_err(|error| Failed::Broken(self.why(error)))?;
             if !answer.take(&chunk) {
                 break;
             }
             body.flow_control().release_capacity(chunk.len()).map_err(|error| Failed::Broken(self.why(error)))?;
         }
+        answer.is_early = !upload.is_over();
         Ok(())
     }
 
@@ -134,8 +154,8 @@ impl Http2 {
     fn judge(&self, number: u32, error: h2::Error) -> Failed {
         let refused = error.is_remote() && error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM);
         // One stream refused says nothing of the connection: there may have been too many.
-        if refused || self.state.last_stream.excludes(number) {
-            return Failed::Untaken(self.why(error));
+        if refused || self.state.heard.excludes(number) {
+            return self.untaken(error);
         }
         Failed::Broken(self.why(error))
     }
@@ -143,114 +163,24 @@ impl Http2 {
     /// There is no stream to be had: the connection is of no use to others either.
     fn unsent(&self, error: h2::Error) -> Failed {
         self.retire();
+        self.untaken(error)
+    }
+
+    fn untaken(&self, error: h2::Error) -> Failed {
+        if self.state.heard.trouble().is_some() {
+            return Failed::Unwelcome(self.why(error));
+        }
         Failed::Untaken(self.why(error))
     }
 
     fn why(&self, error: h2::Error) -> SendError {
         if self.state.silent.load(Ordering::Acquire) {
-            return SendError::Silent { waited: PONG_WITHIN };
+            return SendError::Silent;
+        }
+        if self.state.heard.is_flood() {
+            return SendError::Flood { what: "frames (interim answers, pings, settings)", most: QUIET_MAX };
         }
         SendError::Http2(error)
-    }
-}
-
-/// Sends the body as far as the endpoint lets it, until the head of the answer is there: some answer early.
-async fn upload(
-    mut response: h2::client::ResponseFuture,
-    mut stream: SendStream<Bytes>,
-    mut body: Bytes,
-) -> Result<http::Response<h2::RecvStream>, h2::Error> {
-    stream.reserve_capacity(body.len());
-    std::future::poll_fn(|cx| {
-        if let Poll::Ready(ready) = std::pin::Pin::new(&mut response).poll(cx) {
-            return Poll::Ready(ready);
-        }
-        while !body.is_empty() {
-            match stream.poll_capacity(cx) {
-                Poll::Ready(Some(Ok(0))) => {}
-                Poll::Ready(Some(Ok(capacity))) => {
-                    let part = body.split_to(capacity.min(body.len()));
-                    let last = body.is_empty();
-                    if stream.send_data(part, last).is_err() {
-                        body.clear();
-                    }
-                }
-                // The stream is over; the answer says how.
-                Poll::Ready(Some(Err(_)) | None) => body.clear(),
-                Poll::Pending => break,
-            }
-        }
-        Poll::Pending
-    })
-    .await
-}
-
-impl Driver {
-    /// Drives the connection until it ends.
-    pub(super) async fn run(self) {
-        let Self { mut connection, state } = self;
-        let state = Ended(state);
-        let pings = connection.ping_pong();
-        let mut size = STREAMS_AT_FIRST;
-        let connection = std::future::poll_fn(|cx| {
-            let polled = std::pin::Pin::new(&mut connection).poll(cx);
-            fit(&state.streams, &mut size, connection.max_concurrent_send_streams());
-            if state.last_stream.is_said() {
-                state.streams.close();
-            }
-            polled
-        });
-        tokio::select! {
-            biased;
-            // First, as it is what everything waits for. How it ended, the streams are told.
-            _ = connection => {}
-            () = silence(pings, &state) => state.silent.store(true, Ordering::Release),
-        }
-    }
-}
-
-/// The driver's hold: whatever ends it, a panic too, nobody takes the connection for an open one.
-struct Ended(Arc<State>);
-
-impl std::ops::Deref for Ended {
-    type Target = State;
-
-    fn deref(&self) -> &State {
-        &self.0
-    }
-}
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        self.0.retire();
-    }
-}
-
-/// Brings the permits of `streams`, `size` so far, to what the endpoint takes; those that are out come off as they return.
-fn fit(streams: &Semaphore, size: &mut usize, limit: usize) {
-    let limit = limit.min(STREAMS_MAX);
-    if limit > *size {
-        streams.add_permits(limit - *size);
-        *size = limit;
-    } else if limit < *size {
-        *size -= streams.forget_permits(*size - limit);
-    }
-}
-
-/// Comes back when a ping is not answered in time while a request waits.
-async fn silence(pings: Option<PingPong>, state: &State) {
-    let Some(mut pings) = pings else { return std::future::pending().await };
-    loop {
-        tokio::time::sleep(PING_EVERY).await;
-        if state.active.load(Ordering::Acquire) == 0 {
-            continue;
-        }
-        match tokio::time::timeout(PONG_WITHIN, pings.ping(Ping::opaque())).await {
-            Ok(Ok(_)) => {}
-            // The connection has ended, and its driver is told so as well.
-            Ok(Err(_)) => return std::future::pending().await,
-            Err(_) => return,
-        }
     }
 }
 
@@ -267,26 +197,5 @@ impl<'a> Active<'a> {
 impl Drop for Active<'_> {
     fn drop(&mut self) {
         self.0.active.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn permits_follow_what_the_endpoint_takes_and_those_that_are_out_come_off_as_they_return() {
-        let streams = Arc::new(Semaphore::new(STREAMS_AT_FIRST));
-        let mut size = STREAMS_AT_FIRST;
-        for (limit, free) in [(1, 1), (100, 100), (4, 4), (0, 0), (usize::MAX, STREAMS_MAX), (8, 8)] {
-            fit(&streams, &mut size, limit);
-            assert_eq!((streams.available_permits(), size), (free, free), "{limit}");
-        }
-        let out = Arc::clone(&streams).try_acquire_many_owned(6).unwrap();
-        fit(&streams, &mut size, 3);
-        assert_eq!((streams.available_permits(), size), (0, 6));
-        drop(out);
-        fit(&streams, &mut size, 3);
-        assert_eq!((streams.available_permits(), size), (3, 3));
     }
 }

@@ -58,6 +58,11 @@ impl Life {
         self.heard = now;
     }
 
+    /// Whether it has answered nothing for so long.
+    pub(super) fn is_idle(&self, now: Instant, length: Duration) -> bool {
+        now.saturating_duration_since(self.heard) >= length
+    }
+
     /// Whether it has answered since `moment`.
     pub(super) fn heard_since(&self, moment: Instant) -> bool {
         self.heard >= moment

@@ -6,22 +6,30 @@
 //! While a shared connection is made, requests wait for it instead of making their own, or go on with the one it is to
 //! replace.
 
+mod idle;
+mod making;
+mod shared;
+
 use std::future::Future;
 use std::ops::RangeInclusive;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use http::{HeaderValue, Uri};
 use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
+use super::clock::{Clock, Pace};
 use super::error::SendError;
 use super::http1::Http1;
-use super::http2::Http2;
-use super::life::Life;
-use super::reach::{Place, Socket, Speaks};
+use super::http2::{Http2, Stream};
+use super::reach::{Place, Speaks};
 use super::{Failed, Outgoing};
 use crate::deliver::answer::Answer;
+use idle::Idle;
+use shared::Shared;
 
 /// How often idle connections are looked at: closed ones go, and those that have had their day.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -29,6 +37,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const HOLD: Duration = Duration::from_secs(1);
 /// Connections for one request alone that are made at a time.
 const LONE_MAX: usize = 4;
+/// How long all connections have to say goodbye when the endpoint is closed.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// What a pool is made of.
 pub(in crate::deliver) struct Parts {
@@ -41,6 +51,10 @@ pub(in crate::deliver) struct Parts {
     pub(in crate::deliver) connect_timeout: Duration,
     pub(in crate::deliver) age: RangeInclusive<Duration>,
     pub(in crate::deliver) idle_max: usize,
+    pub(in crate::deliver) clock: Clock,
+    pub(in crate::deliver) pace: Pace,
+    /// Of the connections' ages, and of pauses.
+    pub(in crate::deliver) seed: u64,
 }
 
 /// One endpoint's connections.
@@ -51,23 +65,24 @@ pub(in crate::deliver) struct Pool {
     making: Semaphore,
     /// The permits to make one for a request alone.
     lone: Semaphore,
-    /// For the task that looks at idle connections, which must not keep them alive.
+    /// An answer has come, by whichever connection.
+    is_answered: AtomicBool,
+    /// For tasks, which must not keep the pool alive.
     this: Weak<Self>,
 }
 
-#[derive(Default)]
 struct State {
-    /// The one used last stands at the end.
-    #[expect(clippy::vec_box, reason = "an exchange holds its connection in a box, which goes in and out as it is")]
-    idle: Vec<Box<Http1>>,
-    shared: Option<Arc<Http2>>,
+    idle: Idle,
+    shared: Shared,
     /// What the endpoint spoke when it was last connected to.
     speaks: Option<Speaks>,
     /// The last connection that could not be made: those who waited for it have failed as well.
     failure: Option<(Instant, Arc<SendError>)>,
     /// Until then connections that are due are as good as others: there was no way to a new one.
     holds_until: Option<Instant>,
-    looking: bool,
+    /// The task that looks at what lies idle.
+    look: Option<AbortHandle>,
+    chance: fastrand::Rng,
     tasks: JoinSet<()>,
 }
 
@@ -91,15 +106,19 @@ pub(in crate::deliver) enum Under {
 
 impl Pool {
     pub(in crate::deliver) fn new(parts: Parts) -> Arc<Self> {
-        let state = Mutex::default();
+        let (idle, shared, tasks) = Default::default();
+        let (speaks, failure, holds_until, look) = Default::default();
+        let chance = fastrand::Rng::with_seed(parts.seed);
+        let state = Mutex::new(State { idle, shared, speaks, failure, holds_until, look, chance, tasks });
         let (making, lone) = (Semaphore::new(1), Semaphore::new(LONE_MAX));
-        Arc::new_cyclic(|this| Self { parts, state, making, lone, this: Weak::clone(this) })
+        let is_answered = AtomicBool::new(false);
+        Arc::new_cyclic(|this| Self { parts, state, making, lone, is_answered, this: Weak::clone(this) })
     }
 
     /// A connection for a request; one that nobody else uses if `alone`.
     pub(in crate::deliver) async fn take(&self, alone: bool) -> Result<Taken, Arc<SendError>> {
         let is_being_made = self.making.available_permits() == 0;
-        if !alone && let Some(taken) = self.at_hand(Instant::now(), is_being_made) {
+        if !alone && let Some(taken) = self.at_hand(self.now(), is_being_made) {
             return Ok(taken);
         }
         let speaks = self.lock().speaks;
@@ -124,7 +143,7 @@ impl Pool {
             return Err(error);
         }
         // Age alone is no reason to fail while there is an open connection.
-        let now = Instant::now();
+        let now = self.now();
         self.lock().holds_until = Some(now + HOLD);
         self.at_hand(now, false).ok_or(error)
     }
@@ -134,17 +153,33 @@ impl Pool {
         &self,
         taken: Taken,
         outgoing: Outgoing,
-        answer: &mut Answer,
+        (under, answer): (&mut Under, &mut Answer),
     ) -> Result<(), Failed> {
         match taken {
             Taken::Own(mut connection) => {
+                *under = Under::Http1;
                 let address = (self.parts.path.clone(), self.parts.host.clone());
                 connection.exchange(address, outgoing, answer).await?;
-                self.put_back(connection);
-                Ok(())
+                self.put_back(connection, answer.is_early);
             }
-            Taken::Shared(connection) => connection.exchange(self.parts.uri.clone(), outgoing, answer).await,
+            Taken::Shared(connection) => {
+                *under = Under::Queue;
+                let (connection, stream) = match connection.stream_now() {
+                    Some(stream) => (connection, stream),
+                    None => Box::pin(self.stream(connection)).await?,
+                };
+                *under = Under::Http2(Arc::clone(&connection));
+                connection.exchange(self.parts.uri.clone(), outgoing, answer).await?;
+                drop(stream);
+                if answer.is_early && answer.status.is_some_and(|status| status.is_success()) {
+                    connection.retire();
+                }
+            }
         }
+        if !self.is_answered() {
+            self.is_answered.store(true, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     /// A request that began at `since` was given up without a sign of an answer. Its connection takes no more of them,
@@ -152,9 +187,58 @@ impl Pool {
     pub(in crate::deliver) fn unanswered(&self, under: Under, since: Instant) {
         match under {
             Under::Way | Under::Queue => {}
-            Under::Http1 => self.lock().idle.retain(|idle| idle.life.heard_since(since)),
+            Under::Http1 => {
+                let gone = self.lock().idle.part_with(|life| life.heard_since(since));
+                drop(gone);
+            }
             Under::Http2(connection) => connection.retire(),
         }
+    }
+
+    /// Whether the endpoint has ever answered.
+    pub(in crate::deliver) fn is_answered(&self) -> bool {
+        self.is_answered.load(Ordering::Relaxed)
+    }
+
+    /// A moment within `millis`, by chance.
+    pub(in crate::deliver) fn pause(&self, millis: RangeInclusive<u64>) -> Duration {
+        Duration::from_millis(self.lock().chance.u64(millis))
+    }
+
+    pub(in crate::deliver) fn now(&self) -> Instant {
+        self.parts.clock.now()
+    }
+
+    /// Says goodbye on all connections that no request is on, as far as that is quick.
+    pub(in crate::deliver) async fn close(&self) {
+        let mut tasks = {
+            let mut state = self.lock();
+            state.shared.clear();
+            if let Some(look) = state.look.take() {
+                look.abort();
+            }
+            let idle = state.idle.part_with(|_| false);
+            state.close(idle);
+            std::mem::take(&mut state.tasks)
+        };
+        // Those that are not done by then end with their set.
+        let all = async { while tasks.join_next().await.is_some() {} };
+        drop(tokio::time::timeout(FAREWELL, all).await);
+    }
+
+    /// What drives connections, closes them or makes them, but not what looks after idle ones.
+    #[cfg(test)]
+    pub(in crate::deliver) fn tasks(&self) -> usize {
+        let mut state = self.lock();
+        while state.tasks.try_join_next().is_some() {}
+        let looks = state.look.as_ref().is_some_and(|look| !look.is_finished());
+        state.tasks.len() - usize::from(looks)
+    }
+
+    /// The idle connections, each by where it lies.
+    #[cfg(test)]
+    pub(in crate::deliver) fn idle(&self) -> Vec<usize> {
+        self.lock().idle.places()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -166,106 +250,88 @@ impl Pool {
     fn at_hand(&self, now: Instant, is_being_made: bool) -> Option<Taken> {
         let mut state = self.lock();
         let holds = state.holds_until.is_some_and(|until| now < until);
-        if state.shared.as_ref().is_some_and(|shared| !shared.is_open()) {
-            state.shared = None;
+        if let Some(shared) = state.shared.pick(now, holds || is_being_made) {
+            return Some(Taken::Shared(shared));
         }
-        if let Some(shared) = &state.shared
-            && (shared.life.takes(now) || (shared.life.lingers(now) && (holds || is_being_made)))
-        {
-            return Some(Taken::Shared(Arc::clone(shared)));
-        }
-        let fits = |life: &Life| life.takes(now) || (holds && life.lingers(now));
-        let at = state.idle.iter().rposition(|one| fits(&one.life))?;
-        Some(Taken::Own(state.idle.remove(at)))
+        state.idle.take(|life| life.takes(now) || (holds && life.lingers(now))).map(Taken::Own)
     }
 
-    /// Makes the connection that all may share, one request for all that wait.
-    async fn make_for_all(&self) -> Result<Taken, Arc<SendError>> {
-        let came = Instant::now();
-        let permit = self.making.acquire().await;
-        if let Some((at, error)) = &self.lock().failure
-            && *at >= came
-        {
-            return Err(Arc::clone(error));
+    /// Waits for a stream of `crowded`, or of another connection that has room sooner. Where the wait is long, another is
+    /// made, up to a few.
+    async fn stream(&self, crowded: Arc<Http2>) -> Result<(Arc<Http2>, Stream), Failed> {
+        let mut wait = pin!(crowded.stream());
+        loop {
+            if let Ok(done) = tokio::time::timeout(self.parts.pace.patience, &mut wait).await {
+                return done.map(|stream| (Arc::clone(&crowded), stream));
+            }
+            if let Some(found) = self.beside(&crowded) {
+                return Ok(found);
+            }
         }
-        if let Some(taken) = self.at_hand(Instant::now(), false) {
-            return Ok(taken);
-        }
-        if self.lock().speaks == Some(Speaks::Http1) {
-            // What was learnt meanwhile: there is nothing to share, so nobody has to wait.
-            drop(permit);
-            return self.make(false).await.map_err(Arc::new);
-        }
-        self.make(false).await.map_err(|error| {
-            let error = Arc::new(error);
-            self.lock().failure = Some((Instant::now(), Arc::clone(&error)));
-            error
-        })
     }
 
-    async fn make(&self, alone: bool) -> Result<Taken, SendError> {
-        let (socket, speaks) = self.parts.place.connect().await?;
-        let life = Life::new(Instant::now(), &self.parts.age, fastrand::f64());
-        let made = match speaks {
-            Speaks::Http1 => Taken::Own(Box::new(Http1::new(socket, life).await?)),
-            Speaks::Http2 => Taken::Shared(self.share(socket, life, alone).await?),
-        };
-        self.lock().made(speaks, Instant::now());
-        Ok(made)
-    }
-
-    async fn share(&self, socket: Socket, life: Life, alone: bool) -> Result<Arc<Http2>, SendError> {
-        let (connection, driver) = Http2::new(socket, life).await?;
-        let connection = Arc::new(connection);
+    fn beside(&self, crowded: &Arc<Http2>) -> Option<(Arc<Http2>, Stream)> {
+        let now = self.now();
         let mut state = self.lock();
-        state.spawn(driver.run());
-        if !alone {
-            state.shared = Some(Arc::clone(&connection));
-            self.look_after(&mut state);
+        let found = state.shared.stream_beside(crowded, now);
+        if found.is_none() && state.shared.wants_another(now) && self.making.available_permits() > 0 {
+            state.spawn(making::another(Weak::clone(&self.this)));
         }
-        Ok(connection)
+        found
     }
 
-    fn put_back(&self, mut connection: Box<Http1>) {
-        if !connection.settle() {
+    fn put_back(&self, mut connection: Box<Http1>, is_spoilt: bool) {
+        if is_spoilt || !connection.settle() {
             return;
         }
+        let now = self.now();
+        connection.life.hear(now);
         let mut state = self.lock();
         // One that is due stays until the next is made.
-        if !connection.life.lingers(Instant::now()) || state.idle.len() >= self.parts.idle_max {
-            return state.close(connection);
+        if !connection.life.lingers(now) || state.idle.len() >= self.parts.idle_max {
+            return state.close([connection]);
         }
-        state.idle.push(connection);
+        state.idle.put(connection);
         self.look_after(&mut state);
     }
 
     fn look_after(&self, state: &mut State) {
-        if !state.looking {
-            state.looking = true;
-            state.spawn(look(Weak::clone(&self.this)));
+        if state.look.as_ref().is_none_or(AbortHandle::is_finished) {
+            state.look = Some(state.spawn(look(Weak::clone(&self.this))));
         }
     }
 
-    /// Drops idle connections that are closed or have had their day; false when none is left.
-    fn tidy(&self, now: Instant) -> bool {
+    /// Drops idle connections that are closed or have had their day; false when none is left. They are asked, and
+    /// closed, while requests can go on.
+    pub(in crate::deliver) fn tidy(&self, now: Instant) -> bool {
+        {
+            let mut state = self.lock();
+            let due = state.idle.part_with(|life| life.lingers(now));
+            state.close(due);
+        }
+        let mut at = 0;
+        loop {
+            let mut lent = self.lock().idle.lend(at, now, LOOK_EVERY);
+            if lent.is_empty() {
+                break;
+            }
+            lent.retain_mut(|connection| connection.settle());
+            let open = lent.len();
+            self.lock().idle.give_back(at, lent);
+            at += open;
+        }
         let mut state = self.lock();
-        let (idle, gone): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut state.idle).into_iter().partition(|one| one.life.lingers(now));
-        state.idle = idle;
-        state.idle.retain_mut(|connection| connection.settle());
-        for connection in gone {
-            state.close(connection);
+        state.shared.tidy(now);
+        let goes_on = !state.idle.is_empty() || !state.shared.is_empty();
+        if !goes_on {
+            state.look = None;
         }
-        if state.shared.as_ref().is_some_and(|shared| !shared.is_open() || !shared.life.lingers(now)) {
-            state.shared = None;
-        }
-        state.looking = !state.idle.is_empty() || state.shared.is_some();
-        state.looking
+        goes_on
     }
 }
 
 impl State {
-    fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) {
+    fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
         while let Some(ended) = self.tasks.try_join_next() {
             if let Err(error) = ended
                 && error.is_panic()
@@ -276,30 +342,29 @@ impl State {
                 );
             }
         }
-        self.tasks.spawn(task);
+        self.tasks.spawn(task)
     }
 
     /// There is a new connection: those that it replaces go.
     fn made(&mut self, speaks: Speaks, now: Instant) {
         self.speaks = Some(speaks);
         self.holds_until = None;
-        let (idle, gone): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.idle).into_iter().partition(|one| one.life.takes(now));
-        self.idle = idle;
-        for connection in gone {
-            self.close(connection);
-        }
+        let gone = self.idle.part_with(|life| life.takes(now));
+        self.close(gone);
     }
 
-    fn close(&mut self, connection: Box<Http1>) {
-        self.spawn(connection.close());
+    fn close(&mut self, connections: impl IntoIterator<Item = Box<Http1>>) {
+        for connection in connections {
+            self.spawn(connection.close());
+        }
     }
 }
 
 async fn look(pool: Weak<Pool>) {
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
-        if !pool.upgrade().is_some_and(|pool| pool.tidy(Instant::now())) {
+        let Some(pool) = pool.upgrade() else { return };
+        if !pool.tidy(pool.now()) {
             return;
         }
     }

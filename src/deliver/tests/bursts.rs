@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::future::join_all;
 use http::Response;
 use rustls::RootCertStore;
@@ -14,9 +13,10 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-use super::http2::{Http2Rig, serve, server};
+use super::http2::{Connection, Http2Rig, serve, server};
 use super::rig::{Rig, delivery, failure, sink};
 use crate::deliver::attempt::Verdict;
+use crate::deliver::connection::clock::Pace;
 use crate::deliver::endpoint::{Endpoint, Ways};
 
 const FINE: &str = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
@@ -51,11 +51,7 @@ async fn the_first_burst_to_an_https_endpoint_without_http2_connects_side_by_sid
 }
 
 /// Takes four requests at a time, and refuses what comes beyond.
-async fn four_at_a_time(
-    _: usize,
-    mut connection: h2::server::Connection<super::http2::Tls, Bytes>,
-    taken: Arc<AtomicUsize>,
-) {
+async fn four_at_a_time(_: usize, mut connection: Connection, taken: Arc<AtomicUsize>) {
     let mut open = JoinSet::new();
     while let Some(Ok((_, mut respond))) = connection.accept().await {
         taken.fetch_add(1, Ordering::SeqCst);
@@ -75,6 +71,73 @@ async fn a_burst_beyond_the_streams_that_an_endpoint_takes_waits_and_none_is_ref
         assert_eq!((&attempt.verdict, attempt.resent), (&Verdict::Acknowledged, 0), "{attempt:?}");
     }
     assert_eq!(rig.counts(), (1, 32));
+}
+
+/// Takes one request at a time on each connection, and answers when it is told to.
+async fn one_at_a_time(mut connection: Connection, taken: &AtomicUsize, go_on: &Notify) {
+    while let Some(Ok((_, mut respond))) = connection.accept().await {
+        taken.fetch_add(1, Ordering::SeqCst);
+        tokio::select! {
+            _ = connection.accept() => return,
+            () = go_on.notified() => drop(respond.send_response(Response::new(()), true).unwrap()),
+        }
+    }
+}
+
+#[tokio::test]
+async fn requests_that_wait_long_for_a_stream_get_further_connections_and_not_many() {
+    let go_on = Arc::new(Notify::new());
+    let rig = Http2Rig::limited(1, {
+        let go_on = Arc::clone(&go_on);
+        move |_, connection, taken| {
+            let go_on = Arc::clone(&go_on);
+            async move { one_at_a_time(connection, &taken, &go_on).await }
+        }
+    })
+    .await;
+    let pace = Pace { patience: Duration::from_millis(20), ..Pace::default() };
+    let endpoint = rig.endpoint_by(Ways { pace, ..Ways::default() });
+    let body = delivery(100);
+    let all = join_all((1..=20).map(|number| endpoint.attempt(&body, number)));
+    let rest = async {
+        while rig.counts().1 < 4 {
+            tokio::task::yield_now().await;
+        }
+        // Each answer makes room for one more.
+        for answered in 1..=20 {
+            while rig.counts().1 < (answered + 3).min(20) {
+                tokio::task::yield_now().await;
+            }
+            go_on.notify_one();
+        }
+    };
+    let (attempts, ()) = tokio::join!(all, rest);
+    for attempt in attempts {
+        assert_eq!((&attempt.verdict, attempt.resent), (&Verdict::Acknowledged, 0), "{attempt:?}");
+    }
+    assert_eq!(rig.counts(), (4, 20));
+}
+
+#[tokio::test]
+async fn those_who_wait_for_a_connection_that_cannot_be_made_fail_with_it_and_make_none_of_their_own() {
+    let connections = Arc::new(AtomicUsize::new(0));
+    let (acceptor, _) = server(b"h2");
+    let rig = Rig::start({
+        let connections = Arc::clone(&connections);
+        move |peer| {
+            let acceptor = acceptor.clone();
+            connections.fetch_add(1, Ordering::SeqCst);
+            async move { drop(peer.under_tls(&acceptor).await) }
+        }
+    })
+    .await;
+    let sink = sink(&format!("https://localhost:{}/", rig.port));
+    let endpoint = Endpoint::with_roots(&sink, RootCertStore::empty()).unwrap();
+    let body = delivery(100);
+    for attempt in join_all((1..=32).map(|number| endpoint.attempt(&body, number))).await {
+        assert_eq!(failure(&attempt).0, "tls_error");
+    }
+    assert_eq!(connections.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test]
@@ -186,7 +249,7 @@ fn now_and_then(port: u16, found: &Arc<AtomicBool>) -> Ways {
         };
         Box::pin(async move { answer })
     };
-    Ways { lookup: Arc::new(lookup), age: Duration::ZERO..=Duration::ZERO }
+    Ways { lookup: Arc::new(lookup), age: Duration::ZERO..=Duration::ZERO, ..Ways::default() }
 }
 
 #[tokio::test]

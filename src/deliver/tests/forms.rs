@@ -1,5 +1,7 @@
 //! Odd forms of answers: each is an acknowledgement or a failure with a name, and the connection is never out of step.
 
+use tokio::sync::mpsc;
+
 use super::rig::{Rig, delivery, failure};
 use crate::deliver::endpoint::Endpoint;
 
@@ -9,15 +11,19 @@ async fn outcome(answer: &[u8]) -> (String, Vec<u8>) {
         Some(bytes) => (bytes.to_vec(), true),
         None => (answer.to_vec(), false),
     };
+    let (told, mut written) = mpsc::channel(8);
     let rig = Rig::start(move |mut peer| {
-        let bytes = bytes.clone();
+        let (bytes, told) = (bytes.clone(), told.clone());
         async move {
             while let Some(request) = peer.request().await {
                 // The second request asks whether the connection is in step.
                 let answer = if request.header("walhook-attempt") == Some("1") { &bytes[..] } else { STEP };
-                if !peer.write(answer).await || close {
-                    return;
+                let goes_on = peer.write(answer).await && !close;
+                if !goes_on {
+                    drop(peer);
+                    return told.send(()).await.unwrap();
                 }
+                told.send(()).await.unwrap();
             }
         }
     })
@@ -26,8 +32,8 @@ async fn outcome(answer: &[u8]) -> (String, Vec<u8>) {
     sink.request_timeout = std::time::Duration::from_secs(3);
     let endpoint = Endpoint::new(&sink).unwrap();
     let first = endpoint.attempt(&delivery(100), 1).await;
-    // What was written behind an answer has arrived.
-    tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    // What stands behind an answer has been written, and the connection closed if it is to be; that is here at once.
+    written.recv().await.unwrap();
     let second = endpoint.attempt(&delivery(100), 2).await;
     assert_eq!((second.status, &second.response.body[..]), (Some(299), &b"step"[..]), "out of step: {second:?}");
     assert_eq!(rig.arrived().len(), 2, "each request arrived once");

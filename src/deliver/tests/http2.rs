@@ -1,4 +1,4 @@
-//! HTTP/2: what the endpoint has not taken is sent again at once, and nothing else is.
+//! HTTP/2: one connection for all, and what the endpoint refuses stream by stream.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,19 +8,19 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use http::Response;
 use rustls::RootCertStore;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
+use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use super::certified::certified;
 use super::rig::{Rig, delivery, failure, sink};
 use crate::config::SinkConfig;
 use crate::deliver::attempt::Verdict;
-use crate::deliver::endpoint::Endpoint;
+use crate::deliver::endpoint::{Endpoint, Ways};
 
 pub(super) type Tls = tokio_rustls::server::TlsStream<TcpStream>;
-type Connection = h2::server::Connection<Tls, Bytes>;
+pub(super) type Connection = h2::server::Connection<Tls, Bytes>;
 
 /// An https endpoint on localhost that speaks HTTP/2.
 pub(super) struct Http2Rig {
@@ -98,6 +98,11 @@ impl Http2Rig {
         Endpoint::with_roots(&self.sink(), self.roots.clone()).unwrap()
     }
 
+    /// The same endpoint by other ways.
+    pub(super) fn endpoint_by(&self, ways: Ways) -> Endpoint {
+        Endpoint::with_ways(&self.sink(), self.roots.clone(), ways).unwrap()
+    }
+
     pub(super) fn counts(&self) -> (usize, usize) {
         (self.connections.load(Ordering::SeqCst), self.taken.load(Ordering::SeqCst))
     }
@@ -127,11 +132,18 @@ pub(super) async fn hold(number: &str, mut connection: Connection, taken: &Atomi
     }
 }
 
-/// Answers everything on `connection`.
+/// Answers everything on `connection`, each request when it is there as a whole.
 pub(super) async fn serve(mut connection: Connection, taken: &AtomicUsize) {
-    while let Some(Ok((_, mut respond))) = connection.accept().await {
+    let mut open = JoinSet::new();
+    while let Some(Ok((request, mut respond))) = connection.accept().await {
         taken.fetch_add(1, Ordering::SeqCst);
-        drop(respond.send_response(ok(), true).unwrap());
+        open.spawn(async move {
+            let mut body = request.into_body();
+            while let Some(Ok(chunk)) = body.data().await {
+                body.flow_control().release_capacity(chunk.len()).unwrap();
+            }
+            drop(respond.send_response(ok(), true));
+        });
     }
 }
 
@@ -198,105 +210,6 @@ async fn an_endpoint_that_refuses_for_ever_is_a_failed_attempt_after_five_tries(
     let told = "the endpoint did not take the request, 5 times in a row: ";
     assert!(said.starts_with(told) && said.contains("refused stream"), "{said}");
     assert_eq!(rig.counts(), (4, 5), "one connection for two tries, and one for each of three");
-}
-
-/// Frames by hand, since h2's own server names every stream that has come in as taken.
-struct Frames(Tls);
-
-impl Frames {
-    /// Says hello.
-    async fn start(mut tls: Tls) -> Self {
-        tls.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
-        tls.read_exact(&mut [0; 24]).await.unwrap();
-        Self(tls)
-    }
-
-    /// The number of the next stream whose request is whole; requests are small.
-    async fn request(&mut self) -> u8 {
-        loop {
-            let mut head = [0; 9];
-            self.0.read_exact(&mut head).await.unwrap();
-            let mut payload = vec![0; usize::from(head[1]) << 8 | usize::from(head[2])];
-            self.0.read_exact(&mut payload).await.unwrap();
-            if head[3] <= 1 && head[4] & 1 == 1 {
-                return head[8];
-            }
-        }
-    }
-
-    /// `:status: 200` and no body.
-    async fn answer(&mut self, stream: u8) {
-        self.0.write_all(&[0, 0, 1, 1, 5, 0, 0, 0, stream, 0x88]).await.unwrap();
-    }
-
-    async fn go_away(&mut self, last: u8) {
-        self.0.write_all(&[0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, last, 0, 0, 0, 0]).await.unwrap();
-        self.0.flush().await.unwrap();
-    }
-
-    async fn until_closed(&mut self) {
-        let mut rest = [0; 1024];
-        while self.0.read(&mut rest).await.is_ok_and(|read| read > 0) {}
-    }
-}
-
-/// Ten requests; each connection takes three, as nginx does after `keepalive_requests`: it waits until all that are
-/// left have come, so that its GOAWAY crosses them, and looks at none behind the third.
-async fn takes_three(number: usize, tls: Tls, taken: Arc<AtomicUsize>) {
-    let mut frames = Frames::start(tls).await;
-    // From the third connection on a request is alone.
-    let come = if number <= 2 { 10 - taken.load(Ordering::SeqCst) } else { 1 };
-    let mut streams = Vec::new();
-    while streams.len() < come {
-        streams.push(frames.request().await);
-    }
-    streams.truncate(3);
-    for stream in &streams {
-        taken.fetch_add(1, Ordering::SeqCst);
-        frames.answer(*stream).await;
-    }
-    frames.go_away(*streams.last().unwrap()).await;
-    frames.until_closed().await;
-}
-
-#[tokio::test]
-async fn requests_behind_a_goaway_go_out_again_and_none_arrives_twice() {
-    let rig = Http2Rig::raw(takes_three).await;
-    let endpoint = rig.endpoint();
-    let body = delivery(100);
-    let attempts = join_all((1..=10).map(|number| endpoint.attempt(&body, number))).await;
-    for attempt in &attempts {
-        assert_eq!(attempt.verdict, Verdict::Acknowledged, "{attempt:?}");
-    }
-    let resent: u32 = attempts.iter().map(|attempt| attempt.resent).sum();
-    assert_eq!(resent, 7 + 4, "seven were refused, and then four of them");
-    assert_eq!(rig.counts(), (2 + 4, 10), "each was taken once");
-}
-
-/// The first connection takes one of two requests, says so, and breaks.
-async fn taken_and_dropped(number: usize, tls: Tls, taken: Arc<AtomicUsize>) {
-    if number > 1 {
-        return serve(h2::server::handshake(tls).await.unwrap(), &taken).await;
-    }
-    let mut frames = Frames::start(tls).await;
-    let first = frames.request().await.min(frames.request().await);
-    taken.fetch_add(1, Ordering::SeqCst);
-    frames.go_away(first).await;
-    frames.0.shutdown().await.unwrap();
-}
-
-#[tokio::test]
-async fn a_request_that_goaway_names_as_taken_fails_with_the_connection_and_is_not_repeated() {
-    let rig = Http2Rig::raw(taken_and_dropped).await;
-    let endpoint = rig.endpoint();
-    let body = delivery(100);
-    let attempts = join_all((1..=2).map(|number| endpoint.attempt(&body, number))).await;
-    let failed: Vec<_> = attempts.iter().filter(|attempt| !attempt.verdict.is_acknowledged()).collect();
-    assert_eq!(failed.len(), 1, "{attempts:?}");
-    assert_eq!((failure(failed[0]).0, failed[0].resent), ("connection_reset", 0));
-    let acknowledged = attempts.iter().find(|attempt| attempt.verdict.is_acknowledged()).unwrap();
-    assert_eq!(acknowledged.resent, 1);
-    assert_eq!(rig.counts(), (2, 2));
 }
 
 #[tokio::test]

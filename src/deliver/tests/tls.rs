@@ -1,7 +1,5 @@
 //! TLS that fails is said as what it is, with what to reissue or to write.
 
-use std::time::Duration;
-
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa};
 use rustls::RootCertStore;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -57,31 +55,66 @@ async fn what_is_wrong_with_an_endpoints_certificate_is_said_with_what_to_reissu
     assert!(category == "tls_error" && message.contains("whole chain"), "{message}");
 }
 
+/// An endpoint that answers whatever it is sent with `answer`, and hangs up.
+async fn blunt(answer: &'static [u8]) -> Rig {
+    Rig::start(move |mut peer| async move {
+        let mut asked = [0; 4096];
+        if peer.socket.read(&mut asked).await.is_ok() && !answer.is_empty() {
+            drop(peer.socket.write_all(answer).await);
+            // A reset would overtake the answer if more came in.
+            peer.socket.shutdown().await.unwrap();
+            peer.until_closed().await;
+        }
+    })
+    .await
+}
+
 #[tokio::test]
-async fn https_to_a_plain_port_and_http_to_one_with_tls_are_told_apart_from_certificates() {
-    let answering = |answer: &'static [u8]| {
-        Rig::start(move |mut peer| async move {
-            let mut asked = [0; 4096];
-            if peer.socket.read(&mut asked).await.is_ok() && !answer.is_empty() {
-                drop(peer.socket.write_all(answer).await);
-                // The other side reads it before it notices that nobody is there any more.
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        })
-    };
-    let plain = answering(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n").await;
+async fn https_to_a_plain_port_is_told_apart_from_certificates() {
+    let plain = blunt(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n").await;
     let told = attempt(&sink(&format!("https://localhost:{}/", plain.port))).await;
     let (category, message) = failure(&told);
     assert_eq!(category, "tls_error", "{message}");
     assert!(message.contains("does not speak TLS") && message.contains("http://"), "{message}");
 
-    let hangs_up = answering(b"").await;
+    let hangs_up = blunt(b"").await;
     let told = attempt(&sink(&format!("https://localhost:{}/", hangs_up.port))).await;
     let (category, message) = failure(&told);
     assert_eq!(category, "connection_reset", "{message}");
     assert!(message.contains("in the middle of the TLS handshake") && message.contains("load balancer"), "{message}");
+}
 
-    let tls = answering(&[0x15, 3, 1, 0, 2, 2, 0x46]).await;
-    let told = attempt(&sink(&format!("http://localhost:{}/", tls.port))).await;
-    assert_eq!(failure(&told).0, "protocol_error", "{:?}", failure(&told));
+#[tokio::test]
+async fn http_to_a_port_with_tls_is_named_as_that_whether_it_alerts_or_says_so_and_guessed_if_it_hangs_up() {
+    for (answer, word, said) in [
+        (&[0x15, 3, 1, 0, 2, 2, 0x46][..], "protocol_error", "the port speaks TLS"),
+        (
+            b"HTTP/1.1 400 Bad Request\r\nserver: nginx\r\nconnection: close\r\n\r\n<html>\r\n<head><title>400 The plain HTTP \
+              request was sent to HTTPS port</title></head>",
+            "protocol_error",
+            "the port speaks TLS",
+        ),
+        (
+            b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n",
+            "protocol_error",
+            "the port speaks TLS",
+        ),
+        (b"", "connection_reset", "a port that speaks TLS does this"),
+    ] {
+        let rig = blunt(answer).await;
+        let told = attempt(&sink(&format!("http://localhost:{}/", rig.port))).await;
+        let (category, message) = failure(&told);
+        assert_eq!(category, word, "{message}");
+        assert!(message.contains(said) && message.contains("write https://"), "{message}");
+    }
+    // One with TLS of its own.
+    let (acceptor, _) = server(|_| ());
+    let rig = Rig::start(move |peer| {
+        let acceptor = acceptor.clone();
+        async move { drop(acceptor.accept(peer.socket).await) }
+    })
+    .await;
+    let told = attempt(&sink(&format!("http://localhost:{}/", rig.port))).await;
+    let (category, message) = failure(&told);
+    assert!(category == "protocol_error" && message.contains("the port speaks TLS"), "{category}: {message}");
 }
