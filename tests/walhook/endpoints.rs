@@ -15,6 +15,7 @@ async fn fails_as(reply: Reply, category: &str) {
         Reply::Never | Reply::DripHeaders | Reply::DripBody => "500ms",
         Reply::Answer { .. }
         | Reply::After(..)
+        | Reply::Meet(..)
         | Reply::Reset
         | Reply::Gigabyte(_)
         | Reply::GzipBomb(_)

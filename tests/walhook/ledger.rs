@@ -236,7 +236,7 @@ impl Ledger {
         }
     }
 
-    fn violation(&mut self, text: String) {
+    pub(crate) fn violation(&mut self, text: String) {
         if self.violations.len() < 100 {
             self.violations.push(text);
         }

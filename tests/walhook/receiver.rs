@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 
 use crate::ledger::{Entry, Ledger};
 use crate::postgres::{state, until_within};
-pub(crate) use crate::reply::{Reply, unreliable};
+pub(crate) use crate::reply::{Reply, parallel, unreliable};
 use crate::reply::{drip, gigabyte, gzip_bomb, head, hung_up_within};
 use crate::request::read_request;
 pub(crate) use crate::request::{Request, Visit};
@@ -61,6 +61,9 @@ struct Book {
     answers: Vec<(u64, u16)>,
     visits: Vec<Visit>,
 }
+
+/// Longer than any client waits.
+const FOR_EVER: Duration = Duration::from_secs(3600);
 
 impl Receiver {
     /// Answers 200 to everything and remembers everything.
@@ -297,8 +300,22 @@ impl Shared {
 
 /// Does what the script says; true if the connection can go on.
 async fn play(socket: &mut TcpStream, number: u64, mut reply: Reply, shared: &Shared) -> bool {
-    while let Reply::After(wait, then) = reply {
-        if !wait.is_zero() && hung_up_within(socket, wait).await {
+    loop {
+        let (gone, then) = match reply {
+            Reply::After(wait, then) => (!wait.is_zero() && hung_up_within(socket, wait).await, then),
+            Reply::Meet(barrier, then) => tokio::select! {
+                _ = barrier.wait() => (false, then),
+                gone = hung_up_within(socket, FOR_EVER) => {
+                    shared.book().ledger.violation(format!("parallel: request {number} was given up before others came"));
+                    (gone, then)
+                }
+            },
+            other => {
+                reply = other;
+                break;
+            }
+        };
+        if gone {
             shared.ended(number, 0, false);
             return false;
         }
@@ -346,7 +363,7 @@ async fn play(socket: &mut TcpStream, number: u64, mut reply: Reply, shared: &Sh
             shared.ended(number, 0, false);
             drop(socket.write_all(b"\x16\x03\x01 this is not http\r\n\r\n").await);
         }
-        Reply::After(..) => unreachable!("unwrapped above"),
+        Reply::After(..) | Reply::Meet(..) => unreachable!("unwrapped above"),
     }
     false
 }

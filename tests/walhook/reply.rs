@@ -1,11 +1,14 @@
 //! The replies of the receiver, and how their bytes are put on the wire.
 
+use std::collections::HashSet;
 use std::ops::Range;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use serde_json::Value;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
+use tokio::sync::Barrier;
 
 use crate::request::Request;
 
@@ -16,6 +19,8 @@ pub(crate) enum Reply {
     Answer { status: u16, headers: Vec<(String, String)>, body: Vec<u8> },
     /// Another reply after a while.
     After(Duration, Box<Self>),
+    /// Another reply once as many requests wait for theirs as are to meet.
+    Meet(Arc<Barrier>, Box<Self>),
     /// Nothing, until the client hangs up.
     Never,
     /// A TCP reset.
@@ -50,8 +55,28 @@ impl Reply {
             Self::Answer { status, .. } | Self::Gigabyte(status) | Self::GzipBomb(status) => {
                 (200..300).contains(status)
             }
-            Self::After(_, then) => then.acknowledges(),
+            Self::After(_, then) | Self::Meet(_, then) => then.acknowledges(),
             Self::Never | Self::Reset | Self::DripHeaders | Self::DripBody | Self::PartialBody | Self::Garbage => false,
+        }
+    }
+}
+
+/// The first requests of the first `count` groups are answered only when all of them are there, so that a sender that does
+/// not send them in parallel comes to no end. A request belongs to the group of its first message, if it has one.
+pub(crate) fn parallel(
+    count: usize,
+    group_of: impl Fn(&Value) -> Option<String> + Send + Sync,
+    script: impl Fn(&Request) -> Reply + Send + Sync,
+) -> impl Fn(&Request) -> Reply + Send + Sync {
+    let (seen, barrier) = (Mutex::new(HashSet::new()), Arc::new(Barrier::new(count)));
+    move |request| {
+        let reply = script(request);
+        let Some(group) = request.messages.first().and_then(&group_of) else { return reply };
+        let mut seen = seen.lock().unwrap();
+        if seen.len() < count && seen.insert(group) {
+            Reply::Meet(Arc::clone(&barrier), Box::new(reply))
+        } else {
+            reply
         }
     }
 }
