@@ -22,6 +22,7 @@ use self::opening::Opened;
 use crate::admin::{self, AdminError, AdminState, AdminThread};
 use crate::config::{Config, LimitsConfig, SinkConfig, SourceConfig, StateConfig, UnchangedToast};
 use crate::deliver::endpoint::{Endpoint, EndpointError};
+use crate::logging;
 use crate::memory::Memory;
 use crate::metrics::{self, MetricsError, SinkMetrics, SourceMetrics};
 use crate::sink::feed::Progress;
@@ -90,7 +91,7 @@ struct Running {
 /// When it cannot start, or cannot go on.
 pub async fn run(config: Config, orders: Orders) -> Result<(), AppError> {
     let prometheus = metrics::install()?;
-    let views: SharedViews = Arc::new(Views::default());
+    let views: SharedViews = Arc::new(Views::new(logging::health()));
     let admin_stop = CancellationToken::new();
     let state = AdminState::new(&config.admin, Arc::clone(&views), prometheus, SystemTime::now());
     let admin = admin::spawn(&config.admin, state, admin_stop.clone())?;

@@ -117,6 +117,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::State(args) => state::state(&args),
         Command::Config(ConfigCommand::Schema) => schema(),
     };
+    logging::flush();
     ExitCode::from(code)
 }
 
@@ -137,6 +138,7 @@ fn daemon(args: &RunArgs) -> u8 {
         say(&format!("error: {:#}", anyhow::Error::from(error)));
         return BAD_CONFIG;
     }
+    logging::speak_of_panics();
     with_runtime(|runtime| runtime.block_on(run_daemon(config)))
 }
 
@@ -255,5 +257,5 @@ fn with_runtime(work: impl FnOnce(&Runtime) -> u8) -> u8 {
 
 /// To a person at the terminal; when nobody can read it, nothing is left to do.
 pub(crate) fn say(text: &str) {
-    drop(writeln!(std::io::stderr().lock(), "{}", text.trim_end()));
+    logging::last_words(text.trim_end());
 }

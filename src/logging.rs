@@ -5,20 +5,35 @@
 //! comes before a span's of the same name, and a field cannot take the place of `timestamp`, `level`, `target` or
 //! `message`.
 
-use std::fmt;
-use std::io::{self, IsTerminal};
+mod foreign;
+mod lines;
+mod outlet;
 
-use serde_json::{Map, Value};
-use tracing::field::{Field, Visit};
-use tracing::{Event, Level, Subscriber};
+use std::io::{self, IsTerminal};
+use std::panic::PanicHookInfo;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use tracing::{Level, error};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
-use tracing_subscriber::fmt::format::{DefaultFields, JsonFields, Writer};
-use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, FormattedFields, MakeWriter};
-use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::format::{DefaultFields, JsonFields};
+use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use self::foreign::Foreign;
+pub use self::foreign::NOTICES;
+use self::lines::{JsonLine, TextLine};
+pub use self::outlet::Health;
+use self::outlet::Outlet;
 use crate::config::LogFormat;
+
+/// How long the end of the process waits for whoever reads the log.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// The way out of the process, once [`init`] has opened it.
+static OUTLET: OnceLock<Outlet> = OnceLock::new();
 
 /// Logs could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -35,13 +50,65 @@ pub enum LoggingError {
     /// The process has a logger already; it stays.
     #[error("cannot start the logs, they are started already")]
     Started(#[source] tracing_subscriber::util::TryInitError),
+    /// The system gives no thread.
+    #[error("cannot start the thread that writes the logs")]
+    Thread(#[source] io::Error),
 }
 
 /// Starts the logs of the process. `level` is a directive list: WALHOOK_LOG if the caller has it, else `log.level`.
 pub fn init(format: LogFormat, level: &str) -> Result<(), LoggingError> {
     let terminal = io::stderr().is_terminal();
-    let logger = logger(is_json(format, terminal), terminal, level, io::stderr)?;
-    logger.try_init().map_err(LoggingError::Started)
+    let json = is_json(format, terminal);
+    let told = move |lost| lines::line(json, Level::WARN, "logging", LOST, ("lines", lost));
+    let outlet = Outlet::start(io::stderr(), told).map_err(LoggingError::Thread)?;
+    let way = outlet.clone();
+    let left_out = move |count| {
+        way.put(lines::line(json, Level::WARN, "logging", LEFT_OUT, ("lines", count)).as_bytes());
+    };
+    logger(json, terminal, level, outlet.clone(), left_out)?.try_init().map_err(LoggingError::Started)?;
+    // Whoever was first has started the logger too.
+    drop(OUTLET.set(outlet));
+    Ok(())
+}
+
+/// What is said of lines that were lost, once one can be written again.
+const LOST: &str = "log lines were lost: whoever reads standard error was too slow, or was gone";
+
+/// What is said of lines that others make, beyond their rate.
+const LEFT_OUT: &str = "lines of libraries or notices of a server were left out: more came than are logged in a second";
+
+/// How the lines of the log fare.
+pub fn health() -> Arc<Health> {
+    OUTLET.get().map_or_else(Arc::default, Outlet::health)
+}
+
+/// Says why the process ends, behind all lines of the log, and waits a second at most until that can be read.
+pub fn last_words(text: &str) {
+    match OUTLET.get() {
+        Some(outlet) => {
+            outlet.put(format!("{text}\n").as_bytes());
+            outlet.flush(LAST_WORDS);
+        }
+        // Nobody is there to hear that it cannot be said.
+        None => drop(io::Write::write_all(&mut io::stderr(), format!("{text}\n").as_bytes())),
+    }
+}
+
+/// Waits a second at most until all lines are written.
+pub fn flush() {
+    if let Some(outlet) = OUTLET.get() {
+        outlet.flush(LAST_WORDS);
+    }
+}
+
+/// A panic is a line of the log like any other from here on.
+pub fn speak_of_panics() {
+    std::panic::set_hook(Box::new(|info: &PanicHookInfo<'_>| {
+        let said = info.payload_as_str().unwrap_or("nothing that can be read");
+        let place = info.location().map(ToString::to_string);
+        let thread = std::thread::current().name().map(str::to_owned);
+        error!(place, thread, "a part of walhook has panicked, which is a bug: {said}");
+    }));
 }
 
 fn is_json(format: LogFormat, terminal: bool) -> bool {
@@ -52,154 +119,35 @@ fn is_json(format: LogFormat, terminal: bool) -> bool {
     }
 }
 
-fn logger<W>(json: bool, colours: bool, level: &str, writer: W) -> Result<tracing::Dispatch, LoggingError>
+fn logger<W>(
+    json: bool,
+    colours: bool,
+    level: &str,
+    writer: W,
+    left_out: impl Fn(u64) + Send + Sync + 'static,
+) -> Result<tracing::Dispatch, LoggingError>
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     let filter = EnvFilter::try_new(level).map_err(|source| LoggingError::Level { level: level.to_owned(), source })?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(colours);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(writer)
+        .with_ansi(colours)
+        // It would be said on standard error, which is what fails.
+        .log_internal_errors(false);
     Ok(if json {
-        builder.fmt_fields(JsonFields::new()).event_format(JsonLine).finish().into()
+        builder.fmt_fields(JsonFields::new()).event_format(JsonLine).finish().with(Foreign::new(left_out)).into()
     } else {
-        builder.fmt_fields(DefaultFields::new()).event_format(TextLine).finish().into()
+        builder.fmt_fields(DefaultFields::new()).event_format(TextLine).finish().with(Foreign::new(left_out)).into()
     })
-}
-
-/// The time as RFC 3339 in UTC with microseconds.
-fn timestamp() -> String {
-    format!("{:.6}", jiff::Timestamp::now())
-}
-
-/// `source::wire` for `walhook::source::wire`; other crates keep their names.
-fn short_target(target: &str) -> &str {
-    target.strip_prefix("walhook::").unwrap_or(target)
-}
-
-/// `2026-05-01T10:00:00.000000Z  WARN deliver: delivery failed sink="orders" attempt=3`
-struct TextLine;
-
-impl<S, N> FormatEvent<S, N> for TextLine
-where
-    S: Subscriber + for<'a> LookupSpan<'a>,
-    N: for<'a> FormatFields<'a> + 'static,
-{
-    fn format_event(&self, ctx: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
-        let metadata = event.metadata();
-        let (dim, colour, plain) =
-            if writer.has_ansi_escapes() { ("\x1b[2m", colour(metadata.level()), "\x1b[0m") } else { ("", "", "") };
-        let (time, level, target) = (timestamp(), metadata.level(), short_target(metadata.target()));
-        write!(writer, "{dim}{time}{plain} {colour}{level:>5}{plain} {dim}{target}:{plain} ")?;
-        ctx.format_fields(writer.by_ref(), event)?;
-        for span in ctx.event_scope().into_iter().flatten() {
-            let extensions = span.extensions();
-            if let Some(fields) = extensions.get::<FormattedFields<N>>().filter(|fields| !fields.is_empty()) {
-                write!(writer, " {fields}")?;
-            }
-        }
-        writeln!(writer)
-    }
-}
-
-fn colour(level: &Level) -> &'static str {
-    match *level {
-        Level::ERROR => "\x1b[31m",
-        Level::WARN => "\x1b[33m",
-        Level::INFO => "\x1b[32m",
-        Level::DEBUG => "\x1b[34m",
-        Level::TRACE => "\x1b[35m",
-    }
-}
-
-/// `{"timestamp":…,"level":"WARN","target":"deliver","message":…,"sink":"orders","attempt":3}`
-struct JsonLine;
-
-impl<S> FormatEvent<S, JsonFields> for JsonLine
-where
-    S: Subscriber + for<'a> LookupSpan<'a>,
-{
-    fn format_event(
-        &self,
-        ctx: &FmtContext<'_, S, JsonFields>,
-        mut writer: Writer<'_>,
-        event: &Event<'_>,
-    ) -> fmt::Result {
-        let mut fields = Fields::default();
-        event.record(&mut fields);
-        let Fields { message, mut others } = fields;
-        for span in ctx.event_scope().into_iter().flatten() {
-            for (name, value) in span_fields(&span) {
-                others.entry(name).or_insert(value);
-            }
-        }
-        let metadata = event.metadata();
-        let (time, level, target) = (timestamp(), metadata.level(), short_target(metadata.target()));
-        let message = Value::String(message);
-        write!(writer, r#"{{"timestamp":"{time}","level":"{level}","target":"{target}","message":{message}"#)?;
-        for (name, value) in others.iter().filter(|(name, _)| !RESERVED.contains(&name.as_str())) {
-            write!(writer, ",{}:{value}", Value::String(name.clone()))?;
-        }
-        writeln!(writer, "}}")
-    }
-}
-
-const RESERVED: [&str; 4] = ["timestamp", "level", "target", "message"];
-
-fn span_fields<S: for<'a> LookupSpan<'a>>(span: &tracing_subscriber::registry::SpanRef<'_, S>) -> Map<String, Value> {
-    let extensions = span.extensions();
-    let fields = extensions.get::<FormattedFields<JsonFields>>();
-    fields.and_then(|fields| serde_json::from_str(fields).ok()).unwrap_or_default()
-}
-
-/// The fields of an event as JSON values.
-#[derive(Default)]
-struct Fields {
-    message: String,
-    others: Map<String, Value>,
-}
-
-impl Fields {
-    fn put(&mut self, field: &Field, value: impl Into<Value>) {
-        self.others.insert(field.name().to_owned(), value.into());
-    }
-}
-
-impl Visit for Fields {
-    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        if field.name() == "message" {
-            self.message = format!("{value:?}");
-        } else {
-            self.put(field, format!("{value:?}"));
-        }
-    }
-
-    fn record_str(&mut self, field: &Field, value: &str) {
-        if field.name() == "message" {
-            value.clone_into(&mut self.message);
-        } else {
-            self.put(field, value);
-        }
-    }
-
-    fn record_u64(&mut self, field: &Field, value: u64) {
-        self.put(field, value);
-    }
-
-    fn record_i64(&mut self, field: &Field, value: i64) {
-        self.put(field, value);
-    }
-
-    fn record_f64(&mut self, field: &Field, value: f64) {
-        self.put(field, value);
-    }
-
-    fn record_bool(&mut self, field: &Field, value: bool) {
-        self.put(field, value);
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::{Arc, Mutex};
+
+    use serde_json::Value;
 
     use super::*;
 
@@ -220,7 +168,7 @@ mod tests {
     fn logged(json: bool, level: &str, log: impl FnOnce()) -> String {
         let buffer = Buffer::default();
         let writer = buffer.clone();
-        let logger = logger(json, false, level, move || writer.clone()).unwrap();
+        let logger = logger(json, false, level, move || writer.clone(), drop).unwrap();
         tracing::dispatcher::with_default(&logger, log);
         let bytes = buffer.0.lock().unwrap().clone();
         String::from_utf8(bytes).unwrap()
@@ -266,8 +214,19 @@ mod tests {
     }
 
     #[test]
+    fn what_libraries_say_below_info_is_never_logged() {
+        let log = || {
+            tracing::debug!(target: "tokio_postgres::query", "one");
+            tracing::info!(target: "tokio_postgres::connection", "two");
+            tracing::debug!(target: "walhook::sink", "three");
+        };
+        let text = logged(true, "trace", log);
+        assert!(!text.contains("one") && text.contains("two") && text.contains("three"), "{text}");
+    }
+
+    #[test]
     fn a_wrong_level_is_refused_with_an_example() {
-        let error = logger(true, false, "info,walhook=loud", io::sink).unwrap_err();
+        let error = logger(true, false, "info,walhook=loud", io::sink, drop).unwrap_err();
         assert!(error.to_string().contains("info,walhook=loud"), "{error}");
     }
 

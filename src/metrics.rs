@@ -82,6 +82,8 @@ table! {
         "limits.memory_limit; each source that has sinks gets an equal share, and is not read while its own is full.";
     RESIDENT_MEMORY = Gauge "walhook_resident_memory_bytes" ["bytes"] NONE,
         "Resident memory of the process; Linux only.";
+    LOG_LOST = Counter "walhook_log_lost_lines_total" ["lines"] NONE,
+        "Lines of the log on standard error that were lost, because whoever reads them was too slow or had gone.";
 
     STORE_USED = Gauge "walhook_store_used_bytes" ["bytes"] NONE,
         "Bytes of disk that the files of the store take.";

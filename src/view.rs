@@ -8,6 +8,7 @@ use std::time::SystemTime;
 use dashmap::DashMap;
 
 use crate::change::Lsn;
+use crate::logging::Health;
 
 /// All views of a running daemon, shared by reference count.
 #[derive(Debug, Default)]
@@ -22,11 +23,18 @@ pub struct Views {
     pub memory_held: AtomicU64,
     /// The limit of the former.
     pub memory_limit: AtomicU64,
+    /// Whether the lines of the log are read.
+    pub log: Arc<Health>,
     store: Mutex<StoreView>,
     unread: Mutex<Vec<(String, Trouble)>>,
 }
 
 impl Views {
+    /// Of a process whose log fares like this.
+    pub fn new(log: Arc<Health>) -> Self {
+        Self { log, ..Self::default() }
+    }
+
     /// The store as it was last looked at.
     pub fn store(&self) -> StoreView {
         self.store.lock().unwrap_or_else(PoisonError::into_inner).clone()

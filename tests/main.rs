@@ -67,6 +67,8 @@ mod huge;
 mod isolation;
 #[path = "walhook/keys.rs"]
 mod keys;
+#[path = "walhook/logs.rs"]
+mod logs;
 #[path = "walhook/lost_slot.rs"]
 mod lost_slot;
 #[path = "walhook/message.rs"]

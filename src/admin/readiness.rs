@@ -12,10 +12,14 @@ use serde::Serialize;
 
 use super::answer::timestamp;
 use super::sink_health;
+use crate::logging::Health;
 use crate::view::{BreakerView, SinkView, SourceState, SourceView, StoreView, Trouble, Views};
 
 /// WAL kept by a slot from which on it is worth a word.
 const SLOT_KEEPS_BYTES: u64 = 1 << 30;
+
+/// A line of the log that nobody has taken for so long is worth a word.
+const LOG_WAITS: Duration = Duration::from_secs(5);
 
 /// Tables whose own writes fail that are named one by one.
 const HARMS_MAX: usize = 10;
@@ -138,6 +142,7 @@ pub fn readiness(views: &Views, now: SystemTime) -> Readiness {
     let store = views.store();
     let mut troubles = Vec::new();
     troubles.extend(process_trouble(stopping, sources.is_empty() && store.trouble.is_none()));
+    troubles.extend(log_trouble(&views.log, now));
     troubles.extend(store_trouble(&store, &sources));
     for (name, view) in &sources {
         troubles.extend(source_troubles(name, view, now));
@@ -175,6 +180,21 @@ fn process_trouble(stopping: bool, no_sources: bool) -> Option<TroubleReport> {
     } else {
         None
     }
+}
+
+/// Nobody reads the log, or not fast enough.
+fn log_trouble(log: &Health, now: SystemTime) -> Option<TroubleReport> {
+    let (lost, waits) = (log.lost(), log.waits(now));
+    let what = if waits >= LOG_WAITS {
+        format!("nobody has taken a line of the log for {}; {lost} lines are lost", in_words(waits))
+    } else if log.is_losing() {
+        format!("the log cannot be written: {lost} lines are lost")
+    } else {
+        return None;
+    };
+    let advice = "see to what reads walhook's standard error (journald, the container's log driver, a pipe), or to the \
+                  disk that it writes to; walhook goes on without";
+    Some(TroubleReport { scope: "process".into(), severity: Severity::Warning, what, advice: advice.into() })
 }
 
 fn store_trouble(store: &StoreView, sources: &BTreeMap<String, SourceView>) -> Option<TroubleReport> {

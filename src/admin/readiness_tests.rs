@@ -49,6 +49,24 @@ fn ready_while_streaming_and_nothing_to_say() {
 }
 
 #[test]
+fn a_log_that_is_not_read_is_a_warning_and_leaves_it_ready() {
+    let views = views(SourceState::Streaming, SinkView::default());
+    views.log.begin(ago(4));
+    assert_eq!(readiness(&views, now()).troubles, []);
+    views.log.begin(ago(72));
+    let waits = readiness(&views, now());
+    let (scope, severity, what, advice) = only(&waits);
+    assert_eq!((scope, severity, waits.ready), ("process", Severity::Warning, true));
+    assert_eq!(what, "nobody has taken a line of the log for 1 min 12 s; 0 lines are lost");
+    assert!(advice.contains("standard error"), "{advice}");
+    views.log.begin(now());
+    views.log.lose();
+    let lost = readiness(&views, now());
+    let (_, _, what, _) = only(&lost);
+    assert_eq!(what, "the log cannot be written: 1 lines are lost");
+}
+
+#[test]
 fn a_source_that_does_not_stream_makes_it_unready_and_says_why() {
     let stopped = SourceState::Stopped { error: "the slot is lost".into(), advice: "create it anew".into() };
     for (state, word, parts) in [

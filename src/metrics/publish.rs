@@ -15,6 +15,7 @@ pub fn publish(views: &Views, now: SystemTime) {
     gauge(&super::MEMORY_HELD, &[]).set(number(views.memory_held.load(Ordering::Relaxed)));
     gauge(&super::MEMORY_LIMIT, &[]).set(number(views.memory_limit.load(Ordering::Relaxed)));
     gauge(&super::RESIDENT_MEMORY, &[]).set(number(resident_bytes().unwrap_or_default()));
+    counter(&super::LOG_LOST, &[]).absolute(views.log.lost());
     publish_store(&views.store());
     for source in &views.sources {
         publish_source(source.key(), source.value(), now);

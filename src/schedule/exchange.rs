@@ -1,5 +1,6 @@
 //! What goes into a scheduler and what comes out.
 
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use super::breaker::BreakerState;
@@ -10,6 +11,13 @@ use crate::change::{Lsn, Position};
 /// parallelism and breaks nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct GroupId(pub u64);
+
+/// As logs name it: its text may be a person's, and as long as a column may be.
+impl fmt::Display for GroupId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
 
 /// The groups a message belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,9 +6,9 @@ use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
-use tracing::{debug, error, info, warn};
+use tracing::{debug, error, field, info, warn};
 
-use super::content::{Content, Delivery, Facts, Payload, freeze, homes, micros_of};
+use super::content::{Content, Delivery, Facts, Payload, freeze, group_of, homes, micros_of};
 use super::{Task, report};
 use crate::deliver::attempt::{Attempt, Verdict};
 use crate::deliver::category::{Category, is_splittable_status};
@@ -244,7 +244,7 @@ impl Task {
                     bytes: member.bytes.clone(),
                 })
                 .collect();
-            delivery.facts.group = members.first().and_then(|member| member.facts.group.clone());
+            delivery.facts.group = group_of(&members);
             delivery.members = Arc::new(members);
             delivery.content = Content::Frozen(frozen.clone());
         }
@@ -276,8 +276,8 @@ impl Task {
     fn tried(&mut self, key: DeliveryKey) {
         let Some(delivery) = self.deliveries.get(&key) else { return };
         if delivery.blocked {
-            let (sink, group) = (&self.sink.config.name, delivery.facts.group.as_deref());
-            warn!(sink, group, "delivery is given up; its groups wait for a person (retry.on_exhausted)");
+            let (sink, group_hash) = (&self.sink.config.name, delivery.facts.group.map(field::display));
+            warn!(sink, group_hash, "delivery is given up; its groups wait for a person (retry.on_exhausted)");
         }
         if let Some(id) = delivery.stored {
             let (tries, blocked) = (delivery.tries.clone(), delivery.blocked);

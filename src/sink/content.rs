@@ -10,7 +10,7 @@ use crate::config::SinkConfig;
 use crate::deliver::frozen::{DeliveryId, Frozen};
 use crate::memory::Memory;
 use crate::record::Rendering;
-use crate::schedule::Ties;
+use crate::schedule::{GroupId, Ties};
 use crate::source::route::group_text;
 use crate::store::{Home, KeptDelivery, KeptMessage, Member, MessageFacts, Tries};
 
@@ -165,8 +165,8 @@ impl Content {
 #[derive(Clone, Debug)]
 pub(super) struct Facts {
     pub(super) messages: usize,
-    /// The first message's group, once something has to be said of it.
-    pub(super) group: Option<Arc<str>>,
+    /// The first message's group, once something has to be said of it; of two the one that the row is in now.
+    pub(super) group: Option<GroupId>,
     pub(super) oldest_commit: SystemTime,
     pub(super) oldest_received: Instant,
 }
@@ -182,9 +182,14 @@ impl Facts {
     /// Of a delivery of these members, at least one.
     pub(super) fn of_members(members: &[Member], oldest_received: Instant) -> Self {
         let micros = members.iter().map(|member| member.facts.commit_micros).min().unwrap_or_default();
-        let group = members.first().and_then(|member| member.facts.group.clone());
+        let group = group_of(members);
         Self { messages: members.len(), group, oldest_commit: time_of(micros), oldest_received }
     }
+}
+
+/// The group that a delivery of these members is named by.
+pub(super) fn group_of(members: &[Member]) -> Option<GroupId> {
+    members.first()?.facts.groups.iter().last()
 }
 
 /// Renders the body of a delivery.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use tracing::{debug, info, warn};
+use tracing::{debug, field, info, warn};
 
 use super::Parts;
 use super::content::{Facts, Payload, time_of};
@@ -96,7 +96,7 @@ impl Report {
         let delivery = failed.id.map(|id| id.to_string());
         warn!(
             sink = %self.sink,
-            group = facts.group.as_deref(),
+            group_hash = facts.group.map(field::display),
             delivery,
             messages = facts.messages,
             attempt = failed.number,
@@ -104,7 +104,7 @@ impl Report {
             status = failed.attempt.status,
             error = failed.message,
             retry_in_secs = wait.map(|wait| wait.as_secs_f64()),
-            like_it_unsaid = self.unsaid,
+            suppressed = self.unsaid,
             "delivery failed"
         );
         self.unsaid = 0;
@@ -113,8 +113,8 @@ impl Report {
     /// A delivery was given up.
     pub(super) fn dead(&mut self, facts: &Facts, id: DeliveryId, reason: DeadReason, attempts: u32) {
         self.dead_letters += 1;
-        let (sink, reason, group) = (&self.sink, reason.as_str(), facts.group.as_deref());
-        warn!(sink, delivery = %id, group, messages = facts.messages, attempts, reason, "delivery is a dead letter");
+        let (sink, reason, group_hash) = (&self.sink, reason.as_str(), facts.group.map(field::display));
+        warn!(sink, delivery = %id, group_hash, messages = facts.messages, attempts, reason, "delivery is a dead letter");
     }
 
     /// So many dead letters are in the store from before.

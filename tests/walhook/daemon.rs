@@ -97,11 +97,24 @@ pub(crate) fn text_of(output: &Output) -> String {
     String::from_utf8_lossy(&[output.stdout.as_slice(), b"\n", output.stderr.as_slice()].concat()).into_owned()
 }
 
+/// What whoever reads its output does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Reading {
+    /// Takes line after line.
+    #[default]
+    Goes,
+    /// Takes nothing for now.
+    Stands,
+    /// Has closed its end.
+    Gone,
+}
+
 /// Lines it logged, in order, and lines that were not JSON.
 #[derive(Debug, Default)]
 struct Lines {
     json: Vec<Value>,
     other: Vec<String>,
+    reading: Reading,
 }
 
 /// A running `walhook run`. Killed when dropped; a test fails by an ERROR line it did not allow.
@@ -146,6 +159,11 @@ impl Daemon {
         let daemon = Self::launch(config);
         daemon.wait_ready().await;
         daemon
+    }
+
+    /// Its output is read like that from here on, at the latest after the next line.
+    pub(crate) fn set_reading(&self, reading: Reading) {
+        self.lines.lock().unwrap().reading = reading;
     }
 
     /// ERROR lines that contain `text` are expected.
@@ -282,6 +300,7 @@ impl Daemon {
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 self.exited = Some(status);
+                self.read_on();
                 self.readers.drain(..).for_each(|reader| reader.join().unwrap());
                 return status;
             }
@@ -290,6 +309,15 @@ impl Daemon {
                 "the daemon did not end within a minute of being asked"
             );
             tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// A reader that stands still goes on to the end.
+    fn read_on(&self) {
+        if let Ok(mut lines) = self.lines.lock()
+            && lines.reading == Reading::Stands
+        {
+            lines.reading = Reading::Goes;
         }
     }
 
@@ -314,6 +342,7 @@ impl Drop for Daemon {
             drop(self.child.kill());
             drop(self.child.wait());
         }
+        self.read_on();
         for reader in self.readers.drain(..) {
             drop(reader.join());
         }
@@ -326,13 +355,21 @@ impl Drop for Daemon {
     }
 }
 
-fn collect(stream: impl Read + Send + 'static, lines: Arc<Mutex<Lines>>) -> std::thread::JoinHandle<()> {
+fn collect(stream: impl Read + Send + 'static, shared: Arc<Mutex<Lines>>) -> std::thread::JoinHandle<()> {
     std::thread::spawn(move || {
         for line in BufReader::new(stream).lines().map_while(Result::ok) {
-            let mut lines = lines.lock().unwrap();
+            let mut lines = shared.lock().unwrap();
             match serde_json::from_str::<Value>(&line) {
                 Ok(value) if value.is_object() => lines.json.push(value),
                 _ => lines.other.push(line),
+            }
+            while lines.reading == Reading::Stands {
+                drop(lines);
+                std::thread::sleep(Duration::from_millis(5));
+                lines = shared.lock().unwrap();
+            }
+            if lines.reading == Reading::Gone {
+                return;
             }
         }
     })

@@ -17,6 +17,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 use super::error::{ServerError, StreamError};
 use super::reduce::{ENVELOPE, Reducer, is_reducible};
 use crate::change::Lsn;
+use crate::logging::NOTICES;
 use crate::memory::Memory;
 use crate::source::pgoutput::POSTGRES_EPOCH_MICROS;
 use crate::source::wire::{Cursor, WireError};
@@ -461,7 +462,7 @@ fn stream_notice(body: &[u8]) -> Result<(), StreamError> {
 /// Logs what the server wants to be known.
 pub(super) fn notice(body: &[u8]) -> Result<(), WireError> {
     let notice = ServerError::parse(body)?;
-    tracing::warn!(notice = %notice, "the server gives notice");
+    tracing::warn!(target: NOTICES, notice = %notice, "the server gives notice");
     Ok(())
 }
 
