@@ -20,6 +20,7 @@ mod redact;
 mod sink;
 mod substitute;
 mod tables;
+pub(crate) mod written;
 
 use std::io::Read;
 use std::path::Path;

@@ -2,9 +2,8 @@
 
 use std::fmt::Write as _;
 
-use crate::change::TableName;
+use crate::config::written;
 use crate::source::address::{AddressError, Hidden, PgAddress};
-use crate::source::slot::names::quoted;
 use crate::source::slot::server::ServerFacts;
 use crate::source::slot::survey::Refusal;
 use crate::source::slot::{Mends, RelationKind, TableFacts};
@@ -94,7 +93,7 @@ fn sink(source: &str, listed: &[&TableFacts], left_out: &[(&TableFacts, Option<R
     );
     for table in listed {
         let note = if table.primary_key.is_empty() { "  # no primary key: one group" } else { "" };
-        let _infallible = writeln!(text, "    {},{note}", string(&written(&table.name)));
+        let _infallible = writeln!(text, "    {},{note}", string(&written::table(&table.name)));
     }
     for (table, refusal) in left_out {
         let Some(refusal) = refusal else { continue };
@@ -102,20 +101,13 @@ fn sink(source: &str, listed: &[&TableFacts], left_out: &[(&TableFacts, Option<R
         for line in refusal.sql.iter().flat_map(|sql| sql.lines()) {
             let _infallible = writeln!(text, "    #   {}", comment(line));
         }
-        let _infallible = writeln!(text, "    # {},", string(&comment(&written(&table.name))));
+        let _infallible = writeln!(text, "    # {},", string(&comment(&written::table(&table.name))));
     }
     text += "]\n# Logical messages are sent too where they are asked for by their prefix: messages = [\"outbox.*\"]\n";
     if listed.is_empty() {
         text += "# No table can be published yet: at least one has to be listed above before walhook starts.\n";
     }
     text
-}
-
-/// The name as `tables` has it: in quotes where it is not plain.
-fn written(name: &TableName) -> String {
-    let plain = |part: &str| part.chars().all(|c| c.is_alphanumeric() || c == '_');
-    let part = |part: &str| if plain(part) { part.to_owned() } else { quoted(part) };
-    format!("{}.{}", part(&name.schema), part(&name.table))
 }
 
 /// A TOML string in which `$` stands for itself; the placeholder for the password is put back.
