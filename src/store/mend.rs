@@ -9,6 +9,7 @@ use super::batch::SinkKey;
 use super::error::StoreError;
 use super::files::{self, DirectoryLock, Paths};
 use super::gaps::{self, Gap};
+use super::grouping;
 use super::holdings::{Holdings, holdings};
 use super::ledger::Ledger;
 use super::loading::{SourceBinding, binding};
@@ -73,6 +74,25 @@ pub fn open_to_show(config: &StateConfig) -> Result<StateSummary, StoreError> {
     }
     let sinks = sinks(&view, None)?.into_iter().map(|(_, sink)| sink).collect();
     Ok(StateSummary { sources, gaps, notes, sinks, used_bytes: paths.all_bytes(), max_bytes: config.max_bytes })
+}
+
+/// Of these sinks, each with its source and the rule that it groups by, those that a start would refuse because messages wait that
+/// were grouped by another; looks only.
+///
+/// # Errors
+/// When there is no store, or it cannot be read.
+pub fn regrouped(
+    config: &StateConfig,
+    sinks: &[(&str, &str, String)],
+) -> Result<Vec<(String, StoreError)>, StoreError> {
+    let paths = Paths::of(&config.path);
+    paths.require()?;
+    let db = files::open_to_read(&paths.state, &STATE)?;
+    require_tables(&db, &paths)?;
+    let refusal = |(source, sink, rule): &(&str, &str, String)| {
+        grouping::refusal(&db, source, sink, rule).map(|refusal| Some(((*sink).to_owned(), refusal?))).transpose()
+    };
+    sinks.iter().filter_map(refusal).collect()
 }
 
 /// A file that a daemon made and could not fill is no store yet, and one of an earlier version is brought to this one by
