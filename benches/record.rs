@@ -19,6 +19,8 @@ fn change(columns: &[(&str, Kind, &str)], row: impl Fn(Tuple) -> Row) -> Change 
         in_identity: true,
         kind: kind.clone(),
         equality: Equality::Text,
+        shape: 0,
+        altered: None,
     };
     let name = TableName { schema: "public".to_owned(), table: "orders".to_owned() };
     let columns_of_table = columns.iter().map(column).collect();

@@ -320,6 +320,8 @@ fn items() -> Arc<Table> {
         in_identity: name == "id",
         kind,
         equality: Equality::Text,
+        shape: 0,
+        altered: None,
     });
     let name = TableName { schema: "public".to_owned(), table: "items".to_owned() };
     Arc::new(Table::new(1, name, ReplicaIdentity::Default, columns.collect(), vec![0]))

@@ -211,8 +211,8 @@ impl<'a> Drawer<'a> {
             // Some kinds come from the catalogue's words, some from nowhere.
             let type_oid = if flags & 2 == 0 { 0 } else { u32::from(self.byte()) * 3 + 16 };
             let kind = if flags & 2 == 0 { self.kind(3) } else { Kind::resolve(type_oid, &facts) };
-            let equality = Equality::Text;
-            Column { name, type_oid, type_modifier: -1, in_identity: flags & 1 == 1, kind, equality }
+            let (in_identity, equality) = (flags & 1 == 1, Equality::Text);
+            Column { name, type_oid, type_modifier: -1, in_identity, kind, equality, shape: 0, altered: None }
         });
         let columns: Vec<Column> = columns.collect();
         let name = TableName { schema: self.name(), table: self.name() };

@@ -154,6 +154,11 @@ pub struct Column {
     pub kind: Kind,
     /// What its texts say about equal values.
     pub equality: Equality,
+    /// What the texts rest on beside the type (attributes of row types, the locale of money), the same for the same; 0 for
+    /// nothing.
+    pub shape: u64,
+    /// The transaction that altered last what the catalogue says of equal values: of rows of before that is not known.
+    pub altered: Option<u32>,
 }
 
 /// A relation as one Relation message and the catalogue described it, valid until the next Relation message for it.

@@ -33,6 +33,8 @@ mod request;
 mod addresses;
 #[path = "walhook/advice.rs"]
 mod advice;
+#[path = "walhook/altered.rs"]
+mod altered;
 #[path = "walhook/barriers.rs"]
 mod barriers;
 #[path = "walhook/breaker.rs"]

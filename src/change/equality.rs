@@ -11,6 +11,9 @@ pub enum Equality {
     Canonical(Form),
     /// Nothing: equal values may have any texts.
     Unknown,
+    /// Nothing that counts: the key is WITHOUT OVERLAPS, and its last column tells apart only rows whose other columns are equal.
+    /// These are what groups are made of.
+    Overlap,
 }
 
 impl Equality {
@@ -19,7 +22,7 @@ impl Equality {
         match self {
             Self::Text => Self::Text,
             Self::Canonical(form) => form.within().map_or(Self::Unknown, Self::Canonical),
-            Self::Unknown => Self::Unknown,
+            Self::Unknown | Self::Overlap => Self::Unknown,
         }
     }
 }

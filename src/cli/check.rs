@@ -74,6 +74,7 @@ pub(crate) async fn look(file: &Path, offline: bool) -> Vec<Finding> {
         return all;
     }
     all.extend(state::look(&config.state, config.sinks.len()));
+    all.extend(state::look_at_grouping(&config.state, &config.sinks));
     for source in &config.sources {
         all.extend(look_at_source(&config, source).await);
     }
@@ -106,12 +107,9 @@ async fn look_at_source(config: &Config, source: &SourceConfig) -> Vec<Finding> 
     match asked.await {
         Ok((survey, limits)) => {
             let oids: Vec<u32> = survey.plan.publish.iter().map(|(table, _)| table.oid).collect();
-            let columns = columns::read(&client, &oids).await;
-            let unanswered =
-                columns.as_ref().err().map(|error| findings::of_silence(subject, error, &survey.server.role));
-            let columns = columns.unwrap_or_default();
-            let mut all = findings::of_survey(source, &sinks, &survey, &limits, &columns);
-            all.extend(unanswered);
+            let mut looked = columns::look(&client, &oids, &subject, &survey.server.role).await;
+            let mut all = findings::of_survey(source, &sinks, &survey, &limits, &looked);
+            all.append(&mut looked.unseen);
             all.extend(missed::look(&client, &config.state, source, &survey).await);
             all.extend(younger::look(&client, source, &survey).await);
             all.extend(state::look_at_binding(&client, &config.state, source, &survey).await);

@@ -25,6 +25,8 @@ fn table(identity: ReplicaIdentity) -> Arc<Table> {
         in_identity: name == "id" || identity == ReplicaIdentity::Full,
         kind,
         equality: Equality::Text,
+        shape: 0,
+        altered: None,
     };
     let columns = vec![column("id", Kind::BigInt), column("status", Kind::Text), column("big \"doc\"", Kind::Json)];
     let name = TableName { schema: "public".to_owned(), table: "orders".to_owned() };

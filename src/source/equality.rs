@@ -8,13 +8,17 @@
 //!
 //! What the catalogue does not know (any more) is [`Equality::Unknown`], the safe side.
 
+mod asking;
 pub(crate) mod facts;
+pub(crate) mod shape;
 #[cfg(test)]
 mod tests;
+pub(crate) mod types;
 
 use std::collections::HashMap;
 
-use self::facts::{Class, ColumnFacts, TypeFacts};
+use self::facts::{ColumnFacts, Comparison};
+use self::types::{Attribute, Class, TypeFacts};
 use crate::change::{Equality, Form};
 use crate::record::array_element;
 
@@ -31,21 +35,37 @@ pub(crate) struct Typed {
     pub(crate) is_deterministic: bool,
 }
 
-/// The equality of a column of this type, as the rows have it. `column` is what the catalogue has under its name.
+/// What a column's texts say about equal values, and what that rests on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Told {
+    pub(crate) equality: Equality,
+    /// See [`shape::Shape::hash`].
+    pub(crate) shape: u64,
+    /// The transaction that altered last what this rests on: of rows of before nothing is told. `None` if it is as it was made.
+    pub(crate) altered: Option<u32>,
+}
+
+/// What is told of a column of this type, as the rows have it. `column` is what the catalogue has under its name.
 pub(crate) fn of_column(
     (oid, modifier): (u32, i32),
     column: Option<&ColumnFacts>,
     types: &HashMap<u32, TypeFacts>,
-) -> Equality {
+) -> Told {
     // A catalogue that has another type there is newer than the rows.
     let column = column.filter(|column| column.typed.oid == oid);
-    let is_deterministic = column.is_some_and(|column| column.typed.is_deterministic);
-    let mut walk = Walk { types, known: HashMap::new() };
-    match column.and_then(|column| column.key.as_ref()) {
-        Some(key) if !key.is_default => Equality::Unknown,
-        Some(key) if key.own_class_of.is_some_and(|own| own != base(oid, types)) => Equality::Unknown,
-        Some(_) | None => walk.equality(Typed { oid, modifier, is_deterministic }, 0),
-    }
+    let told =
+        |is_deterministic| Walk { types, known: HashMap::new() }.equality(Typed { oid, modifier, is_deterministic }, 0);
+    let by_type = told(column.is_some_and(|column| column.typed.is_deterministic));
+    let equality = match column.and_then(|column| column.key.as_ref()).map(|key| key.comparison) {
+        Some(Comparison::Overlap) => Equality::Overlap,
+        Some(Comparison::Unknown) => Equality::Unknown,
+        Some(Comparison::Own(made_for)) if made_for != base(oid, types) => Equality::Unknown,
+        Some(Comparison::Own(_) | Comparison::Equal) | None => by_type,
+    };
+    let shape = shape::of_type(oid, types);
+    // What the type alone tells is told of all rows that have it.
+    let of_column = column.and_then(|column| column.altered).filter(|_| by_type != told(false));
+    Told { equality, shape: shape.hash, altered: shape::later(of_column, shape.altered) }
 }
 
 /// What a domain is made from in the end.
@@ -128,7 +148,7 @@ impl Walk<'_> {
             (None, b'b') if facts.element != 0 => self.equality(Typed { oid: facts.element, ..typed }, depth).within(),
             (None, b'r' | b'm') => self.equality(facts.base, depth).within(),
             (None, b'c') => {
-                let is_text = |typed: &Typed| self.equality(*typed, depth) == Equality::Text;
+                let is_text = |one: &Attribute| self.equality(one.typed, depth) == Equality::Text;
                 if facts.attributes.iter().all(is_text) { Equality::Text } else { Equality::Unknown }
             }
             (None, _) => Equality::Unknown,

@@ -181,7 +181,10 @@ impl Intake {
     }
 
     /// A table was described; its next changes have this shape.
-    pub fn learn(&mut self, table: Table) {
+    pub fn learn(&mut self, mut table: Table) {
+        if let Some(reading) = self.reading() {
+            doubt::believe(&mut table, reading);
+        }
         let routes = routes(&table, &self.sinks);
         let known = self.tables.get(&table.oid).map_or(&[][..], |known| &known.routes);
         for route in &routes {
@@ -198,10 +201,16 @@ impl Intake {
         self.tables.insert(table.oid, Known { table, routes });
     }
 
-    /// The relation of a row that does not fit the types of its table, to be looked up and [`Self::learn`]ed before the row
+    /// The relation of a row that does not fit what is known of its table, to be looked up and [`Self::learn`]ed before the row
     /// is taken.
     pub fn doubted(&mut self, message: &Message, now: Instant) -> Option<Relation> {
-        self.doubts.about(message, now).map(|table| announced(table))
+        let reading = self.reading();
+        self.doubts.about(message, reading, now).map(|table| announced(table))
+    }
+
+    /// The transaction that is open.
+    fn reading(&self) -> Option<u32> {
+        self.open.as_ref().map(|open| open.transaction.xid)
     }
 
     /// Takes in one message. A relation comes back, to be looked up and [`Self::learn`]ed before the next message.

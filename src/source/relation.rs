@@ -13,7 +13,7 @@ use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Row};
 
 use super::equality::facts::{self, ColumnFacts};
-use super::equality::of_column;
+use super::equality::{of_column, types as equality_types};
 use super::pgoutput::{Relation, RelationColumn};
 use super::slot::names::{ENCODING, Name, strings};
 use crate::change::{Column, ReplicaIdentity, Table, TableName};
@@ -111,25 +111,29 @@ impl Catalogue {
         let (facts, types, within) = tokio::join!(
             facts::read_columns(client, std::slice::from_ref(&relation.oid)),
             read_types(client, &wanted),
-            facts::read_types(client, &wanted),
+            equality_types::read_types(client, &wanted),
         );
-        let facts = facts.map_err(|source| CatalogueError::PrimaryKey { table: name.clone(), source })?;
+        // What of both is refused is not known, and those are one group.
+        let (facts, _) = facts.map_err(|source| CatalogueError::PrimaryKey { table: name.clone(), source })?;
         let facts = facts.get(&relation.oid).map(Vec::as_slice);
         let types = types.map_err(|source| CatalogueError::Types { table: name.clone(), source })?;
-        let within = within.map_err(|source| CatalogueError::Types { table: name.clone(), source })?;
+        let (within, _) = within.map_err(|source| CatalogueError::Types { table: name.clone(), source })?;
         if self.types.len() + types.len() > TYPES_MAX {
             self.types.clear();
         }
         self.types.extend(types.into_iter().map(|facts| (facts.oid, facts)));
         let columns = relation.columns.iter().map(|column| {
             let facts = facts.unwrap_or_default().iter().find(|facts| facts.name == column.name);
+            let told = of_column((column.type_oid, column.type_modifier), facts, &within);
             Column {
                 name: column.name.clone(),
                 type_oid: column.type_oid,
                 type_modifier: column.type_modifier,
                 in_identity: column.in_identity,
                 kind: Kind::resolve(column.type_oid, &self.types),
-                equality: of_column((column.type_oid, column.type_modifier), facts, &within),
+                equality: told.equality,
+                shape: told.shape,
+                altered: told.altered,
             }
         });
         let key = facts.map(primary_key);

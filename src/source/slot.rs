@@ -45,7 +45,7 @@ pub use self::state::{SlotFacts, inspect};
 pub use self::survey::{ColumnFacts, IdentityFacts, RelationKind, TableFacts};
 
 use self::error::bounded;
-use self::plan::Plan;
+use self::plan::{Plan, Sent};
 use self::portions::Budget;
 pub use self::portions::Learnt;
 use self::publication::PublicationState;
@@ -137,7 +137,8 @@ pub(crate) async fn survey(
         let tables = survey::read(client).await?;
         let publication = publication::read(client, source, server.version).await?;
         let covered = publication.as_ref().map(PublicationState::coverage);
-        let plan = Plan::new(&tables, sinks, covered.as_ref());
+        let sent = Sent::of(server.version, publication.as_ref());
+        let plan = Plan::new(&tables, sinks, covered.as_ref(), sent);
         let wanted = Wanted { plan: &plan, tables: &tables, source, sinks, server: &server };
         let steps = Steps::new(publication.as_ref(), wanted);
         let slot = inspect(client, &source.slot).await?;

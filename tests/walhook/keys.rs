@@ -47,7 +47,7 @@ const SETUP: &str = "CREATE COLLATION nd (provider = icu, locale = 'und-u-ks-lev
     CREATE DOMAIN price AS numeric(12, 2)";
 
 /// Table, and what became of its row: `delete`, or what the column `v` has; each at its first coming.
-fn seen(messages: Vec<Value>) -> Vec<(String, String)> {
+pub(crate) fn seen(messages: Vec<Value>) -> Vec<(String, String)> {
     let mut seen = Vec::new();
     for message in messages {
         let table = message["metadata"]["table_name"].as_str().unwrap().to_owned();
@@ -60,7 +60,9 @@ fn seen(messages: Vec<Value>) -> Vec<(String, String)> {
 }
 
 /// An endpoint that refuses what is in `is_refused` until it is opened.
-async fn refusing(is_refused: impl Fn(&Value) -> bool + Send + Sync + 'static) -> (Receiver, Arc<AtomicBool>) {
+pub(crate) async fn refusing(
+    is_refused: impl Fn(&Value) -> bool + Send + Sync + 'static,
+) -> (Receiver, Arc<AtomicBool>) {
     let open = Arc::new(AtomicBool::new(false));
     let is_open = Arc::clone(&open);
     let receiver = Receiver::scripted(move |request| {

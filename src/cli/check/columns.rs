@@ -6,10 +6,36 @@ use tokio::time::timeout;
 use tokio_postgres::{Client, Row};
 
 use super::LIMIT;
+use super::findings::{self, Finding};
 use crate::change::Equality;
 use crate::record::Kind;
-use crate::source::equality::{facts, of_column};
+use crate::source::equality::facts::{ColumnFacts, Comparison, read_columns};
+use crate::source::equality::of_column;
+use crate::source::equality::types::read_types;
 use crate::source::slot::names::{ENCODING, Name};
+use crate::source::slot::unseen::Unseen;
+
+/// What was seen of the columns of all tables, by OID, and what could not be.
+#[derive(Debug, Default)]
+pub(super) struct Looked {
+    columns: HashMap<u32, Columns>,
+    equals: HashMap<u32, Vec<Equal>>,
+    pub(super) unseen: Vec<Finding>,
+}
+
+/// What was seen of those of one table.
+#[derive(Clone, Copy)]
+pub(super) struct Known<'a> {
+    pub(super) columns: Option<&'a Columns>,
+    /// All columns, with what their texts say about equal values.
+    pub(super) equals: Option<&'a [Equal]>,
+}
+
+impl Looked {
+    pub(super) fn of(&self, table: u32) -> Known<'_> {
+        Known { columns: self.columns.get(&table), equals: self.equals.get(&table).map(Vec::as_slice) }
+    }
+}
 
 /// The columns of one table that are worth a word.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -26,8 +52,6 @@ pub(super) struct Columns {
     pub(super) may_read: bool,
     /// Row level security hides rows from the role.
     pub(super) is_guarded: bool,
-    /// All columns, with what their texts say about equal values.
-    pub(super) equals: Vec<Equal>,
 }
 
 /// A column that a table may be grouped by.
@@ -38,7 +62,9 @@ pub(super) struct Equal {
     pub(super) equality: Equality,
     /// Its collation is, or it has none.
     pub(super) is_deterministic: bool,
-    /// It is in the primary key, whose index does not compare by the type's default operators.
+    /// It is in the primary key.
+    pub(super) is_key: bool,
+    /// The key's index does not compare it by the type's default operators.
     pub(super) is_compared_otherwise: bool,
 }
 
@@ -85,34 +111,64 @@ select a.attrelid, pg_catalog.convert_to(a.attname::text, {ENCODING}),
     )
 }
 
-/// The columns of these tables, by OID.
-///
+/// The columns of these tables. Each of the two questions stands without the other.
+pub(super) async fn look(client: &Client, oids: &[u32], subject: &str, role: &str) -> Looked {
+    let mut looked = Looked::default();
+    match read(client, oids).await {
+        Ok(columns) => looked.columns = columns,
+        Err(error) => looked.unseen.push(findings::of_silence(subject.to_owned(), &error, role)),
+    }
+    match read_equals(client, oids).await {
+        Ok((equals, refused)) => {
+            looked.equals = equals;
+            looked.unseen.extend(refused.into_iter().map(|words| of_refused(subject, words, role)));
+        }
+        Err(error) => looked.unseen.push(findings::of_unknown_keys(subject.to_owned(), &error, role)),
+    }
+    looked
+}
+
+/// What walhook does without.
+fn of_refused(subject: &str, words: String, role: &str) -> Finding {
+    let unseen = Unseen {
+        about: "all that says which values of a column are equal",
+        leaves_open: "of some columns; a table that is grouped by such a one is one group",
+        why: words,
+        is_refused: true,
+    };
+    Finding { mend: unseen.mend(role), ..Finding::ok(subject, unseen.what()) }
+}
+
 /// # Errors
 /// When the catalogue does not answer, or not in time: then nothing is known of them.
-pub(super) async fn read(client: &Client, oids: &[u32]) -> anyhow::Result<HashMap<u32, Columns>> {
+async fn read(client: &Client, oids: &[u32]) -> anyhow::Result<HashMap<u32, Columns>> {
     let mut tables: HashMap<u32, Columns> = HashMap::new();
     for row in &timeout(LIMIT, client.query(&columns(), &[&oids])).await?? {
         tables.entry(row.get(0)).or_insert_with(|| Columns { may_read: true, ..Columns::default() }).take(row);
     }
-    for (oid, equals) in timeout(LIMIT, read_equals(client, oids)).await?? {
-        tables.entry(oid).or_default().equals = equals;
-    }
     Ok(tables)
 }
 
-async fn read_equals(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<Equal>>, tokio_postgres::Error> {
-    let tables = facts::read_columns(client, oids).await?;
+/// As `run` reads them.
+async fn read_equals(client: &Client, oids: &[u32]) -> anyhow::Result<(HashMap<u32, Vec<Equal>>, Vec<String>)> {
+    let (tables, mut refused) = timeout(LIMIT, read_columns(client, oids)).await??;
     let mut wanted: Vec<u32> = tables.values().flatten().map(|column| column.typed.oid).collect();
     wanted.retain(|oid| Kind::needs_facts(*oid));
-    let types = facts::read_types(client, &wanted).await?;
-    let equal = |column: facts::ColumnFacts| Equal {
-        equality: of_column((column.typed.oid, column.typed.modifier), Some(&column), &types),
+    let (types, refused_of_types) = timeout(LIMIT, read_types(client, &wanted)).await??;
+    refused.extend(refused_of_types);
+    refused.sort_unstable();
+    refused.dedup();
+    let comparison = |column: &ColumnFacts| column.key.as_ref().map(|key| key.comparison);
+    let equal = |column: ColumnFacts| Equal {
+        equality: of_column((column.typed.oid, column.typed.modifier), Some(&column), &types).equality,
         is_deterministic: column.typed.is_deterministic,
-        is_compared_otherwise: column.key.is_some_and(|key| !key.is_default),
+        is_key: column.key.is_some(),
+        is_compared_otherwise: matches!(comparison(&column), Some(Comparison::Overlap | Comparison::Unknown)),
         name: column.name,
         type_name: column.type_name,
     };
-    Ok(tables.into_iter().map(|(oid, columns)| (oid, columns.into_iter().map(equal).collect())).collect())
+    let equals = tables.into_iter().map(|(oid, columns)| (oid, columns.into_iter().map(equal).collect()));
+    Ok((equals.collect(), refused))
 }
 
 impl Columns {

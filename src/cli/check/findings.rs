@@ -6,7 +6,7 @@ use std::fmt::Display;
 use serde::Serialize;
 use tokio_postgres::error::SqlState;
 
-use super::columns::Columns;
+use super::columns::Looked;
 use super::tables;
 use crate::change::TableName;
 use crate::config::{Fault, Place, SinkConfig, SourceConfig};
@@ -122,13 +122,20 @@ pub(super) fn of_silence(subject: String, error: &anyhow::Error, role: &str) -> 
     Finding::warn(subject, what, mend)
 }
 
+/// Nothing is known of keys, which `run` cannot do without.
+pub(super) fn of_unknown_keys(subject: String, error: &anyhow::Error, role: &str) -> Finding {
+    let Finding { mend, .. } = of_silence(subject.clone(), error, role);
+    let what = format!("the keys of the tables could not be looked at, and nothing is delivered without: {error:#}");
+    Finding { mend, ..Finding::fail(subject, what, "") }
+}
+
 /// Everything about one database.
-pub(crate) fn of_survey(
+pub(super) fn of_survey(
     source: &SourceConfig,
     sinks: &[SinkConfig],
     survey: &Survey,
     limits: &ServerLimits,
-    columns: &HashMap<u32, Columns>,
+    looked: &Looked,
 ) -> Vec<Finding> {
     let subject = format!("source.{}", source.name);
     let mut all = of_server(&subject, survey, limits);
@@ -151,7 +158,7 @@ pub(crate) fn of_survey(
     let takes = Takes::all(sinks);
     for (table, _) in &survey.plan.publish {
         let takers = takes.iter().filter(|takes| takes.takes(&table.name)).map(|takes| takes.sink).collect::<Vec<_>>();
-        let found = tables::of_table(table, &takers, columns.get(&table.oid), &survey.server);
+        let found = tables::of_table(table, &takers, looked.of(table.oid), &survey.server);
         all.extend(found.into_iter().map(|finding| Finding { sort: Sort::Table, ..finding }));
     }
     all.extend(takes.iter().map(|takes| Finding { sort: Sort::Sink, ..of_sink(takes, survey) }));

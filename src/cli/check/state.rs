@@ -8,7 +8,7 @@ use tokio_postgres::Client;
 use super::findings::Finding;
 use crate::admin::bytes_in_words;
 use crate::change::Lsn;
-use crate::config::{Hold, SourceConfig, StateConfig};
+use crate::config::{Hold, SinkConfig, SourceConfig, StateConfig};
 use crate::source::agreement::{self, Agreement, Found};
 use crate::source::chain;
 use crate::source::slot::Survey;
@@ -35,6 +35,18 @@ pub(super) fn look(state: &StateConfig, sinks: usize) -> Vec<Finding> {
     all.extend(share(state, sinks));
     all.extend(space(state, &there, used));
     all
+}
+
+/// Sinks that group otherwise than what waits for them was grouped, in the words of the start that refuses them. What is wrong with
+/// the store itself is said by [`look`].
+pub(super) fn look_at_grouping(state: &StateConfig, sinks: &[SinkConfig]) -> Vec<Finding> {
+    let rules: Vec<_> = sinks.iter().map(|sink| (sink.source.as_str(), sink.name.as_str(), sink.grouping())).collect();
+    let refused = mend::regrouped(state, &rules).unwrap_or_default();
+    let finding = |(sink, error): (String, StoreError)| Finding {
+        mend: None,
+        ..Finding::fail(format!("sink.{sink}.group_by"), chain(&error), "")
+    };
+    refused.into_iter().map(finding).collect()
 }
 
 /// Whether the quota is large enough for so many sinks.

@@ -1,7 +1,7 @@
 //! Pure: what `check` says of each table, its lines together: key and old rows, columns that come otherwise than one might
 //! think, and what each sink will and will not see.
 
-use super::columns::Columns;
+use super::columns::{Columns, Equal, Known};
 use super::equal;
 use super::findings::{Finding, listed};
 use crate::change::ReplicaIdentity;
@@ -11,21 +11,23 @@ use crate::source::slot::TableFacts;
 use crate::source::slot::plan::taken;
 use crate::source::slot::server::ServerFacts;
 
-/// Everything about one table. `columns` is what the catalogue says of its columns, where it answered.
+/// Everything about one table. `known` is what the catalogue says of its columns, as far as it answered.
 pub(super) fn of_table(
     table: &TableFacts,
     takers: &[&SinkConfig],
-    columns: Option<&Columns>,
+    known: Known<'_>,
     server: &ServerFacts,
 ) -> Vec<Finding> {
     let mut all = vec![of_key(table, takers)];
     all.extend(of_old_rows(table, takers));
-    if let Some(columns) = columns {
+    if let Some(columns) = known.columns {
         all.extend(of_columns(table, columns, server.version));
         all.extend(takers.iter().filter_map(|sink| of_fetching(table, sink, columns, server)));
-        all.extend(takers.iter().filter_map(|sink| equal::of_group(table, sink, columns)));
     }
-    all.extend(takers.iter().map(|sink| of_taker(table, sink, columns)));
+    if let Some(equals) = known.equals {
+        all.extend(takers.iter().filter_map(|sink| equal::of_group(table, sink, equals)));
+    }
+    all.extend(takers.iter().map(|sink| of_taker(table, sink, known.equals)));
     all
 }
 
@@ -124,8 +126,8 @@ fn of_fetching(table: &TableFacts, sink: &SinkConfig, columns: &Columns, server:
 }
 
 /// What one sink sees of the table, and in which order.
-fn of_taker(table: &TableFacts, sink: &SinkConfig, columns: Option<&Columns>) -> Finding {
-    let mut what = format!("sink {}: {}; {}", sink.name, actions(sink), order(table, sink, columns));
+fn of_taker(table: &TableFacts, sink: &SinkConfig, equals: Option<&[Equal]>) -> Finding {
+    let mut what = format!("sink {}: {}; {}", sink.name, actions(sink), order(table, sink, equals));
     let gone = |left_out: &str| format!("; not {left_out}: message = \"row\" has nothing to say of one");
     match (sink.message, sink.actions.delete, sink.actions.truncate) {
         (MessageForm::Change, _, _) | (MessageForm::Row, false, false) => {}
@@ -148,16 +150,19 @@ pub(super) fn actions(sink: &SinkConfig) -> String {
     words.into_iter().filter(|(on, _)| *on).map(|(_, word)| word).collect::<Vec<_>>().join(", ")
 }
 
-fn order(table: &TableFacts, sink: &SinkConfig, columns: Option<&Columns>) -> String {
-    let is_untold = columns.is_some_and(|columns| !equal::untold(table, sink, columns).is_empty());
-    match sink.group_rule(&table.name) {
-        GroupBy::PrimaryKey | GroupBy::Columns(_) if is_untold => "in order as a whole".to_owned(),
+fn order(table: &TableFacts, sink: &SinkConfig, equals: Option<&[Equal]>) -> String {
+    let columns = match sink.group_rule(&table.name) {
         GroupBy::PrimaryKey if table.primary_key.is_empty() => {
-            "in order as a whole, for it has no primary key".to_owned()
+            return "in order as a whole, for it has no primary key".to_owned();
         }
-        GroupBy::PrimaryKey => format!("in order for each {}", table.primary_key.join(", ")),
-        GroupBy::Columns(columns) => format!("in order for each {}", columns.join(", ")),
-        GroupBy::Table => "in order as a whole".to_owned(),
-        GroupBy::None => "in no order".to_owned(),
+        GroupBy::PrimaryKey => &table.primary_key,
+        GroupBy::Columns(columns) => columns,
+        GroupBy::Table => return "in order as a whole".to_owned(),
+        GroupBy::None => return "in no order".to_owned(),
+    };
+    match equals {
+        None => format!("in order for each {}, if it is seen which of them are equal: not seen", columns.join(", ")),
+        Some(equals) if equal::is_whole(equals, columns) => "in order as a whole".to_owned(),
+        Some(equals) => format!("in order for each {}", equal::counting(equals, columns).join(", ")),
     }
 }

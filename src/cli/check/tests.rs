@@ -1,5 +1,7 @@
 //! `check` against a real server.
 
+use std::collections::HashMap;
+
 use crate::demo::cluster::roles::{Role, grants};
 use crate::source::advice::tests::sql_of;
 use crate::source::slot::tests::Stage;
@@ -277,4 +279,83 @@ async fn pitfall_55_it_says_which_tables_are_one_group_because_equal_values_have
             .contains("sink a: insert, update, delete; in order as a whole")
     );
     assert!(of(&findings, Level::Ok, "public.prices").join("\n").contains("in order for each amount"));
+}
+
+/// Which tables are one group, each with the way out.
+fn ways_out(findings: &[Finding]) -> HashMap<&str, &str> {
+    let warned = findings.iter().filter(|it| it.level == Level::Warn && it.what.contains("are one group"));
+    warned.map(|it| (it.subject.as_str(), it.mend.as_deref().unwrap())).collect()
+}
+
+#[tokio::test]
+async fn pitfall_55_the_way_out_is_a_part_of_the_key_or_says_what_it_costs_and_can_be_pasted() {
+    let stage = Stage::new(&[], "").await;
+    stage.admin.batch_execute("create extension citext with schema public").await.unwrap();
+    let tables = r#"create table "we""ird" ("c""o" int, k citext, primary key ("c""o", k));
+        create table flags (active bool, k citext primary key); alter table flags replica identity full;
+        create table notes (note text, k citext primary key); alter table notes replica identity full;
+        create table lowered (k citext primary key, g text generated always as (lower(k::text)) stored);
+        alter table lowered replica identity full;
+        create table several (a int, k citext, b numeric, note text, primary key (k, a, b));"#;
+    stage.client.batch_execute(tables).await.unwrap();
+    let sink = "[sink.a]\nurl = \"http://127.0.0.1:1/\"\ntables = [\"public.*\"]\n";
+    let findings = looked(&stage, sink).await;
+    assert_eq!(exit_code(&findings), 0, "{}", as_text(&findings));
+    let ways = ways_out(&findings);
+    for (table, end) in [
+        ("public.we\"ird", r#": [sink.a.table."public.\"we\"\"ird\""] group_by = ["c\"o"]"#),
+        ("public.several", r#": [sink.a.table."public.several"] group_by = ["a", "b"]"#),
+    ] {
+        assert!(ways[table].ends_with(end) && ways[table].contains("when nothing waits"), "{}", ways[table]);
+    }
+    for table in ["public.flags", "public.notes", "public.lowered"] {
+        let way = ways[table];
+        assert!(way.starts_with("if it is right so: ") && way.ends_with("such changes overtake each other"), "{way}");
+        for column in ["active", "\"note\"", "\"g\""] {
+            assert!(!way.contains(column), "{way}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn pitfall_55_a_column_that_is_not_sent_is_no_group() {
+    let stage = Stage::new(&[], "").await;
+    let table = "create table t (id int primary key, g int generated always as (id % 2) stored);
+        alter table t replica identity full";
+    stage.client.batch_execute(table).await.unwrap();
+    let sink = "[sink.a]\nurl = \"http://127.0.0.1:1/\"\ntables = [\"public.t\"]\ngroup_by = [\"g\"]\n";
+    let findings = looked(&stage, sink).await;
+    let version: String = stage.client.query_one("show server_version_num", &[]).await.unwrap().get(0);
+    if version.parse::<u32>().unwrap() < 180_000 {
+        let why = "public.t cannot be grouped by g: generated columns are not sent by this server (18 and later do)";
+        assert_eq!((exit_code(&findings), of(&findings, Level::Fail, "sink.a.group_by")), (69, vec![why]));
+        return;
+    }
+    assert_eq!(exit_code(&findings), 0, "{}", as_text(&findings));
+    let computed = "alter table t replica identity default; alter table t drop g;
+        alter table t add g int generated always as (id % 2) virtual";
+    stage.client.batch_execute(computed).await.unwrap();
+    let findings = looked(&stage, &sink.replace("\ngroup_by", "\nactions = [\"insert\"]\ngroup_by")).await;
+    let why = "public.t cannot be grouped by g: virtual generated columns are never sent";
+    assert_eq!(of(&findings, Level::Fail, "sink.a.group_by"), [why]);
+}
+
+#[tokio::test]
+async fn pitfall_54_what_is_not_seen_of_the_columns_does_not_hide_that_a_table_is_one_group() {
+    let stage = Stage::new(&[], "").await;
+    stage.admin.batch_execute("create extension citext with schema public").await.unwrap();
+    stage.client.batch_execute("create table people (email citext primary key)").await.unwrap();
+    let revoke = "revoke execute on function format_type(oid, int) from public";
+    stage.admin.batch_execute(revoke).await.unwrap();
+    let sink = "[sink.a]\nurl = \"http://127.0.0.1:1/\"\ntables = [\"public.people\"]\n";
+    let findings = looked(&stage, sink).await;
+    assert_eq!(exit_code(&findings), 0, "{}", as_text(&findings));
+    assert!(ways_out(&findings).contains_key("public.people"), "{}", as_text(&findings));
+    let lines = of(&findings, Level::Ok, "public.people").join("\n");
+    assert!(lines.contains("in order as a whole"), "{lines}");
+    stage.admin.batch_execute("revoke select on pg_type from public").await.unwrap();
+    let findings = looked(&stage, sink).await;
+    assert_eq!(exit_code(&findings), 69, "{}", as_text(&findings));
+    let lines = of(&findings, Level::Ok, "public.people").join("\n");
+    assert!(lines.contains("in order for each email, if") && lines.contains("not seen"), "{lines}");
 }

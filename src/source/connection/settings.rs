@@ -33,6 +33,9 @@ const BEFORE: &[&str] = &[
     // Where the reader of the slot is taken for a synchronous standby, our own commits would wait for ourselves.
     "SET synchronous_commit = local",
     "SET row_security = on",
+    // Money is written by it, `$1.00` or `1,00 €`. Not an option of the startup message, which poolers leave out: databases
+    // often have another default.
+    "SET lc_monetary = 'C'",
     // A question that may be refused would end the session.
     "SET exit_on_error = off",
 ];

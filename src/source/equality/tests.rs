@@ -1,6 +1,7 @@
 //! Equality as it follows from the catalogue's words.
 
 use super::facts::KeyFacts;
+use super::types::Attribute;
 use super::*;
 
 const TEXT: Equality = Equality::Text;
@@ -16,9 +17,9 @@ fn typed(oid: u32, modifier: i32) -> Typed {
 
 /// A column of the primary key, by the default operator class that came with the server.
 fn column(oid: u32, is_deterministic: bool) -> ColumnFacts {
-    let key = Some(KeyFacts { place: 1, is_default: true, own_class_of: None });
+    let key = Some(KeyFacts { place: 1, comparison: Comparison::Equal });
     let typed = Typed { oid, modifier: -1, is_deterministic };
-    ColumnFacts { name: "k".to_owned(), typed, type_name: "t".to_owned(), key }
+    ColumnFacts { name: "k".to_owned(), typed, type_name: "t".to_owned(), key, altered: None }
 }
 
 fn types(all: impl IntoIterator<Item = TypeFacts>) -> HashMap<u32, TypeFacts> {
@@ -26,11 +27,20 @@ fn types(all: impl IntoIterator<Item = TypeFacts>) -> HashMap<u32, TypeFacts> {
 }
 
 fn facts(oid: u32, typtype: u8) -> TypeFacts {
-    TypeFacts { oid, typtype, element: 0, base: typed(0, -1), class: None, attributes: Vec::new() }
+    TypeFacts { oid, typtype, element: 0, base: typed(0, -1), class: None, attributes: Vec::new(), altered: None }
 }
 
 fn of(oid: u32, modifier: i32, types: &HashMap<u32, TypeFacts>) -> Equality {
-    of_column((oid, modifier), Some(&column(oid, true)), types)
+    told((oid, modifier), Some(&column(oid, true)), types)
+}
+
+fn told(typed: (u32, i32), column: Option<&ColumnFacts>, types: &HashMap<u32, TypeFacts>) -> Equality {
+    of_column(typed, column, types).equality
+}
+
+/// Attributes of these types.
+fn attributes<const N: usize>(all: [Typed; N]) -> Vec<Attribute> {
+    all.into_iter().zip(1..).map(|(typed, number)| Attribute { number, typed }).collect()
 }
 
 #[test]
@@ -81,10 +91,10 @@ fn pitfall_55_a_collation_that_is_not_known_to_be_deterministic_tells_nothing_of
     for (oid, equality) in
         [(25, UNKNOWN), (1043, UNKNOWN), (1042, UNKNOWN), (19, UNKNOWN), (1009, UNKNOWN), (23, TEXT), (1007, TEXT)]
     {
-        assert_eq!(of_column((oid, -1), Some(&column(oid, false)), &none), equality, "{oid}");
-        assert_eq!(of_column((oid, -1), None, &none), equality, "{oid}: the catalogue has no such column any more");
+        assert_eq!(told((oid, -1), Some(&column(oid, false)), &none), equality, "{oid}");
+        assert_eq!(told((oid, -1), None, &none), equality, "{oid}: the catalogue has no such column any more");
         let newer = column(oid + 1, true);
-        assert_eq!(of_column((oid, -1), Some(&newer), &none), equality, "{oid}: it has another type by now");
+        assert_eq!(told((oid, -1), Some(&newer), &none), equality, "{oid}: it has another type by now");
     }
 }
 
@@ -96,7 +106,7 @@ fn pitfall_55_types_of_extensions_and_users_are_what_their_operator_class_says()
     {
         assert_eq!(of(20_000, -1, &types([own(class)])), equality, "{class:?}");
     }
-    let under = of_column((20_000, -1), Some(&column(20_000, false)), &types([own(Class::SameImageIfDeterministic)]));
+    let under = told((20_000, -1), Some(&column(20_000, false)), &types([own(Class::SameImageIfDeterministic)]));
     assert_eq!(under, UNKNOWN);
     assert_eq!(of(20_000, -1, &types([facts(20_000, b'b')])), UNKNOWN, "it has no operator class");
     assert_eq!(of(20_000, -1, &types([facts(20_000, b'e')])), TEXT, "an enum");
@@ -113,8 +123,8 @@ fn pitfall_55_domains_arrays_ranges_and_row_types_are_what_they_are_made_of() {
         TypeFacts { base: typed(701, -1), ..facts(20_004, b'r') },
         TypeFacts { base: typed(20_004, -1), ..facts(20_005, b'm') },
         TypeFacts { base: Typed { is_deterministic: false, ..typed(25, -1) }, ..facts(20_006, b'r') },
-        TypeFacts { attributes: vec![typed(23, -1), typed(25, -1)], ..facts(20_007, b'c') },
-        TypeFacts { attributes: vec![typed(23, -1), typed(1700, -1)], ..facts(20_008, b'c') },
+        TypeFacts { attributes: attributes([typed(23, -1), typed(25, -1)]), ..facts(20_007, b'c') },
+        TypeFacts { attributes: attributes([typed(23, -1), typed(1700, -1)]), ..facts(20_008, b'c') },
         TypeFacts { base: typed(0, -1), ..facts(20_009, b'r') },
         TypeFacts { element: 20_007, ..facts(20_010, b'b') },
     ]);
@@ -138,19 +148,39 @@ fn pitfall_55_domains_arrays_ranges_and_row_types_are_what_they_are_made_of() {
 #[test]
 fn pitfall_55_an_index_that_compares_otherwise_than_the_type_does_tells_nothing() {
     let none = HashMap::new();
-    let by = |is_default, own_class_of| {
-        let key = Some(KeyFacts { place: 1, is_default, own_class_of });
-        of_column((23, -1), Some(&ColumnFacts { key, ..column(23, true) }), &none)
+    let by = |comparison| {
+        let key = Some(KeyFacts { place: 1, comparison });
+        told((23, -1), Some(&ColumnFacts { key, ..column(23, true) }), &none)
     };
-    assert_eq!(by(true, None), TEXT);
-    assert_eq!(by(false, None), UNKNOWN, "a key without overlaps");
-    assert_eq!(by(true, Some(1007)), UNKNOWN);
+    assert_eq!(by(Comparison::Equal), TEXT);
+    assert_eq!(by(Comparison::Overlap), Equality::Overlap);
+    assert_eq!(by(Comparison::Unknown), UNKNOWN);
+    assert_eq!(by(Comparison::Own(1007)), UNKNOWN);
     let domain = types([
         TypeFacts { base: typed(20_001, -1), ..facts(20_000, b'd') },
         TypeFacts { class: Some(Class::SameImage), ..facts(20_001, b'b') },
     ]);
-    let key = Some(KeyFacts { place: 1, is_default: true, own_class_of: Some(20_001) });
-    assert_eq!(of_column((20_000, -1), Some(&ColumnFacts { key, ..column(20_000, true) }), &domain), TEXT);
+    let key = Some(KeyFacts { place: 1, comparison: Comparison::Own(20_001) });
+    assert_eq!(told((20_000, -1), Some(&ColumnFacts { key, ..column(20_000, true) }), &domain), TEXT);
+}
+
+#[test]
+fn pitfall_55_what_was_altered_counts_where_equality_rests_on_it() {
+    let none = HashMap::new();
+    let altered = |oid, is_deterministic, altered| {
+        of_column((oid, -1), Some(&ColumnFacts { altered, ..column(oid, is_deterministic) }), &none).altered
+    };
+    assert_eq!(altered(25, true, Some(7)), Some(7), "rows of before may have had another collation");
+    assert_eq!(altered(1009, true, Some(7)), Some(7));
+    assert_eq!(altered(25, true, None), None);
+    assert_eq!(altered(25, false, Some(7)), None, "nothing is told of any row");
+    for oid in [23, 1700, 2950, 1184, 3802] {
+        assert_eq!(altered(oid, true, Some(7)), None, "{oid} is as its type is");
+    }
+    let pair = TypeFacts { attributes: attributes([typed(23, -1)]), altered: Some(9), ..facts(20_000, b'c') };
+    let told = of_column((20_000, -1), Some(&column(20_000, true)), &types([pair]));
+    assert_eq!((told.equality, told.altered), (TEXT, Some(9)));
+    assert_ne!(told.shape, 0);
 }
 
 #[test]
@@ -162,7 +192,7 @@ fn circles_chains_and_wide_sharing_end() {
     assert_eq!(of(20_000, -1, &circle), UNKNOWN);
     let chain = types((20_000..30_000).map(|oid| TypeFacts { base: typed(oid + 1, -1), ..facts(oid, b'd') }));
     assert_eq!(of(20_000, -1, &chain), UNKNOWN);
-    let pair = |oid| vec![typed(oid, -1), typed(oid, -1)];
+    let pair = |oid| attributes([typed(oid, -1), typed(oid, -1)]);
     let last = TypeFacts { attributes: pair(23), ..facts(20_030, b'c') };
     let shared = (20_000..20_030).map(|oid| TypeFacts { attributes: pair(oid + 1), ..facts(oid, b'c') });
     assert_eq!(of(20_000, -1, &types(shared.chain([last]))), TEXT);

@@ -1,20 +1,38 @@
-//! Row types that change in mid-stream. Adding an attribute to a type, or dropping one, makes the server send no Relation
-//! message for the tables that have columns of it, so a value that its kind does not understand is what tells: the table
-//! is looked up anew, at most once a second, before its row goes on.
+//! Tables that are to be looked up anew, before a row of theirs goes on.
+//!
+//! Row types change in mid-stream: adding an attribute to a type, or dropping one, makes the server send no Relation
+//! message for the tables that have columns of it, so a value that its kind does not understand is what tells. Where the
+//! look-up changes nothing the value is odd, and the next look-up comes a second later at the earliest.
+//!
+//! And the catalogue may be newer than the rows: a column was altered while changes were unread. What it says of equal values is
+//! not believed of rows of before, and asked for again when a row comes that is not from before.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::change::{Datum, Table, Tuple};
+use crate::change::{Datum, Equality, Table, Tuple};
 use crate::config::Numbers;
 use crate::record::append_value;
+use crate::source::equality::shape::is_after;
 use crate::source::pgoutput::Message;
 
 /// A value may be odd for good; then looking up again does not help.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 
-/// The tables whose columns hold row types.
+/// Takes back what the table's columns say of equal values where that was altered by the transaction that is read, or a later
+/// one. Numbers of transactions follow their beginnings: of one that began before the alteration and came to the table
+/// after it nothing is believed either; one that began after it and came to the table before it is not told.
+pub(super) fn believe(table: &mut Table, reading: u32) {
+    for column in &mut table.columns {
+        column.altered = column.altered.filter(|altered| !is_after(reading, *altered));
+        if column.altered.is_some() {
+            column.equality = Equality::Unknown;
+        }
+    }
+}
+
+/// The tables whose columns hold row types, or were altered after their rows.
 #[derive(Debug, Default)]
 pub(super) struct Doubts {
     tables: HashMap<u32, Doubt>,
@@ -25,6 +43,8 @@ struct Doubt {
     table: Arc<Table>,
     /// Places of the columns that hold row types.
     columns: Vec<usize>,
+    /// Transactions that altered columns, and of whose alterations the rows are from before.
+    altered: Vec<u32>,
     asked: Option<Instant>,
 }
 
@@ -38,21 +58,27 @@ impl Doubts {
     pub(super) fn learn(&mut self, table: &Arc<Table>) {
         let places = table.columns.iter().enumerate().filter(|(_, column)| column.kind.holds_row_type());
         let columns: Vec<usize> = places.map(|(place, _)| place).collect();
-        if columns.is_empty() {
+        let altered: Vec<u32> = table.columns.iter().filter_map(|column| column.altered).collect();
+        if columns.is_empty() && altered.is_empty() {
             self.tables.remove(&table.oid);
             return;
         }
-        let asked = self.tables.get(&table.oid).and_then(|doubt| doubt.asked);
-        self.tables.insert(table.oid, Doubt { table: Arc::clone(table), columns, asked });
+        let before = self.tables.get(&table.oid).filter(|before| before.is_the_same(table));
+        let asked = before.and_then(|doubt| doubt.asked);
+        self.tables.insert(table.oid, Doubt { table: Arc::clone(table), columns, altered, asked });
     }
 
-    /// The table of the row, if the row does not fit its types and it was not asked about just now.
-    pub(super) fn about(&mut self, message: &Message, now: Instant) -> Option<&Arc<Table>> {
+    /// The table of the row, which the transaction `reading` wrote: if it is not from before an alteration any more, or does not
+    /// fit its types and it was not asked about just now.
+    pub(super) fn about(&mut self, message: &Message, reading: Option<u32>, now: Instant) -> Option<&Arc<Table>> {
         if self.tables.is_empty() {
             return None;
         }
         let (relation, tuple) = row(message)?;
         let doubt = self.tables.get_mut(&relation)?;
+        if reading.is_some_and(|reading| doubt.altered.iter().any(|altered| is_after(reading, *altered))) {
+            return Some(&doubt.table);
+        }
         let recently = doubt.asked.is_some_and(|asked| now.saturating_duration_since(asked) < ASK_EVERY);
         if recently || doubt.fits(tuple) {
             return None;
@@ -63,6 +89,11 @@ impl Doubts {
 }
 
 impl Doubt {
+    fn is_the_same(&self, table: &Table) -> bool {
+        let kinds = |table: &Table| table.columns.iter().map(|column| column.kind.clone()).collect::<Vec<_>>();
+        kinds(&self.table) == kinds(table)
+    }
+
     fn fits(&self, tuple: &Tuple) -> bool {
         self.columns.iter().all(|place| match (tuple.value(*place), self.table.columns.get(*place)) {
             (Some(Datum::Text(text)), Some(column)) => {

@@ -18,8 +18,17 @@ fn sinks(count: usize) -> Vec<SinkConfig> {
 
 fn table(oid: u32, name: &str) -> Table {
     let name = TableName { schema: "public".to_owned(), table: name.to_owned() };
-    let (kind, equality) = (Kind::Int, Equality::Text);
-    let id = Column { name: "id".to_owned(), type_oid: 23, type_modifier: -1, in_identity: true, kind, equality };
+    let (name_of_key, kind, equality) = ("id".to_owned(), Kind::Int, Equality::Text);
+    let id = Column {
+        name: name_of_key,
+        type_oid: 23,
+        type_modifier: -1,
+        in_identity: true,
+        kind,
+        equality,
+        shape: 0,
+        altered: None,
+    };
     Table::new(oid, name, ReplicaIdentity::Default, vec![id], vec![0])
 }
 
@@ -93,6 +102,38 @@ fn a_table_is_announced_when_it_is_described_and_again_when_its_name_or_its_rule
     assert_eq!(announced(table(0, "t0")), (0, 0));
     assert_eq!(announced(Table { primary_key: Vec::new(), ..table(0, "t0") }), (1, 0));
     assert_eq!(announced(Table { primary_key: Vec::new(), ..table(0, "all") }), (1, 1));
+}
+
+#[test]
+fn pitfall_55_what_was_altered_after_the_rows_is_not_believed_and_asked_for_again_behind_it() {
+    let mut intake = Intake::new(sinks(1));
+    let altered = |by: u32| {
+        let mut altered = table(0, "t0");
+        altered.columns[0].altered = Some(by);
+        altered
+    };
+    let begin = |xid: u32| Message::Begin(Transaction { commit_lsn: Lsn(10), commit_micros: 5, xid });
+    let rule = |intake: &mut Intake| {
+        let items = intake.batch(0).map(std::mem::take).unwrap_or_default();
+        let rules = items.into_iter().filter_map(|item| match item {
+            Feed::Table { rule, .. } => Some(rule.to_string()),
+            Feed::Database { .. } | Feed::Change { .. } | Feed::Mark(_) => None,
+        });
+        rules.collect::<Vec<_>>()
+    };
+    // Numbers of transactions go round.
+    for (before, by, behind) in [(7, 8, 9), (8, 8, 9), (u32::MAX, 3, 4)] {
+        take(&mut intake, vec![begin(before)]);
+        intake.learn(altered(by));
+        assert_eq!(rule(&mut intake), ["table"], "{before}");
+        assert_eq!(intake.doubted(&insert(0, "1"), Instant::now()), None);
+        take(&mut intake, vec![insert(0, "1"), commit(11), begin(behind)]);
+        let again = intake.doubted(&insert(0, "1"), Instant::now()).unwrap();
+        assert_eq!(again.oid, 0);
+        intake.learn(altered(by));
+        assert_eq!(rule(&mut intake), [r#"["id:23:-1"]"#], "{behind}");
+        assert_eq!(intake.doubted(&insert(0, "1"), Instant::now()), None);
+    }
 }
 
 #[test]

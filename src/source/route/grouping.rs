@@ -88,9 +88,14 @@ impl Grouping {
         }
     }
 
-    /// By these columns, if that keeps the order.
+    /// By these columns, if that keeps the order. One that a key compares by overlapping counts for nothing, unless there is no other.
     fn by(table: &Table, sink: &SinkConfig, places: &[usize]) -> Option<Self> {
         let taken = actions(sink);
+        let overlaps = |place: &usize| table.columns.get(*place).is_some_and(|one| one.equality == Equality::Overlap);
+        let places: Vec<usize> = places.iter().copied().filter(|place| !overlaps(place)).collect();
+        if places.is_empty() {
+            return None;
+        }
         let columns = places.iter().map(|place| table.columns.get(*place)).collect::<Option<Vec<_>>>()?;
         if (taken.update || taken.delete) && !columns.iter().all(|column| column.in_identity) {
             return None;
@@ -98,7 +103,7 @@ impl Grouping {
         let formed = |(place, equality)| match equality {
             Equality::Text => Some(Formed { place, form: None }),
             Equality::Canonical(form) => Some(Formed { place, form: Some(form) }),
-            Equality::Unknown => None,
+            Equality::Unknown | Equality::Overlap => None,
         };
         let equalities = columns.iter().map(|column| column.equality);
         let columns: Vec<Formed> = places.iter().copied().zip(equalities).map(formed).collect::<Option<_>>()?;
@@ -135,7 +140,8 @@ fn texts(table: &Table, columns: impl Iterator<Item = (usize, Option<Form>)>) ->
     let typed = columns.filter_map(|(place, form)| {
         let column = table.columns.get(place)?;
         let form = form.map(|form| format!(":{}", form.word())).unwrap_or_default();
-        Some(format!("{}:{}:{}{form}", column.name, column.type_oid, column.type_modifier))
+        let shape = if column.shape == 0 { String::new() } else { format!(":{:x}", column.shape) };
+        Some(format!("{}:{}:{}{form}{shape}", column.name, column.type_oid, column.type_modifier))
     });
     format!("{:?}", typed.collect::<Vec<_>>())
 }

@@ -19,6 +19,8 @@ fn table(name: &str, identity: ReplicaIdentity, columns: &[(&str, bool)]) -> Tab
             in_identity: *in_identity,
             kind: Kind::Text,
             equality: Equality::Text,
+            shape: 0,
+            altered: None,
         })
         .collect();
     Table::new(1, TableName { schema: "public".to_owned(), table: name.to_owned() }, identity, columns, vec![0])
@@ -323,6 +325,27 @@ fn pitfall_55_the_rule_is_another_exactly_where_the_grouping_is() {
     assert_eq!(rule(numeric, Equality::Text), r#"["id:25:-1:numeric", "customer:25:-1"]"#);
     assert_eq!(rule(float, Equality::Text), r#"["id:25:-1:float", "customer:25:-1"]"#);
     assert_eq!(rule(numeric, Equality::Unknown), "table");
+    let mut shaped = equal_by(Equality::Text, Equality::Text);
+    shaped.columns[0].shape = 0xAB;
+    assert_eq!(
+        &*routes(&shaped, &sinks)[0].rule,
+        r#"["id:25:-1:ab", "customer:25:-1"]"#,
+        "other attributes or another locale"
+    );
+}
+
+#[test]
+fn pitfall_55_the_last_column_of_a_key_without_overlaps_tells_no_groups_apart() {
+    let by = |sink: &SinkConfig, other| {
+        let table = equal_by(Equality::Text, other);
+        [("1", "[1,5)"), ("1", "[2,6)"), ("2", "[1,5)")].map(|(id, at)| groups(&table, sink, insert(id, at)))
+    };
+    let [one, overlapping, other] = by(&sink(""), Equality::Overlap);
+    assert_eq!(one, overlapping);
+    assert_ne!(one, other);
+    assert_eq!(by(&sink("group_by = [\"customer\", \"id\"]"), Equality::Overlap)[0], one);
+    let [one, _, other] = by(&sink("group_by = [\"customer\"]"), Equality::Overlap);
+    assert_eq!(one, other, "alone it makes no groups");
 }
 
 #[test]

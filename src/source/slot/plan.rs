@@ -3,11 +3,11 @@
 use std::collections::{HashMap, HashSet};
 
 use super::error::{Mends, PlanFault};
-use super::publication::Coverage;
-use super::survey::{Refusal, RelationKind, TableFacts};
+use super::publication::{Coverage, PublicationState};
+use super::survey::{ColumnFacts, Refusal, RelationKind, TableFacts};
 use super::takes::Takes;
 use crate::change::{ReplicaIdentity, TableName};
-use crate::config::{Actions, GroupBy, MessageForm, SinkConfig};
+use crate::config::{Actions, GroupBy, MessageForm, SinkConfig, written};
 use crate::source::advice::Statement;
 use crate::view::Trouble;
 
@@ -79,6 +79,41 @@ pub(crate) struct Plan {
     pub(crate) troubles: Vec<Trouble>,
     /// Patterns that name no table, with their sinks.
     pub(crate) unmatched: Vec<(String, String)>,
+    /// Which columns come at all.
+    pub(crate) sent: Sent,
+}
+
+/// Which of the generated columns come with a row. Those that are computed when read never do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Sent {
+    /// Those that are stored.
+    #[default]
+    Stored,
+    /// None: the server is older than 18.
+    NotYet,
+    /// None: the publication leaves them out.
+    LeftOut,
+}
+
+impl Sent {
+    /// As the publication has it, or will have once it is made or altered.
+    pub(crate) fn of(version: u32, publication: Option<&PublicationState>) -> Self {
+        match publication {
+            _ if version < 180_000 => Self::NotYet,
+            Some(state) if state.lacks_generated && !state.is_ours => Self::LeftOut,
+            Some(_) | None => Self::Stored,
+        }
+    }
+
+    /// Why the column does not come.
+    fn refusal(self, column: &ColumnFacts) -> Option<&'static str> {
+        match self {
+            _ if column.is_virtual => Some("virtual generated columns are never sent"),
+            Self::NotYet if column.is_stored => Some("generated columns are not sent by this server (18 and later do)"),
+            Self::LeftOut if column.is_stored => Some("the publication leaves out generated columns"),
+            Self::Stored | Self::NotYet | Self::LeftOut => None,
+        }
+    }
 }
 
 /// How a table came into the plan.
@@ -93,8 +128,8 @@ pub(crate) enum Naming {
 impl Plan {
     /// Weighs every table against every sink. Of a table that is published without an identity nothing is said here: that its own
     /// writes fail is told by whoever looks at the publication (`identity`).
-    pub(crate) fn new(tables: &[TableFacts], sinks: &[SinkConfig], covered: Option<&Coverage<'_>>) -> Self {
-        let mut plan = Self { operations: Operations::of(sinks), ..Self::default() };
+    pub(crate) fn new(tables: &[TableFacts], sinks: &[SinkConfig], covered: Option<&Coverage<'_>>, sent: Sent) -> Self {
+        let mut plan = Self { operations: Operations::of(sinks), sent, ..Self::default() };
         let all = Takes::all(sinks);
         plan.look_up(&all, tables);
         let roots: HashMap<&TableName, bool> = tables
@@ -151,8 +186,8 @@ impl Plan {
         for (name, _) in &sink.group_by_table {
             if !takes.takes(name) {
                 let reason = format!("the sink does not take {name}, so its group_by does nothing");
-                self.troubles
-                    .push(Trouble { what: reason, advice: format!("remove [sink.{}.table.\"{name}\"]", sink.name) });
+                let advice = format!("remove {}", written::section(&sink.name, name));
+                self.troubles.push(Trouble { what: reason, advice });
             }
         }
     }
@@ -166,7 +201,9 @@ impl Plan {
     /// Publishes the table, or says why not.
     fn weigh(&mut self, table: &TableFacts, takers: &[&Takes<'_>]) {
         let identity = table.identity_refusal().filter(|_| self.operations.needs_identity());
-        let group = |takes: &&Takes<'_>| Some((takes.sink.name.clone(), "group_by", group_refusal(table, takes.sink)?));
+        let sent = self.sent;
+        let group =
+            |takes: &&Takes<'_>| Some((takes.sink.name.clone(), "group_by", group_refusal(table, takes.sink, sent)?));
         let mut refusals: Vec<(String, &str, Refusal)> = takers.iter().filter_map(group).collect();
         if let Some(refusal) = identity {
             // The identity comes first, and once: it is the table's fault, whoever takes it.
@@ -225,7 +262,7 @@ impl Plan {
 }
 
 /// Why the sink cannot group the table's changes.
-fn group_refusal(table: &TableFacts, sink: &SinkConfig) -> Option<Refusal> {
+fn group_refusal(table: &TableFacts, sink: &SinkConfig, sent: Sent) -> Option<Refusal> {
     let (columns, of_key): (Vec<&str>, bool) = match sink.group_rule(&table.name) {
         GroupBy::Table | GroupBy::None => return None,
         GroupBy::PrimaryKey => (table.primary_key.iter().map(String::as_str).collect(), true),
@@ -234,6 +271,12 @@ fn group_refusal(table: &TableFacts, sink: &SinkConfig) -> Option<Refusal> {
     let has = |name: &&&str| table.columns.iter().any(|column| column.name == **name);
     if let Some(missing) = columns.iter().find(|name| !has(name)) {
         let reason = format!("{} has no column {missing} to group by", table.name);
+        return Some(Refusal { reason, sql: None, mends: Mends::Database });
+    }
+    // Of a key that has such a column the others are what rows are grouped by.
+    let of_group = table.columns.iter().filter(|column| !of_key && columns.contains(&column.name.as_str()));
+    if let Some((column, why)) = of_group.filter_map(|column| Some((column, sent.refusal(column)?))).next() {
+        let reason = format!("{} cannot be grouped by {}: {why}", table.name, column.name);
         return Some(Refusal { reason, sql: None, mends: Mends::Database });
     }
     let actions = taken(sink);

@@ -106,16 +106,18 @@ async fn pitfall_10_the_session_settings_win_over_those_of_the_database() {
     let hostile =
         "ALTER DATABASE postgres SET DateStyle = 'German'; ALTER DATABASE postgres SET IntervalStyle = 'sql_standard';
         ALTER DATABASE postgres SET TimeZone = 'Asia/Tokyo'; ALTER DATABASE postgres SET extra_float_digits = -5;
-        ALTER DATABASE postgres SET bytea_output = 'escape'; ALTER DATABASE postgres SET statement_timeout = '1ms'";
+        ALTER DATABASE postgres SET bytea_output = 'escape'; ALTER DATABASE postgres SET statement_timeout = '1ms';
+        ALTER DATABASE postgres SET lc_monetary = 'POSIX'";
     client(&url).await.batch_execute(hostile).await.unwrap();
     let values = "SELECT timestamptz '2024-03-15 01:02:03+00', interval '1 mon -2 days 03:04:05', 0.1::float8 + 0.2::float8, \
-                  0.1::float4, '\\x00ff'::bytea, current_setting('statement_timeout')";
-    let expected = ["2024-03-15 01:02:03+00", "1 mon -2 days +03:04:05", "0.30000000000000004", "0.1", "\\x00ff", "0"];
+                  0.1::float4, '\\x00ff'::bytea, current_setting('statement_timeout'), current_setting('lc_monetary')";
+    let expected =
+        ["2024-03-15 01:02:03+00", "1 mon -2 days +03:04:05", "0.30000000000000004", "0.1", "\\x00ff", "0", "C"];
     let rows = replication(&url).await.unwrap().session.query(values).await.unwrap();
     assert_eq!(rows, [expected.map(|text| Some(text.to_owned()))]);
     let rows = client(&url).await.simple_query(values).await.unwrap();
     let row = rows.iter().find_map(|m| if let SimpleQueryMessage::Row(row) = m { Some(row) } else { None }).unwrap();
-    assert_eq!((0..6).map(|index| row.get(index).unwrap()).collect::<Vec<_>>(), expected);
+    assert_eq!((0..7).map(|index| row.get(index).unwrap()).collect::<Vec<_>>(), expected);
     let overridden = format!("{url}?options=-c%20TimeZone%3DAsia/Tokyo");
     let error = enter(&overridden).await.unwrap_err();
     assert!(matches!(error, ConnectError::SessionOption { name: "TimeZone", .. }), "{error:?}");
