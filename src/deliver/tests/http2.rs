@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -226,26 +226,21 @@ async fn after_a_timeout_the_next_attempt_has_a_new_connection_and_requests_on_t
         }
     })
     .await;
-    let mut sink = rig.sink();
-    sink.request_timeout = Duration::from_secs(3);
-    let endpoint = Endpoint::with_roots(&sink, rig.roots.clone()).unwrap();
+    let patient = rig.endpoint();
+    let hasty = patient.with_request_timeout(Duration::from_millis(500));
     let body = delivery(100);
-    let began = Instant::now();
-    let slow = async {
-        while began.elapsed() < sink.request_timeout / 2 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        endpoint.attempt(&body, 7).await
-    };
     let rest = async {
-        let late = endpoint.attempt(&body, 1).await;
-        assert_eq!(failure(&late), ("timeout", "no answer within 3s (request_timeout)"));
+        while rig.counts().1 < 1 {
+            tokio::task::yield_now().await;
+        }
+        let late = hasty.attempt(&body, 1).await;
+        assert_eq!(failure(&late), ("timeout", "no answer within 500ms (request_timeout)"));
         assert_eq!(rig.counts(), (1, 2));
-        assert_eq!(endpoint.attempt(&body, 2).await.verdict, Verdict::Acknowledged);
+        assert_eq!(patient.attempt(&body, 2).await.verdict, Verdict::Acknowledged);
         assert_eq!(rig.counts(), (2, 3));
         go_on.notify_one();
     };
-    let (slow, ()) = tokio::join!(slow, rest);
+    let (slow, ()) = tokio::join!(patient.attempt(&body, 7), rest);
     assert_eq!((slow.verdict, slow.resent), (Verdict::Acknowledged, 0));
 }
 
