@@ -143,9 +143,30 @@ pub fn is_splittable_status(status: u16) -> bool {
     matches!(status, 400 | 413 | 422)
 }
 
+/// The same of a failure that is sorted: what the endpoint would say to every request is not about a message of this one.
+pub fn is_splittable(status: Option<u16>, category: Category) -> bool {
+    status.is_some_and(is_splittable_status) && !category.is_ours() && !category.is_endpoint_trouble()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_is_said_of_a_delivery_splits_it() {
+        for (status, category, is_split) in [
+            (Some(400), Category::StatusClientError, true),
+            (Some(413), Category::StatusPayloadTooLarge, true),
+            (Some(422), Category::StatusClientError, true),
+            (Some(404), Category::StatusClientError, false),
+            // http:// spoken to a port with TLS.
+            (Some(400), Category::ProtocolError, false),
+            (Some(400), Category::Shutdown, false),
+            (None, Category::Timeout, false),
+        ] {
+            assert_eq!(is_splittable(status, category), is_split, "{status:?} {category:?}");
+        }
+    }
 
     #[test]
     fn ours_never_counts_against_the_endpoint_and_words_are_unique() {

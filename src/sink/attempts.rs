@@ -11,7 +11,7 @@ use tracing::{debug, error, field, info, warn};
 use super::content::{Content, Delivery, Facts, Payload, freeze, group_of, homes, micros_of};
 use super::{Task, report};
 use crate::deliver::attempt::{Attempt, Verdict};
-use crate::deliver::category::{Category, is_splittable_status};
+use crate::deliver::category::{Category, is_splittable};
 use crate::deliver::frozen::{self, DeliveryId, Frozen};
 use crate::deliver::omitted;
 use crate::failpoint;
@@ -180,10 +180,7 @@ impl Task {
         let failure = Failure {
             ours: category.is_ours(),
             trouble: category.is_endpoint_trouble(),
-            // What the endpoint says to every request is not about a message of this one.
-            refused: failed.attempt.status.is_some_and(is_splittable_status)
-                && !category.is_ours()
-                && !category.is_endpoint_trouble(),
+            refused: is_splittable(failed.attempt.status, category),
             too_large: false,
             retry_after: failed.attempt.retry_after,
         };

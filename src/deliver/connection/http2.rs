@@ -113,9 +113,9 @@ impl Http2 {
     /// Waits until the endpoint takes another request.
     pub(super) async fn stream(&self) -> Result<Stream, Failed> {
         let stream = Arc::clone(&self.state.streams).acquire_owned().await;
-        stream.ok().filter(|_| self.is_open()).ok_or_else(|| match self.state.heard.trouble() {
-            Some(reason) => Failed::Unwelcome(SendError::Left(reason)),
-            None => Failed::Untaken(SendError::Retired),
+        stream.ok().filter(|_| self.is_open()).ok_or_else(|| {
+            let reason = self.state.heard.trouble();
+            self.not_taken(reason.map_or(SendError::Retired, SendError::Left))
         })
     }
 
@@ -155,7 +155,7 @@ impl Http2 {
         let refused = error.is_remote() && error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM);
         // One stream refused says nothing of the connection: there may have been too many.
         if refused || self.state.heard.excludes(number) {
-            return self.untaken(error);
+            return self.not_taken(self.why(error));
         }
         Failed::Broken(self.why(error))
     }
@@ -163,14 +163,16 @@ impl Http2 {
     /// There is no stream to be had: the connection is of no use to others either.
     fn unsent(&self, error: h2::Error) -> Failed {
         self.retire();
-        self.untaken(error)
+        self.not_taken(self.why(error))
     }
 
-    fn untaken(&self, error: h2::Error) -> Failed {
-        if self.state.heard.trouble().is_some() {
-            return Failed::Unwelcome(self.why(error));
+    /// The endpoint does as it may, unless it names an error, or has left without a word.
+    fn not_taken(&self, error: SendError) -> Failed {
+        let heard = &self.state.heard;
+        if heard.has_settings() && heard.trouble().is_none() {
+            return Failed::Untaken(error);
         }
-        Failed::Untaken(self.why(error))
+        Failed::Unwelcome(error)
     }
 
     fn why(&self, error: h2::Error) -> SendError {

@@ -163,3 +163,16 @@ async fn a_request_that_a_goaway_with_an_error_left_untaken_goes_out_once_more_a
     let told = "the endpoint did not take the request, 2 times in a row: ";
     assert!(said.starts_with(told) && said.contains("excessive load"), "{said}");
 }
+
+#[tokio::test]
+async fn an_endpoint_that_hangs_up_before_it_has_said_a_word_is_tried_twice_by_those_who_wait() {
+    let rig = Http2Rig::raw(|_, tls, _| async move { drop(tls) }).await;
+    let endpoint = rig.endpoint();
+    let body = delivery(100);
+    let attempts = join_all((1..=16).map(|number| endpoint.attempt(&body, number))).await;
+    for attempt in &attempts {
+        assert_eq!(failure(attempt).0, "connection_reset");
+        assert!(attempt.resent <= 1, "{attempt:?}");
+    }
+    assert!(attempts.iter().any(|attempt| attempt.resent == 1), "all but the first wait");
+}
