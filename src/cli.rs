@@ -168,17 +168,6 @@ async fn run_daemon(config: Config) -> u8 {
 /// Prints why the daemon ended; the exit code.
 pub(crate) fn explain(error: AppError) -> u8 {
     match error {
-        AppError::Source(SourceError::Config { source_name, faults }) => {
-            let mut text = format!("error: the configuration does not fit the database of source {source_name}\n");
-            for fault in faults {
-                text += &format!("\n{}\n  {}\n", fault.place, fault.reason);
-                if let Some(sql) = fault.sql {
-                    text += &format!("  mend it with: {sql}\n");
-                }
-            }
-            say(&text);
-            BAD_CONFIG
-        }
         AppError::Source(SourceError::Prerequisite { what, advice }) => {
             say(&format!("error: {what}\n  {}", advice.replace('\n', "\n  ")));
             UNAVAILABLE

@@ -215,7 +215,7 @@ impl Source {
                 }
                 Err(problem) => problem,
             };
-            if let Some(fatal) = problem.fatal_at_start(&self.config.name).filter(|_| !self.has_streamed) {
+            if let Some(fatal) = problem.fatal_at_start().filter(|_| !self.has_streamed) {
                 return Err(fatal);
             }
             let wait = self.wait_for(&problem);
@@ -230,7 +230,7 @@ impl Source {
 
     fn wait_for(&mut self, problem: &Problem) -> Duration {
         self.failures = self.failures.saturating_add(1);
-        if problem.fatal_at_start(&self.config.name).is_some() {
+        if problem.fatal_at_start().is_some() {
             return STOPPED_RECHECK;
         }
         let doublings = self.failures.saturating_sub(1).min(10);
@@ -248,7 +248,7 @@ impl Source {
                 warn!(source, pid, slot = %self.config.slot, retry_in_secs, "slot is read by another session: {text}");
                 self.enter(SourceState::SlotBusy { pid: *pid, retry_at });
             }
-            Problem::Lasting { .. } | Problem::Lost(_) | Problem::Config(_) => {
+            Problem::Lasting { .. } | Problem::Lost(_) => {
                 let advice = problem.advice();
                 error!(source, error = %text, advice, retry_in_secs, "source stands still until a person acts");
                 self.enter(SourceState::Stopped { error: text, advice });

@@ -6,7 +6,7 @@ use super::connection::{ConnectError, ServerError, StreamError};
 use super::intake::IntakeError;
 use super::pgoutput::DecodeError;
 use super::relation::CatalogueError;
-use super::slot::{LostSlot, PlanFault, PrepareError, by_hand};
+use super::slot::{LostSlot, PrepareError, by_hand};
 use crate::config::SourceConfig;
 use crate::metrics::ReconnectReason;
 use crate::store::StoreError;
@@ -15,14 +15,6 @@ use crate::view::Trouble;
 /// A source cannot begin before a person has changed something.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
-    /// The configuration does not fit the database.
-    #[error("source {source_name}: the configuration does not fit the database")]
-    Config {
-        /// Which source.
-        source_name: String,
-        /// What does not fit.
-        faults: Vec<PlanFault>,
-    },
     /// Something in the database, its settings or its rules.
     #[error("{what}")]
     Prerequisite {
@@ -54,8 +46,6 @@ pub(super) enum Problem {
     },
     #[error("slot is active{}", .pid.map_or_else(String::new, |pid| format!(" for backend {pid}")))]
     Busy { pid: Option<i32>, application: Option<String> },
-    #[error("the configuration does not fit the database")]
-    Config(Vec<PlanFault>),
     #[error("{}", .0.trouble.what)]
     Lost(Box<LostSlot>),
     #[error("{what}")]
@@ -80,7 +70,6 @@ impl Problem {
             | Self::Prepare(_)
             | Self::Broken { .. }
             | Self::Busy { .. }
-            | Self::Config(_)
             | Self::Lost(_)
             | Self::Lasting { .. } => self,
         }
@@ -99,11 +88,8 @@ impl Problem {
     }
 
     /// The error to end with if no session of this run has streamed yet.
-    pub(super) fn fatal_at_start(&self, source: &str) -> Option<SourceError> {
+    pub(super) fn fatal_at_start(&self) -> Option<SourceError> {
         match self {
-            Self::Config(faults) => {
-                Some(SourceError::Config { source_name: source.to_owned(), faults: faults.clone() })
-            }
             Self::Lasting { what, advice } => {
                 Some(SourceError::Prerequisite { what: what.clone(), advice: advice.clone() })
             }
@@ -132,7 +118,6 @@ impl Problem {
         match self {
             Self::Lasting { advice, .. } => advice.clone(),
             Self::Lost(lost) => lost.trouble.advice.clone(),
-            Self::Config(faults) => faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"),
             Self::Connect(error) => error.advice(),
             Self::Store(error) if error.is_lasting() => "look at the directory that state.path names".to_owned(),
             Self::Prepare(error) => advice_of(&**error).unwrap_or_else(|| AGAIN.to_owned()),
@@ -153,7 +138,7 @@ impl Problem {
             }
             Self::Stream(StreamError::NotFinished) => ReconnectReason::Timeout,
             Self::Store(_) => ReconnectReason::Store,
-            Self::Prepare(_) | Self::Config(_) | Self::Lasting { .. } | Self::Unreadable { .. } => {
+            Self::Prepare(_) | Self::Lasting { .. } | Self::Unreadable { .. } => {
                 ReconnectReason::Refused
             }
             Self::Lost(_) => ReconnectReason::SlotLost,
@@ -198,7 +183,6 @@ impl From<Trouble> for Problem {
 impl From<PrepareError> for Problem {
     fn from(error: PrepareError) -> Self {
         match error {
-            PrepareError::Config(faults) => Self::Config(faults),
             PrepareError::Lasting { what, advice } => Self::Lasting { what, advice },
             PrepareError::Lost(lost) => Self::Lost(lost),
             PrepareError::Busy { pid, application_name } => Self::Busy { pid, application: application_name },

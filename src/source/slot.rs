@@ -37,7 +37,7 @@ use std::collections::HashMap;
 use tokio_postgres::Client;
 use tracing::warn;
 
-pub use self::error::{LostSlot, Mends, Passing, PlanFault, PrepareError};
+pub use self::error::{LostSlot, Passing, PlanFault, PrepareError};
 pub use self::missed::Missed;
 pub use self::neighbours::Ties;
 pub use self::owners::Owner;
@@ -219,7 +219,7 @@ async fn prepare_in(
 /// made anew; what of the configuration no longer fits the database, or cannot be published now, is a trouble, not the end.
 ///
 /// # Errors
-/// As [`prepare`], without [`PrepareError::Config`].
+/// As [`prepare`].
 pub async fn prepare_again(
     client: &Client,
     source: &SourceConfig,

@@ -15,7 +15,7 @@ use crate::source::slot::plan::Naming;
 use crate::source::slot::server::ServerLimits;
 use crate::source::slot::takes::Takes;
 use crate::source::slot::unseen::grant;
-use crate::source::slot::{Held, Hold, Mends, PlanFault, SlotFacts, Survey, by_hand, folded};
+use crate::source::slot::{Held, Hold, PlanFault, SlotFacts, Survey, by_hand, folded};
 use crate::view::Trouble;
 
 /// Tables or columns named in one line at most.
@@ -169,13 +169,13 @@ pub(super) fn of_survey(
 fn of_faults(faults: &[PlanFault]) -> Vec<Finding> {
     let mut all: Vec<Finding> = Vec::new();
     let mut places: HashMap<&str, usize> = HashMap::new();
-    for PlanFault { place, reason, sql, mends } in faults {
+    for PlanFault { place, reason, sql } in faults {
         if let Some(known) = places.get(reason.as_str()).and_then(|at| all.get_mut(*at)) {
             known.what += &format!("; also {place}");
             continue;
         }
         places.insert(reason, all.len());
-        let fault = Finding { level: Level::Fail, is_config: *mends == Mends::Edit, ..Finding::ok(place, reason) };
+        let fault = Finding { level: Level::Fail, ..Finding::ok(place, reason) };
         all.push(Finding { mend: sql.clone(), ..fault });
     }
     all

@@ -6,7 +6,7 @@ use crate::config::written;
 use crate::source::address::{AddressError, Hidden, PgAddress};
 use crate::source::slot::server::ServerFacts;
 use crate::source::slot::survey::Refusal;
-use crate::source::slot::{Mends, RelationKind, TableFacts};
+use crate::source::slot::{RelationKind, TableFacts};
 
 /// Environment variable that the file asks for in place of a password.
 pub(super) const PASSWORD: &str = "DATABASE_PASSWORD";
@@ -58,7 +58,7 @@ impl PasswordForm {
 fn refusal(table: &TableFacts) -> Option<Refusal> {
     if table.name.schema.contains('*') || table.name.table.contains('*') {
         let reason = format!("{} has a * in its name, which the configuration cannot tell from a pattern", table.name);
-        return Some(Refusal { reason, sql: None, mends: Mends::Edit });
+        return Some(Refusal { reason, sql: None });
     }
     table.kind_refusal().or_else(|| table.identity_refusal())
 }

@@ -124,7 +124,7 @@ impl Life {
     async fn refusal(mut self) -> (String, String) {
         let Err(problem) = self.source.open().await else { panic!("it opened") };
         self.store.close();
-        assert!(problem.fatal_at_start("app").is_some(), "{problem:?}");
+        assert!(problem.fatal_at_start().is_some(), "{problem:?}");
         (problem.to_string(), problem.advice())
     }
 

@@ -14,16 +14,8 @@ use crate::view::Trouble;
 /// How long a statement may take before it is given up.
 pub(super) const STATEMENT_LIMIT: Duration = Duration::from_secs(30);
 
-/// Where a fault is mended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mends {
-    /// Nothing but an edit of the configuration makes it right.
-    Edit,
-    /// The database may come to fit, while walhook runs too: a table is made, gets a key, a column or an identity.
-    Database,
-}
-
-/// A fault of the configuration that only the database could show.
+/// A fault of the configuration that only the database could show. The database may come to fit, while walhook runs too: a
+/// table is made, gets a key, a column or an identity, or takes its name back from a view.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlanFault {
     /// Key in the configuration, `sink.orders.tables`.
@@ -32,18 +24,12 @@ pub struct PlanFault {
     pub reason: String,
     /// SQL that mends it, if SQL does.
     pub sql: Option<String>,
-    /// Where that is done.
-    pub mends: Mends,
 }
 
 impl PlanFault {
     /// What a person sees of it while it holds up the one table and nothing else.
     pub(crate) fn trouble(&self) -> Trouble {
-        let advice = match (&self.sql, self.mends) {
-            (Some(sql), _) => sql.clone(),
-            (None, Mends::Edit) => "mend the configuration".to_owned(),
-            (None, Mends::Database) => "mend the database or the configuration".to_owned(),
-        };
+        let advice = self.sql.clone().unwrap_or_else(|| "mend the database or the configuration".to_owned());
         let what = format!("{}: {}; until that is mended nothing of it is captured", self.place, self.reason);
         Trouble { what, advice }
     }
@@ -77,9 +63,6 @@ impl LostSlot {
 /// A publication and slot could not be made ready.
 #[derive(Debug, thiserror::Error)]
 pub enum PrepareError {
-    /// The configuration does not fit the database.
-    #[error("the configuration does not fit the database: {}", joined(.0))]
-    Config(Vec<PlanFault>),
     /// A person has to change something in the database or its settings first.
     #[error("{what}")]
     Lasting {
@@ -145,7 +128,7 @@ impl PrepareError {
         match self {
             Self::Lasting { what, advice } => Trouble { what, advice },
             Self::Lost(lost) => lost.trouble,
-            Self::Config(_) | Self::Busy { .. } | Self::Passing(_) => {
+            Self::Busy { .. } | Self::Passing(_) => {
                 Trouble { what: chain(&self), advice: advice.to_owned() }
             }
         }
@@ -206,10 +189,6 @@ pub(super) fn no_place(error: &tokio_postgres::Error) -> Option<PrepareError> {
                       may be of a reader that is only stopped: drop none before its owner agrees";
         PrepareError::lasting(what, advice)
     })
-}
-
-fn joined(faults: &[PlanFault]) -> String {
-    faults.iter().map(PlanFault::to_string).collect::<Vec<_>>().join("; ")
 }
 
 fn shown<T: fmt::Display>(value: &Option<T>) -> String {

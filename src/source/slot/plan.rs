@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::error::{Mends, PlanFault};
+use super::error::PlanFault;
 use super::publication::{Coverage, PublicationState};
 use super::survey::{ColumnFacts, Refusal, RelationKind, TableFacts};
 use super::takes::Takes;
@@ -180,7 +180,6 @@ impl Plan {
                 place: format!("sink.{}.tables", sink.name),
                 reason,
                 sql: None,
-                mends: Mends::Database,
             });
         }
         for (name, _) in &sink.group_by_table {
@@ -252,7 +251,7 @@ impl Plan {
 
     fn fault(&mut self, sink: &str, key: &str, refusal: Refusal) {
         let place = format!("sink.{sink}.{key}");
-        self.faults.push(PlanFault { place, reason: refusal.reason, sql: refusal.sql, mends: refusal.mends });
+        self.faults.push(PlanFault { place, reason: refusal.reason, sql: refusal.sql });
     }
 
     fn leave_out(&mut self, refusal: Refusal) {
@@ -271,13 +270,13 @@ fn group_refusal(table: &TableFacts, sink: &SinkConfig, sent: Sent) -> Option<Re
     let has = |name: &&&str| table.columns.iter().any(|column| column.name == **name);
     if let Some(missing) = columns.iter().find(|name| !has(name)) {
         let reason = format!("{} has no column {missing} to group by", table.name);
-        return Some(Refusal { reason, sql: None, mends: Mends::Database });
+        return Some(Refusal { reason, sql: None });
     }
     // Of a key that has such a column the others are what rows are grouped by.
     let of_group = table.columns.iter().filter(|column| !of_key && columns.contains(&column.name.as_str()));
     if let Some((column, why)) = of_group.filter_map(|column| Some((column, sent.refusal(column)?))).next() {
         let reason = format!("{} cannot be grouped by {}: {why}", table.name, column.name);
-        return Some(Refusal { reason, sql: None, mends: Mends::Database });
+        return Some(Refusal { reason, sql: None });
     }
     let actions = taken(sink);
     let carried = table.carried();
@@ -297,7 +296,6 @@ fn group_refusal(table: &TableFacts, sink: &SinkConfig, sent: Sent) -> Option<Re
             lost.join(", ")
         ),
         sql: Some(sql),
-        mends: Mends::Database,
     })
 }
 

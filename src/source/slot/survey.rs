@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use tokio_postgres::{Client, Row};
 
-use super::error::{Mends, PrepareError, bounded};
+use super::error::{PrepareError, bounded};
 use super::names::{ENCODING, Name, is_nameless, strings};
 use super::neighbours::{self, Ties};
 use super::owners::{self, Owner};
@@ -213,7 +213,6 @@ fn table(row: &Row) -> TableFacts {
 pub(crate) struct Refusal {
     pub(crate) reason: String,
     pub(crate) sql: Option<String>,
-    pub(crate) mends: Mends,
 }
 
 impl TableFacts {
@@ -224,7 +223,7 @@ impl TableFacts {
 
     /// Why a relation of this kind is never published by its own name.
     pub(crate) fn kind_refusal(&self) -> Option<Refusal> {
-        let because = |reason: String| Some(Refusal { reason, sql: None, mends: Mends::Edit });
+        let because = |reason: String| Some(Refusal { reason, sql: None });
         if let Some(root) = &self.root {
             return because(format!("{} is a partition; its changes come as {root}, so name that", self.name));
         }
@@ -241,7 +240,6 @@ impl TableFacts {
             RelationKind::Table => Some(Refusal {
                 reason: format!("{} is unlogged, so its changes are not in the WAL", self.name),
                 sql: Some(Statement::set_logged(&self.name, &self.owner.name).to_string()),
-                mends: Mends::Database,
             }),
             // SET LOGGED does nothing to a partitioned table, up to 17 without a word.
             RelationKind::Partitioned => Some(Refusal {
@@ -252,7 +250,6 @@ impl TableFacts {
                 sql: Some(
                     "make the partitioned table anew without UNLOGGED, and attach its partitions to it".to_owned(),
                 ),
-                mends: Mends::Database,
             }),
         }
     }
@@ -271,7 +268,10 @@ impl TableFacts {
             return Some(self.no_identity(&bare));
         }
         let is_full = |identity: &IdentityFacts| identity.setting == ReplicaIdentity::Full;
-        let full = is_full(&self.identity) || self.leaves.iter().any(|(_, identity)| is_full(identity));
+        let full = match self.leaves.is_empty() && self.silent.is_empty() {
+            true => is_full(&self.identity),
+            false => self.leaves.iter().any(|(_, identity)| is_full(identity)),
+        };
         let computed = self.columns.iter().find(|column| full && column.is_virtual)?;
         Some(Refusal {
             reason: format!(
@@ -280,7 +280,6 @@ impl TableFacts {
                 self.name, computed.name
             ),
             sql: Some(self.make_default()),
-            mends: Mends::Database,
         })
     }
 
@@ -297,7 +296,6 @@ impl TableFacts {
         Refusal {
             reason: format!("{} {which}: once it is published, its own UPDATE and DELETE fail", self.name),
             sql: Some(self.in_full(bare)),
-            mends: Mends::Database,
         }
     }
 

@@ -123,13 +123,6 @@ pub(crate) fn sink(name: &str, tables: &[&str]) -> SinkConfig {
     }
 }
 
-fn faults(result: Result<Prepared, PrepareError>) -> Vec<PlanFault> {
-    match result {
-        Err(PrepareError::Config(faults)) => faults,
-        other => panic!("not a fault of the configuration: {other:?}"),
-    }
-}
-
 fn lasting(result: Result<Prepared, PrepareError>) -> (String, String) {
     match result {
         Err(PrepareError::Lasting { what, advice }) => (what, advice),

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use tokio_postgres::error::{DbError, SqlState};
 
 use super::by_hand;
-use super::error::{LostSlot, Mends, Passing, PlanFault, PrepareError};
+use super::error::{LostSlot, Passing, PlanFault, PrepareError};
 use super::plan::Naming;
 use super::portions::Learnt;
 use super::publication::PublicationState;
@@ -37,9 +37,6 @@ impl Survey {
     /// Whether database and configuration fit, before anything is changed.
     pub(super) fn fit(&self, source: &SourceConfig, turn: Turn) -> Result<(), PrepareError> {
         self.server.usable()?;
-        if turn.is_first() && self.plan.faults.iter().any(|fault| fault.mends == Mends::Edit) {
-            return Err(PrepareError::Config(self.plan.faults.clone()));
-        }
         if source.failover {
             self.server.keeps_copies()?;
         }

@@ -108,8 +108,8 @@ async fn identities_that_publishing_would_break_are_known() {
     let stage = Stage::new(&[], sql).await;
     let names = ["nothing", "late", "lost", "quick", "seen"].map(|name| format!("public.{name}"));
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    let reasons: Vec<String> =
-        faults(stage.prepare(&[sink("s", &names)]).await).into_iter().map(|fault| fault.reason).collect();
+    let prepared = stage.prepare(&[sink("s", &names)]).await.unwrap();
+    let reasons: Vec<String> = prepared.errors.into_iter().map(|error| error.what).collect();
     let text = reasons.join("\n");
     for expected in ["IDENTITY NOTHING", "deferrable", "lost the index", "is unlogged", "is a view"] {
         assert!(text.contains(expected), "{expected}: {text}");
@@ -172,8 +172,9 @@ async fn partitions_come_as_their_root() {
                create table loose_1 partition of loose for values from (0) to (10);
                insert into loose values (1, 1);";
     let stage = Stage::new(&[], sql).await;
-    let fault = faults(stage.prepare(&[sink("s", &["public.parts_1"])]).await).remove(0);
-    assert!(fault.reason.contains("its changes come as public.parts, so name that"), "{fault}");
+    let prepared = stage.prepare(&[sink("s", &["public.parts_1"])]).await.unwrap();
+    let said = &prepared.errors[0].what;
+    assert!(said.contains("its changes come as public.parts, so name that"), "{said}");
 
     let prepared = stage.prepare(&[sink("s", &["public.*"])]).await.unwrap();
     assert_eq!(stage.published().await, ["public.parts"]);
