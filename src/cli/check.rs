@@ -110,7 +110,7 @@ async fn look_at_source(config: &Config, source: &SourceConfig) -> Vec<Finding> 
             let mut looked = columns::look(&client, &oids, &subject, &survey.server.role).await;
             let mut all = findings::of_survey(source, &sinks, &survey, &limits, &looked);
             all.append(&mut looked.unseen);
-            all.extend(missed::look(&client, &config.state, source, &survey).await);
+            all.extend(missed::look(&client, &config.state, (source, &sinks), &survey).await);
             all.extend(younger::look(&client, source, &survey).await);
             all.extend(state::look_at_binding(&client, &config.state, source, &survey).await);
             all

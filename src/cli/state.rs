@@ -197,8 +197,8 @@ fn told(refusal: Refusal, config: &Config) -> (String, u8) {
                 StoreError::UnknownSink { .. } | StoreError::UnknownSource { .. } | StoreError::UnknownNote { .. } => {
                     "\n  `walhook state` shows what it knows"
                 }
-                StoreError::OpenGap { .. } => {
-                    "\n  give the table a replica identity and let walhook run: it puts the table back, and then the gap has an end"
+                StoreError::NoGap { .. } => {
+                    "\n  give the table a replica identity, or let walhook run: it takes the table out where it may"
                 }
                 StoreError::Directory { .. }
                 | StoreError::Regrouped { .. }

@@ -197,7 +197,8 @@ impl Housekeeping {
 
     /// Notes what stays true over sessions and restarts.
     async fn keep(&mut self, missed: Missed, found: &mut Found) {
-        let Missed { made_anew, early, standing, relations } = missed;
+        let Missed { made_anew, early, standing, relations, unfit } = missed;
+        self.watch.learn(&unfit);
         let late = made_anew.into_iter().map(|table| NoteKey::new(NoteKind::MadeAnew, table));
         let late = late.chain(early.into_iter().map(|table| NoteKey::new(NoteKind::EarlyRows, table)));
         for key in late {
@@ -247,7 +248,7 @@ impl Housekeeping {
             view.troubles = all.cloned().collect();
             view.errors.clone_from(&found.errors);
             view.harms.clone_from(&found.harms);
-            view.notes = self.notes.view();
+            view.notes = self.notes.view(self.watch.outlook());
         }
     }
 }

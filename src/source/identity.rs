@@ -5,13 +5,13 @@
 //! gap begins, with an open end; then the table is taken out; it is put back by the usual look for tables; and only then the gap
 //! gets its end, read after that was committed. A gap may begin a little early and end a little late, never the other way round.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use tokio_postgres::Client;
 use tracing::{info, warn};
 
-use super::notes::{Notes, at, now, told};
+use super::notes::{Notes, Outlook, at, now, told};
 use super::slot::identity::{self, Bare, Look, TakenOut};
 use super::slot::{PrepareError, publication};
 use crate::change::{Lsn, TableName};
@@ -21,6 +21,9 @@ use crate::view::Trouble;
 
 /// How long one look takes tables out; the rest waits for the next.
 const TAKE_OUT_LIMIT: Duration = Duration::from_secs(4);
+
+/// Tables that one look logs one by one.
+const LOGGED_MAX: usize = 10;
 
 /// What was found and is not mended.
 #[derive(Debug, Default)]
@@ -38,6 +41,10 @@ pub(super) struct Watch {
     sinks: Vec<SinkConfig>,
     /// Since when writes of a table fail, by the table's name.
     since: HashMap<TableName, i64>,
+    /// Tables of which it was logged that their writes fail.
+    harmed: HashSet<TableName>,
+    /// What becomes of tables that are out.
+    outlook: Outlook,
 }
 
 /// What follows from a look and what is noted. Pure.
@@ -80,7 +87,18 @@ fn published(look: &Look) -> BTreeMap<TableName, Bare> {
 
 impl Watch {
     pub(super) fn new(source: SourceConfig, sinks: Vec<SinkConfig>) -> Self {
-        Self { source, sinks, since: HashMap::new() }
+        let outlook = Outlook::new(&source);
+        Self { source, sinks, since: HashMap::new(), harmed: HashSet::new(), outlook }
+    }
+
+    /// What becomes of tables that are out.
+    pub(super) fn outlook(&self) -> &Outlook {
+        &self.outlook
+    }
+
+    /// A look for tables has found why these cannot be published.
+    pub(super) fn learn(&mut self, unfit: &HashMap<TableName, Trouble>) {
+        self.outlook.learn(unfit);
     }
 
     /// Looks, and does what can be done.
@@ -105,8 +123,9 @@ impl Watch {
                 notes.say_unwritten(&error);
             }
         }
+        self.outlook.see_whole(&decided.whole);
         let wants_back = self.close(client, look.version, &decided.whole, notes).await?;
-        let mut harms = Vec::new();
+        let mut harms = BTreeMap::new();
         for (table, bare) in &bare {
             let hindrance = match look.hindrance(&self.source, bare) {
                 Some(hindrance) => hindrance.to_owned(),
@@ -116,9 +135,22 @@ impl Watch {
                 },
             };
             let since = self.since.get(table).copied().unwrap_or_else(now);
-            harms.push(look.harm(&self.source, bare, Some(&at(since)), &hindrance));
+            harms.insert(table, look.harm(&self.source, bare, Some(&at(since)), &hindrance));
         }
-        Ok(Tended { harms, wants_back })
+        self.log(&harms);
+        Ok(Tended { harms: harms.into_values().collect(), wants_back })
+    }
+
+    /// Logs each table once for as long as its writes fail.
+    fn log(&mut self, harms: &BTreeMap<&TableName, Trouble>) {
+        let new: Vec<_> = harms.iter().filter(|(table, _)| !self.harmed.contains(**table)).collect();
+        for (_, trouble) in new.iter().take(LOGGED_MAX) {
+            warn!(source = self.source.name, advice = trouble.advice, "{}", trouble.what);
+        }
+        if let Some(more) = new.len().checked_sub(LOGGED_MAX).filter(|more| *more > 0) {
+            warn!(source = self.source.name, "{more} more tables are published while their own writes fail; /readyz has all");
+        }
+        self.harmed = harms.keys().map(|table| (*table).clone()).collect();
     }
 
     /// Notes since when.
@@ -197,6 +229,9 @@ impl Watch {
         let mut wants_back = false;
         for table in tables {
             let is_wanted = self.sinks.iter().any(|sink| sink.takes_table(table));
+            if !state.covers(table) && self.outlook.is_kept(table) {
+                continue;
+            }
             if !state.covers(table) && is_wanted && identity::exists(client, table).await? {
                 wants_back = true;
                 continue;

@@ -1,6 +1,7 @@
 //! What the store notes of single tables of a source: kept at hand beside the stream, written before anything rests on it, and
 //! shown. What a note says to a person is in [`wording`].
 
+mod outlook;
 mod wording;
 
 use std::collections::{BTreeMap, HashSet};
@@ -8,6 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use tracing::warn;
 
+pub(crate) use self::outlook::Outlook;
 pub(crate) use self::wording::{Word, told};
 use super::problem::chain;
 use super::slot::missed::Relation;
@@ -108,8 +110,8 @@ impl Notes {
     }
 
     /// What is shown of them.
-    pub(super) fn view(&self) -> NotesView {
-        view(&self.source, self.by_key.values())
+    pub(super) fn view(&self, outlook: &Outlook) -> NotesView {
+        view(|note| outlook.told(&self.source, note), self.by_key.values())
     }
 }
 
@@ -132,14 +134,14 @@ fn is_gone(key: &NoteKey, there: &HashSet<&TableName>) -> bool {
 }
 
 /// Pure: what is shown of notes that come by kind.
-fn view<'a>(source: &str, notes: impl Iterator<Item = &'a Note>) -> NotesView {
+fn view<'a>(told: impl Fn(&Note) -> Word, notes: impl Iterator<Item = &'a Note>) -> NotesView {
     let mut view = NotesView { counts: NoteKind::ALL.map(|kind| (kind.as_str(), 0)).to_vec(), ..NotesView::default() };
     for note in notes.filter(|note| !note.is_accepted) {
         let Some((_, count)) = view.counts.iter_mut().find(|(kind, _)| *kind == note.key.kind.as_str()) else {
             continue;
         };
         *count += 1;
-        let Word { is_error, trouble } = told(source, note);
+        let Word { is_error, trouble } = told(note);
         // A table that is still published is a harm, which is shown as it was last looked at.
         if *count > SHOWN_MAX as u64 || (note.key.kind == NoteKind::Identity && note.from.is_none()) {
             continue;
@@ -188,7 +190,7 @@ mod tests {
         let harm = note(NoteKind::Identity, "b");
         let accepted = Note { is_accepted: true, ..note(NoteKind::Child, "c") };
         let early = note(NoteKind::EarlyRows, "d");
-        let shown = view("app", [gap, harm, early, accepted].iter());
+        let shown = view(|note| told("app", note), [gap, harm, early, accepted].iter());
         assert_eq!((shown.errors.len(), shown.warnings.len()), (1, 1), "{shown:?}");
         assert!(shown.errors[0].what.contains("public.a") && shown.warnings[0].what.contains("public.d"), "{shown:?}");
         let count = |kind: &str| shown.counts.iter().find(|(label, _)| *label == kind).unwrap().1;
@@ -219,7 +221,7 @@ mod tests {
     #[test]
     fn of_many_notes_of_a_kind_the_first_are_shown_and_the_rest_counted() {
         let notes: Vec<Note> = (0..13).map(|n| note(NoteKind::EarlyRows, &format!("t{n:02}"))).collect();
-        let shown = view("app", notes.iter());
+        let shown = view(|note| told("app", note), notes.iter());
         assert_eq!(shown.warnings.len(), SHOWN_MAX + 1);
         let last = &shown.warnings[SHOWN_MAX];
         assert!(last.what.starts_with("3 more tables") && last.advice.contains("walhook state"), "{last:?}");

@@ -180,9 +180,9 @@ pub enum StoreError {
         /// Its name.
         name: String,
     },
-    /// A gap of a table that has not ended.
-    #[error("the gap of {name} is still open: the table is not in the publication")]
-    OpenGap {
+    /// A table that lacks an identity and of which nothing was missed yet.
+    #[error("{name} has no gap yet: it is published, and without a replica identity its own UPDATE and DELETE fail")]
+    NoGap {
         /// The table.
         name: String,
     },
@@ -217,7 +217,7 @@ impl StoreError {
             | Self::SeveralSinks { .. }
             | Self::UnknownSource { .. }
             | Self::UnknownNote { .. }
-            | Self::OpenGap { .. }
+            | Self::NoGap { .. }
             | Self::NotesFull { .. }
             | Self::Closed => true,
             Self::Thread(_) => false,

@@ -187,7 +187,7 @@ pub fn accept_gap(config: &StateConfig, source: &str) -> Result<(), StoreError> 
 /// Notes that a person knows of the gap of a table, whose note goes. Blocks.
 ///
 /// # Errors
-/// When nothing of the sort is noted, the gap has not ended, a daemon runs, or it cannot be written.
+/// When nothing of the sort is noted, the table is still published, a daemon runs, or it cannot be written.
 pub fn accept_table_gap(config: &StateConfig, source: &str, table: &str) -> Result<Vec<Note>, StoreError> {
     accept_notes(config, Some(source), table, |kind| kind == NoteKind::Identity)
 }
@@ -216,8 +216,9 @@ fn accept_notes(
     let mut accepted = Vec::new();
     for source in &sources {
         for note in notes::read(db, source)?.into_iter().filter(|note| of(note.key.kind) && note.key.names(table)) {
-            if note.key.kind == NoteKind::Identity && note.to.is_none() {
-                return Err(StoreError::OpenGap { name: table.to_owned() });
+            // What is accepted of an open gap is that nobody waits for its end: the table may never come back.
+            if note.key.kind == NoteKind::Identity && note.from.is_none() {
+                return Err(StoreError::NoGap { name: table.to_owned() });
             }
             match note.key.kind.is_standing() {
                 true => notes::put(db, source, &Note { is_accepted: true, ..note.clone() })?,

@@ -102,7 +102,7 @@ pub(crate) fn give_identity(table: &TableName) -> String {
 }
 
 /// The command with which a person says that it is known.
-fn accept(source: &str, note: &Note) -> String {
+pub(super) fn accept(source: &str, note: &Note) -> String {
     let table = shell_word(&note.key.other.as_ref().unwrap_or(&note.key.table).to_string());
     let command = match note.key.kind {
         NoteKind::Identity => format!("walhook state accept-gap {} --table {table}", shell_word(source)),

@@ -28,7 +28,7 @@ impl Source {
         };
         if let Some(mut view) = self.views.sources.get_mut(&self.config.name) {
             view.harms.clone_from(&harms);
-            view.notes = notes.view();
+            view.notes = notes.view(watch.outlook());
         }
         harms
     }

@@ -10,10 +10,11 @@ use super::plan::Naming;
 use super::portions::Learnt;
 use super::publication::PublicationState;
 use super::survey::{RelationKind, TableFacts};
-use super::{Survey, Turn};
+use super::{Hold, Survey, Turn};
 use crate::change::TableName;
 use crate::source::chain;
 use crate::store::{NoteKey, NoteKind};
+use crate::view::Trouble;
 
 /// What of single tables is not captured.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -27,6 +28,8 @@ pub struct Missed {
     pub standing: Vec<NoteKey>,
     /// Every table and partition, to be compared with those of the next look.
     pub relations: Vec<Relation>,
+    /// Why tables that sinks take are not published by walhook as they are, by table; one that only waits its turn is not here.
+    pub unfit: HashMap<TableName, Trouble>,
 }
 
 /// A relation, as far as it matters where its changes come.
@@ -72,7 +75,17 @@ impl Missed {
             early,
             standing: standing(&survey.tables, &names),
             relations: relations(&survey.tables, &names, written),
+            unfit: survey.unfit(),
         }
+    }
+}
+
+impl Survey {
+    /// See [`Missed::unfit`].
+    pub(crate) fn unfit(&self) -> HashMap<TableName, Trouble> {
+        let refused = self.plan.refused.iter().map(|(table, refusal)| (table.clone(), refusal.trouble()));
+        let held = self.steps.held.iter().filter(|held| held.hold != Hold::Table);
+        refused.chain(held.map(|held| (held.table.clone(), held.trouble.clone()))).collect()
     }
 }
 

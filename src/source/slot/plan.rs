@@ -73,6 +73,8 @@ pub(crate) struct Plan {
     pub(crate) operations: Operations,
     /// What a sink names and does not get.
     pub(crate) faults: Vec<PlanFault>,
+    /// Why tables that sinks take are not published, by table.
+    pub(crate) refused: HashMap<TableName, Refusal>,
     /// Tables that sinks name and the database does not have.
     pub(crate) missing: Vec<TableName>,
     /// Tables left out, and other things that do not stop the rest.
@@ -214,6 +216,7 @@ impl Plan {
         if refusals.is_empty() {
             self.publish.push((table.clone(), naming));
         }
+        self.refused.extend(refusals.first().map(|(_, _, refusal)| (table.name.clone(), refusal.clone())));
         for (sink, key, refusal) in refusals {
             match naming {
                 Naming::Exact => self.fault(&sink, key, refusal),
@@ -238,6 +241,7 @@ impl Plan {
         refusal: Refusal,
         roots: &HashMap<&TableName, bool>,
     ) {
+        self.refused.insert(table.name.clone(), refusal.clone());
         let named: Vec<&&Takes<'_>> = takers.iter().filter(|takes| takes.names(&table.name)).collect();
         for takes in &named {
             self.fault(&takes.sink.name, "tables", refusal.clone());

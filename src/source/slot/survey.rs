@@ -10,6 +10,7 @@ use super::neighbours::{self, Ties};
 use super::owners::{self, Owner};
 use crate::change::{ReplicaIdentity, TableName};
 use crate::source::advice::{self, Statement};
+use crate::view::Trouble;
 
 /// What a relation is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -213,6 +214,14 @@ fn table(row: &Row) -> TableFacts {
 pub(crate) struct Refusal {
     pub(crate) reason: String,
     pub(crate) sql: Option<String>,
+}
+
+impl Refusal {
+    /// As it is told of a table for which nothing else is said.
+    pub(crate) fn trouble(&self) -> Trouble {
+        let advice = self.sql.clone().unwrap_or_else(|| "mend the database or the configuration".to_owned());
+        Trouble { what: self.reason.clone(), advice }
+    }
 }
 
 impl TableFacts {

@@ -9,6 +9,7 @@ mod relay;
 
 mod big;
 mod harm;
+mod held;
 mod identity;
 mod index;
 mod liveness;
