@@ -143,7 +143,7 @@ table! {
     SOURCE_GAP_BYTES = Counter "walhook_source_gap_bytes_total" ["bytes"] SOURCE,
         "Bytes of WAL between the two ends of these gaps, of all databases of the server.";
     SOURCE_NOTES = Gauge "walhook_source_table_notes" ["notes"] &["source", "kind"],
-        "Tables of which not everything is captured, as /readyz and walhook state tell, until the cause is gone or a person accepts it, by kind (identity, made_anew, early_rows, attached_rows, renamed_away, unlogged_partition, foreign_partition, child).";
+        "Tables of which not everything is captured, as /readyz and walhook state tell, until the cause is gone or a person accepts it, by kind (identity, made_anew, early_rows, attached_rows, renamed_away, unlogged_partition, foreign_partition, child, interrupted).";
     SOURCE_HARMED = Gauge "walhook_source_harmed_tables" ["tables"] SOURCE,
         "Tables whose own UPDATE and DELETE fail because they are published without a replica identity; /readyz answers 503 while there is one.";
     SOURCE_SLOT_RETAINED = Gauge "walhook_source_slot_retained_bytes" ["bytes"] SOURCE,

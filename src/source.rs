@@ -12,6 +12,7 @@
 pub mod address;
 pub(crate) mod advice;
 pub(crate) mod agreement;
+pub(crate) mod ahead;
 pub mod connection;
 pub mod equality;
 pub mod fetch;

@@ -194,6 +194,15 @@ impl Store {
         self.call(move |db| notes::put(db, &source, &note))
     }
 
+    /// Removes some notes and writes others, all or none of it. Durable when it returns. Blocks.
+    ///
+    /// # Errors
+    /// As [`Self::put_note`].
+    pub fn replace_notes(&self, source: &str, gone: &[NoteKey], new: &[Note]) -> Result<(), StoreError> {
+        let (source, gone, new) = (source.to_owned(), gone.to_vec(), new.to_vec());
+        self.call(move |db| notes::replace(db, &source, &gone, &new))
+    }
+
     /// Removes a note, if it is there. Blocks.
     ///
     /// # Errors

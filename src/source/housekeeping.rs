@@ -1,6 +1,7 @@
 //! What goes on beside the stream on the session's SQL connection: heartbeats, new tables for patterns, the state of the
 //! slot. Nothing here touches the stream; a failure is logged, shown and tried again at its next turn.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,14 +9,14 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 use tokio_postgres::Client;
 use tracing::warn;
 
+use super::ahead::Ahead;
 use super::identity::Watch;
 use super::notes::Notes;
 use super::problem::chain;
 use super::slot::missed::{self, Moves, Relation};
-use super::slot::{self, Learnt, Missed, PrepareError};
+use super::slot::{self, Learnt, Missed, PrepareError, Site};
 use crate::change::TableName;
 use crate::config::{SinkConfig, SourceConfig};
-use crate::store::{NoteKey, NoteKind};
 use crate::view::{SharedViews, Trouble};
 
 /// How often patterns are looked through for new tables.
@@ -70,6 +71,8 @@ struct Found {
     harms: Vec<Trouble>,
     /// Every relation.
     relations: Vec<Relation>,
+    /// Those of them that were captured at any look.
+    captured: HashSet<u32>,
     /// Heartbeats are refused.
     heartbeat: Option<Trouble>,
     /// Commits of others wait for us.
@@ -170,8 +173,11 @@ impl Housekeeping {
     /// Gives the time to the next turn.
     async fn maintain(&mut self, found: &mut Found) -> Duration {
         let (mut next, began) = (MAINTAIN_EVERY, Instant::now());
-        match slot::maintain(&self.client, &self.source, &self.sinks, &mut self.learnt).await {
+        let site = Site { client: &self.client, source: &self.source, sinks: &self.sinks };
+        let mut ahead = Ahead::new(&mut self.notes, &found.captured);
+        match slot::maintain(site, &mut self.learnt, Some(&mut ahead)).await {
             Ok(done) => {
+                ahead.settle(&done.missed.late).await;
                 let before = found.troubles.iter().chain(&found.errors).cloned().collect::<Vec<_>>();
                 for trouble in done.troubles.iter().chain(&done.errors).filter(|trouble| !before.contains(trouble)) {
                     warn!(source = %self.source.name, advice = trouble.advice, "{}", trouble.what);
@@ -197,31 +203,32 @@ impl Housekeeping {
 
     /// Notes what stays true over sessions and restarts.
     async fn keep(&mut self, missed: Missed, found: &mut Found) {
-        let Missed { made_anew, early, standing, relations, unfit } = missed;
+        let Missed { late, standing, relations, unfit } = missed;
         self.watch.learn(&unfit);
-        let late = made_anew.into_iter().map(|table| NoteKey::new(NoteKind::MadeAnew, table));
-        let late = late.chain(early.into_iter().map(|table| NoteKey::new(NoteKind::EarlyRows, table)));
-        for key in late {
+        // First, for what is noted below may be of the next table of the same name.
+        self.notes.follow(&relations, |table| takes(&self.sinks, table)).await;
+        let oids = by_name(&relations);
+        for (key, oid) in late.keys(|table| oids.get(table).copied(), &found.captured) {
             // The gap of a table that comes back says the same, with its ends.
             if !self.notes.is_out(&key.table) {
-                self.notes.happened(key).await;
+                self.notes.happened(key, oid).await;
             }
         }
         self.notes.settle(standing).await;
         if !found.relations.is_empty() {
-            self.note_moves(&found.relations, &relations).await;
+            self.note_moves(found, &relations, &oids).await;
         }
-        self.notes.forget_gone(&relations).await;
-        found.relations = relations;
+        found.see(relations);
     }
 
     /// Notes what has become of tables since the look before.
-    async fn note_moves(&mut self, before: &[Relation], now: &[Relation]) {
-        let takes = |table: &TableName| self.sinks.iter().any(|sink| sink.takes_table(table));
-        let Moves { away, joined, early } = missed::moves(before, now, takes);
-        for key in away.into_iter().chain(early) {
+    async fn note_moves(&mut self, found: &Found, now: &[Relation], oids: &HashMap<TableName, u32>) {
+        let takes = |table: &TableName| takes(&self.sinks, table);
+        let Moves { away, joined, early, again } = missed::moves(&found.relations, now, &found.captured, takes);
+        for key in away.into_iter().chain(early).chain(again) {
             if !self.notes.is_out(&key.table) {
-                self.notes.happened(key).await;
+                let oid = oids.get(key.other.as_ref().unwrap_or(&key.table)).copied();
+                self.notes.happened(key, oid).await;
             }
         }
         if joined.is_empty() {
@@ -230,8 +237,8 @@ impl Housekeeping {
         let oids: Vec<u32> = joined.iter().map(|(oid, _)| *oid).collect();
         match missed::attached_with_rows(&self.client, &oids).await {
             Ok(with_rows) => {
-                for (_, key) in joined.into_iter().filter(|(oid, _)| with_rows.contains(oid)) {
-                    self.notes.happened(key).await;
+                for (oid, key) in joined.into_iter().filter(|(oid, _)| with_rows.contains(oid)) {
+                    self.notes.happened(key, Some(oid)).await;
                 }
             }
             Err(error) => {
@@ -251,6 +258,24 @@ impl Housekeeping {
             view.notes = self.notes.view(self.watch.outlook());
         }
     }
+}
+
+impl Found {
+    /// Remembers a look at all relations.
+    fn see(&mut self, relations: Vec<Relation>) {
+        let there: HashSet<u32> = relations.iter().map(|relation| relation.oid).collect();
+        self.captured.retain(|oid| there.contains(oid));
+        self.captured.extend(relations.iter().filter(|relation| relation.is_captured).map(|relation| relation.oid));
+        self.relations = relations;
+    }
+}
+
+fn takes(sinks: &[SinkConfig], table: &TableName) -> bool {
+    sinks.iter().any(|sink| sink.takes_table(table))
+}
+
+fn by_name(relations: &[Relation]) -> HashMap<TableName, u32> {
+    relations.iter().map(|relation| (relation.name.clone(), relation.oid)).collect()
 }
 
 fn calm_interval(every: Duration) -> Interval {

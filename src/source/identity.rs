@@ -148,7 +148,10 @@ impl Watch {
             warn!(source = self.source.name, advice = trouble.advice, "{}", trouble.what);
         }
         if let Some(more) = new.len().checked_sub(LOGGED_MAX).filter(|more| *more > 0) {
-            warn!(source = self.source.name, "{more} more tables are published while their own writes fail; /readyz has all");
+            warn!(
+                source = self.source.name,
+                "{more} more tables are published while their own writes fail; /readyz has all"
+            );
         }
         self.harmed = harms.keys().map(|table| (*table).clone()).collect();
     }

@@ -1,14 +1,16 @@
 //! What the store notes of single tables of a source: kept at hand beside the stream, written before anything rests on it, and
 //! shown. What a note says to a person is in [`wording`].
 
+mod follow;
 mod outlook;
 mod wording;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use tracing::warn;
 
+use self::follow::{Fate, Present};
 pub(crate) use self::outlook::Outlook;
 pub(crate) use self::wording::{Word, told};
 use super::problem::chain;
@@ -68,16 +70,20 @@ impl Notes {
 
     /// Notes what happened once; the first of its kind and table stays. Logged in any case, so that a store which cannot be
     /// written, or is full of notes, hides nothing.
-    pub(super) async fn happened(&mut self, key: NoteKey) {
+    pub(super) async fn happened(&mut self, key: NoteKey, oid: Option<u32>) {
         if self.by_key.contains_key(&key) {
             return;
         }
-        let note = Note::new(key, now());
-        let Word { trouble, .. } = told(&self.source, &note);
-        warn!(source = %self.source, advice = trouble.advice, "{}", trouble.what);
+        let note = Note { oid, ..Note::new(key, now()) };
+        self.log(&note);
         if let Err(error) = self.put(note).await {
             self.say_unwritten(&error);
         }
+    }
+
+    pub(super) fn log(&self, note: &Note) {
+        let Word { trouble, .. } = told(&self.source, note);
+        warn!(source = %self.source, advice = trouble.advice, "{}", trouble.what);
     }
 
     /// Brings the standing notes of these kinds to what was found.
@@ -90,19 +96,45 @@ impl Notes {
             }
         }
         for key in found {
-            self.happened(key).await;
+            self.happened(key, None).await;
         }
     }
 
-    /// Drops what speaks of tables that are not there any more. A gap stays: receivers may still have what was there.
-    pub(super) async fn forget_gone(&mut self, relations: &[Relation]) {
-        let there: HashSet<&TableName> = relations.iter().map(|relation| &relation.name).collect();
-        let gone: Vec<NoteKey> = self.by_key.keys().filter(|key| is_gone(key, &there)).cloned().collect();
-        for key in gone {
-            if let Err(error) = self.remove(&key).await {
-                self.say_unwritten(&error);
+    /// Lets notes follow their relations to other names, and drops those of relations that are not there any more. A gap stays:
+    /// receivers may still have what was there.
+    pub(super) async fn follow(&mut self, relations: &[Relation], takes: impl Fn(&TableName) -> bool) {
+        let present = Present::new(relations);
+        let (mut gone, mut new) = (Vec::new(), Vec::new());
+        for note in self.by_key.values() {
+            match present.fate(note, now(), &takes) {
+                Fate::Stays => {}
+                Fate::Goes => gone.push(note.key.clone()),
+                Fate::Becomes(note_now) => {
+                    gone.push(note.key.clone());
+                    if note_now.key.kind != note.key.kind {
+                        self.log(&note_now);
+                    }
+                    new.push(note_now);
+                }
             }
         }
+        if let Err(error) = self.change(&gone, new).await {
+            self.say_unwritten(&error);
+        }
+    }
+
+    /// Removes some and writes others, all or none. Durable when it returns.
+    pub(super) async fn change(&mut self, gone: &[NoteKey], new: Vec<Note>) -> Result<(), StoreError> {
+        if gone.is_empty() && new.is_empty() {
+            return Ok(());
+        }
+        let (store, source, keys, notes) = (self.store.clone(), self.source.clone(), gone.to_vec(), new.clone());
+        ask(move || store.replace_notes(&source, &keys, &notes)).await?;
+        for key in gone {
+            self.by_key.remove(key);
+        }
+        self.by_key.extend(new.into_iter().map(|note| (note.key.clone(), note)));
+        Ok(())
     }
 
     pub(super) fn say_unwritten(&self, error: &StoreError) {
@@ -112,24 +144,6 @@ impl Notes {
     /// What is shown of them.
     pub(super) fn view(&self, outlook: &Outlook) -> NotesView {
         view(|note| outlook.told(&self.source, note), self.by_key.values())
-    }
-}
-
-/// Pure: whether the table whose rows a note misses is not there any more.
-fn is_gone(key: &NoteKey, there: &HashSet<&TableName>) -> bool {
-    match key.kind {
-        NoteKind::EarlyRows => !there.contains(&key.table),
-        NoteKind::AttachedRows => key.other.as_ref().is_none_or(|other| !there.contains(other)),
-        // The table may be under either name by now.
-        NoteKind::RenamedAway => {
-            !there.contains(&key.table) && key.other.as_ref().is_none_or(|other| !there.contains(other))
-        }
-        // Looked for each time, or true whatever becomes of the table.
-        NoteKind::Identity
-        | NoteKind::MadeAnew
-        | NoteKind::UnloggedPartition
-        | NoteKind::ForeignPartition
-        | NoteKind::Child => false,
     }
 }
 
@@ -195,27 +209,6 @@ mod tests {
         assert!(shown.errors[0].what.contains("public.a") && shown.warnings[0].what.contains("public.d"), "{shown:?}");
         let count = |kind: &str| shown.counts.iter().find(|(label, _)| *label == kind).unwrap().1;
         assert_eq!((count("identity"), count("early_rows"), count("child")), (2, 1, 0));
-    }
-
-    #[test]
-    fn a_note_goes_with_the_table_whose_rows_it_misses() {
-        let named = |table: &str| TableName { schema: "public".to_owned(), table: table.to_owned() };
-        let (here, gone) = (named("here"), named("gone"));
-        let there = HashSet::from([&here]);
-        let key = |kind, table: &TableName, other: Option<&TableName>| NoteKey {
-            other: other.cloned(),
-            ..NoteKey::new(kind, table.clone())
-        };
-        for (key, expected) in [
-            (key(NoteKind::EarlyRows, &here, None), false),
-            (key(NoteKind::EarlyRows, &gone, None), true),
-            (key(NoteKind::AttachedRows, &here, Some(&gone)), true),
-            (key(NoteKind::RenamedAway, &gone, Some(&here)), false),
-            (key(NoteKind::RenamedAway, &gone, Some(&gone)), true),
-            (key(NoteKind::Identity, &gone, None), false),
-        ] {
-            assert_eq!(is_gone(&key, &there), expected, "{key:?}");
-        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ use tracing::{debug, info, warn};
 
 use super::Source;
 use super::agreement::{self, Agreement, Found, Promotion};
+use super::ahead::Ahead;
 use super::connection::{self, Replication, SystemIdentity};
 use super::hold::Hold;
 use super::housekeeping::Housekeeping;
@@ -18,7 +19,7 @@ use super::notes::Notes;
 use super::problem::Problem;
 use super::relation::Catalogue;
 use super::session::Stream;
-use super::slot::{self, LostSlot, PrepareError, Prepared};
+use super::slot::{self, LostSlot, PrepareError, Prepared, Site};
 use crate::change::Lsn;
 use crate::config::{OnSlotLost, SourceConfig};
 use crate::metrics::ReconnectReason;
@@ -50,8 +51,7 @@ impl Source {
         let mut notes = Notes::load(&self.store, name).await.map_err(Problem::Store)?;
         let mut watch = Watch::new(self.config.clone(), self.intake.sinks().to_vec());
         let harms = self.tend(&housekeeper, &mut watch, &mut notes).await;
-        let mut prepared = self.prepare(&housekeeper).await?;
-        self.weigh_new(&mut prepared).await?;
+        let prepared = self.publish(&housekeeper, &mut notes).await?;
         self.mark_gap(&agreement, &prepared).await?;
         self.settle(&agreement, &prepared).await?;
         if prepared.created {
@@ -281,8 +281,9 @@ impl Source {
 
     /// Slot and publication. Once a session of this run has streamed no slot is made any more but in the place of one that
     /// is lost: one that is missing then has lost changes.
-    async fn prepare(&self, client: &Client) -> Result<Prepared, Problem> {
-        let (config, sinks) = (&SourceConfig { url: self.server.clone(), ..self.config.clone() }, self.intake.sinks());
+    async fn prepare(&self, client: &Client, ahead: &mut Ahead<'_>) -> Result<Prepared, Problem> {
+        let config = &SourceConfig { url: self.server.clone(), ..self.config.clone() };
+        let site = Site { client, source: config, sinks: self.intake.sinks() };
         // The making of a slot may wait for hours; whom for, people should see.
         let show = |waits: Option<Trouble>| {
             if let Some(mut view) = self.views.sources.get_mut(&config.name) {
@@ -295,12 +296,12 @@ impl Source {
             return Err(PrepareError::from(why).into());
         }
         if self.lost.is_some() {
-            return Ok(slot::prepare_anew(client, config, sinks, self.has_streamed, &show).await?);
+            return Ok(slot::prepare_anew(site, self.has_streamed, &show, Some(ahead)).await?);
         }
         if !self.has_streamed {
-            return Ok(slot::prepare(client, config, sinks, &show).await?);
+            return Ok(slot::prepare(site, &show, Some(ahead)).await?);
         }
-        let prepared = slot::prepare_again(client, config, sinks).await?;
+        let prepared = slot::prepare_again(site, Some(ahead)).await?;
         if prepared.confirmed > self.confirmed {
             return Err(agreement::gap(&config.name, &config.slot, self.confirmed, Some(prepared.confirmed)).into());
         }

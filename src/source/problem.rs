@@ -138,9 +138,7 @@ impl Problem {
             }
             Self::Stream(StreamError::NotFinished) => ReconnectReason::Timeout,
             Self::Store(_) => ReconnectReason::Store,
-            Self::Prepare(_) | Self::Lasting { .. } | Self::Unreadable { .. } => {
-                ReconnectReason::Refused
-            }
+            Self::Prepare(_) | Self::Lasting { .. } | Self::Unreadable { .. } => ReconnectReason::Refused,
             Self::Lost(_) => ReconnectReason::SlotLost,
             Self::Broken { reason, .. } => *reason,
             Self::Busy { .. } => ReconnectReason::SlotBusy,

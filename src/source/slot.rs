@@ -35,7 +35,6 @@ mod verdict;
 use std::collections::HashMap;
 
 use tokio_postgres::Client;
-use tracing::warn;
 
 pub use self::error::{LostSlot, Passing, PlanFault, PrepareError};
 pub use self::missed::Missed;
@@ -58,6 +57,7 @@ pub(crate) use self::verdict::folded;
 use self::verdict::{Outcome, busy, publication_gone};
 use crate::change::{Lsn, TableName};
 use crate::config::{SinkConfig, SourceConfig};
+use crate::source::ahead::Ahead;
 use crate::view::Trouble;
 
 /// How often a database is surveyed in one turn: after the publication was made or changed, and when another session made or
@@ -66,6 +66,15 @@ const ROUNDS_MAX: usize = 5;
 
 /// Told while [`prepare`] waits for transactions before it can make the slot, and `None` when that is over.
 pub type Report<'a> = &'a (dyn Fn(Option<Trouble>) + Sync);
+
+/// A source, and a session with its database.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Site<'a> {
+    pub(crate) client: &'a Client,
+    pub(crate) source: &'a SourceConfig,
+    /// Of this source.
+    pub(crate) sinks: &'a [SinkConfig],
+}
 
 /// A source that can be read.
 #[derive(Debug, Clone, Default)]
@@ -165,20 +174,20 @@ pub async fn look(
     Ok(survey.slot)
 }
 
-/// Makes publication and slot ready, or with `create = false` checks that they are. `sinks` are those of this source.
+/// Makes publication and slot ready, or with `create = false` checks that they are. `ahead` notes what will have been missed of
+/// the tables that are published.
 ///
 /// Every statement but the making of the slot is given up after 30 s; that one waits for the transactions that run, tells
 /// `report` for which after 2 s and then every 10 s, and may be given up by dropping the future.
 ///
 /// # Errors
 /// Sorted by who has to act, see [`PrepareError`].
-pub async fn prepare(
-    client: &Client,
-    source: &SourceConfig,
-    sinks: &[SinkConfig],
+pub(crate) async fn prepare(
+    site: Site<'_>,
     report: Report<'_>,
+    ahead: Option<&mut Ahead<'_>>,
 ) -> Result<Prepared, PrepareError> {
-    prepare_in(Turn::First { replaces: false }, client, source, sinks, report).await
+    prepare_in(Turn::First { replaces: false }, site, report, ahead).await
 }
 
 /// As [`prepare`], in the place of a slot that is lost: what the server has given up is dropped, and a new slot is made.
@@ -186,29 +195,28 @@ pub async fn prepare(
 ///
 /// # Errors
 /// As there.
-pub async fn prepare_anew(
-    client: &Client,
-    source: &SourceConfig,
-    sinks: &[SinkConfig],
+pub(crate) async fn prepare_anew(
+    site: Site<'_>,
     has_streamed: bool,
     report: Report<'_>,
+    ahead: Option<&mut Ahead<'_>>,
 ) -> Result<Prepared, PrepareError> {
     let turn = if has_streamed { Turn::Anew } else { Turn::First { replaces: true } };
-    prepare_in(turn, client, source, sinks, report).await
+    prepare_in(turn, site, report, ahead).await
 }
 
 async fn prepare_in(
     turn: Turn,
-    client: &Client,
-    source: &SourceConfig,
-    sinks: &[SinkConfig],
+    site: Site<'_>,
     report: Report<'_>,
+    ahead: Option<&mut Ahead<'_>>,
 ) -> Result<Prepared, PrepareError> {
+    let Site { client, source, .. } = site;
     let mut learnt = Learnt::default();
-    let (mut survey, published) = publish_all(client, source, sinks, turn, &mut learnt).await?;
+    let (mut survey, published) = publish_all(site, turn, &mut learnt, ahead).await?;
     let mut created = false;
-    if survey.slot.as_ref().is_none_or(|slot| slot.is_half_made() || slot.is_lost()) {
-        let made = make_slot(client, source, &survey, report).await;
+    if survey.wants_slot() {
+        let made = creation::make_slot(client, source, &survey, report).await;
         created = made.map_err(|error| survey.with_grants(error, source))?;
     }
     let Outcome { troubles, errors, missed } = survey.outcome(published, turn, &mut learnt, source);
@@ -220,13 +228,10 @@ async fn prepare_in(
 ///
 /// # Errors
 /// As [`prepare`].
-pub async fn prepare_again(
-    client: &Client,
-    source: &SourceConfig,
-    sinks: &[SinkConfig],
-) -> Result<Prepared, PrepareError> {
+pub(crate) async fn prepare_again(site: Site<'_>, ahead: Option<&mut Ahead<'_>>) -> Result<Prepared, PrepareError> {
+    let Site { client, source, .. } = site;
     let mut learnt = Learnt::default();
-    let (mut survey, published) = publish_all(client, source, sinks, Turn::Again, &mut learnt).await?;
+    let (mut survey, published) = publish_all(site, Turn::Again, &mut learnt, ahead).await?;
     let Outcome { troubles, errors, missed } = survey.outcome(published, Turn::Again, &mut learnt, source);
     ready(client, source, &survey, Prepared { troubles, errors, missed, learnt, ..Prepared::default() }).await
 }
@@ -306,11 +311,10 @@ async fn ready(
 /// Surveys and publishes. What cannot be published keeps nothing else back: it is a trouble, and tried again by [`maintain`].
 /// Only without a publication nothing can be streamed, nor a slot be made.
 async fn publish_all(
-    client: &Client,
-    source: &SourceConfig,
-    sinks: &[SinkConfig],
+    Site { client, source, sinks }: Site<'_>,
     turn: Turn,
     learnt: &mut Learnt,
+    mut ahead: Option<&mut Ahead<'_>>,
 ) -> Result<(Survey, Published), PrepareError> {
     limit_statements(client).await?;
     let mut rounds = 0;
@@ -332,8 +336,14 @@ async fn publish_all(
             Err(error) => Some(whole_fault(&publishing, error).await),
         };
         let written = survey.written(client).await;
+        // What is older than the slot is missed by nobody.
+        if let Some(ahead) = ahead.as_deref_mut().filter(|_| !(turn.is_first() && survey.wants_slot())) {
+            ahead.note(&survey.late(turn, learnt, &written), &survey.oids).await;
+            crate::failpoint::hit("publication.noted");
+        }
         match publishing.fill(learnt).await {
             Ok(mut published) => {
+                crate::failpoint::hit("publication.filled");
                 published.written = written;
                 published.faults.splice(..0, fault);
                 return Ok((survey, published));
@@ -353,11 +363,10 @@ async fn publish_all(
 ///
 /// # Errors
 /// When the server cannot be asked, or the publication is gone.
-pub async fn maintain(
-    client: &Client,
-    source: &SourceConfig,
-    sinks: &[SinkConfig],
+pub(crate) async fn maintain(
+    Site { client, source, sinks }: Site<'_>,
     learnt: &mut Learnt,
+    ahead: Option<&mut Ahead<'_>>,
 ) -> Result<Maintained, PrepareError> {
     let mut survey = survey(client, source, sinks).await?;
     if survey.publication.is_none() {
@@ -372,6 +381,9 @@ pub async fn maintain(
         fault = Some(whole_fault(&publishing, error).await);
     }
     let written = survey.written(client).await;
+    if let Some(ahead) = ahead {
+        ahead.note(&survey.late(Turn::Again, learnt, &written), &survey.oids).await;
+    }
     let mut published = match publishing.fill(learnt).await {
         Ok(published) => Published { written, ..published },
         Err(error) if is_race(&error) => Published::default(),
@@ -412,41 +424,4 @@ pub async fn heartbeat(client: &Client) -> Result<(), PrepareError> {
     let statement = "select case when not pg_is_in_recovery() \
                      then pg_logical_emit_message(false, 'walhook:heartbeat', '')::text end";
     bounded("write a heartbeat", client.query_one(statement, &[])).await.map(drop)
-}
-
-/// Drops the slot if it is of no use at that moment: between the survey and here somebody may have made another.
-fn drop_useless(version: u32) -> String {
-    let invalid = match version {
-        170_000.. => "s.invalidation_reason is not null or s.conflicting and pg_is_in_recovery()",
-        160_000.. => "s.conflicting and pg_is_in_recovery()",
-        _ => "false",
-    };
-    format!(
-        "
-select pg_drop_replication_slot(s.slot_name) is null from pg_replication_slots s
- where s.slot_name = $1 and not s.active
-   and (s.wal_status = 'lost' or s.confirmed_flush_lsn is null or {invalid})"
-    )
-}
-
-async fn make_slot(
-    client: &Client,
-    source: &SourceConfig,
-    survey: &Survey,
-    report: Report<'_>,
-) -> Result<bool, PrepareError> {
-    if !source.create {
-        return Err(survey.slot_by_hand(source));
-    }
-    if let Some(slot) = &survey.slot {
-        let why = if slot.is_lost() { "that the server has given up" } else { "whose making was given up" };
-        let dropped =
-            bounded("drop a useless slot", client.query_opt(&drop_useless(survey.server.version), &[&source.slot]))
-                .await?;
-        if dropped.is_none() {
-            return Err(Passing::Changed("the slot is another than a moment ago").into());
-        }
-        warn!(source = source.name, slot = source.slot, "dropped a slot {why}");
-    }
-    creation::create(client, source, survey.server.in_recovery, report).await
 }

@@ -3,7 +3,7 @@
 //! A note outlives the process. It goes when its cause goes or when a person accepts it. There is one for a kind and a table,
 //! so a gap that opens again joins the one before.
 
-use rusqlite::{Connection, OptionalExtension as _, Row, named_params};
+use rusqlite::{Connection, OptionalExtension as _, Row, TransactionBehavior, named_params};
 
 use super::apply::lsn_of;
 use super::error::StoreError;
@@ -34,11 +34,13 @@ pub enum NoteKind {
     ForeignPartition,
     /// The other table inherits from the table, and no sink takes it.
     Child,
+    /// The table was captured, then not, and is again: as a partition that is detached and attached.
+    Interrupted,
 }
 
 impl NoteKind {
     /// Every kind.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Identity,
         Self::MadeAnew,
         Self::EarlyRows,
@@ -47,6 +49,7 @@ impl NoteKind {
         Self::UnloggedPartition,
         Self::ForeignPartition,
         Self::Child,
+        Self::Interrupted,
     ];
 
     /// As it is kept, and the label of the metric.
@@ -60,6 +63,7 @@ impl NoteKind {
             Self::UnloggedPartition => "unlogged_partition",
             Self::ForeignPartition => "foreign_partition",
             Self::Child => "child",
+            Self::Interrupted => "interrupted",
         }
     }
 
@@ -67,7 +71,12 @@ impl NoteKind {
     pub const fn is_standing(self) -> bool {
         match self {
             Self::UnloggedPartition | Self::ForeignPartition | Self::Child => true,
-            Self::Identity | Self::MadeAnew | Self::EarlyRows | Self::AttachedRows | Self::RenamedAway => false,
+            Self::Identity
+            | Self::MadeAnew
+            | Self::EarlyRows
+            | Self::AttachedRows
+            | Self::RenamedAway
+            | Self::Interrupted => false,
         }
     }
 
@@ -112,12 +121,14 @@ pub struct Note {
     pub to: Option<Lsn>,
     /// A person knows of it.
     pub is_accepted: bool,
+    /// `pg_class.oid` of the relation whose rows it speaks of, which it follows to another name.
+    pub oid: Option<u32>,
 }
 
 impl Note {
     /// One that is noticed now.
     pub fn new(key: NoteKey, at_micros: i64) -> Self {
-        Self { key, at_micros, from: None, to: None, is_accepted: false }
+        Self { key, at_micros, from: None, to: None, is_accepted: false, oid: None }
     }
 
     /// A gap that has not ended: nothing of the table is captured.
@@ -129,7 +140,8 @@ impl Note {
 /// The notes of a source, by kind and table.
 pub(super) fn read(db: &Connection, source: &str) -> Result<Vec<Note>, StoreError> {
     let select = || -> rusqlite::Result<Vec<Option<Note>>> {
-        let order = "SELECT kind, table_schema, table_name, other_schema, other_name, at, from_lsn, to_lsn, accepted
+        let order =
+            "SELECT kind, table_schema, table_name, other_schema, other_name, at, from_lsn, to_lsn, accepted, oid
                      FROM source_note WHERE source = ?1";
         db.prepare_cached(order)?.query_map([source], note)?.collect()
     };
@@ -155,6 +167,7 @@ fn note(row: &Row<'_>) -> rusqlite::Result<Option<Note>> {
         from: from?.map(lsn_of),
         to: to?.map(lsn_of),
         is_accepted: row.get(8)?,
+        oid: row.get(9)?,
     }))
 }
 
@@ -172,8 +185,8 @@ pub(super) fn put(db: &Connection, source: &str, note: &Note) -> Result<(), Stor
     }
     db.execute(
         "INSERT OR REPLACE INTO source_note
-             (source, kind, table_schema, table_name, other_schema, other_name, at, from_lsn, to_lsn, accepted)
-         VALUES (:source, :kind, :schema, :table, :other_schema, :other_table, :at, :from, :to, :accepted)",
+             (source, kind, table_schema, table_name, other_schema, other_name, at, from_lsn, to_lsn, accepted, oid)
+         VALUES (:source, :kind, :schema, :table, :other_schema, :other_table, :at, :from, :to, :accepted, :oid)",
         named_params! {
             ":source": source, ":kind": key.kind, ":schema": key.schema, ":table": key.table,
             ":other_schema": key.other_schema, ":other_table": key.other_table,
@@ -181,10 +194,20 @@ pub(super) fn put(db: &Connection, source: &str, note: &Note) -> Result<(), Stor
             ":from": note.from.map(|lsn| lsn.0.cast_signed()),
             ":to": note.to.map(|lsn| lsn.0.cast_signed()),
             ":accepted": note.is_accepted,
+            ":oid": note.oid,
         },
     )
     .map(drop)
     .map_err(failed)
+}
+
+/// Removes some and writes others, all or none of it.
+pub(super) fn replace(db: &mut Connection, source: &str, gone: &[NoteKey], new: &[Note]) -> Result<(), StoreError> {
+    let failed = StoreError::write("the notes of a source");
+    let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate).map_err(&failed)?;
+    gone.iter().try_for_each(|key| remove(&transaction, source, key))?;
+    new.iter().try_for_each(|note| put(&transaction, source, note))?;
+    transaction.commit().map_err(failed)
 }
 
 /// Removes a note, if it is there.
@@ -268,6 +291,19 @@ mod tests {
         remove(&db, "app", &gap).unwrap();
         assert_eq!(read(&db, "app").unwrap().len(), NoteKind::ALL.len() - 1);
         assert_eq!(read(&db, "other").unwrap().len(), 1);
+    }
+
+    #[test]
+    fn notes_change_places_together() {
+        let mut db = store();
+        let note =
+            |table: &str, oid| Note { oid: Some(oid), ..Note::new(NoteKey::new(NoteKind::EarlyRows, named(table)), 0) };
+        let (one, two) = (note("one", 1), note("two", 2));
+        put(&db, "app", &one).unwrap();
+        put(&db, "app", &two).unwrap();
+        let swapped = [note("one", 2), note("two", 1)];
+        replace(&mut db, "app", &[one.key, two.key], &swapped).unwrap();
+        assert_eq!(read(&db, "app").unwrap(), swapped);
     }
 
     #[test]

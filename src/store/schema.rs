@@ -21,8 +21,10 @@ pub(super) struct Schema {
 }
 
 /// `state.db`.
-pub(super) const STATE: Schema =
-    Schema { application: 0x7761_6C68, steps: &[STATE_1, STATE_2, STATE_3, STATE_4, STATE_5, STATE_6, STATE_7] };
+pub(super) const STATE: Schema = Schema {
+    application: 0x7761_6C68,
+    steps: &[STATE_1, STATE_2, STATE_3, STATE_4, STATE_5, STATE_6, STATE_7, STATE_8],
+};
 
 /// `log.db`.
 pub(super) const LOG: Schema = Schema { application: 0x7761_6C6C, steps: &[LOG_1] };
@@ -186,6 +188,9 @@ const STATE_7: &str = "
         patterns TEXT NOT NULL            -- a JSON array
     ) STRICT, WITHOUT ROWID;
 ";
+
+/// Which relation a note speaks of, whatever its name.
+const STATE_8: &str = "ALTER TABLE source_note ADD COLUMN oid INTEGER;";
 
 const LOG_1: &str = "
     CREATE TABLE delivery (

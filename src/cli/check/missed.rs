@@ -63,7 +63,8 @@ fn of_look(source: &SourceConfig, look: &Look, ends_at_start: impl Fn(&TableName
     let finding = |bare: &identity::Bare| {
         let hindrance = look.hindrance(source, bare);
         let is_fault = hindrance.is_some() || !ends_at_start(&bare.table);
-        let Trouble { what, advice } = look.harm(source, bare, None, hindrance.unwrap_or("walhook does that while it runs"));
+        let Trouble { what, advice } =
+            look.harm(source, bare, None, hindrance.unwrap_or("walhook does that while it runs"));
         match is_fault {
             true => Finding::fail(&bare.table, what, advice),
             false => Finding::warn(&bare.table, what, advice),

@@ -6,8 +6,8 @@ use tokio::task::JoinSet;
 
 use super::*;
 use crate::config::{Hold, StateConfig};
-use crate::source::slot::tests::{Stage, sink};
-use crate::store::Store;
+use crate::source::slot::tests::{Stage, sink, site};
+use crate::store::{NoteKind, Store};
 use crate::view::{SourceState, SourceView, Views};
 
 /// A server with a table and slot and publication for it, and housekeeping that runs.
@@ -24,7 +24,7 @@ impl House {
     async fn new(sql: &str) -> Self {
         let mut stage = Stage::new(&[], "create table orders (id int primary key)").await;
         let (source, sinks) = (stage.source(), vec![sink("s", &["public.orders"])]);
-        slot::prepare(&stage.own, &source, &sinks, &|_| {}).await.unwrap();
+        slot::prepare(site(&stage.own, &source, &sinks), &|_| {}, None).await.unwrap();
         stage.admin.batch_execute(sql).await.unwrap();
         let views = SharedViews::new(Views::default());
         views.sources.insert("app".to_owned(), SourceView::new(SourceState::Streaming, SystemTime::now()));

@@ -56,6 +56,13 @@ pub(crate) fn told(source: &str, note: &Note) -> Word {
             ),
             "read the server that has it with a source of its own".to_owned(),
         ),
+        NoteKind::Interrupted => (
+            format!(
+                "{table} was captured, then not, and is again since {since}, as one that was detached or taken out of the \
+                 publication: changes made to it in between were not captured"
+            ),
+            format!("compare the receivers' data with {table}"),
+        ),
         NoteKind::Child => (
             format!("{other} inherits from {table}: its changes are not captured, though SELECT from {table} shows its rows"),
             format!("name {other} in the tables of a sink"),
@@ -112,7 +119,8 @@ pub(super) fn accept(source: &str, note: &Note) -> String {
         | NoteKind::RenamedAway
         | NoteKind::UnloggedPartition
         | NoteKind::ForeignPartition
-        | NoteKind::Child => format!("walhook state accept-missed {table} --source {}", shell_word(source)),
+        | NoteKind::Child
+        | NoteKind::Interrupted => format!("walhook state accept-missed {table} --source {}", shell_word(source)),
     };
     format!("with walhook stopped, `{command}` ends this notice")
 }

@@ -1,10 +1,13 @@
 //! What is done about single tables when a session begins.
 
+use std::collections::HashSet;
+
 use tokio_postgres::Client;
 use tracing::warn;
 
 use crate::change::TableName;
 use crate::source::Source;
+use crate::source::ahead::Ahead;
 use crate::source::identity::Watch;
 use crate::source::notes::Notes;
 use crate::source::problem::{Problem, chain};
@@ -33,17 +36,29 @@ impl Source {
         harms
     }
 
-    /// Before the first stream: of tables that are new to the publication only those were missed that the sinks asked for when
-    /// the source ran before. One that the configuration asks for from now on begins now, as it should.
-    pub(super) async fn weigh_new(&self, prepared: &mut Prepared) -> Result<(), Problem> {
+    /// Slot and publication, with what was missed of tables that are published only now noted before they are.
+    ///
+    /// Before the first stream only those were missed that the sinks asked for when the source ran before. One that the
+    /// configuration asks for from now on begins now, as it should.
+    pub(super) async fn publish(&self, client: &Client, notes: &mut Notes) -> Result<Prepared, Problem> {
         let name = self.config.name.clone();
+        let captured = HashSet::new();
+        let mut ahead = Ahead::new(notes, &captured);
+        let mut before = None;
         if !self.has_streamed {
             let asked = name.clone();
-            let before = self.ask_store(move |store| store.watched(&asked)).await?;
-            let is_new_here = |table: &TableName| before.iter().any(|pattern| pattern.matches(table));
-            prepared.missed.early.retain(|table| !prepared.created && is_new_here(table));
+            let patterns = self.ask_store(move |store| store.watched(&asked)).await?;
+            ahead = ahead.first(patterns.clone());
+            before = Some(patterns);
         }
+        let mut prepared = self.prepare(client, &mut ahead).await?;
+        if let Some(before) = before {
+            let is_new_here = |table: &TableName| before.iter().any(|pattern| pattern.matches(table));
+            prepared.missed.late.early.retain(|table| !prepared.created && is_new_here(table));
+        }
+        ahead.settle(&prepared.missed.late).await;
         let patterns: Vec<_> = self.intake.sinks().iter().flat_map(|sink| sink.tables.clone()).collect();
-        self.ask_store(move |store| store.watch(&name, &patterns)).await
+        self.ask_store(move |store| store.watch(&name, &patterns)).await?;
+        Ok(prepared)
     }
 }

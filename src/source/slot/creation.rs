@@ -13,10 +13,10 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Row};
 use tracing::{info, warn};
 
-use super::Report;
 use super::error::{Passing, PrepareError, bounded, classify, no_place};
 use super::names::literal;
 use super::unseen::{Question, ask};
+use super::{Report, Survey};
 use crate::config::SourceConfig;
 use crate::source::advice::{self, Statement};
 use crate::source::{chain, connection};
@@ -40,8 +40,46 @@ pub(in crate::source) fn create_sql(source: &SourceConfig) -> String {
     format!("SELECT pg_create_logical_replication_slot({}, 'pgoutput'{failover});", literal(&source.slot))
 }
 
-/// Makes the slot; false if someone else made it meanwhile. What it waits for is told to `report`.
-pub(super) async fn create(
+/// Makes the slot, in the place of one that is of no use; false if someone else made it meanwhile.
+pub(super) async fn make_slot(
+    client: &Client,
+    source: &SourceConfig,
+    survey: &Survey,
+    report: Report<'_>,
+) -> Result<bool, PrepareError> {
+    if !source.create {
+        return Err(survey.slot_by_hand(source));
+    }
+    if let Some(slot) = &survey.slot {
+        let why = if slot.is_lost() { "that the server has given up" } else { "whose making was given up" };
+        let dropped =
+            bounded("drop a useless slot", client.query_opt(&drop_useless(survey.server.version), &[&source.slot]))
+                .await?;
+        if dropped.is_none() {
+            return Err(Passing::Changed("the slot is another than a moment ago").into());
+        }
+        warn!(source = source.name, slot = source.slot, "dropped a slot {why}");
+    }
+    create(client, source, survey.server.in_recovery, report).await
+}
+
+/// Drops the slot if it is of no use at that moment: between the survey and here somebody may have made another.
+fn drop_useless(version: u32) -> String {
+    let invalid = match version {
+        170_000.. => "s.invalidation_reason is not null or s.conflicting and pg_is_in_recovery()",
+        160_000.. => "s.conflicting and pg_is_in_recovery()",
+        _ => "false",
+    };
+    format!(
+        "
+select pg_drop_replication_slot(s.slot_name) is null from pg_replication_slots s
+ where s.slot_name = $1 and not s.active
+   and (s.wal_status = 'lost' or s.confirmed_flush_lsn is null or {invalid})"
+    )
+}
+
+/// What it waits for is told to `report`.
+async fn create(
     client: &Client,
     source: &SourceConfig,
     in_recovery: bool,

@@ -128,9 +128,7 @@ impl PrepareError {
         match self {
             Self::Lasting { what, advice } => Trouble { what, advice },
             Self::Lost(lost) => lost.trouble,
-            Self::Busy { .. } | Self::Passing(_) => {
-                Trouble { what: chain(&self), advice: advice.to_owned() }
-            }
+            Self::Busy { .. } | Self::Passing(_) => Trouble { what: chain(&self), advice: advice.to_owned() },
         }
     }
 

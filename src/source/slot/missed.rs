@@ -19,17 +19,23 @@ use crate::view::Trouble;
 /// What of single tables is not captured.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Missed {
-    /// Tables that a sink names and that are published only now, when the source has streamed: a name that was made anew, or
-    /// taken over by another table.
-    pub made_anew: Vec<TableName>,
-    /// Tables that are published only now and had been written to before.
-    pub early: Vec<TableName>,
+    /// Tables that are published only now.
+    pub late: Late,
     /// What is not captured as long as it is as it is.
     pub standing: Vec<NoteKey>,
     /// Every table and partition, to be compared with those of the next look.
     pub relations: Vec<Relation>,
     /// Why tables that sinks take are not published by walhook as they are, by table; one that only waits its turn is not here.
     pub unfit: HashMap<TableName, Trouble>,
+}
+
+/// Tables that are published later than they should have been.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Late {
+    /// Tables that a sink names, when the source has streamed: a name that was made anew, or taken over by another table.
+    pub made_anew: Vec<TableName>,
+    /// Tables that had been written to before.
+    pub early: Vec<TableName>,
 }
 
 /// A relation, as far as it matters where its changes come.
@@ -52,8 +58,10 @@ pub struct Relation {
 pub(crate) struct Moves {
     /// Captured tables that have another name now, which no sink takes.
     pub away: Vec<NoteKey>,
-    /// Partitions of captured tables that were not partitions of these before, with their OIDs.
+    /// Partitions of captured tables that were not captured before, with their OIDs.
     pub joined: Vec<(u32, NoteKey)>,
+    /// Relations that were captured, then not, and are again.
+    pub again: Vec<NoteKey>,
     /// Tables that are captured now and had been written to when they were not, as when their owner publishes them.
     pub early: Vec<NoteKey>,
 }
@@ -62,17 +70,9 @@ impl Missed {
     /// Of a survey, when the publication was brought to the plan. `written` are tables that were not published before and had been
     /// written to.
     pub(super) fn new(survey: &Survey, turn: Turn, learnt: &Learnt, written: &[TableName]) -> Self {
-        let added = &survey.steps.added;
-        let exact = survey.plan.publish.iter().filter(|(_, naming)| *naming == Naming::Exact);
-        let exact: HashSet<&TableName> = exact.map(|(table, _)| &table.name).collect();
-        // One that was missing, or could not be published, from the start on has missed nothing but what is in it.
-        let is_anew = |table: &&TableName| !turn.is_first() && exact.contains(table) && !learnt.has_waited(table);
-        let made_anew: Vec<TableName> = added.iter().filter(is_anew).cloned().collect();
-        let early = written.iter().filter(|table| added.contains(table) && !is_anew(table)).cloned().collect();
         let names: HashSet<&TableName> = survey.streaming().map(|table| &table.name).collect();
         Self {
-            made_anew,
-            early,
+            late: survey.late(turn, learnt, written),
             standing: standing(&survey.tables, &names),
             relations: relations(&survey.tables, &names, written),
             unfit: survey.unfit(),
@@ -81,6 +81,19 @@ impl Missed {
 }
 
 impl Survey {
+    /// What of the tables that the steps add is late.
+    pub(super) fn late(&self, turn: Turn, learnt: &Learnt, written: &[TableName]) -> Late {
+        let added: HashSet<&TableName> = self.steps.added.iter().collect();
+        let exact = self.plan.publish.iter().filter(|(_, naming)| *naming == Naming::Exact);
+        let exact: HashSet<&TableName> = exact.map(|(table, _)| &table.name).collect();
+        // One that was missing, or could not be published, from the start on has missed nothing but what is in it.
+        let is_anew = |table: &&TableName| !turn.is_first() && exact.contains(table) && !learnt.has_waited(table);
+        Late {
+            made_anew: self.steps.added.iter().filter(is_anew).cloned().collect(),
+            early: written.iter().filter(|table| added.contains(table) && !is_anew(table)).cloned().collect(),
+        }
+    }
+
     /// See [`Missed::unfit`].
     pub(crate) fn unfit(&self) -> HashMap<TableName, Trouble> {
         let refused = self.plan.refused.iter().map(|(table, refusal)| (table.clone(), refusal.trouble()));
@@ -144,27 +157,36 @@ fn relations(tables: &[TableFacts], captured: &HashSet<&TableName>, written: &[T
     tables.iter().filter(has_rows).map(relation).collect()
 }
 
-/// Compares two looks. `takes` tells whether a sink takes a table of that name.
-pub(crate) fn moves(before: &[Relation], now: &[Relation], takes: impl Fn(&TableName) -> bool) -> Moves {
+/// Compares two looks. `captured` are the OIDs of what was captured at any look before; `takes` tells whether a sink takes a
+/// table of that name.
+pub(crate) fn moves(
+    before: &[Relation],
+    now: &[Relation],
+    captured: &HashSet<u32>,
+    takes: impl Fn(&TableName) -> bool,
+) -> Moves {
     let by_oid: HashMap<u32, &Relation> = before.iter().map(|relation| (relation.oid, relation)).collect();
     let mut moves = Moves::default();
     for relation in now {
         let known = by_oid.get(&relation.oid);
-        if relation.root.is_none() && relation.is_captured && known.is_some_and(|known| known.was_written) {
-            moves.early.push(NoteKey::new(NoteKind::EarlyRows, relation.name.clone()));
-        }
+        let is_late = relation.is_captured && !known.is_some_and(|known| known.is_captured);
+        // A root may have been renamed, or out for a while, and its partitions with it.
+        let stayed = relation.root.is_some() && known.is_some_and(|known| known.root.is_some());
         match (&relation.root, known) {
+            _ if stayed => {}
+            _ if is_late && captured.contains(&relation.oid) => {
+                moves.again.push(NoteKey::new(NoteKind::Interrupted, relation.name.clone()));
+            }
+            (None, Some(known)) if is_late && known.was_written => {
+                moves.early.push(NoteKey::new(NoteKind::EarlyRows, relation.name.clone()));
+            }
             (None, Some(known)) if known.is_captured && known.root.is_none() && !takes(&relation.name) => {
                 let key = NoteKey::new(NoteKind::RenamedAway, known.name.clone());
                 moves.away.push(NoteKey { other: Some(relation.name.clone()), ..key });
             }
-            (Some(root), known) if relation.is_captured => {
-                // A root may have been renamed, and its partitions with it.
-                let was_there = known.is_some_and(|known| known.root.is_some());
-                if !was_there {
-                    let key = NoteKey::new(NoteKind::AttachedRows, root.clone());
-                    moves.joined.push((relation.oid, NoteKey { other: Some(relation.name.clone()), ..key }));
-                }
+            (Some(root), _) if is_late => {
+                let key = NoteKey::new(NoteKind::AttachedRows, root.clone());
+                moves.joined.push((relation.oid, NoteKey { other: Some(relation.name.clone()), ..key }));
             }
             (None | Some(_), _) => {}
         }
@@ -319,6 +341,9 @@ mod tests {
             relation(6, "dropped", None, true),
             Relation { was_written: true, ..relation(9, "owners", None, false) },
             Relation { was_written: true, ..relation(10, "still", None, false) },
+            relation(11, "back", None, false),
+            relation(12, "given_back", None, false),
+            relation(13, "filled", None, false),
         ];
         let now = [
             relation(1, "orders_old", None, false),
@@ -330,13 +355,20 @@ mod tests {
             relation(8, "leaf_of_none", Some("other"), false),
             relation(9, "owners", None, true),
             relation(10, "still", None, false),
+            relation(11, "back", Some("root"), true),
+            relation(12, "given_back", None, true),
+            relation(13, "filled", Some("root"), true),
         ];
-        let Moves { away, joined, early } = moves(&before, &now, |name| name.table == "log2");
+        let captured = HashSet::from([1, 2, 4, 5, 6, 11, 12]);
+        let Moves { away, joined, early, again } = moves(&before, &now, &captured, |name| name.table == "log2");
         let names = |key: &NoteKey| (key.table.table.clone(), key.other.clone().unwrap().table);
         assert_eq!(away.iter().map(names).collect::<Vec<_>>(), [("orders".into(), "orders_old".into())]);
         assert_eq!(early, [NoteKey::new(NoteKind::EarlyRows, named("owners"))]);
         let joined: Vec<_> = joined.iter().map(|(oid, key)| (*oid, names(key))).collect();
         let leaf = |name: &str| ("root".to_owned(), name.to_owned());
-        assert_eq!(joined, [(5, leaf("alone")), (7, leaf("new_leaf"))]);
+        // What was captured up to the last look under its own name has missed nothing.
+        assert_eq!(joined, [(7, leaf("new_leaf")), (13, leaf("filled"))]);
+        let interrupted = ["back", "given_back"].map(|table| NoteKey::new(NoteKind::Interrupted, named(table)));
+        assert_eq!(again, interrupted);
     }
 }

@@ -178,11 +178,7 @@ impl Plan {
             let hint = near.map(|near| format!(" (did you mean {near}?)")).unwrap_or_default();
             let reason = format!("the database has no table {name}{hint}");
             self.missing.push(name);
-            self.faults.push(PlanFault {
-                place: format!("sink.{}.tables", sink.name),
-                reason,
-                sql: None,
-            });
+            self.faults.push(PlanFault { place: format!("sink.{}.tables", sink.name), reason, sql: None });
         }
         for (name, _) in &sink.group_by_table {
             if !takes.takes(name) {

@@ -68,7 +68,7 @@ impl Stage {
     }
 
     async fn prepare(&self, sinks: &[SinkConfig]) -> Result<Prepared, PrepareError> {
-        prepare(&self.own, &self.source(), sinks, &|_| {}).await
+        prepare(site(&self.own, &self.source(), sinks), &|_| {}, None).await
     }
 
     async fn published(&self) -> Vec<String> {
@@ -80,6 +80,10 @@ impl Stage {
     async fn count(&self, sql: &str) -> i64 {
         self.admin.query_one(sql, &[]).await.unwrap().get(0)
     }
+}
+
+pub(crate) fn site<'a>(client: &'a Client, source: &'a SourceConfig, sinks: &'a [SinkConfig]) -> Site<'a> {
+    Site { client, source, sinks }
 }
 
 async fn session(drivers: &mut JoinSet<()>, url: &str) -> Client {

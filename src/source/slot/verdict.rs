@@ -154,6 +154,11 @@ impl Survey {
         names.filter(move |name| !published.contains(name)).cloned()
     }
 
+    /// Whether there is no slot that can be read.
+    pub(super) fn wants_slot(&self) -> bool {
+        self.slot.as_ref().is_none_or(|slot| slot.is_half_made() || slot.is_lost())
+    }
+
     /// What could not be seen of all this.
     pub(crate) fn unseen(&self) -> impl Iterator<Item = &Unseen> {
         let publication = self.publication.iter().flat_map(|state| &state.unseen);

@@ -78,7 +78,7 @@ fn a_file_of_a_later_version_is_refused() {
     assert!(error.is_lasting());
     assert_eq!(
         error.to_string(),
-        format!("{} has version 9, and this walhook knows versions up to 7: use a newer one", path.display())
+        format!("{} has version 9, and this walhook knows versions up to 8: use a newer one", path.display())
     );
 }
 
@@ -140,7 +140,7 @@ fn files_that_were_made_and_not_filled_are_filled() {
 fn both_files_shrink_and_sync_as_the_design_says() {
     let rig = Rig::new();
     rig.one().0.close();
-    for (name, application, version) in [("state.db", 0x7761_6C68, 7), ("log.db", 0x7761_6C6C, 1)] {
+    for (name, application, version) in [("state.db", 0x7761_6C68, 8), ("log.db", 0x7761_6C6C, 1)] {
         let db = Connection::open(rig.config.path.join(name)).unwrap();
         let pragma = |name: &str| db.pragma_query_value(None, name, |row| row.get::<_, i64>(0)).unwrap();
         let is = ["application_id", "user_version", "auto_vacuum", "page_size"].map(pragma);

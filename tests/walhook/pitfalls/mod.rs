@@ -19,6 +19,7 @@ mod motion;
 mod names;
 mod partitions;
 mod positions;
+mod renamed;
 mod rows;
 mod settings;
 mod shapes;

@@ -39,10 +39,10 @@ async fn pitfall_59_a_table_that_is_locked_at_the_first_start_holds_only_itself_
     assert!(advice.starts_with("it is published by itself"), "{advice}");
 
     holder.batch_execute("insert into orders values (1); commit").await.unwrap();
-    let maintained = maintain(&stage.own, &stage.source(), &sinks, &mut prepared.learnt).await.unwrap();
+    let maintained = maintain(site(&stage.own, &stage.source(), &sinks), &mut prepared.learnt, None).await.unwrap();
     assert_eq!((maintained.added.len(), maintained.errors.len(), maintained.is_incomplete), (1, 0, false));
-    assert_eq!(maintained.missed.made_anew, []);
-    assert_eq!(maintained.missed.early.iter().map(ToString::to_string).collect::<Vec<_>>(), ["public.orders"]);
+    assert_eq!(maintained.missed.late.made_anew, []);
+    assert_eq!(maintained.missed.late.early.iter().map(ToString::to_string).collect::<Vec<_>>(), ["public.orders"]);
 }
 
 #[tokio::test]
@@ -73,7 +73,7 @@ async fn pitfall_59_many_locked_tables_among_others_hold_only_themselves_and_are
     assert_eq!(prepared.troubles.len(), 9, "eight and how many more: {:?}", prepared.troubles);
     assert!(prepared.troubles[8].what.starts_with("52 more tables"), "{:?}", prepared.troubles);
     holder.batch_execute("commit").await.unwrap();
-    let maintained = maintain(&stage.own, &stage.source(), &sinks, &mut prepared.learnt).await.unwrap();
+    let maintained = maintain(site(&stage.own, &stage.source(), &sinks), &mut prepared.learnt, None).await.unwrap();
     assert_eq!((maintained.added.len(), maintained.troubles.len()), (60, 0));
 }
 
@@ -131,7 +131,7 @@ async fn an_event_trigger_that_minds_one_table_keeps_no_other() {
     assert_eq!(prepared.tables.len(), 40);
     assert_eq!(prepared.troubles[0].what, "public.minded is not published yet: this table is minded");
     stage.admin.batch_execute("drop event trigger minder").await.unwrap();
-    let maintained = maintain(&stage.own, &stage.source(), &sinks, &mut prepared.learnt).await.unwrap();
+    let maintained = maintain(site(&stage.own, &stage.source(), &sinks), &mut prepared.learnt, None).await.unwrap();
     assert_eq!((maintained.added.len(), maintained.troubles.len()), (1, 0));
 }
 
@@ -180,7 +180,7 @@ async fn a_table_of_another_role_or_in_a_closed_schema_holds_only_itself_and_the
     let grant = sql_of(&prepared.errors[0].advice);
     assert_eq!(grant, "GRANT USAGE ON SCHEMA \"closed\" TO \"walhook\";");
     stage.admin.batch_execute(&grant).await.unwrap();
-    let maintained = maintain(&stage.own, &stage.source(), &sinks, &mut prepared.learnt).await.unwrap();
+    let maintained = maintain(site(&stage.own, &stage.source(), &sinks), &mut prepared.learnt, None).await.unwrap();
     assert_eq!((maintained.added.len(), maintained.errors.len()), (1, 1));
 }
 
@@ -203,7 +203,7 @@ async fn a_publication_that_another_session_changes_is_named_with_its_holder_and
     let told = format!("the publication walhook_app cannot be changed: backend {pid}");
     assert!(prepared.errors.iter().all(|trouble| trouble.what.starts_with(&told)), "{:?}", prepared.errors);
     holder.batch_execute("commit").await.unwrap();
-    let maintained = maintain(&stage.own, &stage.source(), &more, &mut prepared.learnt).await.unwrap();
+    let maintained = maintain(site(&stage.own, &stage.source(), &more), &mut prepared.learnt, None).await.unwrap();
     assert_eq!((maintained.added.len(), maintained.errors.len()), (1, 0), "{maintained:?}");
     assert_eq!(stage.count("select count(*) from pg_publication where pubtruncate").await, 1);
 }
@@ -217,7 +217,7 @@ async fn a_managed_publication_that_lacks_one_table_streams_the_others() {
     stage.own.batch_execute("select pg_create_logical_replication_slot('walhook_app', 'pgoutput')").await.unwrap();
     let source = SourceConfig { create: false, ..stage.source() };
     let sinks = [sink("s", &["public.t1", "public.t2", "public.parts"])];
-    let mut prepared = prepare(&stage.own, &source, &sinks, &|_| {}).await.unwrap();
+    let mut prepared = prepare(site(&stage.own, &source, &sinks), &|_| {}, None).await.unwrap();
     assert_eq!(names(&prepared.tables), ["public.t1"]);
     let advice: Vec<String> = prepared.errors.iter().map(|trouble| sql_of(&trouble.advice)).collect();
     let expected = [
@@ -226,16 +226,16 @@ async fn a_managed_publication_that_lacks_one_table_streams_the_others() {
     ];
     assert_eq!(advice, expected);
     stage.client.batch_execute(&advice.join(" ")).await.unwrap();
-    let maintained = maintain(&stage.own, &source, &sinks, &mut prepared.learnt).await.unwrap();
+    let maintained = maintain(site(&stage.own, &source, &sinks), &mut prepared.learnt, None).await.unwrap();
     assert!(maintained.errors.is_empty() && !maintained.is_incomplete, "{maintained:?}");
     // Where it has none of them, nothing can be read.
     let (what, sql) = lasting(
-        prepare(&stage.own, &source, &[sink("s", &["public.parts_none", "public.other"])], &|_| {}).await.and_then(
-            |prepared| {
+        prepare(site(&stage.own, &source, &[sink("s", &["public.parts_none", "public.other"])]), &|_| {}, None)
+            .await
+            .and_then(|prepared| {
                 assert_eq!((prepared.tables.len(), prepared.errors.len()), (0, 2));
                 Err(PrepareError::lasting("both are missing", ""))
-            },
-        ),
+            }),
     );
     assert_eq!((what.as_str(), sql.as_str()), ("both are missing", ""));
 }
@@ -273,7 +273,7 @@ async fn a_table_without_identity_is_not_added_where_another_slot_has_updates_pu
     let other = SourceConfig { slot: "another".to_owned(), ..stage.source() };
     let mut inserts = sink("i", &["public.bare", "public.orders"]);
     inserts.actions = Actions { insert: true, update: false, delete: false, truncate: false };
-    let prepared = prepare(&stage.own, &other, &[inserts], &|_| {}).await.unwrap();
+    let prepared = prepare(site(&stage.own, &other, &[inserts]), &|_| {}, None).await.unwrap();
     stage.client.batch_execute("update bare set v = 2").await.unwrap();
     assert_eq!(names(&prepared.tables), ["public.orders"]);
     assert!(prepared.errors[0].what.starts_with("left out: public.bare has no primary key"), "{prepared:?}");
@@ -292,6 +292,6 @@ async fn pitfall_59_a_table_that_cannot_be_taken_out_stays_until_it_can() {
     assert_eq!(stage.count("select count(*) from pg_publication_rel").await, 2);
     assert!(prepared.troubles[0].what.starts_with("public.t3 is still published: backend"), "{prepared:?}");
     holder.batch_execute("commit").await.unwrap();
-    let maintained = maintain(&stage.own, &stage.source(), &sinks, &mut prepared.learnt).await.unwrap();
+    let maintained = maintain(site(&stage.own, &stage.source(), &sinks), &mut prepared.learnt, None).await.unwrap();
     assert_eq!((stage.published().await, maintained.troubles.len()), (vec!["public.t1".to_owned()], 0));
 }

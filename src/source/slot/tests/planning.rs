@@ -1,6 +1,7 @@
 //! What is published, and what is refused before anything is changed.
 
 use super::*;
+use crate::change::ReplicaIdentity;
 use crate::source::advice::tests::sql_of;
 
 #[tokio::test]
@@ -22,7 +23,7 @@ async fn an_exactly_named_table_without_identity_holds_only_itself_and_its_updat
 
     // What is advised mends it, while the stream runs too.
     stage.client.batch_execute(&sql_of(advice)).await.unwrap();
-    let maintained = maintain(&stage.own, &stage.source(), &both, &mut Learnt::default()).await.unwrap();
+    let maintained = maintain(site(&stage.own, &stage.source(), &both), &mut Learnt::default(), None).await.unwrap();
     assert_eq!((maintained.added.len(), maintained.errors.len(), maintained.is_incomplete), (1, 0, false));
     stage.client.batch_execute("update bare set v = 3").await.unwrap();
 }
@@ -35,7 +36,7 @@ async fn without_any_table_to_read_it_still_begins_and_takes_them_as_they_come()
     assert!(prepared.created && prepared.tables.is_empty(), "{prepared:?}");
     assert!(prepared.errors[0].what.contains("the database has no table public.orders"), "{prepared:?}");
     stage.client.batch_execute(ORDERS).await.unwrap();
-    let maintained = maintain(&stage.own, &stage.source(), &sinks, &mut Learnt::default()).await.unwrap();
+    let maintained = maintain(site(&stage.own, &stage.source(), &sinks), &mut Learnt::default(), None).await.unwrap();
     assert_eq!((maintained.added.len(), maintained.errors.len()), (1, 0));
 }
 
@@ -184,8 +185,27 @@ async fn partitions_come_as_their_root() {
     assert_eq!(sql_of(&trouble.advice), "ALTER TABLE \"public\".\"loose_1\" REPLICA IDENTITY FULL;");
     stage.client.batch_execute(&sql_of(&trouble.advice)).await.unwrap();
     let maintained =
-        maintain(&stage.own, &stage.source(), &[sink("s", &["public.*"])], &mut Learnt::default()).await.unwrap();
+        maintain(site(&stage.own, &stage.source(), &[sink("s", &["public.*"])]), &mut Learnt::default(), None)
+            .await
+            .unwrap();
     assert_eq!(maintained.added[0].table, "loose");
     assert!(maintained.troubles[0].what.contains("partitions made from now on"), "{:?}", maintained.troubles);
     stage.client.batch_execute("update loose set v = 2; update parts set v = 2").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_root_with_a_virtual_column_is_as_safe_as_its_partitions() {
+    let sql = "create table parts (id int primary key, v int) partition by range (id);
+               alter table parts replica identity full;
+               create table parts_1 partition of parts for values from (0) to (10);";
+    let stage = Stage::new(&[], sql).await;
+    let mut tables = survey(&stage.own, &stage.source(), &[sink("s", &["public.parts"])]).await.unwrap().tables;
+    let parts = tables.iter_mut().find(|table| !table.leaves.is_empty()).unwrap();
+    // As 18 has it; the server looks at the partition that has the row, and at nothing of the root.
+    parts.columns[1].is_virtual = true;
+    assert_eq!(parts.identity_refusal(), None);
+    parts.leaves[0].1.setting = ReplicaIdentity::Full;
+    assert!(parts.identity_refusal().unwrap().reason.contains("virtual generated column v"));
+    parts.leaves.clear();
+    assert!(parts.identity_refusal().is_some(), "a table of its own");
 }

@@ -13,11 +13,11 @@ async fn a_pattern_picks_up_new_tables_and_lets_go_of_none_that_a_sink_names() {
     assert_eq!(stage.published().await, ["My Shop.Odd \"name\"", "public.orders"]);
     let made = "create table later (id int primary key); create table bare (v int); insert into bare values (1)";
     stage.client.batch_execute(made).await.unwrap();
-    let maintained = maintain(&stage.own, &stage.source(), &sinks, &mut Learnt::default()).await.unwrap();
+    let maintained = maintain(site(&stage.own, &stage.source(), &sinks), &mut Learnt::default(), None).await.unwrap();
     assert_eq!(maintained.added.iter().map(TableName::to_string).collect::<Vec<_>>(), ["public.later"]);
     assert_eq!(maintained.troubles.len(), 1);
     stage.client.batch_execute("update bare set v = 2").await.unwrap();
-    let again = maintain(&stage.own, &stage.source(), &sinks, &mut Learnt::default()).await.unwrap();
+    let again = maintain(site(&stage.own, &stage.source(), &sinks), &mut Learnt::default(), None).await.unwrap();
     assert!(again.added.is_empty() && again.troubles == maintained.troubles);
 
     // A table that lost its key stays published, one that no sink names any more leaves.
@@ -56,8 +56,8 @@ async fn a_table_that_is_renamed_away_and_back_while_the_stream_runs_stays_publi
     stage.prepare(&sinks).await.unwrap();
     stage.client.batch_execute("alter table orders rename to orders_old").await.unwrap();
     sinks[1].actions = Actions { insert: true, update: false, delete: false, truncate: false };
-    maintain(&stage.own, &stage.source(), &sinks, &mut Learnt::default()).await.unwrap();
-    prepare_again(&stage.own, &stage.source(), &sinks).await.unwrap();
+    maintain(site(&stage.own, &stage.source(), &sinks), &mut Learnt::default(), None).await.unwrap();
+    prepare_again(site(&stage.own, &stage.source(), &sinks), None).await.unwrap();
     assert_eq!(stage.published().await, ["public.orders_old", "public.other"]);
     stage.client.batch_execute("alter table orders_old rename to orders").await.unwrap();
 
@@ -74,17 +74,17 @@ async fn slots_that_share_a_publication_take_nothing_from_each_other() {
     let orders = [sink("s", &["public.orders"])];
     let mut other = [sink("o", &["public.other"])];
     other[0].actions = Actions { insert: true, update: false, delete: false, truncate: false };
-    prepare(&stage.own, &ours, &orders, &|_| {}).await.unwrap();
-    prepare(&stage.own, &theirs, &other, &|_| {}).await.unwrap();
-    maintain(&stage.own, &ours, &orders, &mut Learnt::default()).await.unwrap();
-    maintain(&stage.own, &theirs, &other, &mut Learnt::default()).await.unwrap();
+    prepare(site(&stage.own, &ours, &orders), &|_| {}, None).await.unwrap();
+    prepare(site(&stage.own, &theirs, &other), &|_| {}, None).await.unwrap();
+    maintain(site(&stage.own, &ours, &orders), &mut Learnt::default(), None).await.unwrap();
+    maintain(site(&stage.own, &theirs, &other), &mut Learnt::default(), None).await.unwrap();
     assert_eq!(stage.published().await, ["public.orders", "public.other"]);
     assert_eq!(stage.count("select count(*) from pg_publication where pubupdate and pubdelete").await, 1);
 
     // Nor is anything taken from one whose comment names no slot.
     let older = "comment on publication walhook_app is 'made and maintained by walhook'";
     stage.admin.batch_execute(older).await.unwrap();
-    prepare(&stage.own, &ours, &orders, &|_| {}).await.unwrap();
+    prepare(site(&stage.own, &ours, &orders), &|_| {}, None).await.unwrap();
     assert_eq!(stage.published().await, ["public.orders", "public.other"]);
 }
 
@@ -93,25 +93,25 @@ async fn create_false_changes_nothing_and_gives_the_sql() {
     let stage = Stage::new(&[], ORDERS).await;
     let source = SourceConfig { create: false, ..stage.source() };
     let sinks = [sink("s", &["public.orders"])];
-    let (_, by_pattern) = lasting(prepare(&stage.own, &source, &[sink("s", &["public.*"])], &|_| {}).await);
-    let (_, publication) = lasting(prepare(&stage.own, &source, &sinks, &|_| {}).await);
+    let (_, by_pattern) = lasting(prepare(site(&stage.own, &source, &[sink("s", &["public.*"])]), &|_| {}, None).await);
+    let (_, publication) = lasting(prepare(site(&stage.own, &source, &sinks), &|_| {}, None).await);
     assert_eq!(by_pattern, publication);
     assert_eq!(stage.count("select count(*) from pg_publication").await, 0);
     // Both are there, each for its own role; whoever makes the publication need not be able to make the slot.
     let (make, _) = publication.split_once("\nas ").unwrap();
     stage.client.batch_execute(&sql_of(make)).await.unwrap();
-    let (what, slot) = lasting(prepare(&stage.own, &source, &sinks, &|_| {}).await);
+    let (what, slot) = lasting(prepare(site(&stage.own, &source, &sinks), &|_| {}, None).await);
     assert!(what.contains("the slot walhook_app does not exist"), "{what}");
     stage.own.batch_execute(&sql_of(&slot)).await.unwrap();
-    let prepared = prepare(&stage.own, &source, &sinks, &|_| {}).await.unwrap();
+    let prepared = prepare(site(&stage.own, &source, &sinks), &|_| {}, None).await.unwrap();
     assert!(!prepared.created && prepared.tables.len() == 1);
 
     stage.client.batch_execute("create table later (id int primary key)").await.unwrap();
     let wide = [sink("s", &["public.*"])];
-    let maintained = maintain(&stage.own, &source, &wide, &mut Learnt::default()).await.unwrap();
+    let maintained = maintain(site(&stage.own, &source, &wide), &mut Learnt::default(), None).await.unwrap();
     assert!(maintained.added.is_empty());
     assert!(maintained.troubles[0].what.contains("public.later is not in the publication"));
-    assert_eq!(prepare(&stage.own, &source, &wide, &|_| {}).await.unwrap().tables.len(), 1);
+    assert_eq!(prepare(site(&stage.own, &source, &wide), &|_| {}, None).await.unwrap().tables.len(), 1);
 }
 
 #[tokio::test]
@@ -121,13 +121,13 @@ async fn missing_privileges_name_the_grants_which_then_suffice() {
     let source = SourceConfig { url: PgAddress::parse(&url).unwrap(), ..stage.source() };
     let sinks = [sink("s", &["public.orders"])];
     let guest = stage.session(&url).await;
-    let (what, grant) = lasting(prepare(&guest, &source, &sinks, &|_| {}).await);
+    let (what, grant) = lasting(prepare(site(&guest, &source, &sinks), &|_| {}, None).await);
     assert_eq!(
         (what.as_str(), grant.as_str()),
         ("the role guest may not use replication slots", "as a superuser: ALTER ROLE \"guest\" REPLICATION;")
     );
     stage.admin.batch_execute(&sql_of(&grant)).await.unwrap();
-    let (what, advice) = lasting(prepare(&guest, &source, &sinks, &|_| {}).await);
+    let (what, advice) = lasting(prepare(site(&guest, &source, &sinks), &|_| {}, None).await);
     assert_eq!(
         what,
         "no table can be read: left out: public.orders belongs to another role, so walhook cannot publish it"
@@ -137,11 +137,12 @@ async fn missing_privileges_name_the_grants_which_then_suffice() {
     assert!(by_hand.contains("CREATE PUBLICATION \"walhook_app\""), "{by_hand}");
     assert!(grants.contains("GRANT \"app\" TO \"guest\"") && !advice.contains("OWNER TO"), "{grants}");
     stage.admin.batch_execute(&sql_of(grants)).await.unwrap();
-    assert!(prepare(&guest, &source, &sinks, &|_| {}).await.unwrap().created);
+    assert!(prepare(site(&guest, &source, &sinks), &|_| {}, None).await.unwrap().created);
 
     // A table of another role that a pattern matches is left out, and does not keep the rest.
     stage.admin.batch_execute("create table theirs (id int primary key)").await.unwrap();
-    let maintained = maintain(&guest, &source, &[sink("s", &["public.*"])], &mut Learnt::default()).await.unwrap();
+    let maintained =
+        maintain(site(&guest, &source, &[sink("s", &["public.*"])]), &mut Learnt::default(), None).await.unwrap();
     let Trouble { what, advice } = &maintained.troubles[0];
     assert!(what.contains("public.theirs belongs to another role"), "{what}");
     assert!(advice.contains("do not make guest a member of postgres: it is a superuser"), "{advice}");

@@ -54,7 +54,7 @@ async fn slots_that_cannot_be_ours_are_refused() {
     assert!(advice.contains("SELECT pg_drop_replication_slot('walhook_app');"), "{advice}");
     assert!(advice.starts_with("if `publication` is misspelt"), "what loses nothing comes first: {advice}");
     assert!(matches!(
-        maintain(&stage.own, &stage.source(), &sinks, &mut Learnt::default()).await,
+        maintain(site(&stage.own, &stage.source(), &sinks), &mut Learnt::default(), None).await,
         Err(PrepareError::Lasting { .. })
     ));
 }
@@ -109,9 +109,9 @@ async fn a_slot_that_the_server_gave_up_is_lost() {
 
     // In its place another is made; one that can be read is left alone.
     let source = stage.source();
-    let anew = prepare_anew(&stage.own, &source, &sinks, true, &|_| {}).await.unwrap();
+    let anew = prepare_anew(site(&stage.own, &source, &sinks), true, &|_| {}, None).await.unwrap();
     assert!(anew.created && Some(anew.confirmed) > facts.confirmed, "{anew:?}");
-    assert!(!prepare_anew(&stage.own, &source, &sinks, false, &|_| {}).await.unwrap().created);
+    assert!(!prepare_anew(site(&stage.own, &source, &sinks), false, &|_| {}, None).await.unwrap().created);
 }
 
 #[tokio::test]
@@ -155,7 +155,7 @@ async fn pitfall_37_making_a_slot_waits_for_old_transactions_and_leaves_nothing_
     {
         let sinks = [sink("s", &["public.orders"])];
         let source = stage.source();
-        let mut preparing = std::pin::pin!(prepare(&stage.own, &source, &sinks, &|_| {}));
+        let mut preparing = std::pin::pin!(prepare(site(&stage.own, &source, &sinks), &|_| {}, None));
         let watcher = async {
             while stage.admin.query_one(waiting, &[]).await.unwrap().get::<_, i64>(0) == 0 {
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -180,8 +180,10 @@ async fn two_at_once_agree() {
     let other = stage.session(&stage.cluster.url("postgres")).await;
     let source = stage.source();
     let sinks = [sink("s", &["public.orders"])];
-    let (first, second) =
-        tokio::join!(prepare(&stage.own, &source, &sinks, &|_| {}), prepare(&other, &source, &sinks, &|_| {}));
+    let (first, second) = tokio::join!(
+        prepare(site(&stage.own, &source, &sinks), &|_| {}, None),
+        prepare(site(&other, &source, &sinks), &|_| {}, None)
+    );
     let fine = |result: &Result<Prepared, PrepareError>| matches!(result, Ok(_) | Err(PrepareError::Busy { .. }));
     assert!(fine(&first) && fine(&second), "{first:?} {second:?}");
     assert_eq!(stage.count("select count(*) from pg_replication_slots").await, 1);
@@ -203,7 +205,7 @@ async fn pitfall_37_whom_the_making_of_a_slot_waits_for_is_reported_until_it_is_
         }
         old.batch_execute("commit").await.unwrap();
     };
-    let (prepared, ()) = tokio::join!(prepare(&stage.own, &source, &sinks, &report), freeing);
+    let (prepared, ()) = tokio::join!(prepare(site(&stage.own, &source, &sinks), &report, None), freeing);
     assert!(prepared.unwrap().created);
     let told = told.into_inner().unwrap();
     let Some(Some(trouble)) = told.first() else { panic!("{told:?}") };
@@ -253,7 +255,7 @@ async fn pitfall_54_whom_the_slot_waits_for_is_named_though_a_role_may_not_see_m
         }
         old.batch_execute("commit").await.unwrap();
     };
-    let (prepared, ()) = tokio::join!(prepare(&stage.own, &source, &sinks, &report), freeing);
+    let (prepared, ()) = tokio::join!(prepare(site(&stage.own, &source, &sinks), &report, None), freeing);
     assert!(prepared.unwrap().created);
     let told = told.into_inner().unwrap();
     let Some(Some(trouble)) = told.first() else { panic!("{told:?}") };
