@@ -102,6 +102,14 @@ pub(super) fn gone(lines: &[Line], what: &str) {
     assert!(!lines.iter().any(|line| line.what.contains(what)), "{what} is still said: {lines:#?}");
 }
 
+/// What was wrong is gone, and nothing else is in its place: the sink gets all changes of these tables.
+#[track_caller]
+pub(super) fn gets(lines: &[Line], tables: &[&str]) {
+    let said = &line(lines, "gets insert, update, delete of").what;
+    let missing: Vec<_> = tables.iter().filter(|table| !said.contains(**table)).collect();
+    assert!(missing.is_empty(), "nothing is got of {missing:?}: {lines:#?}");
+}
+
 /// Those of the statements that begin so.
 pub(super) fn beginning(printed: &[Printed], start: &str) -> Vec<Printed> {
     printed.iter().filter(|printed| printed.sql.starts_with(start)).cloned().collect()

@@ -91,14 +91,16 @@ async fn standbys_keep_copies_where_walhook_may_not_say_so() {
     rig.client("walhook_reader").await.batch_execute(make).await.unwrap();
     let lines = rig.check(&url, "create = false\nfailover = true", &sink);
     let printed = printed_in(&line(&lines, "standbys keep no copy").mend);
-    let psql = walhook::demo::cluster::find_binaries().unwrap().join("psql");
-    if !psql.exists() {
-        return;
-    }
+    // Some servers come without it; any version of it will do.
+    let own = walhook::demo::cluster::find_binaries().unwrap().join("psql");
+    let psql = if own.exists() { own } else { "psql".into() };
     let command = std::process::Command::new(psql)
         .args(["-X", "-d", &format!("{url}?replication=database"), "-c", &printed[0].sql])
-        .output()
-        .unwrap();
+        .output();
+    let Ok(command) = command else {
+        println!("skipped: there is no psql, so the statement was not run");
+        return;
+    };
     assert!(command.status.success(), "{}", String::from_utf8_lossy(&command.stderr));
     gone(&rig.check(&url, "create = false\nfailover = true", &sink), "standbys keep no copy");
     rig.app_still_works().await;
