@@ -34,7 +34,7 @@ fn a_password_that_is_not_encoded_ends_with_78_and_no_piece_of_it_is_printed_or_
         "user=walhook host=s3cr;ret7",
     ] {
         let config = with_addresses(address, "http://127.0.0.1:9", "");
-        for command in ["run", "check"] {
+        for command in ["check", "run"] {
             let (code, text) = printed(&[command, "--config", &config.path().to_string_lossy()]);
             assert_eq!(code, Some(78), "{address}: {text}");
             assert!(text.contains("source.app.url"), "{text}");

@@ -67,6 +67,7 @@ fn what_is_wrong_is_named() {
         error("postgres://me@h/db?ssl_mode=require"),
         "ssl_mode is not a connection setting; did you mean sslmode?"
     );
+    assert!(error("user=me conect_timeot=1").ends_with("did you mean connect_timeout?"));
     assert_eq!(error("user=me zzz=1"), "zzz is not a connection setting");
     assert!(error("user=me sslmode=on").starts_with("sslmode must be disable, allow, prefer"));
     assert!(error("user=me target_session_attrs=standby").contains("any, read-write or primary"));
