@@ -333,9 +333,10 @@ mod tests {
         let mut play = Play { locks_max: 20, ..Play::new() };
         let rest = play.turn(names(1000), &mut learnt, Budget::BESIDE_STREAM);
         assert_eq!((rest, play.done.len()), ((Vec::new(), false), 1000));
+        // Sixteen at a time, from the first statement on.
         let mut next = Play { locks_max: 20, ..Play::new() };
-        next.turn(names(16), &mut learnt, Budget::BESIDE_STREAM);
-        assert_eq!(next.statements, 1);
+        next.turn(names(160), &mut learnt, Budget::BESIDE_STREAM);
+        assert_eq!((next.done.len(), next.statements), (160, 10));
         // One at a time where it must be; where even that is too much, the turn is over.
         let mut one = Play { locks_max: 1, ..Play::new() };
         assert_eq!(one.turn(names(10), &mut Learnt::default(), Budget::BESIDE_STREAM).0.len(), 0);

@@ -134,4 +134,15 @@ fn lasting(result: Result<Prepared, PrepareError>) -> (String, String) {
     }
 }
 
+/// Waits until it holds, for half a minute at most.
+async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let waiting = async {
+        while !holds().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let waited = tokio::time::timeout(Duration::from_secs(30), waiting).await;
+    waited.unwrap_or_else(|_| panic!("waited for half a minute: {what}"));
+}
+
 const ORDERS: &str = "create table orders (id int primary key, customer_id int, note text);";

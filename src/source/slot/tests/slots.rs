@@ -16,14 +16,13 @@ async fn preparing_twice_makes_publication_and_slot_once() {
 
     let before = inspect(&stage.client, "walhook_app").await.unwrap().unwrap();
     // What was inserted is written within a moment, by the WAL writer.
-    let after = loop {
+    let mut after = before.clone();
+    until("the server to be farther, and to keep more", async || {
         heartbeat(&stage.client).await.unwrap();
-        let after = inspect(&stage.client, "walhook_app").await.unwrap().unwrap();
-        if after.server_lsn > before.server_lsn && after.retained_bytes > before.retained_bytes {
-            break after;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    };
+        after = inspect(&stage.client, "walhook_app").await.unwrap().unwrap();
+        after.server_lsn > before.server_lsn && after.retained_bytes > before.retained_bytes
+    })
+    .await;
     assert_eq!(after.wal_status.as_deref(), Some("reserved"));
     assert_eq!(inspect(&stage.client, "nothing").await.unwrap(), None);
 }
@@ -59,26 +58,38 @@ async fn slots_that_cannot_be_ours_are_refused() {
     ));
 }
 
+/// Ends with the test, however that ends.
+struct Reader(std::process::Child);
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
 #[tokio::test]
 async fn a_slot_that_another_session_reads_is_busy() {
     let stage = Stage::new(&[], ORDERS).await;
     let sinks = [sink("s", &["public.orders"])];
     stage.prepare(&sinks).await.unwrap();
-    let mut reader = std::process::Command::new(stage.cluster.bin().join("pg_recvlogical"))
+    let mut reader = std::process::Command::new(stage.cluster.bin().join("pg_recvlogical"));
+    let reader = reader
         .args(["-d", &format!("{}?application_name=reader", stage.cluster.url("postgres")), "-S", "walhook_app"])
         .args(["--start", "-f", "/dev/null", "-o", "proto_version=1", "-o", "publication_names=walhook_app"])
-        .spawn()
-        .unwrap();
-    let busy = loop {
-        match stage.prepare(&sinks).await {
-            Err(PrepareError::Busy { pid: Some(_), application_name }) => break application_name,
-            Ok(_) => tokio::time::sleep(Duration::from_millis(20)).await,
-            Err(error) => panic!("{error}"),
+        .spawn();
+    let _reader = Reader(reader.unwrap());
+    let mut busy = None;
+    until("the reader to be in the way", async || match stage.prepare(&sinks).await {
+        Err(PrepareError::Busy { pid: Some(_), application_name }) => {
+            busy = application_name;
+            true
         }
-    };
+        Ok(_) => false,
+        Err(error) => panic!("{error}"),
+    })
+    .await;
     assert_eq!(busy.as_deref(), Some("reader"));
-    reader.kill().unwrap();
-    reader.wait().unwrap();
 }
 
 #[tokio::test]
@@ -156,20 +167,15 @@ async fn pitfall_37_making_a_slot_waits_for_old_transactions_and_leaves_nothing_
         let sinks = [sink("s", &["public.orders"])];
         let source = stage.source();
         let mut preparing = std::pin::pin!(prepare(site(&stage.own, &source, &sinks), &|_| {}, None));
-        let watcher = async {
-            while stage.admin.query_one(waiting, &[]).await.unwrap().get::<_, i64>(0) == 0 {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
+        let watcher = until("the making to wait", async || stage.count(waiting).await > 0);
         tokio::select! {
             done = &mut preparing => panic!("it did not wait: {done:?}"),
             () = watcher => {}
         }
     }
     // The backend that waited notices that its client is gone, and its slot goes with it, though `old` still runs.
-    while stage.count("select count(*) from pg_replication_slots").await > 0 {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let slots = "select count(*) from pg_replication_slots";
+    until("the slot to be gone", async || stage.count(slots).await == 0).await;
     old.batch_execute("commit").await.unwrap();
     assert!(stage.prepare(&[sink("s", &["public.orders"])]).await.unwrap().created);
 }
@@ -180,9 +186,17 @@ async fn two_at_once_agree() {
     let other = stage.session(&stage.cluster.url("postgres")).await;
     let source = stage.source();
     let sinks = [sink("s", &["public.orders"])];
-    let (first, second) = tokio::join!(
+    // Until both have found that there is none, nobody makes one.
+    stage.admin.batch_execute("begin; lock table pg_publication in share mode").await.unwrap();
+    let waiting = "select count(*) from pg_locks where relation = 'pg_publication'::regclass and not granted";
+    let freeing = async {
+        until("both to make the publication", async || stage.count(waiting).await == 2).await;
+        stage.admin.batch_execute("commit").await.unwrap();
+    };
+    let (first, second, ()) = tokio::join!(
         prepare(site(&stage.own, &source, &sinks), &|_| {}, None),
-        prepare(site(&other, &source, &sinks), &|_| {}, None)
+        prepare(site(&other, &source, &sinks), &|_| {}, None),
+        freeing
     );
     let fine = |result: &Result<Prepared, PrepareError>| matches!(result, Ok(_) | Err(PrepareError::Busy { .. }));
     assert!(fine(&first) && fine(&second), "{first:?} {second:?}");
@@ -200,9 +214,7 @@ async fn pitfall_37_whom_the_making_of_a_slot_waits_for_is_reported_until_it_is_
     let report = |trouble| told.lock().unwrap().push(trouble);
     let (source, sinks) = (stage.source(), [sink("s", &["public.orders"])]);
     let freeing = async {
-        while told.lock().unwrap().is_empty() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        until("the wait to be reported", async || !told.lock().unwrap().is_empty()).await;
         old.batch_execute("commit").await.unwrap();
     };
     let (prepared, ()) = tokio::join!(prepare(site(&stage.own, &source, &sinks), &report, None), freeing);
@@ -227,9 +239,7 @@ async fn a_wait_that_cannot_be_explained_goes_on() {
     let asked = "select count(*) from pg_stat_activity where query like '%from unnest(pg_blocking_pids%' and \
                  state = 'idle' and usename = 'walhook'";
     let freeing = async {
-        while stage.count(asked).await == 0 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        until("the question to be refused", async || stage.count(asked).await > 0).await;
         old.batch_execute("commit").await.unwrap();
     };
     let preparing = async {
@@ -250,9 +260,7 @@ async fn pitfall_54_whom_the_slot_waits_for_is_named_though_a_role_may_not_see_m
     let report = |trouble| told.lock().unwrap().push(trouble);
     let (source, sinks) = (stage.source(), [sink("s", &["public.orders"])]);
     let freeing = async {
-        while told.lock().unwrap().is_empty() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        until("the wait to be reported", async || !told.lock().unwrap().is_empty()).await;
         old.batch_execute("commit").await.unwrap();
     };
     let (prepared, ()) = tokio::join!(prepare(site(&stage.own, &source, &sinks), &report, None), freeing);
