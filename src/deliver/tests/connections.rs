@@ -145,6 +145,9 @@ async fn connections_closed_while_idle_never_make_a_request_arrive_twice() {
     let rig = Rig::start(|mut peer| async move {
         peer.request().await.unwrap();
         peer.write("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+        tokio::io::AsyncWriteExt::shutdown(&mut peer.socket).await.unwrap();
+        // A request that crosses the closing has arrived, and is never answered.
+        peer.request().await;
     })
     .await;
     let endpoint = Endpoint::new(&rig.sink()).unwrap();
