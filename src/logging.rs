@@ -104,7 +104,9 @@ pub fn flush() {
 /// A panic is a line of the log like any other from here on.
 pub fn speak_of_panics() {
     std::panic::set_hook(Box::new(|info: &PanicHookInfo<'_>| {
-        let said = info.payload_as_str().unwrap_or("nothing that can be read");
+        let (payload, unreadable) = (info.payload(), "nothing that can be read");
+        let text = payload.downcast_ref::<&str>().copied();
+        let said = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or(unreadable);
         let place = info.location().map(ToString::to_string);
         let thread = std::thread::current().name().map(str::to_owned);
         error!(place, thread, "a part of walhook has panicked, which is a bug: {said}");

@@ -172,7 +172,7 @@ impl fmt::Display for Cut<'_> {
         if text.len() <= max {
             return f.write_str(text);
         }
-        let end = text.floor_char_boundary(max);
+        let end = (0..=max).rev().find(|end| text.is_char_boundary(*end)).unwrap_or_default();
         write!(f, "{}… ({} bytes left out)", text.get(..end).unwrap_or_default(), text.len() - end)
     }
 }
