@@ -16,7 +16,7 @@ const PORTION_MAX: usize = 256;
 const FAILURES_MAX: usize = 48;
 /// How long a portion waits for a lock.
 const WAIT_TOGETHER: Duration = Duration::from_millis(250);
-/// How long a table alone does: longer than the usual `deadlock_timeout`, after which an autovacuum makes way.
+/// How long a table alone does, where it is not known when an autovacuum makes way.
 const WAIT_ALONE: Duration = Duration::from_millis(1500);
 
 /// What one turn may take.
@@ -26,13 +26,22 @@ pub(crate) struct Budget {
     pub(crate) total: Duration,
     /// For all waits for locks together.
     pub(crate) waits: Duration,
+    /// For the lock of a table that stands alone.
+    pub(crate) alone: Duration,
 }
 
 impl Budget {
     /// Before a stream: what is published only later is not captured until then.
-    pub(crate) const BEFORE_STREAM: Self = Self { total: Duration::from_secs(60), waits: Duration::from_secs(5) };
+    pub(crate) const BEFORE_STREAM: Self =
+        Self { total: Duration::from_secs(60), waits: Duration::from_secs(5), alone: WAIT_ALONE };
     /// Beside one: heartbeats wait for it.
-    pub(crate) const BESIDE_STREAM: Self = Self { total: Duration::from_secs(4), waits: Duration::from_secs(3) };
+    pub(crate) const BESIDE_STREAM: Self =
+        Self { total: Duration::from_secs(4), waits: Duration::from_secs(3), alone: WAIT_ALONE };
+
+    /// With time for one such wait at least.
+    pub(crate) fn with_wait(self, alone: Duration) -> Self {
+        Self { alone, waits: self.waits.max(alone), total: self.total.max(alone) }
+    }
 }
 
 /// What is remembered of a publication from turn to turn.
@@ -116,6 +125,7 @@ pub(crate) struct Portions<'a> {
     size: usize,
     failures: usize,
     waits: Duration,
+    alone_wait: Duration,
     until: Instant,
     is_full: bool,
 }
@@ -138,8 +148,8 @@ impl<'a> Portions<'a> {
         }
         learnt.turns = learnt.turns.wrapping_add(1);
         let size = learnt.portion_max;
-        let (waits, until) = (budget.waits, now + budget.total);
-        Self { learnt, fresh, parts: Vec::new(), alone, size, failures: 0, waits, until, is_full: false }
+        let (waits, alone_wait, until) = (budget.waits, budget.alone, now + budget.total);
+        Self { learnt, fresh, parts: Vec::new(), alone, size, failures: 0, waits, alone_wait, until, is_full: false }
     }
 
     /// The next statement, until all is tried or the turn is over.
@@ -152,7 +162,7 @@ impl<'a> Portions<'a> {
             None if !self.fresh.is_empty() => self.fresh.drain(..self.size.min(self.fresh.len())).collect(),
             None => vec![self.alone.pop_front()?],
         };
-        let wait = if tables.len() == 1 { WAIT_ALONE } else { WAIT_TOGETHER };
+        let wait = if tables.len() == 1 { self.alone_wait } else { WAIT_TOGETHER };
         Some(Portion { tables, wait: wait.min(self.waits) })
     }
 
@@ -343,6 +353,17 @@ mod tests {
         let mut none = Play { locks_max: 0, ..Play::new() };
         let (rest, is_full) = none.turn(names(10), &mut Learnt::default(), Budget::BESIDE_STREAM);
         assert_eq!((rest.len(), is_full), (10, true));
+    }
+
+    #[test]
+    fn a_table_alone_is_waited_for_as_long_as_an_autovacuum_takes_to_make_way() {
+        let long = Duration::from_millis(5500);
+        for (wait, expected) in [(WAIT_ALONE, WAIT_ALONE), (long, long)] {
+            let budget = Budget::BESIDE_STREAM.with_wait(wait);
+            let mut learnt = Learnt::default();
+            let mut portions = Portions::new(names(1), &HashSet::new(), &mut learnt, budget, Instant::now());
+            assert_eq!(portions.next(Instant::now()).unwrap().wait, expected);
+        }
     }
 
     #[test]

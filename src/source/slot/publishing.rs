@@ -117,9 +117,10 @@ impl Publishing<'_> {
         if tables.is_empty() {
             return Ok(changed);
         }
+        let budget = self.budget.with_wait(self.survey.server.lock_wait);
         let mut lockers = self.lockers(tables).await;
         let locked = tables.iter().filter(|table| self.locker(&lockers, table).is_some()).cloned().collect();
-        let mut portions = Portions::new(tables.to_vec(), &locked, learnt, self.budget, Instant::now());
+        let mut portions = Portions::new(tables.to_vec(), &locked, learnt, budget, Instant::now());
         while let Some(portion) = portions.next(Instant::now()) {
             let Err(error) = self.try_portion(verb, &portion).await? else {
                 portions.done(&portion);

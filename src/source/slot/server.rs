@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio_postgres::Client;
 
 use super::error::{Passing, PrepareError, bounded};
+use super::lockers;
 use super::synchronous;
 use super::unseen::{Question, Unseen, ask};
 use crate::source::advice::Statement;
@@ -45,6 +46,8 @@ pub(crate) struct ServerFacts {
     pub(crate) output_plugins: Option<String>,
     /// `synchronous_standby_names`, if the role may see it.
     pub(crate) synchronous_standbys: Option<String>,
+    /// How long to wait for the lock of one table, see [`lockers`].
+    pub(crate) lock_wait: Duration,
     /// What of these could not be seen.
     pub(crate) unseen: Vec<Unseen>,
 }
@@ -96,6 +99,7 @@ fn questions() -> Vec<Question> {
             "select r.rolinherit from pg_roles r where r.rolname = current_user",
             "whether the role has the privileges of its memberships",
         ),
+        lockers::deadlock_timeout(),
     ]
 }
 
@@ -284,6 +288,7 @@ mod tests {
             idle_timeout: Duration::ZERO,
             output_plugins: None,
             synchronous_standbys: Some(String::new()),
+            lock_wait: Duration::ZERO,
             unseen: Vec::new(),
         }
     }
