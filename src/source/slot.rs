@@ -347,6 +347,7 @@ async fn publish_all(
                 published.written = written;
                 published.faults.splice(..0, fault);
                 return Ok((survey, published));
+                published.written.extend(survey.being_written(client, &published.added).await);
             }
             Err(error) if is_race(&error) && !is_last => {}
             Err(error) => {
@@ -385,7 +386,10 @@ pub(crate) async fn maintain(
         ahead.note(&survey.late(Turn::Again, learnt, &written), &survey.oids).await;
     }
     let mut published = match publishing.fill(learnt).await {
-        Ok(published) => Published { written, ..published },
+        Ok(published) => {
+            let meanwhile = survey.being_written(client, &published.added).await;
+            Published { written: written.into_iter().chain(meanwhile).collect(), ..published }
+        }
         Err(error) if is_race(&error) => Published::default(),
         Err(error) => Published::of_fault(whole_fault(&publishing, error).await),
     };

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use tokio_postgres::Client;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::error::{PrepareError, bounded};
 use super::plan::Naming;
@@ -241,7 +241,37 @@ impl Survey {
         });
         new.into_iter().filter(|table| written.contains(&table.oid)).map(|table| table.name.clone()).collect()
     }
+
+    /// Of tables that were published just now, those to which a transaction may have written before that still runs: what it
+    /// wrote then does not come. Publishing waits for no writer.
+    pub(super) async fn being_written(&self, client: &Client, added: &[TableName]) -> Vec<TableName> {
+        let oid = |table: &TableName| self.oids.get(table).copied();
+        let oids: Vec<u32> = added.iter().filter_map(oid).collect();
+        if oids.is_empty() {
+            return Vec::new();
+        }
+        let asked = bounded("ask who writes to new tables", client.query(BEING_WRITTEN, &[&oids])).await;
+        let rows = asked.unwrap_or_else(|error| {
+            debug!(error = %chain(&error), "it cannot be asked who writes to new tables");
+            Vec::new()
+        });
+        let written: HashSet<u32> = rows.iter().map(|row| row.get(0)).collect();
+        added.iter().filter(|table| oid(table).is_some_and(|oid| written.contains(&oid))).cloned().collect()
+    }
 }
+
+/// Of these relations the ones, with their partitions, that a transaction which runs has opened to write.
+const BEING_WRITTEN: &str = "
+with recursive tree (oid, top) as (
+  select t.oid, t.oid from unnest($1::oid[]) t (oid)
+  union
+  select i.inhrelid, t.top
+    from tree t join pg_class c on c.oid = t.oid and c.relkind = 'p' join pg_inherits i on i.inhparent = t.oid)
+select distinct t.top
+  from tree t join pg_locks l on l.relation = t.oid
+ where l.locktype = 'relation' and l.mode = 'RowExclusiveLock' and l.granted
+   and l.database = (select d.oid from pg_database d where d.datname = current_database())
+   and l.pid is distinct from pg_backend_pid()";
 
 /// Which of these tables have been written to. Needs no privilege on them.
 ///

@@ -130,3 +130,22 @@ async fn a_slot_that_somebody_made_since_the_survey_is_not_dropped() {
     assert!(matches!(made, Err(PrepareError::Passing(Passing::Changed(_)))), "{made:?}");
     assert_eq!(stage.count("select count(*) from pg_replication_slots").await, 1);
 }
+
+#[tokio::test]
+async fn pitfall_58_a_table_that_a_running_transaction_may_have_written_to_when_it_was_published_is_said() {
+    let mut stage = Stage::new(&[], ORDERS).await;
+    let sinks = [sink("s", &["public.*"])];
+    stage.prepare(&sinks).await.unwrap();
+    let writer = stage.session(&stage.cluster.url_as(Role::Owner, "postgres")).await;
+    writer
+        .batch_execute("create table later (id int primary key); create table calm (id int primary key)")
+        .await
+        .unwrap();
+    // As an INSERT that has not come as far as the table's file.
+    writer.batch_execute("begin; lock table later in row exclusive mode").await.unwrap();
+    let source = stage.source();
+    let maintained = maintain(site(&stage.own, &source, &sinks), &mut Learnt::default(), None).await.unwrap();
+    assert_eq!(maintained.added.len(), 2, "{maintained:?}");
+    let early: Vec<String> = maintained.missed.late.early.iter().map(ToString::to_string).collect();
+    assert_eq!(early, ["public.later"]);
+}
