@@ -61,8 +61,8 @@ use crate::view::{SharedViews, SourceState, SourceView, Trouble};
 /// Waits between sessions: doubled from the first to the last, each spread over its upper half.
 const RECONNECT_INITIAL: Duration = Duration::from_millis(250);
 const RECONNECT_MAX: Duration = Duration::from_secs(10);
-/// How often a source that needs a person looks whether one has been.
-const STOPPED_RECHECK: Duration = Duration::from_secs(30);
+/// How often a source that needs a person looks whether one has been, and whether the application's own writes fail meanwhile.
+const STOPPED_RECHECK: Duration = Duration::from_secs(10);
 
 /// A sink as its source sees it.
 #[derive(Debug)]

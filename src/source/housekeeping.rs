@@ -10,7 +10,7 @@ use tokio_postgres::Client;
 use tracing::warn;
 
 use super::ahead::Ahead;
-use super::identity::Watch;
+use super::identity::{Tended, Watch};
 use super::notes::Notes;
 use super::problem::chain;
 use super::slot::missed::{self, Moves, Relation};
@@ -153,19 +153,8 @@ impl Housekeeping {
 
     /// Looks at the replica identities; whether a table waits to be put back.
     async fn tend(&mut self, found: &mut Found) -> bool {
-        let mut wants_back = false;
-        match self.watch.tend(&self.client, &mut self.notes).await {
-            Ok(tended) => {
-                (found.harms, found.unwatched, wants_back) = (tended.harms, None, tended.wants_back);
-            }
-            Err(error) => {
-                let trouble = error.with_grant(&self.source.url.user).into_trouble();
-                if found.unwatched.as_ref() != Some(&trouble) {
-                    warn!(source = %self.source.name, advice = trouble.advice, error = trouble.what, "could not look at replica identities");
-                }
-                found.unwatched = Some(trouble);
-            }
-        }
+        let Tended { harms, wants_back, fault } = self.watch.tend(&self.client, &mut self.notes).await;
+        (found.harms, found.unwatched) = (harms, fault);
         self.show(found);
         wants_back
     }

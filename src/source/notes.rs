@@ -17,7 +17,7 @@ use super::problem::chain;
 use super::slot::missed::Relation;
 use crate::change::TableName;
 use crate::store::{Note, NoteKey, NoteKind, Store, StoreError};
-use crate::view::NotesView;
+use crate::view::{NotesView, Trouble};
 
 /// Notes of a kind that are shown at most; `walhook state` lists the others.
 const SHOWN_MAX: usize = 10;
@@ -28,6 +28,8 @@ pub(super) struct Notes {
     source: String,
     store: Store,
     by_key: BTreeMap<NoteKey, Note>,
+    /// What is shown in the place of a note, for as long as it says more than the note can.
+    instead: BTreeMap<NoteKey, Trouble>,
 }
 
 impl Notes {
@@ -36,7 +38,7 @@ impl Notes {
         let (asked, name) = (store.clone(), source.to_owned());
         let notes = ask(move || asked.notes(&name)).await?;
         let by_key = notes.into_iter().map(|note| (note.key.clone(), note)).collect();
-        Ok(Self { source: source.to_owned(), store: store.clone(), by_key })
+        Ok(Self { source: source.to_owned(), store: store.clone(), by_key, instead: BTreeMap::new() })
     }
 
     pub(super) fn get(&self, key: &NoteKey) -> Option<&Note> {
@@ -137,13 +139,27 @@ impl Notes {
         Ok(())
     }
 
+    /// Shows something else than the note says, or the note again. Logged once.
+    pub(super) fn tell_instead(&mut self, key: &NoteKey, trouble: Option<Trouble>) {
+        let before = self.instead.remove(key);
+        let Some(trouble) = trouble else { return };
+        if before.as_ref() != Some(&trouble) {
+            warn!(source = %self.source, advice = trouble.advice, "{}", trouble.what);
+        }
+        self.instead.insert(key.clone(), trouble);
+    }
+
     pub(super) fn say_unwritten(&self, error: &StoreError) {
         warn!(source = %self.source, error = %chain(error), "a note about a table could not be written");
     }
 
     /// What is shown of them.
     pub(super) fn view(&self, outlook: &Outlook) -> NotesView {
-        view(|note| outlook.told(&self.source, note), self.by_key.values())
+        let told = |note: &Note| match self.instead.get(&note.key) {
+            Some(trouble) => Word { is_error: true, trouble: trouble.clone() },
+            None => outlook.told(&self.source, note),
+        };
+        view(told, self.by_key.values())
     }
 }
 

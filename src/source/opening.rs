@@ -41,16 +41,20 @@ impl Source {
         let mut tasks = JoinSet::new();
         self.server = self.config.url.clone();
         let housekeeper = Arc::new(self.connect_sql(&mut tasks).await?);
+        let mut notes = Notes::load(&self.store, &self.config.name).await.map_err(Problem::Store)?;
+        let mut watch = Watch::new(self.config.clone(), self.intake.sinks().to_vec());
+        // Whatever keeps the stream from going on.
+        let is_known = self.is_known(&housekeeper).await;
+        let mut harms = self.tend(&housekeeper, &mut watch, &mut notes, is_known).await;
         // Before a slot is made or anything is read it is known to be the same database, and nothing to be lost.
         let (mut replication, agreement) = if self.has_streamed {
             (self.connect().await?, Agreement::GoesOn)
         } else {
             self.agree(&housekeeper).await?
         };
-        let name = &self.config.name;
-        let mut notes = Notes::load(&self.store, name).await.map_err(Problem::Store)?;
-        let mut watch = Watch::new(self.config.clone(), self.intake.sinks().to_vec());
-        let harms = self.tend(&housekeeper, &mut watch, &mut notes).await;
+        if !is_known {
+            harms = self.tend(&housekeeper, &mut watch, &mut notes, true).await;
+        }
         let prepared = self.publish(&housekeeper, &mut notes).await?;
         self.mark_gap(&agreement, &prepared).await?;
         self.settle(&agreement, &prepared).await?;

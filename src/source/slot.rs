@@ -21,6 +21,7 @@ pub(crate) mod plan;
 pub(crate) mod portions;
 pub(crate) mod publication;
 mod publishing;
+pub(crate) mod running;
 pub(crate) mod server;
 mod state;
 mod steps;
@@ -50,6 +51,7 @@ pub use self::portions::Learnt;
 use self::publication::PublicationState;
 use self::publishing::{Published, Publishing, is_race, whole_fault};
 use self::server::ServerFacts;
+pub(crate) use self::server::whose;
 pub(crate) use self::steps::{Held, Hold};
 use self::steps::{Steps, Wanted};
 use self::unseen::{Question, ask};
@@ -345,9 +347,9 @@ async fn publish_all(
             Ok(mut published) => {
                 crate::failpoint::hit("publication.filled");
                 published.written = written;
+                published.written.extend(survey.being_written(client, &published.added).await);
                 published.faults.splice(..0, fault);
                 return Ok((survey, published));
-                published.written.extend(survey.being_written(client, &published.added).await);
             }
             Err(error) if is_race(&error) && !is_last => {}
             Err(error) => {

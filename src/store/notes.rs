@@ -117,7 +117,7 @@ pub struct Note {
     pub at_micros: i64,
     /// From here on changes are not captured.
     pub from: Option<Lsn>,
-    /// From here on they are captured again.
+    /// From here on they are captured again. Without `from`: up to here the table was certainly published.
     pub to: Option<Lsn>,
     /// A person knows of it.
     pub is_accepted: bool,

@@ -55,7 +55,7 @@ impl Outlook {
 
     /// Whether it comes back without anybody's doing.
     pub(crate) fn returns(&self, table: &TableName) -> bool {
-        self.whole.get(table) == Some(&Prospect::Returns)
+        !self.is_by_hand && self.whole.get(table) == Some(&Prospect::Returns)
     }
 
     /// What the note of a source says, in this light.
@@ -67,6 +67,13 @@ impl Outlook {
         let table = &note.key.table;
         let trouble = match self.whole.get(table) {
             Some(Prospect::Kept(why)) => kept(source, note, from, why),
+            Some(Prospect::Returns) if self.is_by_hand => Trouble {
+                advice: format!(
+                    "it has one again: add it to the publication, which walhook does not do with create = false; or {}",
+                    accept(source, note)
+                ),
+                ..word.trouble
+            },
             Some(Prospect::Returns) => Trouble {
                 advice: "it has one again: walhook puts it back by itself, and then this gap ends".to_owned(),
                 ..word.trouble

@@ -14,26 +14,48 @@ use crate::source::problem::{Problem, chain};
 use crate::source::slot::{self, Prepared};
 use crate::view::Trouble;
 
+/// Why a table is left in a publication for the moment.
+const UNKNOWN_DATABASE: &str = "it is not known yet whether this is the database that the store is of";
+
 impl Source {
-    /// Before anything else that may last: the application's own writes may fail. What is still published, and shown.
-    pub(super) async fn tend(&self, client: &Client, watch: &mut Watch, notes: &mut Notes) -> Vec<Trouble> {
+    /// Before anything else that may last or fail: the application's own writes may fail. What is still published, and shown.
+    /// As long as it is not known to be the store's database, nothing is done there.
+    pub(super) async fn tend(
+        &self,
+        client: &Client,
+        watch: &mut Watch,
+        notes: &mut Notes,
+        is_known: bool,
+    ) -> Vec<Trouble> {
         let tended = match slot::limit_statements(client).await {
-            Ok(()) => watch.tend(client, notes).await,
+            Ok(()) if is_known => Ok(watch.tend(client, notes).await),
+            Ok(()) => watch.see(client, UNKNOWN_DATABASE).await,
             Err(error) => Err(error),
         };
-        let harms = match tended {
-            Ok(tended) => tended.harms,
+        let Some(mut view) = self.views.sources.get_mut(&self.config.name) else { return Vec::new() };
+        match tended {
+            Ok(tended) => view.harms = tended.harms,
             // Whatever keeps the server from answering ends the session too, or is told by the next look.
             Err(error) => {
                 warn!(source = %self.config.name, error = %chain(&error), "could not look at replica identities");
-                return Vec::new();
             }
-        };
-        if let Some(mut view) = self.views.sources.get_mut(&self.config.name) {
-            view.harms.clone_from(&harms);
-            view.notes = notes.view(watch.outlook());
         }
-        harms
+        view.notes = notes.view(watch.outlook());
+        view.harms.clone()
+    }
+
+    /// Whether it is certainly the database that the store is bound to. Asked over SQL: a connection for replication may not be
+    /// had, and the slot may be another's, while the application's own writes fail.
+    pub(super) async fn is_known(&self, client: &Client) -> bool {
+        let name = self.config.name.clone();
+        let Ok(Some(bound)) = self.ask_store(move |store| store.source(&name)).await else { return false };
+        match slot::whose(client).await {
+            Ok((system_id, database)) => system_id == Some(bound.system_id) && database == bound.database,
+            Err(error) => {
+                warn!(source = %self.config.name, error = %chain(&error), "could not ask which database it is");
+                false
+            }
+        }
     }
 
     /// Slot and publication, with what was missed of tables that are published only now noted before they are.

@@ -124,8 +124,22 @@ pub(crate) async fn read(client: &Client) -> Result<ServerFacts, PrepareError> {
         idle_timeout: Duration::from_secs(answers.number().and_then(|secs| secs.try_into().ok()).unwrap_or_default()),
         synchronous_standbys: answers.text(),
         inherits: answers.truth() != Some(false),
+        lock_wait: lockers::past(answers.number()),
         unseen: answers.unseen,
     })
+}
+
+/// The cluster's system identifier, if the role may ask for it, and the database's name.
+///
+/// # Errors
+/// When the server cannot be asked.
+pub(crate) async fn whose(client: &Client) -> Result<(Option<u64>, String), PrepareError> {
+    let questions = [
+        Question::new("pg_control_system", "select system_identifier from pg_control_system()", "which cluster it is"),
+        Question::new("current_database", "current_database()", "which database it is"),
+    ];
+    let mut answers = ask(client, "ask which database it is", &questions).await?;
+    Ok((answers.number().map(i64::cast_unsigned), answers.text().unwrap_or_default()))
 }
 
 /// Settings that decide how long a slot lives and whether another fits; `None` is unknown.

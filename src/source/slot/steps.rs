@@ -157,7 +157,9 @@ impl Steps {
         let bare =
             wanted.tables.iter().filter(|table| members.contains(&table.name) && table.identity_refusal().is_some());
         self.endangered = bare.map(|table| table.name.clone()).collect();
-        if self.endangered.is_empty() || (state.is_ours && wanted.source.create) {
+        // A list or a filter that a person gave a table goes with it.
+        let is_partial = self.endangered.iter().any(|table| state.partial.contains(table));
+        if self.endangered.is_empty() || (state.is_ours && wanted.source.create && !is_partial) {
             return;
         }
         let publication = &wanted.source.publication;
@@ -182,7 +184,9 @@ impl Steps {
         }
         let takes = Takes::all(sinks);
         let unnamed = |table: &&TableName| !takes.iter().any(|sink| sink.takes(table));
-        self.removed = state.members.iter().filter(unnamed).cloned().collect();
+        // Once a sink named it again, a table that was taken out would come back without the list or filter that a person gave it.
+        let is_whole = |table: &&TableName| !state.partial.contains(table);
+        self.removed = state.members.iter().filter(unnamed).filter(is_whole).cloned().collect();
     }
 
     /// Sorts the tables of the plan that are not published into those that walhook adds and those that it cannot.

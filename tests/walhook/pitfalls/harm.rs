@@ -11,29 +11,29 @@ use crate::postgres::{Postgres, state, until, until_within};
 use crate::receiver::Receiver;
 
 /// Within 10 s a harm is seen, and within 10 s its end; the rest is for a machine that does other things too.
-const SOON: Duration = Duration::from_secs(20);
+pub(super) const SOON: Duration = Duration::from_secs(20);
 
 const DEFERRABLE: &str = "ALTER TABLE t DROP CONSTRAINT t_pkey, ADD PRIMARY KEY (id) DEFERRABLE";
 const KEYED: &str = "ALTER TABLE t DROP CONSTRAINT t_pkey, ADD PRIMARY KEY (id)";
-const TABLE: &str = "CREATE TABLE t (id int PRIMARY KEY, n int); INSERT INTO t VALUES (0, 0)";
+pub(super) const TABLE: &str = "CREATE TABLE t (id int PRIMARY KEY, n int); INSERT INTO t VALUES (0, 0)";
 
 /// Whether the application's own statement works.
-async fn works(postgres: &Postgres, sql: &str) -> Result<(), String> {
+pub(super) async fn works(postgres: &Postgres, sql: &str) -> Result<(), String> {
     let done = postgres.client().await.batch_execute(sql).await;
     done.map_err(|error| error.as_db_error().map_or_else(|| error.to_string(), |server| server.message().to_owned()))
 }
 
-async fn wait_writes(postgres: &Postgres, table: &str) {
+pub(super) async fn wait_writes(postgres: &Postgres, table: &str) {
     let sql = format!("UPDATE {table} SET n = n + 1");
     until_within(SOON, &format!("UPDATE of {table} to work"), || works(postgres, &sql)).await;
 }
 
-async fn members(postgres: &Postgres) -> Vec<String> {
+pub(super) async fn members(postgres: &Postgres) -> Vec<String> {
     let rows = postgres.rows("SELECT prrelid::regclass::text FROM pg_publication_rel ORDER BY 1").await;
     rows.into_iter().flatten().flatten().collect()
 }
 
-async fn wait_member(postgres: &Postgres, table: &str, is_in: bool) {
+pub(super) async fn wait_member(postgres: &Postgres, table: &str, is_in: bool) {
     until_within(SOON, &format!("{table} in the publication: {is_in}"), || async {
         let members = members(postgres).await;
         state(members.iter().any(|member| member == table) == is_in, members)
@@ -42,7 +42,7 @@ async fn wait_member(postgres: &Postgres, table: &str, is_in: bool) {
 }
 
 /// `/readyz`, once it says all of these.
-async fn wait_said(daemon: &Daemon, parts: &[&str]) -> (u16, Value) {
+pub(super) async fn wait_said(daemon: &Daemon, parts: &[&str]) -> (u16, Value) {
     until_within(SOON, &format!("readyz to say {parts:?}"), || async {
         let Some((code, body)) = daemon.ready().await else { return Err((0, String::new())) };
         let said = troubles(&body);
@@ -51,7 +51,7 @@ async fn wait_said(daemon: &Daemon, parts: &[&str]) -> (u16, Value) {
     .await
 }
 
-fn has(receiver: &Receiver, id: i64) -> bool {
+pub(super) fn has(receiver: &Receiver, id: i64) -> bool {
     receiver.messages().iter().any(|message| message["action"] == "insert" && message["record"]["id"] == id)
 }
 
@@ -416,7 +416,7 @@ async fn pitfall_56_a_table_that_a_migration_locks_is_taken_out_when_it_is_free_
     // In one go, so that no look finds it bare and free.
     let migration = format!("BEGIN; {DEFERRABLE}; COMMIT; BEGIN; LOCK TABLE t IN SHARE UPDATE EXCLUSIVE MODE");
     holder.batch_execute(&migration).await.unwrap();
-    let (code, body) = wait_said(&daemon, &["public.t is published", "lock timeout"]).await;
+    let (code, body) = wait_said(&daemon, &["public.t is published", "has locked it"]).await;
     assert_eq!(code, 503, "{body}");
     assert!(works(&postgres, "UPDATE t SET n = 1").await.is_err());
     postgres.sql("INSERT INTO other VALUES (5, 5)").await;

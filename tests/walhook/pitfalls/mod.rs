@@ -7,6 +7,7 @@
 pub(crate) mod copy;
 mod relay;
 
+mod apart;
 mod big;
 mod harm;
 mod held;
