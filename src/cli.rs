@@ -131,7 +131,8 @@ fn daemon(args: &RunArgs) -> u8 {
     };
     if let Some(text) = args.log.as_deref().filter(|text| config::level_words(text).is_err()) {
         say(&format!("error: --log {text:?} (or WALHOOK_LOG) {}", config::LEVEL_FORM));
-        return BAD_CONFIG;
+        // No edit of the file mends it.
+        return UNAVAILABLE;
     }
     let level = args.log.as_deref().unwrap_or(&config.log.level);
     if let Err(error) = logging::init(config.log.format, level) {

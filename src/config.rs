@@ -37,9 +37,9 @@ const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 /// Reads and checks `file`, with `${NAME}` and `WALHOOK_…__…` from the environment.
 pub fn load(file: &Path) -> Result<Config, Faults> {
-    let text = read_file(file).map_err(|reason| {
+    let text = read_file(file).map_err(|Unread { reason, is_outside }| {
         let key = file.display().to_string();
-        Faults(vec![Fault { key, value: None, reason, suggestion: None, place: None, is_outside: false }])
+        Faults(vec![Fault { key, value: None, reason, suggestion: None, place: None, is_outside }])
     })?;
     let overrides: Vec<(String, String)> = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.to_string_lossy().into_owned())))
@@ -73,15 +73,24 @@ pub fn parse(
     }
 }
 
-fn read_file(file: &Path) -> Result<String, String> {
-    let failed = |error: std::io::Error| format!("could not be read: {error}");
+/// Why the file cannot be read.
+struct Unread {
+    reason: String,
+    /// It is not there yet, or not ours to read: nothing in it is wrong.
+    is_outside: bool,
+}
+
+fn read_file(file: &Path) -> Result<String, Unread> {
+    let failed = |error: std::io::Error| Unread { reason: format!("could not be read: {error}"), is_outside: true };
+    let wrong = |reason: String| Unread { reason, is_outside: false };
     let mut bytes = Vec::new();
     let opened = std::fs::File::open(file).map_err(failed)?;
     opened.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
     if u64::try_from(bytes.len()).is_ok_and(|len| len > FILE_BYTES_MAX) {
-        return Err("is larger than 4 MiB".to_owned());
+        return Err(wrong("is larger than 4 MiB".to_owned()));
     }
-    String::from_utf8(bytes).map_err(|error| format!("is not UTF-8 after byte {}", error.utf8_error().valid_up_to()))
+    let no_text = |valid: usize| wrong(format!("is not UTF-8 after byte {valid}"));
+    String::from_utf8(bytes).map_err(|error| no_text(error.utf8_error().valid_up_to()))
 }
 
 #[expect(clippy::disallowed_methods, reason = "this is the one place where settings come from the environment")]

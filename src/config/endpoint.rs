@@ -54,7 +54,8 @@ fn address(entry: &Entry<'_>, text: &str) -> Option<Url> {
         return None;
     }
     let authority = rest.split(['/', '?', '#', '\\']).next().unwrap_or_default();
-    let read = as_written(text, authority).and_then(|()| {
+    let after = rest.get(authority.len()..).unwrap_or_default();
+    let read = as_written(text, authority).and_then(|()| behind_host(entry, authority, after)).and_then(|()| {
         let url = Url::parse(text).map_err(|error| format!("is not a URL: {error}"))?;
         as_read(&url, authority).map(|()| url)
     });
@@ -85,6 +86,29 @@ fn as_written(text: &str, authority: &str) -> Result<(), String> {
         return Ok(());
     };
     Err(reason.to_owned())
+}
+
+/// What follows the host shows that the host is none, or that a part of the path is missing.
+fn behind_host(entry: &Entry<'_>, authority: &str, after: &str) -> Result<(), String> {
+    let is_name = !authority.contains(['.', '[']) && !authority.starts_with("localhost:");
+    if authority.contains(':') && is_name && after.contains('@') {
+        return Err("has an @ behind what stands where host and port belong: put a user and a password into a header, headers = \
+                    { authorization = \"Basic …\" }, and write %40 for an @ that belongs there"
+            .to_owned());
+    }
+    let path = after.split(['?', '#']).next().unwrap_or_default();
+    match has_empty_part(entry, path) {
+        true => Err(EMPTY_PART.to_owned()),
+        false => Ok(()),
+    }
+}
+
+const EMPTY_PART: &str =
+    "has nothing between two / of its path, as a variable leaves it that is set to nothing: set it";
+
+/// Without a variable somebody meant it; an address within a path has its own `://`.
+fn has_empty_part(entry: &Entry<'_>, path: &str) -> bool {
+    entry.has_variable() && path.replace("://", "").contains("//")
 }
 
 /// What is wrong with a URL that is one.
@@ -135,7 +159,7 @@ pub(super) fn tls_ca(entry: &Entry<'_>, endpoint: Option<&Url>, file: &Path) -> 
     let ca = table.take("ca");
     let mut good = true;
     for later in ["client_cert", "client_key"] {
-        let entry = table.take_silently(later);
+        let entry = table.take_silently(later).showing(Show::Nothing);
         if entry.is_given() {
             entry.fault("is not supported by this version, which shows no certificate of its own to an endpoint");
             good = false;
@@ -168,6 +192,8 @@ fn path_is_plain(entry: &Entry<'_>, text: &str) -> bool {
         "must be a path alone; a query belongs into url"
     } else if text.split(['/', '\\']).any(|part| part == "." || part == "..") {
         "must not have . or .. as a part"
+    } else if has_empty_part(entry, text) {
+        EMPTY_PART
     } else if let Some(blemish) = blemish(text).filter(|_| !text.is_empty()) {
         return refused(entry, &blemish.to_string());
     } else if text.contains(char::is_whitespace) {
@@ -218,7 +244,8 @@ fn header(name: &str, entry: &Entry<'_>, others: &HeaderMap) -> Option<(HeaderNa
     let text = entry.text()?;
     match HeaderValue::from_str(&text) {
         Ok(mut value) if value.len() <= HEADER_VALUE_BYTES_MAX => {
-            if let Some(reason) = missing_credentials(header.as_str(), value.as_bytes()).or_else(|| invisible(&text)) {
+            let clings = || clinging(&text, entry.has_variable() || proves(header.as_str()));
+            if let Some(reason) = missing_credentials(header.as_str(), value.as_bytes()).or_else(clings) {
                 entry.fault(reason);
                 return None;
             }
@@ -241,16 +268,26 @@ fn header(name: &str, entry: &Entry<'_>, others: &HeaderMap) -> Option<(HeaderNa
     }
 }
 
-fn invisible(text: &str) -> Option<String> {
-    blemish(text).filter(|blemish| matches!(blemish, Blemish::Invisible(_))).map(|blemish| blemish.to_string())
+/// What a value brought along. Quotes belong to some headers; around a credential, or a variable's value, they do not.
+fn clinging(text: &str, is_copied: bool) -> Option<String> {
+    let found = blemish(text)?;
+    let clings = match found {
+        Blemish::Invisible(_) | Blemish::SpaceAround => true,
+        Blemish::Quoted => is_copied,
+        Blemish::Empty | Blemish::LineBreakAtEnd | Blemish::Control => false,
+    };
+    clings.then(|| found.to_string())
 }
 
-/// A header that is there to prove who sends, and proves nothing since its variable is set to nothing.
+/// A header that is there to prove who sends.
+fn proves(name: &str) -> bool {
+    ["authorization", "token", "secret", "api-key", "apikey", "signature"].iter().any(|word| name.contains(word))
+}
+
+/// One that proves nothing since its variable is set to nothing.
 fn missing_credentials(name: &str, value: &[u8]) -> Option<String> {
     let value = value.trim_ascii();
-    let proves =
-        ["authorization", "token", "secret", "api-key", "apikey", "signature"].iter().any(|word| name.contains(word));
-    if value.is_empty() && proves {
+    if value.is_empty() && proves(name) {
         return Some(Blemish::Empty.to_string());
     }
     let schemes = ["Bearer", "Basic", "Token", "ApiKey", "Digest", "Splunk", "GenieKey"];

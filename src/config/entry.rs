@@ -47,9 +47,27 @@ impl Reading {
         self.note(key, Tag::Default, None, reason.into(), None);
     }
 
+    /// Of a value. One that has a variable in it may be put right outside the file.
     fn note(&self, key: &str, tag: Tag, value: Option<String>, reason: String, suggestion: Option<String>) {
+        self.push(key, tag, value, reason, suggestion, self.places.has_variable(key));
+    }
+
+    /// Of a key that nobody knows, whatever its value.
+    fn note_key(&self, key: &str, tag: Tag, suggestion: Option<String>) {
+        self.push(key, tag, None, "is not a known key".to_owned(), suggestion, false);
+    }
+
+    fn push(
+        &self,
+        key: &str,
+        tag: Tag,
+        value: Option<String>,
+        reason: String,
+        suggestion: Option<String>,
+        has_variable: bool,
+    ) {
         let place = self.variable(tag).map(Place::Variable).or_else(|| self.places.line(key).map(Place::Line));
-        let is_outside = matches!(place, Some(Place::Variable(_)));
+        let is_outside = has_variable || matches!(place, Some(Place::Variable(_)));
         self.faults.borrow_mut().push(Fault { key: key.to_owned(), value, reason, suggestion, place, is_outside });
     }
 
@@ -109,7 +127,7 @@ impl<'r> Table<'r> {
         for (name, value) in &self.entries {
             let near = nearest(name, self.asked.iter().copied()).map(|near| join_key(&self.key, near));
             let key = join_key(&self.key, name);
-            self.reading.note(&key, innermost_tag(value), None, "is not a known key".to_owned(), near);
+            self.reading.note_key(&key, innermost_tag(value), near);
         }
     }
 }
@@ -147,6 +165,12 @@ impl<'r> Entry<'r> {
     /// Whether there is a value, even one that is faulty.
     pub(super) fn is_given(&self) -> bool {
         self.value.is_some()
+    }
+
+    /// Whether the value, or a part of it, came from a variable.
+    pub(super) fn has_variable(&self) -> bool {
+        self.value.as_ref().is_some_and(|value| self.reading.variable(value.tag()).is_some())
+            || self.reading.places.has_variable(&self.key)
     }
 
     /// Notes a fault of this value.
@@ -295,9 +319,7 @@ impl<'r> Entry<'r> {
 
     /// The text of a value that came from a variable, which knows no types but strings.
     fn loose_text(&self) -> Option<&str> {
-        let value = self.value.as_ref()?;
-        let loose = self.reading.variable(value.tag()).is_some() || self.reading.places.has_variable(&self.key);
-        value.as_str().filter(|_| loose)
+        self.value.as_ref()?.as_str().filter(|_| self.has_variable())
     }
 
     fn loose_list(&self, text: &str) -> Option<Vec<Value>> {

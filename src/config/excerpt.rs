@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::fault::{Fault, Place};
+use super::redact;
 
 /// Characters of a line that are shown.
 const WIDTH_MAX: usize = 100;
@@ -53,6 +54,9 @@ const SHOWN_KEYS: &[&str] = &[
     "format",
     "level",
 ];
+/// Tables at the top of the file.
+const SECTIONS: &[&str] = &["source", "sink", "state", "admin", "egress", "limits", "log"];
+const QUOTES: [char; 2] = ['"', '\''];
 /// Schemes that are shown of an address.
 const SCHEMES: &[&str] = &["http://", "https://", "postgres://", "postgresql://"];
 
@@ -96,20 +100,76 @@ fn window(line: &str, column: usize) -> (String, usize) {
 
 /// The line with letters and digits as `*`, save those of a table's name, of a key, and of a value that is no secret.
 fn masked(line: &str, above: &[&str]) -> String {
-    if line.trim_start().starts_with('[') && !line.contains(['"', '\'']) {
-        return line.to_owned();
+    if line.trim_start().starts_with('[') {
+        return header(line);
     }
     let Some((key, value)) = line.split_once('=') else {
-        return if is_of_shown_list(above) { line.to_owned() } else { hide(line) };
+        return if is_of_shown_list(above) && !may_be_secret(line) { list(line) } else { hide(line) };
     };
     let name = key.trim().rsplit('.').next().unwrap_or_default();
-    // Another key may follow on the line, as in an inline table.
-    let alone = value.rsplit_once('=').is_none_or(|(between, _)| between.trim().is_empty());
-    if SHOWN_KEYS.contains(&name) && alone {
-        return line.to_owned();
+    let is_path = key.chars().all(|c| c.is_ascii_alphanumeric() || " \t._-".contains(c));
+    if SHOWN_KEYS.contains(&name) && is_path && !may_be_secret(line) {
+        return format!("{key}={}", if value.trim_start().starts_with('[') { list(value) } else { scalar(value) });
     }
-    let bare = !name.is_empty() && key.len() <= 40 && name.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+    let bare =
+        is_path && !name.is_empty() && key.len() <= 40 && name.chars().all(|c| c.is_ascii_lowercase() || c == '_');
     if bare { format!("{key}={}", hide_value(value)) } else { hide(line) }
+}
+
+/// `[sink.orders]` up to its bracket. What stands behind it, or what is no name of a table, may be anything.
+fn header(line: &str) -> String {
+    let end = line.find(']').map_or(line.len(), |at| at + 1);
+    let (head, rest) = line.split_at_checked(end).unwrap_or((line, ""));
+    let name = head.trim().trim_start_matches('[').trim_end_matches(']').trim();
+    let is_ours = SECTIONS.contains(&name.split('.').next().unwrap_or_default().trim());
+    let is_plain = name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
+    if is_ours && is_plain && !may_be_secret(name) { format!("{head}{}", hide(rest)) } else { hide(line) }
+}
+
+/// One word, number or quantity, with its quotes if it has them; all that follows is hidden.
+fn scalar(value: &str) -> String {
+    let start = value.find(is_of_word).unwrap_or(value.len());
+    let (before, rest) = value.split_at_checked(start).unwrap_or((value, ""));
+    let end = rest.find(|c: char| !is_of_word(c)).unwrap_or(rest.len());
+    let (word, after) = rest.split_at_checked(end).unwrap_or((rest, ""));
+    format!("{before}{word}{}", hide(after))
+}
+
+/// The items that stand in quotes, and what is between them, as far as the list goes.
+fn list(text: &str) -> String {
+    let (inside, after) = text.split_at_checked(text.find(']').unwrap_or(text.len())).unwrap_or((text, ""));
+    let mut shown = String::new();
+    let mut rest = inside;
+    while let Some(at) = rest.find(QUOTES) {
+        let (between, item) = rest.split_at_checked(at).unwrap_or((rest, ""));
+        let mut quote = item.chars();
+        shown.push_str(&hide(between));
+        shown.extend(quote.next());
+        let item = quote.as_str();
+        let end = item.find(|c: char| !is_of_word(c)).unwrap_or(item.len());
+        let (word, after) = item.split_at_checked(end).unwrap_or((item, ""));
+        shown.push_str(word);
+        let mut closing = after.chars();
+        rest = match closing.next() {
+            Some(quote) if QUOTES.contains(&quote) => {
+                shown.push(quote);
+                closing.as_str()
+            }
+            Some(_) | None => after,
+        };
+    }
+    format!("{shown}{}{}", hide(rest), hide(after))
+}
+
+/// Of a line that cannot be read even a word is a mark.
+fn may_be_secret(text: &str) -> bool {
+    let lower = text.to_ascii_lowercase();
+    redact::may_be_secret(text) || ["token", "secret"].iter().any(|mark| lower.contains(mark))
+}
+
+/// What names of tables, numbers, quantities and addresses to listen on are made of.
+fn is_of_word(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "_.:*-".contains(c)
 }
 
 /// Whether the lines above end inside a list of a key whose values are no secret.
@@ -147,7 +207,43 @@ mod tests {
             assert_eq!(masked("\"hunter2\"", above), "\"*******\"", "{above:?}");
         }
         assert_eq!(masked("retry.max_attempts = 5x", &[]), "retry.max_attempts = 5x");
+        assert_eq!(masked("tables = [\"a.b\" \"c.d, \"e\"] # x", &[]), "tables = [\"a.b\" \"c.d, \"e\"] # *");
+        assert_eq!(masked("[sink.orders] x", &[]), "[sink.orders] *");
+        assert_eq!(masked("[[sink.orders", &[]), "[[sink.orders");
+        assert_eq!(masked("success = [200, 202]", &[]), "success = [***, ***]");
         assert_eq!(masked("url = \"postgres://u:p@h/d", &[]), "url = \"postgres://*:*@*/*");
+    }
+
+    #[test]
+    fn what_is_no_plain_value_is_hidden_whatever_the_key() {
+        for line in [
+            "source = \"postgres://u:hunter2@db/app",
+            "source = \"hunter2@db/app",
+            "source = hunter2@db",
+            "[source.app] url = postgres://u:hunter2@db/app",
+            "[source.app] password = hunter2",
+            "[hunter2",
+            "[\"hunter2\"]",
+            "[source.app]hunter2",
+            "listen = \"127.0.0.1:80\" token hunter2",
+            "listen = \"127.0.0.1:80\" hunter2",
+            "level = 'info' x # hunter2",
+            "slot = \"host=db password=hunter2\"",
+            "slot = \"x\" \"hunter2\"",
+            "tables = [\"a.b\"] hunter2",
+            "tables = [hunter2, \"a.b\"]",
+            "tables = [\"whsec_hunter2\"]",
+            "tables = [\"a\", \"u:hunter2@db\"]",
+            "batch_size = 5 hunter2",
+            "max = { a = \"hunter2\" }",
+            "x.\"hunter2\".slot = 1",
+        ] {
+            let shown = masked(line, &[]);
+            assert!(!shown.contains("hunter2"), "{shown}");
+            assert_eq!(shown.chars().count(), line.chars().count(), "the mark stands under its column");
+            let shown = masked(line, &["tables = ["]);
+            assert!(!shown.contains("hunter2"), "{shown}");
+        }
     }
 
     #[test]

@@ -73,7 +73,7 @@ impl RawConfig {
 #[serde(deny_unknown_fields, default)]
 #[schemars(extend("required" = ["url"]))]
 pub(crate) struct RawSource {
-    /// Where the database is and as whom to speak: postgres://user@host:port/database, with sslmode, sslrootcert, application_name and so on as libpq has them.
+    /// Where the database is and as whom to speak: postgres://user@host:port/database, with sslmode, sslrootcert, require_auth, application_name and so on as libpq has them; sslrootcert alone means verify-full.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String")]
     url: Option<String>,

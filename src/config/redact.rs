@@ -26,6 +26,7 @@ pub(super) fn shown(value: &Value, show: Show) -> String {
         (_, Show::Nothing) => "\"***\"".to_owned(),
         // An address shows no more where none belongs.
         (Value::String(_, text), Show::All) if text.contains("://") => format!("{:?}", host_of(text)),
+        (Value::String(_, text), Show::All) if may_be_secret(text) => "\"***\"".to_owned(),
         (Value::String(_, text), Show::Host) => format!("{:?}", host_of(text)),
         (Value::String(_, text), Show::All) => cut(&format!("{text:?}")),
         (Value::Char(_, c), _) => format!("{:?}", c.to_string()),
@@ -41,12 +42,25 @@ pub(super) fn shown(value: &Value, show: Show) -> String {
 
 /// A key as a fault shows it: an address or a secret that stands where a name belongs is left out.
 pub(super) fn shown_key(key: &str) -> String {
-    let is_secret = |part: &str| part.contains("://") || part.contains("whsec_") || part.contains("password");
-    let parts = key.split('"').enumerate().map(|(index, part)| match index % 2 == 1 && is_secret(part) {
+    let parts = key.split('"').enumerate().map(|(index, part)| match index % 2 == 1 && may_be_secret(part) {
         true => "***",
         false => part,
     });
     parts.collect::<Vec<_>>().join("\"")
+}
+
+/// Whether a text that stands where none belongs bears marks of an address, a key, a token or a list of settings.
+pub(super) fn may_be_secret(text: &str) -> bool {
+    let lower = text.to_ascii_lowercase();
+    // `LS0tLS1CRUdJTi` is `-----BEGIN` in base64.
+    let marks = ["://", "@", "whsec_", "password", "passwd", "bearer ", "-----begin", "ls0tls1crudjti"];
+    marks.iter().any(|mark| lower.contains(mark)) || is_pairs(&lower)
+}
+
+/// `host=db user=u`
+fn is_pairs(text: &str) -> bool {
+    let keys = ["host", "user", "dbname", "pwd", "pass", "key", "port", "server", "database"];
+    text.split([' ', ';', '&', '"', '\'']).filter_map(|pair| pair.split_once('=')).any(|(key, _)| keys.contains(&key))
 }
 
 /// A number without a fraction. `Num::to_i128` knows only the signed ones.
@@ -110,8 +124,29 @@ mod tests {
             ("sink.a.table.\"public.orders\".group_by", "sink.a.table.\"public.orders\".group_by"),
             ("source.\"postgres://u:hunter2@db\".url", "source.\"***\".url"),
             ("sink.\"whsec_hunter2\"", "sink.\"***\""),
+            ("sink.\"host=db pwd=hunter2\"", "sink.\"***\""),
+            ("sink.\"-----BEGIN EC PRIVATE KEY-----\"", "sink.\"***\""),
         ] {
             assert_eq!(shown_key(key), seen);
+        }
+    }
+
+    #[test]
+    fn a_value_that_bears_the_marks_of_a_secret_is_not_shown() {
+        let of = |text: &str| shown(&Value::from(text), Show::All);
+        for text in [
+            "host=db user=u password=hunter2",
+            "Host=db;Pwd=hunter2",
+            "u:hunter2@db",
+            "whsec_hunter2",
+            "Bearer hunter2",
+            "-----BEGIN EC PRIVATE KEY-----\nhunter2",
+            "LS0tLS1CRUdJTiBFQyBQUklWQVRFIEtFWQhunter2",
+        ] {
+            assert_eq!(of(text), "\"***\"", "{text}");
+        }
+        for text in ["walhook_app", "public.orders", "a = b", "My Shop.x"] {
+            assert_eq!(of(text), format!("{text:?}"));
         }
     }
 

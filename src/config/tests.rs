@@ -2,6 +2,7 @@
 
 mod bad;
 mod docs;
+mod outside;
 
 use std::path::Path;
 use std::time::Duration;

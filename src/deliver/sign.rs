@@ -69,6 +69,11 @@ pub enum SecretError {
     /// More than one.
     #[error("holds several secrets: each is an item of the list signing_secrets")]
     Several,
+    /// Its letters have been made capitals.
+    #[error(
+        "begins with whsec_ in other letters: something has changed the case of all of it, and base64 tells capitals from small letters: copy it anew"
+    )]
+    Case,
     /// Base64 in the alphabet of addresses.
     #[error("is base64 in the alphabet of addresses: Standard Webhooks has + for - and / for _, at the receiver too")]
     UrlSafe,
@@ -125,6 +130,8 @@ fn not_base64(text: &str) -> SecretError {
     let bare = text.strip_prefix(PREFIX).unwrap_or(text);
     if let Some(blemish) = blemish(text) {
         SecretError::Blemish(blemish.to_string())
+    } else if text.get(..PREFIX.len()).is_some_and(|start| start != PREFIX && start.eq_ignore_ascii_case(PREFIX)) {
+        SecretError::Case
     } else if text.starts_with(VERSION) || text.starts_with("v1a,") {
         SecretError::Version
     } else if text.starts_with("whsk_") || text.starts_with("whpk_") {
@@ -255,6 +262,7 @@ mod tests {
             (format!("{secret} {secret}"), "several"),
             (String::new(), "is empty"),
             ("whsec_".to_owned(), "this has 0"),
+            ("WHSEC_MFKQ9R8GKYQRTWJUPD8ILPZIO2LALASW".to_owned(), "case"),
             ("$ORDERS_WHSEC".to_owned(), "${NAME}"),
             ("whsk_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".to_owned(), "pair of keys"),
             ("whsec_MfKQ9r8GKYqrTwjUPD8-LPZIo2La_aSw".to_owned(), "alphabet of addresses"),
@@ -262,7 +270,7 @@ mod tests {
         ] {
             let said = SigningSecret::parse(&text).unwrap_err().to_string();
             assert!(said.contains(expected), "{text:?}: {said}");
-            assert!(!said.contains("MfKQ9"), "{said}");
+            assert!(!said.to_ascii_lowercase().contains("mfkq9"), "{said}");
         }
     }
 

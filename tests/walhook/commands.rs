@@ -57,9 +57,12 @@ fn a_bad_config_exits_78_with_every_fault_and_a_suggestion() {
 }
 
 #[test]
-fn a_missing_config_and_one_that_is_no_toml_exit_78() {
-    let missing = walhook(&["run", "--config", "/nowhere/walhook.toml"]);
-    assert_eq!(missing.status.code(), Some(78), "{}", text_of(&missing));
+fn a_config_that_is_no_toml_exits_78_and_one_that_is_not_there_69() {
+    for command in ["run", "check"] {
+        // As one that is not mounted yet: a restart finds it.
+        let missing = walhook(&[command, "--config", "/nowhere/walhook.toml"]);
+        assert_eq!(missing.status.code(), Some(69), "{}", text_of(&missing));
+    }
     let (code, text) = with_config("run", &Config::new("[source.app\nurl = 1"));
     assert_eq!(code, Some(78), "{text}");
 }
@@ -322,6 +325,6 @@ fn a_log_level_that_is_none_is_refused_on_the_command_line_too() {
     let text = "[source.app]\nurl = \"postgres://u@127.0.0.1:1/app\"\n[sink.s]\nurl = \"http://127.0.0.1:9/\"\ntables = [\"public.t\"]\n";
     let config = Config::new(text);
     let output = walhook(&["run", "--config", &config.path().to_string_lossy(), "--log", "verbose"]);
-    assert_eq!(output.status.code(), Some(78), "{}", text_of(&output));
+    assert_eq!(output.status.code(), Some(69), "no edit of the file mends it: {}", text_of(&output));
     assert!(text_of(&output).contains("must be error, warn, info"), "{}", text_of(&output));
 }
