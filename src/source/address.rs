@@ -13,6 +13,7 @@ use secrecy::SecretString;
 
 use crate::pasted::{Blemish, blemish};
 
+mod auth;
 mod foreign;
 mod host;
 mod settings;
@@ -20,6 +21,8 @@ mod settings;
 mod tests;
 mod text;
 
+pub(crate) use auth::AuthMethod;
+pub use auth::AuthMethods;
 pub(crate) use host::name_fault;
 
 /// A database's address.
@@ -41,6 +44,8 @@ pub struct PgAddress {
     pub client_cert: Option<ClientCert>,
     /// Whether the password exchange is tied to the TLS session.
     pub channel_binding: ChannelBinding,
+    /// By which methods the server may have us prove who we are; `None`: by any that walhook knows.
+    pub require_auth: Option<AuthMethods>,
     /// `application_name`, as `pg_stat_activity` shows it.
     pub application_name: String,
     /// Bound on reaching and entering one server.
@@ -275,6 +280,11 @@ impl PgAddress {
     /// Says which setting is wrong and what it may be, without repeating secrets.
     pub fn parse(text: &str) -> Result<Self, AddressError> {
         let text = text.trim();
+        if text.is_empty() {
+            return Err(AddressError::Syntax(
+                "the address is empty, as a variable leaves it that is set to nothing: set it",
+            ));
+        }
         if let Some(Blemish::Invisible(c)) = blemish(text) {
             return Err(AddressError::Invisible(c));
         }

@@ -22,6 +22,7 @@ use crate::change::Lsn;
 use crate::memory::Memory;
 
 mod error;
+mod guard;
 mod gulp;
 mod login;
 mod pace;
@@ -32,6 +33,7 @@ mod socket;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod tries;
 mod unreached;
 
 pub use error::{ConnectError, ServerError, StreamError};

@@ -35,6 +35,7 @@ const PARAMETERS: &[Theirs] = &[
     ("JDBC", &["targetServerType"], "write target_session_attrs"),
     ("JDBC", &["tcpKeepAlive"], "write keepalives"),
     ("JDBC", &["sslfactory", "sslhostnameverifier", "sslpasswordcallback"], TLS),
+    ("JDBC", &["socketFactory", "socketFactoryArg"], DIRECT),
     (
         "JDBC",
         &[
@@ -164,7 +165,7 @@ fn of_scheme(text: &str, scheme: &str) -> &'static str {
         | "timescale" | "timescaledb" | "timescalegis" | "postgresqls" | "postgres2" => {
             "the address begins with another tool's name for Postgres: write postgres:// for it"
         }
-        "cockroachdb" | "redshift" => {
+        "cockroachdb" | "cockroach" | "crdb" | "redshift" | "yugabyte" | "yugabytedb" => {
             "the address is not one of Postgres, the only database whose changes walhook reads"
         }
         _ => "an address starts with postgres:// or is a string of key=value pairs",

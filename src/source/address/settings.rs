@@ -8,7 +8,12 @@ use secrecy::SecretString;
 use super::foreign;
 use super::host::name_fault;
 use super::text::Pairs;
-use super::{AddressError, ChannelBinding, ClientCert, Host, Keepalive, PgAddress, RootCert, SslMode, TargetSession};
+use super::{
+    AddressError, AuthMethods, ChannelBinding, ClientCert, Host, Keepalive, PgAddress, RootCert, SslMode, TargetSession,
+};
+
+/// Bytes of a path at most (PATH_MAX of Linux is 4096 with everything).
+const FILE_BYTES_MAX: usize = 1024;
 
 /// Settings that are read.
 const KNOWN: &[&str] = &[
@@ -23,6 +28,7 @@ const KNOWN: &[&str] = &[
     "sslcert",
     "sslkey",
     "channel_binding",
+    "require_auth",
     "application_name",
     "connect_timeout",
     "options",
@@ -48,7 +54,6 @@ const REFUSED: &[(&str, &str)] = &[
     ("replication", "walhook sets it itself"),
     ("client_encoding", "walhook always speaks UTF8"),
     ("fallback_application_name", "use application_name"),
-    ("require_auth", "use channel_binding=require to insist on SCRAM"),
     ("requirepeer", "use a password"),
     ("krbsrvname", "Kerberos is not supported, use a password or a certificate"),
     ("gsslib", "Kerberos is not supported, use a password or a certificate"),
@@ -75,6 +80,8 @@ pub(super) fn address(pairs: &Pairs<'_>) -> Result<PgAddress, AddressError> {
     let trust = wrong.sort(settings.trust());
     let client_cert = wrong.sort(settings.client_cert());
     let channel_binding = wrong.sort(settings.channel_binding());
+    let require_auth = wrong.sort(settings.require_auth());
+    wrong.sort(settings.files());
     let connect_timeout = wrong.sort(settings.connect_timeout());
     let target_session = wrong.sort(settings.target_session());
     let keepalive = wrong.sort(settings.keepalive());
@@ -90,6 +97,7 @@ pub(super) fn address(pairs: &Pairs<'_>) -> Result<PgAddress, AddressError> {
             sslrootcert,
             client_cert: client_cert?,
             channel_binding: channel_binding?,
+            require_auth: require_auth?,
             application_name: settings.text("application_name").unwrap_or("walhook").to_owned(),
             connect_timeout: connect_timeout?,
             options: settings.text("options").map(str::to_owned),
@@ -130,14 +138,16 @@ impl<'a> Settings<'a> {
     /// What is wrong with each pair by itself, each key once.
     fn wrong_keys(&self) -> Vec<AddressError> {
         let mut wrong: Vec<AddressError> = Vec::new();
-        let mut before = "";
-        for (key, value) in self.0 {
-            if let Some(error) = wrong_pair(key, value, before)
+        let mut follows = false;
+        for (index, (key, value)) in self.0.iter().enumerate() {
+            if let Some(error) = wrong_pair(key, value, follows)
                 && !wrong.contains(&error)
             {
                 wrong.push(error);
             }
-            before = key;
+            // That of a URI stands before its host, and is whole.
+            let is_of_uri = index <= 1 && self.0.get(index + 1).is_some_and(|(next, _)| next == "host");
+            follows |= (key == "password" || key == "sslpassword") && !is_of_uri;
         }
         wrong
     }
@@ -233,7 +243,8 @@ impl<'a> Settings<'a> {
             Some("system") => Err(AddressError::Conflict(
                 "sslrootcert=system needs sslmode=verify-full: anyone can get a certificate from a public authority",
             )),
-            Some(file) => Ok((mode.unwrap_or(SslMode::Prefer), Some(RootCert::File(PathBuf::from(file))))),
+            // Who names an authority wants it asked; a mode that does not ask is to be written out.
+            Some(file) => Ok((mode.unwrap_or(SslMode::VerifyFull), Some(RootCert::File(PathBuf::from(file))))),
             None if mode.is_some_and(|mode| mode >= SslMode::VerifyCa) => Err(AddressError::Conflict(
                 "sslmode=verify-ca and verify-full need sslrootcert=FILE, or sslrootcert=system for the machine's \
                  authorities with verify-full",
@@ -247,6 +258,29 @@ impl<'a> Settings<'a> {
             (None, None) => Ok(None),
             (Some(cert), Some(key)) => Ok(Some(ClientCert { cert: cert.into(), key: key.into() })),
             _ => Err(AddressError::Conflict("sslcert and sslkey need each other")),
+        }
+    }
+
+    fn require_auth(&self) -> Result<Option<AuthMethods>, AddressError> {
+        let expected = "a list of password, md5, gss, sspi, scram-sha-256, oauth and none, each once, or with ! before each of them";
+        let Some(value) = self.text("require_auth") else { return Ok(None) };
+        let wrong = || AddressError::Value { key: "require_auth", value: value.to_owned(), expected };
+        AuthMethods::parse(value).map(Some).ok_or_else(wrong)
+    }
+
+    /// A key that stands where its file belongs would be printed as the name of one.
+    fn files(&self) -> Result<(), AddressError> {
+        let is_content = |text: &str| {
+            text.contains("-----BEGIN")
+                || text.starts_with("LS0t")
+                || text.contains(char::is_control)
+                || text.len() > FILE_BYTES_MAX
+        };
+        match ["sslrootcert", "sslcert", "sslkey"].iter().any(|key| self.text(key).is_some_and(is_content)) {
+            true => Err(AddressError::Conflict(
+                "sslrootcert, sslcert and sslkey must be the paths of PEM files, not what stands in them",
+            )),
+            false => Ok(()),
         }
     }
 
@@ -332,8 +366,8 @@ fn host(name: Option<&str>, address: Option<&str>, port: &str) -> Result<Host, A
 const NO_HOST: &str = "the address has a host that is empty, as a variable leaves it that is set to nothing; this machine is \
                        localhost, and a unix socket host=/DIRECTORY";
 
-/// What is wrong with a pair, whatever the others are; `before` is the key before it.
-fn wrong_pair(key: &str, value: &str, before: &str) -> Option<AddressError> {
+/// What is wrong with a pair, whatever the others are; `follows` a password that stands among the settings.
+fn wrong_pair(key: &str, value: &str, follows: bool) -> Option<AddressError> {
     if let Some((_, why)) = REFUSED.iter().find(|(refused, _)| *refused == key) {
         return Some(AddressError::Unsupported { key: key.to_owned(), why });
     }
@@ -345,7 +379,7 @@ fn wrong_pair(key: &str, value: &str, before: &str) -> Option<AddressError> {
     }
     let suggestion = nearest(key);
     // It may be the rest of the password.
-    if before == "password" && suggestion.is_none() {
+    if follows && suggestion.is_none() {
         return Some(AddressError::Syntax(
             "what follows password= is not a connection setting: in a URI & and = in the password must be percent-encoded \
              (%26, %3D), between key=value pairs a password with spaces needs single quotes",

@@ -77,7 +77,19 @@ fn what_is_wrong_is_named() {
     assert!(error("user=me sslmode=require sslrootcert=system").contains("verify-full"));
     assert!(error("user=me sslcert=/x").contains("sslkey"));
     assert!(error("mysql://me@h/db").contains("postgres://"));
-    assert!(error("").contains("names no user"));
+    assert!(error("").contains("is empty, as a variable leaves it"));
+    assert!(error(" ").contains("is empty, as a variable leaves it"));
+    for text in ["postgres://u:s3cr@::1/db", "postgres://u@fe80::1:5432/db", "postgres://me:s3cr:ret7/db"] {
+        assert!(assert_refused_in_silence(text).contains("brackets"), "{text}");
+    }
+    for text in ["host=h port= user=u", "host= user=u", "host=h user=u password= dbname=d"] {
+        assert!(error(text).contains("nothing after its ="), "{text}: {}", error(text));
+    }
+    assert!(PgAddress::parse("host=h port='' user=u password='' dbname = d").is_ok());
+    assert!(error("postgres://u@h/db?Trust%20Server%20Certificate=true").contains(".NET"));
+    assert!(error("postgres://u@h/db?Trust+Server+Certificate=true").contains(".NET"));
+    assert!(error("postgres://u@h/db?socketFactory=a").contains("JDBC"));
+    assert!(error("cockroach://u:s3cr@h/db").contains("not one of Postgres"));
     assert!(error("user='me").contains("not closed"));
 }
 
@@ -85,6 +97,57 @@ fn what_is_wrong_is_named() {
 fn the_systems_authorities_imply_full_verification() {
     let address = parse("postgres://me@h/db?sslrootcert=system");
     assert_eq!((address.sslmode, address.sslrootcert), (SslMode::VerifyFull, Some(RootCert::System)));
+}
+
+#[test]
+fn an_authority_that_is_named_is_asked_unless_the_mode_says_otherwise() {
+    let file = Some(RootCert::File("/x/ca.pem".into()));
+    let address = parse("postgres://me@h/db?sslrootcert=/x/ca.pem");
+    assert_eq!((address.sslmode, &address.sslrootcert), (SslMode::VerifyFull, &file));
+    let address = parse("postgres://me@h/db?sslrootcert=/x/ca.pem&sslmode=verify-ca");
+    assert_eq!((address.sslmode, &address.sslrootcert), (SslMode::VerifyCa, &file));
+}
+
+#[test]
+fn what_stands_in_a_file_is_no_path_and_is_not_repeated() {
+    for value in [
+        "-----BEGIN%20EC%20PRIVATE%20KEY-----%0As3cr%0A-----END%20EC%20PRIVATE%20KEY-----".to_owned(),
+        "LS0tLS1CRUdJTiBFQyBQUklWQVRFIEtFWS0tLS0ts3cr".to_owned(),
+        "s3cr".repeat(500),
+    ] {
+        for text in [
+            format!("postgres://u@h/db?sslmode=require&sslcert=/c&sslkey={value}"),
+            format!("postgres://u@h/db?sslmode=require&sslcert={value}&sslkey=/k"),
+            format!("postgres://u@h/db?sslrootcert={value}"),
+        ] {
+            assert!(assert_refused_in_silence(&text).contains("paths of PEM files"), "{text}");
+        }
+    }
+}
+
+#[test]
+fn what_follows_a_password_among_the_settings_is_not_repeated() {
+    for text in [
+        "postgres://u@h/db?password=a&s3cr=1",
+        "postgres://u@h/db?password=a&sslmode=require&s3cr=1",
+        "host=h user=u password=a sslmode=require s3cr=1",
+        "user=u password=a sslmode=require s3cr=1",
+        "postgres://u@h/db?sslpassword=a&connect_timeout=3&s3cr=1",
+    ] {
+        assert_refused_in_silence(text);
+    }
+}
+
+#[test]
+fn the_methods_of_require_auth_are_a_list_or_all_but_that() {
+    let methods = |text: &str| parse(&format!("postgres://me@h/db?require_auth={text}")).require_auth.unwrap();
+    assert!(methods("scram-sha-256").has(AuthMethod::ScramSha256) && !methods("scram-sha-256").has(AuthMethod::Md5));
+    assert!(methods("!password,!none").has(AuthMethod::Md5) && !methods("!password,!none").has(AuthMethod::None));
+    assert_eq!(parse("postgres://me@h/db").require_auth, None);
+    assert_eq!(parse("postgres://me@h/db?require_auth=").require_auth, None);
+    for text in ["scram", "md5,!none", "md5,md5"] {
+        assert!(error(&format!("postgres://me@h/db?require_auth={text}")).starts_with("require_auth must be a list"));
+    }
 }
 
 #[test]
@@ -198,11 +261,11 @@ fn what_a_variable_leaves_that_is_set_to_nothing_is_refused() {
         ("postgres://me@5432/app", "not a whole IPv4 address"),
         ("postgres:///app?user=me", "no host"),
         ("host='' user=me", "host that is empty"),
-        ("host= user=me", "no host's name has"),
+        ("host= user=me", "nothing after its ="),
         ("host=a,,b user=me", "host that is empty"),
         ("host=a user=", "names no user"),
-        ("", "names no user"),
-        ("  ", "names no user"),
+        ("", "the address is empty"),
+        ("  ", "the address is empty"),
     ] {
         assert!(error(text).contains(expected), "{text:?}: {}", error(text));
     }

@@ -36,6 +36,27 @@ const NO_PORT: AddressError = AddressError::Syntax(
     "the address has no port after a colon, as a variable leaves it that is set to nothing; without the colon it is 5432",
 );
 
+const DOT_NET_KEYS: [&str; 7] = [
+    "Trust Server Certificate",
+    "SSL Mode",
+    "User Id",
+    "Application Name",
+    "Search Path",
+    "Root Certificate",
+    "Maximum Pool Size",
+];
+const DOT_NET: AddressError = AddressError::Syntax(
+    "the address has a setting of .NET, whose name has a space: write sslmode=require for Trust Server Certificate, \
+     sslmode=verify-full with sslrootcert for Root Certificate, application_name for Application Name, and leave others out",
+);
+const COLONS: AddressError = AddressError::Syntax(
+    "the address has more than one colon where host and port belong: an IPv6 address stands in brackets there, \
+     postgres://USER@[::1]:5432/DATABASE, and user and password stand before an @",
+);
+const NO_VALUE: AddressError = AddressError::Syntax(
+    "a setting of the address has nothing after its =, as a variable leaves it that is set to nothing: set it, or write '' there",
+);
+
 /// What follows `postgres://`: `user:password@host:port,host:port/dbname?key=value&key=value`.
 pub(super) fn uri_pairs(rest: &str) -> Result<Pairs<'_>, AddressError> {
     let uri = Uri::split(rest)?;
@@ -93,6 +114,10 @@ impl<'a> Uri<'a> {
 fn key_and_value(parameter: &str) -> Result<(Cow<'_, str>, &str), AddressError> {
     let (key, value) = parameter.split_once('=').ok_or(UNENCODED)?;
     let key = decode(key)?;
+    // Of a setting whose name has spaces nothing would be left to say but that it is none.
+    if DOT_NET_KEYS.iter().any(|theirs| theirs.eq_ignore_ascii_case(&key.replace('+', " "))) {
+        return Err(DOT_NET);
+    }
     // A key of other characters is more likely the rest of a password with a question mark in it.
     if !key.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte)) {
         return Err(UNENCODED);
@@ -137,6 +162,7 @@ fn host_pairs<'a>(pairs: &mut Pairs<'a>, hosts: &'a str) -> Result<(), AddressEr
                 }
                 (name, port)
             }
+            None if host.matches(':').count() > 1 => return Err(COLONS),
             None => host.split_once(':').map_or((host, None), |(name, port)| (name, Some(port))),
         };
         if name.is_empty() {
@@ -214,8 +240,12 @@ fn written_pairs(text: &str) -> Result<Vec<Written<'_>>, AddressError> {
                 "before each = stands the name of a setting; a value with spaces needs single quotes",
             ));
         }
-        let written = after.trim_start();
+        let (written, after_equals) = (after.trim_start(), after.len());
         let (value, after) = keyword_value(written)?;
+        // To libpq the next pair would be this one's value.
+        if written.len() < after_equals && !written.starts_with('\'') && is_pair(&value) {
+            return Err(NO_VALUE);
+        }
         if value.contains(char::is_control) {
             return Err(CONTROL);
         }
@@ -224,6 +254,12 @@ fn written_pairs(text: &str) -> Result<Vec<Written<'_>>, AddressError> {
         rest = after.trim_start();
     }
     Ok(pairs)
+}
+
+/// `user=u`
+fn is_pair(value: &str) -> bool {
+    let key = value.split_once('=').map_or("", |(key, _)| key);
+    !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
 }
 
 /// One value and what follows it.

@@ -179,6 +179,20 @@ pub enum ConnectError {
         /// What it said.
         source: Box<ServerError>,
     },
+    /// pg_hba.conf lets nobody in who comes like this, and TLS is no way out: it was tried, or the server has none.
+    #[error("{}", refusal::HBA.what)]
+    NoEntry {
+        /// What it said.
+        source: Box<ServerError>,
+        /// The server offers TLS.
+        has_tls: bool,
+    },
+    /// `require_auth` is not met.
+    #[error("require_auth does not allow what the server asks for: {asked}")]
+    RequireAuth {
+        /// The method, or that there is none.
+        asked: &'static str,
+    },
     /// The server wants a password.
     #[error("the server asks for a password and the address has none")]
     PasswordMissing,
@@ -253,12 +267,13 @@ impl ConnectError {
     /// What the server gave as SQLSTATE.
     pub fn sqlstate(&self) -> Option<&str> {
         match self {
-            Self::Server { source, .. } => Some(&source.code),
+            Self::Server { source, .. } | Self::NoEntry { source, .. } => Some(&source.code),
             Self::Broken(error) => error.sqlstate(),
             Self::Sql(error) => error.code().map(tokio_postgres::error::SqlState::code),
             Self::Resolve { .. } | Self::Reach { .. } | Self::Timeout { .. } | Self::TlsRefused { .. } => None,
             Self::TlsFile { .. } | Self::TlsSettings { .. } | Self::TlsName { .. } | Self::TlsIssuer { .. } => None,
             Self::Tls { .. } | Self::PasswordMissing | Self::Method { .. } | Self::Scram { .. } => None,
+            Self::RequireAuth { .. } => None,
             Self::ChannelBinding(_) | Self::SessionOption { .. } | Self::Unsuitable(_) => None,
             Self::Closed { .. } | Self::NotPostgres { .. } => None,
         }
@@ -268,6 +283,12 @@ impl ConnectError {
     pub fn advice(&self) -> String {
         let said = match self {
             Self::Server { source } => refusal::meaning(source).advice,
+            Self::NoEntry { has_tls: true, .. } => refusal::HBA.advice,
+            Self::NoEntry { has_tls: false, .. } => refusal::HBA_WITHOUT_TLS,
+            Self::RequireAuth { .. } => {
+                "have an entry of pg_hba.conf for this role with a method that require_auth names (scram-sha-256), with the role's password \
+                 set under password_encryption = 'scram-sha-256'; a server that asks otherwise of a sudden may be somebody else's"
+            }
             Self::Resolve { .. } => {
                 "correct the host in the source's url, or mend name resolution on this machine (getent hosts NAME)"
             }
@@ -337,6 +358,7 @@ impl ConnectError {
             Self::Tls { fault, .. } => fault.is_lasting(),
             Self::TlsRefused { .. } | Self::TlsFile { .. } | Self::TlsSettings { .. } | Self::TlsName { .. } => true,
             Self::TlsIssuer { .. } | Self::PasswordMissing | Self::Method { .. } | Self::Scram { .. } => true,
+            Self::NoEntry { .. } | Self::RequireAuth { .. } => true,
             Self::ChannelBinding(_) | Self::SessionOption { .. } => true,
             Self::Resolve { .. } | Self::Reach { .. } | Self::Timeout { .. } => false,
             Self::Closed { .. } | Self::NotPostgres { .. } => false,
@@ -355,11 +377,12 @@ impl ConnectError {
         match self {
             // Starting up or shutting down, or too many connections.
             Self::Server { source, .. } => !source.code.starts_with("57P") && source.code != "53300",
-            Self::PasswordMissing | Self::TlsFile { .. } | Self::TlsSettings { .. } => true,
+            Self::PasswordMissing | Self::TlsFile { .. } | Self::TlsSettings { .. } | Self::NoEntry { .. } => true,
             Self::Resolve { .. } | Self::Reach { .. } | Self::Timeout { .. } | Self::TlsRefused { .. } => false,
             Self::TlsName { .. } | Self::TlsIssuer { .. } | Self::Tls { .. } | Self::Method { .. } => false,
             Self::Closed { .. } | Self::NotPostgres { .. } => false,
             Self::Scram { .. } | Self::ChannelBinding(_) | Self::SessionOption { .. } => false,
+            Self::RequireAuth { .. } => false,
             Self::Unsuitable(_) | Self::Broken(_) | Self::Sql(_) => false,
         }
     }

@@ -49,17 +49,22 @@ const POOLER_KNOWS_NOT: Meaning = lasting(
 );
 const PASSWORD: Meaning = lasting(
     "the server does not accept the password, or has no such role: it does not say which",
-    "check user and password in the source's url; there the characters @ : / ? # [ ] % of a password are percent-encoded",
+    "check user and password in the source's url; there the characters @ : / ? # [ ] % of a password are percent-encoded. A password whose time is over is \
+     refused alike (VALID UNTIL: SELECT rolname, rolvaliduntil FROM pg_roles)",
 );
 const HBA_PLAIN: Meaning = lasting(
     "pg_hba.conf has no entry that lets this role into this database from here without TLS",
     "write sslmode=require into the source's url (better verify-full with sslrootcert)",
 );
-const HBA: Meaning = lasting(
+pub(super) const HBA: Meaning = lasting(
     "pg_hba.conf has no entry that lets this role into this database from here, or one that rejects it",
     "add a line above those that reject, with the database's own name (`replication` and physical replication are another thing): \
      hostssl DATABASE ROLE ADDRESS scram-sha-256, then SELECT pg_reload_conf()",
 );
+/// The same where a line for TLS alone would let in nobody.
+pub(super) const HBA_WITHOUT_TLS: &str = "add a line above those that reject, with the database's own name (`replication` and physical replication are another thing): \
+     host DATABASE ROLE ADDRESS scram-sha-256, then SELECT pg_reload_conf(). The server has no TLS (ssl is off), so a line of hostssl \
+     does not count, and sslmode=require in the source's url would not do";
 const REJECTED_PLAIN: Meaning = lasting(
     "pg_hba.conf has an entry that rejects this role here without TLS",
     "write sslmode=require into the source's url, if the entry is one for connections without TLS (hostnossl); else add a line above \
@@ -108,6 +113,20 @@ const OPTION: Meaning = lasting(
     "the server does not take an option of the address",
     "correct or take out what is named from options in the source's url",
 );
+const TOO_OLD: Meaning = lasting(
+    "the server does not know a setting that Postgres has since 14",
+    "walhook reads Postgres 14 and later: upgrade the server. Redshift, CockroachDB and YugabyteDB speak the same protocol and are another \
+     thing",
+);
+const PRELOAD: Meaning = lasting(
+    "the server cannot load a library that it is to load for new sessions",
+    "have it installed, or take it out of session_preload_libraries and local_preload_libraries, of the role and the database too \
+     (SELECT setdatabase, setrole, setconfig FROM pg_db_role_setting shows where it is set)",
+);
+const LOGIN_TRIGGER: Meaning = lasting(
+    "a login trigger of the database does not let this session begin",
+    "have its owner let walhook's role pass: SELECT evtname, evtfoid::regproc FROM pg_event_trigger WHERE evtevent = 'login' names it",
+);
 const WALSENDERS: Meaning = passing(
     "all of max_wal_senders are in use",
     "raise max_wal_senders (needs a restart of the server), or end a replication that nobody needs: \
@@ -115,11 +134,12 @@ const WALSENDERS: Meaning = passing(
 );
 const ROLE_LIMIT: Meaning = passing(
     "the role's CONNECTION LIMIT is used up",
-    "raise it, ALTER ROLE … CONNECTION LIMIT 10: walhook has several sessions for each source; another walhook of the same role counts too",
+    "raise it above what it is (SELECT rolname, rolconnlimit FROM pg_roles), ALTER ROLE … CONNECTION LIMIT …, or -1 for none: walhook has \
+     up to four sessions for each source; another walhook of the same role counts too",
 );
 const DATABASE_LIMIT: Meaning = passing(
     "the database's CONNECTION LIMIT is used up",
-    "raise it, ALTER DATABASE … CONNECTION LIMIT, or let applications hold fewer connections",
+    "raise it above what it is (SELECT datname, datconnlimit FROM pg_database), ALTER DATABASE … CONNECTION LIMIT …, or let applications hold fewer connections",
 );
 const RESERVED: Meaning = passing(
     "what is left of max_connections is reserved for others",
@@ -166,7 +186,7 @@ const UNKNOWN: Meaning = passing("the server refused the connection", "the serve
 
 /// What `error` means, which came before the session began.
 pub(super) fn meaning(error: &ServerError) -> Meaning {
-    if let Some(meaning) = of_pooler(&error.message) {
+    if let Some(meaning) = of_pooler(error) {
         return meaning;
     }
     match &*error.code {
@@ -181,7 +201,12 @@ pub(super) fn meaning(error: &ServerError) -> Meaning {
         "55000" if error.is_raised_by("CheckMyDatabase") => SHUT,
         "53000" | "53100" | "53200" => NO_MEANS,
         "25006" => READ_ONLY,
+        "42704" if super::settings::ours().any(|name| error.says(name)) => TOO_OLD,
+        "58P01" => PRELOAD,
+        "P0001" => LOGIN_TRIGGER,
         "22023" | "42704" | "42601" | "55P02" => OPTION,
+        // A pooler that keeps the passwords itself.
+        "08P01" if error.message.to_ascii_lowercase().contains("auth") => PASSWORD,
         // Postgres has neither of them for a well-formed startup.
         "08P01" | "0A000" => POOLER,
         _ => UNKNOWN,
@@ -200,9 +225,13 @@ pub(super) fn of_statement(error: &ServerError) -> Option<Meaning> {
     }
 }
 
-/// PgBouncer, Supavisor, RDS Proxy, Odyssey, pgcat and their like, by words that no Postgres says.
-fn of_pooler(message: &str) -> Option<Meaning> {
-    let lower = message.to_ascii_lowercase();
+/// PgBouncer, Supavisor, RDS Proxy, Odyssey, pgcat and their like, by words that no Postgres says. Postgres names the function
+/// that raised an error, and poolers do not; and between quotes stand names, which may be anything.
+fn of_pooler(error: &ServerError) -> Option<Meaning> {
+    if error.routine.is_some() {
+        return None;
+    }
+    let lower = error.message.split(['"', '\'']).step_by(2).collect::<String>().to_ascii_lowercase();
     let says = |words: &[&str]| words.iter().any(|word| lower.contains(word));
     if says(&["tenant or user not found", "tenant/user"]) {
         Some(TENANT)
@@ -229,13 +258,29 @@ fn of_pooler(message: &str) -> Option<Meaning> {
     }
 }
 
+/// How somebody came whom pg_hba.conf does not let in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Encrypted {
+    No,
+    Yes,
+}
+
+/// Whether this is about the rules of pg_hba.conf, and how we came.
+pub(super) fn is_of_rules(error: &ServerError) -> Option<Encrypted> {
+    let is_plain = error.says("no encryption") || error.says("SSL off");
+    (error.code == "28000" && error.says("pg_hba.conf")).then_some(if is_plain {
+        Encrypted::No
+    } else {
+        Encrypted::Yes
+    })
+}
+
 fn of_authorization(error: &ServerError) -> Meaning {
-    if error.says("pg_hba.conf") {
-        let is_plain = error.says("no encryption") || error.says("SSL off");
-        return match (is_plain, error.says("rejects connection")) {
-            (true, true) => REJECTED_PLAIN,
-            (true, false) => HBA_PLAIN,
-            (false, _) => HBA,
+    if let Some(came) = is_of_rules(error) {
+        return match (came, error.says("rejects connection")) {
+            (Encrypted::No, true) => REJECTED_PLAIN,
+            (Encrypted::No, false) => HBA_PLAIN,
+            (Encrypted::Yes, _) => HBA,
         };
     }
     if error.is_raised_by("InitializeSessionUserId") {
@@ -287,148 +332,4 @@ fn of_limit(error: &ServerError) -> Meaning {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn error(code: &str, routine: &str, message: &str) -> ServerError {
-        let routine = (!routine.is_empty()).then(|| routine.to_owned());
-        ServerError { code: code.to_owned(), message: message.to_owned(), routine, ..ServerError::default() }
-    }
-
-    /// SQLSTATE, routine, message in English, what it means. From the sources of Postgres 14 to 18 and of the poolers.
-    const CASES: &[(&str, &str, &str, Meaning)] = &[
-        ("28P01", "auth_failed", "password authentication failed for user \"w\"", PASSWORD),
-        (
-            "28000",
-            "ClientAuthentication",
-            "no pg_hba.conf entry for host \"10.0.0.1\", user \"w\", database \"app\", no encryption",
-            HBA_PLAIN,
-        ),
-        (
-            "28000",
-            "ClientAuthentication",
-            "no pg_hba.conf entry for host \"10.0.0.1\", user \"w\", database \"app\", SSL encryption",
-            HBA,
-        ),
-        ("28000", "ClientAuthentication", "pg_hba.conf rejects connection for host \"::1\", user \"w\", SSL on", HBA),
-        (
-            "28000",
-            "ClientAuthentication",
-            "pg_hba.conf rejects connection for host \"::1\", user \"w\", database \"app\", no encryption",
-            REJECTED_PLAIN,
-        ),
-        ("28000", "InitializeSessionUserId", "role \"w\" does not exist", NO_ROLE),
-        ("28000", "InitializeSessionUserId", "role \"w\" is not permitted to log in", NO_LOGIN),
-        ("28000", "ClientAuthentication", "connection requires a valid client certificate", CERTIFICATE),
-        ("28000", "auth_failed", "certificate authentication failed for user \"w\"", CERTIFICATE),
-        ("28000", "auth_failed", "Peer authentication failed for user \"w\"", PEER),
-        ("28000", "auth_failed", "GSSAPI authentication failed for user \"w\"", NOT_LET_IN),
-        ("3D000", "InitPostgres", "database \"ap\" does not exist", NO_DATABASE),
-        ("42501", "CheckMyDatabase", "permission denied for database \"app\"", NO_CONNECT),
-        ("42501", "InitPostgres", "must be superuser or replication role to start walsender", NO_REPLICATION),
-        ("42501", "InitPostgres", "permission denied to start WAL sender", NO_REPLICATION),
-        ("42501", "set_config_with_handle", "permission denied to set parameter \"log_statement\"", OPTION),
-        ("42501", "", "whatever", PRIVILEGE),
-        (
-            "53300",
-            "InitProcess",
-            "number of requested standby connections exceeds max_wal_senders (currently 10)",
-            WALSENDERS,
-        ),
-        ("53300", "InitializeSessionUserId", "too many connections for role \"w\"", ROLE_LIMIT),
-        ("53300", "CheckMyDatabase", "too many connections for database \"app\"", DATABASE_LIMIT),
-        (
-            "53300",
-            "InitPostgres",
-            "remaining connection slots are reserved for roles with the SUPERUSER attribute",
-            RESERVED,
-        ),
-        ("53300", "InitProcess", "sorry, too many clients already", FULL),
-        ("53300", "", "whatever", NO_ROOM),
-        ("57P03", "ProcessStartupPacket", "the database system is starting up", NOT_YET),
-        ("57P03", "ProcessStartupPacket", "the database system is in recovery mode", NOT_YET),
-        ("57P01", "ProcessInterrupts", "terminating connection due to administrator command", STOPPED),
-        ("55000", "CheckMyDatabase", "database \"app\" is not currently accepting connections", SHUT),
-        ("53200", "", "out of memory", NO_MEANS),
-        ("25006", "", "cannot execute INSERT in a read-only transaction", READ_ONLY),
-        ("42704", "", "unrecognized configuration parameter \"x.y z\"", OPTION),
-        ("22023", "", "invalid value for parameter \"work_mem\": \"much\"", OPTION),
-        ("08P01", "", "unsupported startup parameter: replication", POOLER),
-        ("08P01", "", "unsupported startup parameter in options: extra_float_digits", POOLER),
-        ("08P01", "", "unsupported startup parameter: options", POOLER),
-        ("0A000", "", "Feature not supported: RDS Proxy currently doesn't support command-line options.", POOLER),
-        ("08P01", "", "replication connections are not allowed", POOLER),
-        ("XX000", "", "Tenant or user not found", TENANT),
-        (
-            "XX000",
-            "",
-            "MaxClientsInSessionMode: max clients reached - in Session mode max clients are limited to pool_size",
-            POOLER_IS_FULL,
-        ),
-        ("08P01", "", "no more connections allowed (max_client_conn)", POOLER_IS_FULL),
-        (
-            "08P01",
-            "",
-            "server login has been failing, cached error: connect failed (server_login_retry)",
-            BEHIND_POOLER,
-        ),
-        ("08P01", "", "query_wait_timeout", BEHIND_POOLER),
-        ("3D000", "", "no such database: app", POOLER_KNOWS_NOT),
-        ("08P01", "", "no such user: w", POOLER_KNOWS_NOT),
-        ("58000", "", "odyssey: c1a: failed to connect", POOLER),
-        ("XX000", "", "whatever", UNKNOWN),
-    ];
-
-    #[test]
-    fn each_refusal_has_the_meaning_that_is_its_own() {
-        for (code, routine, message, expected) in CASES {
-            assert_eq!(meaning(&error(code, routine, message)).what, expected.what, "{code}: {message}");
-        }
-    }
-
-    #[test]
-    fn a_server_that_speaks_another_language_is_not_misunderstood() {
-        // By the code and the routine alone: what is said must hold for the case, if less exactly.
-        for (code, routine, expected) in [
-            ("28P01", "auth_failed", PASSWORD),
-            ("28000", "InitializeSessionUserId", ROLE),
-            ("28000", "auth_failed", NOT_LET_IN),
-            ("42501", "CheckMyDatabase", NO_CONNECT),
-            ("42501", "InitPostgres", NO_REPLICATION),
-            ("53300", "InitializeSessionUserId", ROLE_LIMIT),
-            ("53300", "CheckMyDatabase", DATABASE_LIMIT),
-            ("53300", "InitPostgres", RESERVED),
-            ("53300", "InitProcess", FULL),
-            ("57P03", "ProcessStartupPacket", NOT_YET),
-            ("55000", "CheckMyDatabase", SHUT),
-        ] {
-            assert_eq!(meaning(&error(code, routine, "das geht nicht")).what, expected.what, "{code} {routine}");
-        }
-        let hba = "kein pg_hba.conf-Eintrag für Host »::1«, Benutzer »w«";
-        assert_eq!(meaning(&error("28000", "ClientAuthentication", hba)), HBA);
-        let senders = "Anzahl angeforderter Standby-Verbindungen überschreitet max_wal_senders (aktuell 10)";
-        assert_eq!(meaning(&error("53300", "InitProcess", senders)), WALSENDERS);
-    }
-
-    #[test]
-    fn advice_speaks_of_password_and_address_only_where_one_of_these_is_wrong() {
-        for (code, _, message, meaning) in CASES {
-            let is_of_password = [PASSWORD, PEER, NO_ROLE].contains(meaning);
-            assert_eq!(meaning.advice.to_lowercase().contains("password"), is_of_password, "{code}: {message}");
-            // What a tired person pastes must not hurt others.
-            for harm in ["DROP", "SUPERUSER", "OWNER", "trust", "pg_terminate", "sslmode=disable"] {
-                assert!(!meaning.advice.contains(harm), "{message}: {}", meaning.advice);
-            }
-            assert!(!meaning.what.is_empty() && !meaning.advice.ends_with('.'), "{message}");
-        }
-    }
-
-    #[test]
-    fn what_passes_by_itself_is_waited_for() {
-        for (code, _, message, meaning) in CASES {
-            let passes = matches!(*code, "53300" | "57P03" | "57P01" | "55000" | "53200")
-                || [POOLER_IS_FULL, BEHIND_POOLER, UNKNOWN].contains(meaning);
-            assert_eq!(meaning.lasts, !passes, "{code}: {message}");
-        }
-    }
-}
+mod tests;

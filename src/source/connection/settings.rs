@@ -70,6 +70,11 @@ pub(super) fn stream_options(address: &PgAddress) -> String {
     with_theirs(address, format!("{} {SENDER_TIMEOUT}", set()))
 }
 
+/// The options that every session of ours asks for.
+pub(super) fn ours() -> impl Iterator<Item = &'static str> {
+    OPTIONS.iter().map(|(name, ..)| *name).chain(std::iter::once("wal_sender_timeout"))
+}
+
 fn set() -> String {
     OPTIONS.iter().map(|(name, value, _)| format!("-c {name}={value}")).collect::<Vec<_>>().join(" ")
 }

@@ -19,7 +19,8 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, Re
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::client::TlsStream;
 
-use super::error::ConnectError;
+use super::error::{ConnectError, StreamError};
+use super::guard::{Guard, Unwanted, Watched};
 use super::tls;
 use super::unreached::{is_closed, speaks};
 use crate::source::address::{Host, Keepalive, PgAddress, SslMode};
@@ -30,6 +31,10 @@ pub struct Socket {
     kind: Kind,
     /// Takes the first byte that comes, unless TLS has shown already who answers.
     first: Option<FirstByte>,
+    /// Whether the server offers TLS, if it was asked.
+    offers_tls: Option<bool>,
+    /// Looks at what the server asks for until it lets us in.
+    guard: Option<Guard>,
 }
 
 /// The first byte of an answer, 0 before it came.
@@ -78,6 +83,7 @@ where
             }
         };
         for place in places {
+            let mut before = None;
             for encryption in encryptions(address.sslmode, &place) {
                 let attempt = Attempt {
                     host,
@@ -87,19 +93,23 @@ where
                     encryption: *encryption,
                 };
                 let enter = async {
-                    let socket = attempt.connect().await?;
-                    let first = socket.first.clone();
-                    login(socket).await.map_err(|error| judged(error, host, first.as_ref()))
+                    let mut socket = attempt.connect().await?;
+                    let (first, offers_tls) = (socket.first.clone(), socket.offers_tls);
+                    socket.guard = address.require_auth.map(Guard::new);
+                    let entered = login(socket).await;
+                    entered.map_err(|error| judged(error, host, first.as_ref()).where_tls(offers_tls))
                 };
-                match within(address, host, enter).await {
+                let error = match within(address, host, enter).await {
                     Ok(entered) => return Ok((entered, place.of(host))),
-                    Err(error) if error.other_encryption_may_help() => last = Some(note(host, error)),
-                    Err(error) => {
-                        last = Some(note(host, error));
-                        break;
-                    }
+                    Err(error) => error,
+                };
+                let may_help = error.other_encryption_may_help();
+                before = Some(note(host, error).after(before));
+                if !may_help {
+                    break;
                 }
             }
+            last = before.or(last);
             if last.as_ref().is_some_and(ConnectError::ends_the_search) {
                 break;
             }
@@ -115,6 +125,11 @@ where
 
 /// The error of a login in the light of who answered: to a client of Postgres all others speak broken frames.
 fn judged(error: ConnectError, host: &Host, first: Option<&FirstByte>) -> ConnectError {
+    if let ConnectError::Broken(StreamError::Io(source)) = &error
+        && let Some(Unwanted(asked)) = source.get_ref().and_then(|inner| inner.downcast_ref())
+    {
+        return ConnectError::RequireAuth { asked };
+    }
     let first = first.map_or(0, |first| first.load(Ordering::Relaxed));
     // Authentication, error, notice, parameter, version of the protocol.
     let is_postgres = b"RENSv\0".contains(&first);
@@ -234,7 +249,9 @@ impl Attempt<'_> {
         if !offers {
             return match self.encryption {
                 Encryption::Tls => Err(ConnectError::TlsRefused { host: host() }),
-                Encryption::IfOffered | Encryption::None => Ok(Socket::plain(Kind::Tcp(stream))),
+                Encryption::IfOffered | Encryption::None => {
+                    Ok(Socket { offers_tls: Some(false), ..Socket::plain(Kind::Tcp(stream)) })
+                }
             };
         }
         let name = match self.host {
@@ -243,7 +260,7 @@ impl Attempt<'_> {
         };
         let stream = tls::handshake(tls, name, stream).await?;
         let binding = tls::end_point(&stream);
-        Ok(Socket { kind: Kind::Tls(Box::new(stream), binding), first: None })
+        Ok(Socket { kind: Kind::Tls(Box::new(stream), binding), first: None, offers_tls: Some(true), guard: None })
     }
 }
 
@@ -279,7 +296,7 @@ async fn offers_tls(stream: &mut TcpStream) -> io::Result<u8> {
 
 impl Socket {
     fn plain(kind: Kind) -> Self {
-        Self { kind, first: Some(FirstByte::default()) }
+        Self { kind, first: Some(FirstByte::default()), offers_tls: None, guard: None }
     }
 
     /// What SCRAM ties the password exchange to (`tls-server-end-point`, RFC 5929), on TLS.
@@ -309,6 +326,17 @@ impl AsyncRead for Socket {
             && let Some(first) = socket.first.take()
         {
             first.store(*byte, Ordering::Relaxed);
+        }
+        if let Some(guard) = &mut socket.guard {
+            match guard.look(buffer.filled().get(before..).unwrap_or_default()) {
+                Ok(Watched::Entering) => {}
+                Ok(Watched::Entered) => socket.guard = None,
+                // Nothing of it is handed on, so nothing is sent in answer.
+                Err(unwanted) => {
+                    buffer.set_filled(before);
+                    return Poll::Ready(Err(io::Error::other(unwanted)));
+                }
+            }
         }
         polled
     }

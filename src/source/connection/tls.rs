@@ -56,7 +56,9 @@ pub(super) async fn handshake(
     host: &str,
     stream: TcpStream,
 ) -> Result<TlsStream<TcpStream>, ConnectError> {
-    let name = ServerName::try_from(host.to_owned()).map_err(|source| ConnectError::TlsName {
+    // A zone says by which interface an address is reached, and no certificate has it.
+    let plain = host.split_once('%').map_or(host, |(address, _)| address);
+    let name = ServerName::try_from(plain.to_owned()).map_err(|source| ConnectError::TlsName {
         host: host.to_owned(),
         source: io::Error::new(io::ErrorKind::InvalidInput, source),
     })?;

@@ -187,3 +187,49 @@ async fn client_certificates_and_channel_binding_open_the_door() {
     let error = enter(&url(&cluster, "walhook", "sslmode=require channel_binding=require")).await;
     assert!(error.is_err(), "trust is no channel binding");
 }
+
+/// A role that pg_hba.conf does not know, and one that only a line for replication names: TLS is no way out of that.
+#[tokio::test]
+async fn a_role_without_an_entry_is_told_of_the_entry_and_not_of_a_mode_that_does_not_help() {
+    let hba = "local all all trust\nhost all postgres 127.0.0.1/32 trust\nhost replication only_replication 127.0.0.1/32 trust\n\
+               hostssl all only_tls all trust";
+    let options = ClusterOptions { hba: Some(hba.to_owned()), ..ClusterOptions::default() };
+    let (cluster, authority) = (Cluster::start(&options).unwrap(), Authority::new());
+    let roles = "CREATE ROLE unlisted LOGIN REPLICATION; CREATE ROLE only_replication LOGIN REPLICATION; CREATE ROLE only_tls LOGIN REPLICATION";
+    admin(&cluster).await.batch_execute(roles).await.unwrap();
+    for who in ["unlisted", "only_replication", "only_tls"] {
+        for mode in ["", "sslmode=prefer", "sslmode=allow"] {
+            let error = enter(&url(&cluster, who, mode)).await.unwrap_err();
+            let told = error.advice();
+            assert!(
+                matches!(error, ConnectError::NoEntry { has_tls: false, .. }) && error.needs_a_person(),
+                "{who} {mode}: {error:?}"
+            );
+            assert!(
+                error.to_string().contains("pg_hba.conf") && told.contains(" host DATABASE ROLE"),
+                "{who} {mode}: {told}"
+            );
+            assert!(!told.contains("write sslmode"), "{who} {mode}: {told}");
+        }
+    }
+    turn_tls_on(&cluster, &authority, &["localhost"]);
+    for who in ["unlisted", "only_replication"] {
+        for mode in ["", "sslmode=prefer", "sslmode=allow", "sslmode=require"] {
+            let error = enter(&url(&cluster, who, mode)).await.unwrap_err();
+            let told = error.advice();
+            assert!(
+                told.contains("hostssl DATABASE ROLE") && !told.contains("write sslmode"),
+                "{who} {mode}: {told} ({error:?})"
+            );
+        }
+    }
+    // Where TLS was not tried, it is what to try.
+    let error = enter(&url(&cluster, "only_tls", "sslmode=disable")).await.unwrap_err();
+    assert!(error.advice().contains("sslmode=require"), "{error:?}");
+    enter(&url(&cluster, "only_tls", "")).await.unwrap();
+    // With an authority that is named and nothing else said, a stranger's certificate is refused, and so is no TLS at all.
+    let stranger = Authority::new();
+    let error = enter(&url(&cluster, "only_tls", &format!("sslrootcert={}", stranger.ca()))).await.unwrap_err();
+    assert!(matches!(error, ConnectError::TlsIssuer { .. }), "{error:?}");
+    enter(&url(&cluster, "only_tls", &format!("sslrootcert={}", authority.ca()))).await.unwrap();
+}

@@ -41,6 +41,37 @@ async fn passwords_open_the_door_and_wrong_ones_do_not() {
     assert!(matches!(error, ConnectError::ChannelBinding(_)), "{error:?}");
 }
 
+/// Both kinds of session alike, and the server is not told the password by another way.
+#[tokio::test]
+async fn require_auth_is_kept_by_both_kinds_of_session() {
+    let hba = "host all m all md5\nhost all s all scram-sha-256\nhost all c all password";
+    let cluster = cluster(hba, &[]);
+    admin(&cluster).await.batch_execute(ROLES).await.unwrap();
+    let s = "s:s-w%C3%B6rd%2F%3A%40";
+    for (who, allowed, refused) in [
+        (s, &["scram-sha-256", "md5,scram-sha-256", "!password,!none"][..], &["md5", "!scram-sha-256", "none"][..]),
+        ("m:m-word", &["md5", "!password"], &["scram-sha-256", "!md5", "password,none"]),
+        ("c:c-word", &["password", "!none"], &["scram-sha-256", "!password", "md5,none"]),
+        // With trust the server asks for nothing.
+        ("walhook:x", &["none", "md5,none", "!password"], &["scram-sha-256", "!none", "gss,sspi,oauth"]),
+    ] {
+        let with = |methods: &str| format!("{}?require_auth={methods}", url(&cluster, who, "postgres"));
+        for methods in allowed {
+            enter(&with(methods)).await.unwrap_or_else(|error| panic!("{who} {methods}: {error:?}"));
+        }
+        for methods in refused {
+            for error in [replication(&with(methods)).await.err(), sql(&address(&with(methods))).await.err()] {
+                let error = error.unwrap_or_else(|| panic!("{who} is let in with {methods}"));
+                assert!(
+                    matches!(error, ConnectError::RequireAuth { .. }) && error.needs_a_person(),
+                    "{methods}: {error:?}"
+                );
+                assert!(error.to_string().contains("require_auth"), "{error}");
+            }
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_unix_socket_leads_in() {
     let cluster = cluster("", &[]);

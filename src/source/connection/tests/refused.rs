@@ -167,6 +167,13 @@ async fn what_answers_and_is_not_postgres_is_told_apart_and_never_blamed_on_the_
 }
 
 #[tokio::test]
+async fn a_server_that_does_not_know_a_setting_of_ours_is_older_and_the_address_is_not_blamed() {
+    let unknown = error_response("42704", "unrecognized configuration parameter \"idle_session_timeout\"");
+    let url = format!("postgres://me@127.0.0.1:{}/x?sslmode=disable", service(&[&unknown]).await);
+    assert_refused(&url, "since 14", "Postgres 14 and later", true).await;
+}
+
+#[tokio::test]
 async fn who_does_not_answer_is_told_apart() {
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let directory = tempfile::tempdir().unwrap();
