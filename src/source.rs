@@ -50,6 +50,7 @@ use self::problem::Problem;
 pub use self::problem::SourceError;
 pub(crate) use self::problem::chain;
 use self::slot::LostSlot;
+use self::slot::by_hand::Whose;
 use crate::change::Lsn;
 use crate::config::{SinkConfig, SourceConfig};
 use crate::memory::Memory;
@@ -200,9 +201,8 @@ impl Source {
     /// Before its first stream, when a person has to change something; after that such a source waits, and says so.
     pub async fn run(mut self, stop: Stop) -> Result<(), SourceError> {
         loop {
-            let Err(problem) = self.session(&stop).await.map_err(|problem| problem.of(&self.config)) else {
-                return Ok(());
-            };
+            let Err(problem) = self.session(&stop).await else { return Ok(()) };
+            let problem = self.with_advice(problem).await;
             if stop.reading.is_cancelled() {
                 let source = &self.config.name;
                 info!(source, error = %chain(&problem), "session ended during the stop; what was not confirmed comes again");
@@ -227,6 +227,19 @@ impl Source {
                 return Ok(());
             }
         }
+    }
+
+    /// What a person can do, where that depends on whether the slot is the one that the store goes on with.
+    async fn with_advice(&self, problem: Problem) -> Problem {
+        if !problem.asks_whose() {
+            return problem;
+        }
+        let name = self.config.name.clone();
+        let bound = self.ask_store(move |store| store.source(&name)).await.ok().flatten();
+        let is_ours = bound.zip(self.known.as_ref()).is_some_and(|(bound, known)| {
+            (&bound.slot, bound.system_id, &bound.database) == (&self.config.slot, known.system_id, &known.dbname)
+        });
+        problem.of(&self.config, if is_ours { &Whose::Ours } else { &Whose::Unknown })
     }
 
     fn wait_for(&mut self, problem: &Problem) -> Duration {

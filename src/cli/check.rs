@@ -9,6 +9,7 @@ mod equal;
 mod findings;
 mod missed;
 mod print;
+mod reading;
 mod state;
 mod tables;
 #[cfg(test)]
@@ -26,6 +27,7 @@ use self::print::as_text;
 
 use crate::config::{self, Config, SinkConfig, SourceConfig};
 use crate::source::connection;
+use crate::source::slot::by_hand::Whose;
 use crate::source::slot::{self, server};
 
 /// Longest wait for a server's answer to what is only worth a word.
@@ -108,14 +110,25 @@ async fn look_at_source(config: &Config, source: &SourceConfig) -> Vec<Finding> 
         Ok((survey, limits)) => {
             let oids: Vec<u32> = survey.plan.publish.iter().map(|(table, _)| table.oid).collect();
             let mut looked = columns::look(&client, &oids, &subject, &survey.server.role).await;
-            let mut all = findings::of_survey(source, &sinks, &survey, &limits, &looked);
+            // After the slot was looked at, so that a daemon that goes on meanwhile is not taken for one that is behind.
+            let bound = state::binding(&config.state, source);
+            let is_same = match &bound {
+                Some(bound) => state::is_of(&client, bound).await,
+                None => false,
+            };
+            let whose = Whose::of(source, &survey, bound.as_ref().filter(|_| is_same));
+            let mut all = findings::of_database(source, &survey, &limits);
+            all.extend(reading::of_reading(source, &survey, &whose));
+            all.extend(findings::of_tables(source, &sinks, &survey, &looked));
             all.append(&mut looked.unseen);
             all.extend(missed::look(&client, &config.state, (source, &sinks), &survey).await);
-            all.extend(younger::look(&client, source, &survey).await);
-            all.extend(state::look_at_binding(&client, &config.state, source, &survey).await);
+            all.extend(younger::look(&client, source, &survey, &whose).await);
+            all.extend(state::look_at_binding(&client, &config.state, source, &survey, bound.as_ref()).await);
             all
         }
-        Err(slot::PrepareError::Lasting { what, advice }) => vec![Finding::fail(subject, what, advice)],
+        Err(slot::PrepareError::Lasting { what, advice } | slot::PrepareError::Unpublished { what, advice }) => {
+            vec![Finding::fail(subject, what, advice)]
+        }
         Err(error) => {
             let mend = "try again; if it goes on, see the server's log";
             vec![Finding::fail(subject, format!("{:#}", anyhow::Error::from(error)), mend)]

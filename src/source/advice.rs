@@ -61,6 +61,8 @@ kinds! {
     KeepSize "keep-size",
     StandbySlots "standby-slots",
     SenderTimeout "sender-timeout",
+    StandbyNames "standby-names",
+    LookAtStandbys "look-at-standbys",
     ReadTable "read-table",
     LookAtSessions "look-at-sessions",
     LookAtPrepared "look-at-prepared",
@@ -74,7 +76,9 @@ impl Kind {
             Self::IdentityDefault => "old rows carry the primary key only, to every reader of the table's changes",
             Self::SetLogged => "the table is written anew, and nobody reads or writes it meanwhile",
             Self::PrimaryKey => "an index is built, and nobody reads or writes the table meanwhile",
-            Self::JoinOwner => "walhook's role may then do to these tables whatever their owner may",
+            Self::JoinOwner => {
+                "walhook's role may then do whatever this owner may, with all that it owns or was granted, in other databases too"
+            }
             Self::PassGenerated => "every reader of the publication gets the generated columns of all its tables",
             Self::LeavePublication => "no reader of the publication gets the table's changes any more",
             Self::DropSlot => "what was not read from it yet is lost to walhook",
@@ -92,6 +96,8 @@ impl Kind {
             | Self::LogSnapshot
             | Self::OutputPlugins
             | Self::SenderTimeout
+            | Self::StandbyNames
+            | Self::LookAtStandbys
             | Self::ReadTable
             | Self::LookAtSessions
             | Self::LookAtPrepared => return None,
@@ -250,6 +256,18 @@ impl Statement {
     pub(crate) fn sender_timeout(role: &str) -> Self {
         let sql = format!("ALTER ROLE {} SET wal_sender_timeout = '60s';", quoted(role));
         Self::new(Kind::SenderTimeout, format!("{role} itself"), sql)
+    }
+
+    /// The list of those that commits wait for without walhook; `names` is the whole value.
+    pub(crate) fn standby_names(names: &str) -> Self {
+        let setting = format!("synchronous_standby_names = {}", literal(names));
+        Self::of_superuser(Kind::StandbyNames, reloaded(&setting))
+    }
+
+    /// Who is connected as a standby at this moment.
+    pub(crate) fn look_at_standbys() -> Self {
+        let sql = "SELECT application_name, state, sync_state FROM pg_stat_replication;".to_owned();
+        Self::of_superuser(Kind::LookAtStandbys, sql)
     }
 
     /// Lets a role read a table.

@@ -19,6 +19,7 @@ use super::notes::Notes;
 use super::problem::Problem;
 use super::relation::Catalogue;
 use super::session::Stream;
+use super::slot::by_hand::lost_to_others;
 use super::slot::{self, LostSlot, PrepareError, Prepared, Site};
 use crate::change::Lsn;
 use crate::config::{OnSlotLost, SourceConfig};
@@ -106,6 +107,11 @@ impl Source {
     async fn agree(&mut self, client: &Client) -> Result<(Replication, Agreement), Problem> {
         let (slot, lost) = match slot::look(client, &self.config, self.intake.sinks()).await {
             Err(PrepareError::Lost(lost)) => (None, Some(lost)),
+            // What is to be done depends on whether it is the store's database.
+            Err(error @ PrepareError::Unpublished { .. }) => {
+                self.connect().await?;
+                return Err(error.into());
+            }
             slot => (slot?, None),
         };
         let mut replication = self.connect().await?;
@@ -147,8 +153,11 @@ impl Source {
                 return Err(Problem::Lost(lost.unwrap_or_else(|| Box::new(dropped()))));
             }
             Agreement::Begins { .. } | Agreement::GoesOn => {
-                if let Some(lost) = lost.filter(|_| self.lost.is_none()) {
-                    return Err(Problem::Lost(lost));
+                match lost.filter(|_| self.lost.is_none()) {
+                    // Nobody said that it was read for this store: it is not walhook's to replace.
+                    Some(lost) if bound.is_none() => return Err(lost_to_others(&lost.trouble.what).into()),
+                    Some(lost) => return Err(Problem::Lost(lost)),
+                    None => {}
                 }
                 self.resolved_before = progress;
             }

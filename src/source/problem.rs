@@ -6,7 +6,8 @@ use super::connection::{ConnectError, ServerError, StreamError};
 use super::intake::IntakeError;
 use super::pgoutput::DecodeError;
 use super::relation::CatalogueError;
-use super::slot::{LostSlot, PrepareError, by_hand};
+use super::slot::by_hand::{self, Whose};
+use super::slot::{LostSlot, PrepareError};
 use crate::config::SourceConfig;
 use crate::metrics::ReconnectReason;
 use crate::store::StoreError;
@@ -50,9 +51,9 @@ pub(super) enum Problem {
     Lost(Box<LostSlot>),
     #[error("{what}")]
     Lasting { what: String, advice: String },
-    /// The slot is older than its publication.
-    #[error("the publication is gone or was made anew after the slot, which cannot be read past that: {said}")]
-    Unreadable { said: String },
+    /// The slot is older than its publication, or that is gone.
+    #[error("{what}")]
+    Unreadable { what: String },
 }
 
 impl Problem {
@@ -60,10 +61,15 @@ impl Problem {
         Self::Lasting { what: what.into(), advice: advice.into() }
     }
 
+    /// Whether what is to be done depends on whose the slot is.
+    pub(super) fn asks_whose(&self) -> bool {
+        matches!(self, Self::Unreadable { .. })
+    }
+
     /// With the advice that takes the names of the source's own.
-    pub(super) fn of(self, config: &SourceConfig) -> Self {
+    pub(super) fn of(self, config: &SourceConfig, whose: &Whose) -> Self {
         match self {
-            Self::Unreadable { .. } => Self::lasting(self.to_string(), by_hand::anew(config)),
+            Self::Unreadable { what } => Self::lasting(what, by_hand::anew(config, whose)),
             Self::Connect(_)
             | Self::Stream(_)
             | Self::Store(_)
@@ -182,6 +188,7 @@ impl From<PrepareError> for Problem {
     fn from(error: PrepareError) -> Self {
         match error {
             PrepareError::Lasting { what, advice } => Self::Lasting { what, advice },
+            PrepareError::Unpublished { what, .. } => Self::Unreadable { what },
             PrepareError::Lost(lost) => Self::Lost(lost),
             PrepareError::Busy { pid, application_name } => Self::Busy { pid, application: application_name },
             PrepareError::Passing(passing) => Self::Prepare(Box::new(passing)),
@@ -194,7 +201,8 @@ impl From<StreamError> for Problem {
         // The publication is gone, or younger than a change that is to be decoded: Postgres looks it up as it was then. Up
         // to 17 that is error 42704; from 18 on a notice, with the changes left out. No later try gets past that change.
         if error.sqlstate() == Some("42704") || matches!(error, StreamError::PublicationSkipped { .. }) {
-            return Self::Unreadable { said: chain(&error) };
+            let what = "the publication is gone or was made anew after the slot, which cannot be read past that";
+            return Self::Unreadable { what: format!("{what}: {}", chain(&error)) };
         }
         Self::Stream(error)
     }

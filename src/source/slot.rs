@@ -9,7 +9,7 @@
 //! asks [`look`] before [`prepare`], because `prepare` makes a slot that is missing.
 
 pub(crate) mod by_hand;
-pub(in crate::source) mod creation;
+pub(crate) mod creation;
 mod error;
 pub(crate) mod identity;
 mod lockers;
@@ -21,6 +21,7 @@ pub(crate) mod plan;
 pub(crate) mod portions;
 pub(crate) mod publication;
 mod publishing;
+pub(crate) mod rooms;
 pub(crate) mod running;
 pub(crate) mod server;
 mod state;
@@ -56,7 +57,7 @@ pub(crate) use self::steps::{Held, Hold};
 use self::steps::{Steps, Wanted};
 use self::unseen::{Question, ask};
 pub(crate) use self::verdict::folded;
-use self::verdict::{Outcome, busy, publication_gone};
+use self::verdict::{Outcome, busy, publication_went};
 use crate::change::{Lsn, TableName};
 use crate::config::{SinkConfig, SourceConfig};
 use crate::source::ahead::Ahead;
@@ -373,7 +374,7 @@ pub(crate) async fn maintain(
 ) -> Result<Maintained, PrepareError> {
     let mut survey = survey(client, source, sinks).await?;
     if survey.publication.is_none() {
-        return Err(publication_gone(source));
+        return Err(publication_went(source));
     }
     let publishing = Publishing { client, source, survey: &survey, turn: Turn::Again, budget: Budget::BESIDE_STREAM };
     let mut fault = None;

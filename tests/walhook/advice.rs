@@ -39,6 +39,8 @@ const RUN: &[(&str, &str)] = &[
     ("keep-size", "tables::what_only_the_owner_knows_is_refused_when_it_is_pasted_as_it_is"),
     ("standby-slots", "tables::what_only_the_owner_knows_is_refused_when_it_is_pasted_as_it_is"),
     ("sender-timeout", "whole_server::a_timeout_is_set_for_walhook_alone"),
+    ("standby-names", "whole_server::commits_wait_for_the_other_standbys_only"),
+    ("look-at-standbys", "whole_server::commits_wait_for_the_other_standbys_only"),
     ("read-table", "tables::a_role_that_may_not_read_is_granted_it"),
     ("look-at-sessions", "whole_server::looking_and_logging_change_nothing"),
     ("look-at-prepared", "whole_server::looking_and_logging_change_nothing"),

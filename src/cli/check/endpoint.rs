@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use rustls::pki_types::ServerName;
+use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
@@ -64,7 +65,25 @@ async fn look_at(origin: &str, sink: &SinkConfig, sinks: &[String]) -> Finding {
     let reached = tokio::time::timeout(LIMIT, reach(&sink.endpoint, connector)).await;
     let reached = reached.unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "no answer within 3 s")));
     let found = match reached {
-        Ok(()) => Finding::ok(origin, format!("reachable (sink {behind})")),
+        Ok(Reached::Tls) => Finding::ok(origin, format!("reachable (sink {behind})")),
+        // A request is the sink's to send.
+        Ok(Reached::Open) => Finding::ok(
+            origin,
+            format!(
+                "takes connections (sink {behind}); whether HTTP is spoken there only a request shows, and none is sent"
+            ),
+        ),
+        Ok(Reached::Speaks) => Finding::warn(
+            origin,
+            format!("takes connections and speaks first, which HTTP does not (sink {behind})"),
+            "another service listens there: correct host and port in the sink's url",
+        ),
+        Ok(Reached::Closes) => Finding::warn(
+            origin,
+            format!("takes connections and closes them before a request is sent (sink {behind})"),
+            "a proxy or load balancer without a server behind it closes connections so; look into its log, or correct host and port \
+             in the sink's url",
+        ),
         Err(error) => {
             let mend = format!("walhook runs without it and retries; {}", mend(&error));
             Finding::warn(origin, format!("not reachable (sink {behind}): {error}"), mend)
@@ -90,11 +109,33 @@ fn mend(error: &io::Error) -> &'static str {
     }
 }
 
-async fn reach(url: &Url, connector: Option<TlsConnector>) -> io::Result<()> {
+/// What became of a connection on which nothing was sent but the beginning of TLS.
+#[derive(Debug, PartialEq, Eq)]
+enum Reached {
+    /// TLS was agreed on.
+    Tls,
+    /// It stays open.
+    Open,
+    /// Something came.
+    Speaks,
+    /// The other side hung up.
+    Closes,
+}
+
+/// How long one that speaks first, or hangs up at once, is waited for.
+const MOMENT: Duration = Duration::from_millis(300);
+
+async fn reach(url: &Url, connector: Option<TlsConnector>) -> io::Result<Reached> {
     let host = url.host_str().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
     let host = host.strip_suffix('.').unwrap_or(host).to_owned();
-    let stream = TcpStream::connect((host.as_str(), url.port_or_known_default().unwrap_or(443))).await?;
-    let Some(connector) = connector else { return Ok(()) };
+    let mut stream = TcpStream::connect((host.as_str(), url.port_or_known_default().unwrap_or(443))).await?;
+    let Some(connector) = connector else {
+        return Ok(match tokio::time::timeout(MOMENT, stream.read(&mut [0])).await {
+            Err(_) => Reached::Open,
+            Ok(Ok(1..)) => Reached::Speaks,
+            Ok(Ok(0) | Err(_)) => Reached::Closes,
+        });
+    };
     let name = ServerName::try_from(host).map_err(io::Error::other)?;
-    connector.connect(name, stream).await.map(drop)
+    connector.connect(name, stream).await.map(|_| Reached::Tls)
 }

@@ -12,10 +12,11 @@ use crate::change::TableName;
 use crate::config::{Fault, Place, SinkConfig, SourceConfig};
 use crate::source::advice::Statement;
 use crate::source::slot::plan::Naming;
+use crate::source::slot::rooms::{Room, SESSIONS};
 use crate::source::slot::server::ServerLimits;
 use crate::source::slot::takes::Takes;
 use crate::source::slot::unseen::grant;
-use crate::source::slot::{Held, Hold, PlanFault, SlotFacts, Survey, by_hand, folded};
+use crate::source::slot::{Held, Hold, PlanFault, Survey, folded};
 use crate::view::Trouble;
 
 /// Tables or columns named in one line at most.
@@ -129,22 +130,20 @@ pub(super) fn of_unknown_keys(subject: String, error: &anyhow::Error, role: &str
     Finding { mend, ..Finding::fail(subject, what, "") }
 }
 
-/// Everything about one database.
-pub(super) fn of_survey(
-    source: &SourceConfig,
-    sinks: &[SinkConfig],
-    survey: &Survey,
-    limits: &ServerLimits,
-    looked: &Looked,
-) -> Vec<Finding> {
+/// Everything about the server and the role.
+pub(crate) fn of_database(source: &SourceConfig, survey: &Survey, limits: &ServerLimits) -> Vec<Finding> {
     let subject = format!("source.{}", source.name);
     let mut all = of_server(&subject, survey, limits);
     all.extend(of_unseen(&subject, survey, limits));
     all.extend(of_failover(&subject, source, survey, limits));
     all.extend(of_limits(&subject, survey, limits));
-    all.extend(of_publication(source, survey));
-    all.push(of_slot(source, survey));
-    all.extend(of_faults(&survey.plan.faults));
+    all
+}
+
+/// Everything about the tables and what the sinks get of them.
+pub(crate) fn of_tables(source: &SourceConfig, sinks: &[SinkConfig], survey: &Survey, looked: &Looked) -> Vec<Finding> {
+    let subject = format!("source.{}", source.name);
+    let mut all = of_faults(&survey.plan.faults);
     all.extend(of_held(&subject, &survey.steps.held));
     let warned = |Trouble { what, advice }: Trouble| Finding::warn(&subject, what, advice);
     all.extend(survey.server.commits_wait(&source.url.application_name).map(warned));
@@ -181,14 +180,20 @@ fn of_faults(faults: &[PlanFault]) -> Vec<Finding> {
     all
 }
 
-/// What the role may not see, each once. Nothing has to be done about it.
+/// What the role may not see, each once, and what would let it once for all that it shows. Nothing has to be done about it.
 fn of_unseen(subject: &str, survey: &Survey, limits: &ServerLimits) -> Vec<Finding> {
     let mut all: Vec<Finding> = Vec::new();
     for unseen in survey.unseen().chain(&limits.unseen) {
         let mend = unseen.mend(&survey.server.role);
-        let finding = Finding { mend, ..Finding::ok(subject, unseen.what()) };
-        if !all.contains(&finding) {
-            all.push(finding);
+        match all.iter_mut().find(|finding| finding.mend.is_some() && finding.mend == mend) {
+            Some(known) if known.what.contains(unseen.leaves_open) => {}
+            Some(known) => known.what += &format!("; nor {}", unseen.leaves_open),
+            None => {
+                let finding = Finding { mend, ..Finding::ok(subject, unseen.what()) };
+                if !all.contains(&finding) {
+                    all.push(finding);
+                }
+            }
         }
     }
     all
@@ -275,6 +280,10 @@ fn of_limits(subject: &str, survey: &Survey, limits: &ServerLimits) -> Vec<Findi
             "raise max_wal_senders and restart the server, which ends every session",
         ));
     }
+    // While walhook runs its own sessions are among those that are counted.
+    if survey.slot.as_ref().is_none_or(|slot| slot.active_pid.is_none()) {
+        all.extend(limits.rooms.iter().filter_map(|room| of_room(subject, room)));
+    }
     if limits.keep_size.as_deref() == Some("-1") {
         let what = "max_slot_wal_keep_size is -1: while walhook does not run, WAL may fill the server's disk";
         let mend = "with what the disk can spare, more than the longest outage writes, in the place of …";
@@ -292,44 +301,15 @@ fn of_limits(subject: &str, survey: &Survey, limits: &ServerLimits) -> Vec<Findi
     all
 }
 
-fn of_publication(source: &SourceConfig, survey: &Survey) -> Vec<Finding> {
-    let subject = format!("source.{}.publication", source.name);
-    let name = &source.publication;
-    let steps = &survey.steps;
-    let mut all = Vec::new();
-    match &survey.publication {
-        // What is wrong with the slot is said of the slot, and then it says nothing of the publication.
-        None if survey
-            .slot
-            .as_ref()
-            .is_some_and(|slot| slot.obstacle(&source.slot, &survey.server.database).is_none()) =>
-        {
-            let what = format!("the slot {} exists, but the publication {name} does not", source.slot);
-            all.push(Finding::fail(&subject, what, by_hand::anew(source)));
-        }
-        None if source.create => all.push(Finding::ok(&subject, format!("{name} does not exist; walhook makes it"))),
-        None => {}
-        Some(_) if steps.is_done() => {
-            all.push(Finding::ok(&subject, format!("{name} holds what the sinks need")));
-        }
-        Some(_) => {
-            let change = steps.announced(source);
-            if !change.is_empty() {
-                all.push(Finding::ok(&subject, format!("{name} is changed at the next start: {change}")));
-            }
-        }
-    }
-    let holds = |hold| steps.held.iter().any(|held| held.is_named_by(hold));
-    if !steps.refused.is_empty() || holds(Hold::Publication) {
-        let what = format!("{name} does not hold what the sinks need, and walhook may not change it");
-        all.push(Finding::fail(&subject, what, survey.by_hand(source, &steps.by_hand)));
-    }
-    let makes = survey.publication.is_none() && !survey.server.may_create;
-    if (makes && !steps.own.is_empty()) || holds(Hold::Owner) {
-        let what = format!("the role {} may not make the publication as the sinks need it", survey.server.role);
-        all.push(Finding::fail(&subject, what, survey.grants(source)));
-    }
-    all
+/// Too few sessions are left for walhook.
+fn of_room(subject: &str, room: &Room) -> Option<Finding> {
+    let free = room.free.filter(|free| *free < SESSIONS)?;
+    let what = format!(
+        "{} leaves room for {} sessions, and walhook has up to {SESSIONS} for each source: it would wait for one",
+        room.of,
+        free.max(0)
+    );
+    Some(Finding::fail(subject, what, room.mend))
 }
 
 /// Tables that walhook cannot publish as things are: a failure where a sink names one, though the others stream.
@@ -341,36 +321,6 @@ fn of_held(subject: &str, held: &[Held]) -> Vec<Finding> {
     let told = |held: Vec<&Held>| folded(held.into_iter().map(|held| held.trouble.clone()).collect());
     let named = told(named).into_iter().map(|Trouble { what, advice }| Finding::fail(subject, what, advice));
     named.chain(told(others).into_iter().map(|Trouble { what, advice }| Finding::warn(subject, what, advice))).collect()
-}
-
-fn of_slot(source: &SourceConfig, survey: &Survey) -> Finding {
-    let subject = format!("source.{}.slot", source.name);
-    let name = &source.slot;
-    let Some(slot) = &survey.slot else {
-        if source.create {
-            return Finding::ok(subject, format!("{name} does not exist; walhook makes it"));
-        }
-        let Trouble { what, advice } = survey.slot_by_hand(source).into_trouble();
-        return Finding::fail(subject, what, advice);
-    };
-    if slot.is_synced {
-        let what =
-            format!("{name} is a copy that this standby keeps for a failover: it is read once the server is promoted");
-        return Finding::warn(subject, what, "name the primary in the source's url, beside the standby");
-    }
-    if let Some(Trouble { what, advice }) = slot.obstacle(name, &survey.server.database) {
-        return Finding::fail(subject, what, advice);
-    }
-    Finding::ok(subject, format!("{name} {}", standing(slot)))
-}
-
-fn standing(slot: &SlotFacts) -> String {
-    let at = slot.confirmed.map_or_else(|| "is being made".to_owned(), |lsn| format!("is confirmed up to {lsn}"));
-    let reader = slot.active_pid.map_or_else(
-        || "nobody reads it".to_owned(),
-        |pid| format!("read by pid {pid} ({})", slot.active_application.as_deref().unwrap_or("unknown application")),
-    );
-    format!("{at}, keeps {} MiB of WAL, {reader}", slot.retained_bytes >> 20)
 }
 
 fn of_sink(takes: &Takes<'_>, survey: &Survey) -> Finding {

@@ -48,7 +48,7 @@ fn fold_fine(findings: &[Finding]) -> Vec<Finding> {
 
 /// The first of many that say the same of different tables, and how many more there are.
 fn cut_alike(findings: Vec<Finding>) -> Vec<Finding> {
-    let key = |it: &Finding| (it.level.word(), shape(&it.what));
+    let key = |it: &Finding| (it.level.word(), shape_of(it));
     let mut counts: HashMap<(&'static str, String), usize> = HashMap::new();
     for finding in findings.iter().filter(|it| it.level != Level::Ok) {
         *counts.entry(key(finding)).or_default() += 1;
@@ -66,11 +66,27 @@ fn cut_alike(findings: Vec<Finding>) -> Vec<Finding> {
         if *nth <= ALIKE_MAX {
             kept.push(finding);
         } else if *nth == ALIKE_MAX + 1 {
-            let what = format!("and {} more like the line above; --verbose shows them all", total - ALIKE_MAX);
+            let more = total - ALIKE_MAX;
+            let what =
+                format!("and {more} more of which the same is said: {}; --verbose shows them all", in_common(&finding));
             kept.push(Finding { what, mend: None, ..finding });
         }
     }
     kept
+}
+
+/// What is alike in them, as far as it is short.
+fn in_common(finding: &Finding) -> String {
+    let words = shape_of(finding);
+    match words.char_indices().nth(80) {
+        Some((end, _)) => format!("{}…", words.get(..end).unwrap_or_default()),
+        None => words,
+    }
+}
+
+/// What is said, whatever it is of. The subject is a name as well, be it one with spaces or without a dot.
+fn shape_of(finding: &Finding) -> String {
+    shape(&finding.what.replace(&finding.subject, "*"))
 }
 
 /// A text without the names and numbers in it.
@@ -92,14 +108,20 @@ fn text_of(shown: &[Finding], all: &[Finding]) -> String {
         let subject = if before == Some(&finding.subject) { "" } else { &finding.subject };
         before = Some(&finding.subject);
         let indent = format!("\n{:6}{:width$}  ", "", "");
-        let what = finding.what.replace('\n', &indent);
+        let (subject, what) = (visible(subject).replace('\n', "\\n"), visible(&finding.what).replace('\n', &indent));
         text += &format!("{:6}{subject:width$}  {what}\n", finding.level.word());
         for line in finding.mend.iter().flat_map(|mend| mend.lines()) {
-            text += &format!("{:6}{:width$}  -> {line}\n", "", "");
+            text += &format!("{:6}{:width$}  -> {}\n", "", "", visible(line));
         }
     }
     let count = |level| all.iter().filter(|it| it.level == level).count();
     text + &format!("\n{} ok, {} warnings, {} failures\n", count(Level::Ok), count(Level::Warn), count(Level::Fail))
+}
+
+/// A terminal is told nothing by a name: control characters other than the line break are written out.
+pub(crate) fn visible(text: &str) -> String {
+    let shown = |c: char| if c.is_control() && c != '\n' { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(shown).collect()
 }
 
 #[cfg(test)]
@@ -130,6 +152,26 @@ mod tests {
     }
 
     #[test]
+    fn kinds_that_alternate_and_names_of_any_form_are_told_apart_when_they_are_cut() {
+        let named = |number: usize| format!("My {}", "x".repeat(number + 1));
+        let mut all = Vec::new();
+        for number in 0..30 {
+            all.push(table(&named(number), |name| Finding::warn(name, format!("{name} is unlogged"), "log it")));
+            all.push(table(&named(number), |name| Finding::warn(name, format!("{name} has no key"), "add one")));
+        }
+        let text = folded(&all);
+        assert!(text.contains("and 10 more of which the same is said: * is unlogged;"), "{text}");
+        assert!(text.contains("and 10 more of which the same is said: * has no key;"), "{text}");
+        assert_eq!(text.matches("-> log it").count(), 20, "{text}");
+    }
+
+    #[test]
+    fn a_name_moves_no_cursor() {
+        let text = as_text(&[Finding::warn("s.e\u{1b}[31mred", "s.e\u{1b}[31mred\r is odd", "rename \u{7} it")]);
+        assert!(!text.contains(['\u{1b}', '\r', '\u{7}']) && text.contains("e\\u{1b}[31mred"), "{text}");
+    }
+
+    #[test]
     fn a_few_are_shown_one_by_one() {
         let all: Vec<Finding> = (0..20)
             .map(|number| table(&format!("public.t{number}"), |name| Finding::ok(name, "primary key id")))
@@ -146,8 +188,9 @@ mod tests {
             .collect();
         all.push(Finding::fail("source.app", "left out: public.t5 is unlogged", "log it"));
         let text = folded(&all);
-        assert_eq!(text.matches("has no primary key").count(), 20, "{text}");
-        assert!(text.contains("  and 280 more like the line above"), "{text}");
+        assert_eq!(text.matches("t1 has no primary key").count(), 1, "{text}");
+        assert_eq!(text.matches("has no primary key").count(), 21, "20, and what the others have in common: {text}");
+        assert!(text.contains("  and 280 more of which the same is said: left out: * has no primary key;"), "{text}");
         assert!(text.contains("public.t5 is unlogged") && text.contains("300 warnings, 1 failures"), "{text}");
     }
 }

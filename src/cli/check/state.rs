@@ -13,7 +13,7 @@ use crate::source::agreement::{self, Agreement, Found};
 use crate::source::chain;
 use crate::source::slot::Survey;
 use crate::source::slot::unseen::{Question, Unseen, ask};
-use crate::store::{StoreError, least_max_bytes, mend};
+use crate::store::{SourceBinding, StoreError, least_max_bytes, mend};
 use crate::view::Trouble;
 
 /// The directory, what is in it, and its disk.
@@ -89,12 +89,24 @@ fn space(state: &StateConfig, there: &Path, used: u64) -> Option<Finding> {
     })
 }
 
+/// What the store knows of the source.
+pub(super) fn binding(state: &StateConfig, source: &SourceConfig) -> Option<SourceBinding> {
+    let summary = mend::open_to_show(state).ok()?;
+    summary.sources.into_iter().find(|(name, _)| *name == source.name).map(|(_, bound)| bound)
+}
+
+/// Whether the server is the one that the store was bound to, as far as it says.
+pub(super) async fn is_of(client: &Client, bound: &SourceBinding) -> bool {
+    identify(client).await.ok().flatten().is_some_and(|(system_id, _)| system_id == bound.system_id)
+}
+
 /// Whether store and slot agree.
 pub(super) async fn look_at_binding(
     client: &Client,
     state: &StateConfig,
     source: &SourceConfig,
     survey: &Survey,
+    bound: Option<&SourceBinding>,
 ) -> Option<Finding> {
     let (system_id, server_end) = match identify(client).await {
         Ok(known) => known?,
@@ -103,9 +115,6 @@ pub(super) async fn look_at_binding(
             return Some(Finding { mend: unseen.mend(&survey.server.role), ..Finding::ok(subject, unseen.what()) });
         }
     };
-    // After the slot was looked at, so that a daemon that goes on meanwhile is not taken for one that is behind.
-    let summary = mend::open_to_show(state).ok();
-    let bound = summary.and_then(|all| all.sources.into_iter().find(|(name, _)| *name == source.name));
     let found = Found {
         source: &source.name,
         store: &state.path,
@@ -117,7 +126,7 @@ pub(super) async fn look_at_binding(
         slot: &source.slot,
         confirmed: survey.slot.as_ref().and_then(|slot| slot.confirmed),
     };
-    finding(&found, &agreement::compare(bound.as_ref().map(|(_, bound)| bound), &found))
+    finding(&found, &agreement::compare(bound, &found))
 }
 
 fn finding(found: &Found<'_>, agreement: &Agreement) -> Option<Finding> {

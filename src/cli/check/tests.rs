@@ -359,3 +359,64 @@ async fn pitfall_54_what_is_not_seen_of_the_columns_does_not_hide_that_a_table_i
     let lines = of(&findings, Level::Ok, "public.people").join("\n");
     assert!(lines.contains("in order for each email, if") && lines.contains("not seen"), "{lines}");
 }
+
+#[tokio::test]
+async fn limits_of_connections_that_leave_no_room_are_failures() {
+    let stage = Stage::new(&[], TABLES).await;
+    let toml = "[sink.a]\nurl = \"http://127.0.0.1:1/\"\ntables = [\"public.orders\"]\n";
+    let fails = async || of(&looked(&stage, toml).await, Level::Fail, "source.app").join("\n");
+    for (set, what, reset) in [
+        (
+            "alter role walhook connection limit 3",
+            "the role's CONNECTION LIMIT",
+            "alter role walhook connection limit -1",
+        ),
+        (
+            "alter database postgres connection limit 5",
+            "the database's CONNECTION LIMIT",
+            "alter database postgres connection limit -1",
+        ),
+    ] {
+        assert_eq!(fails().await, "");
+        stage.admin.batch_execute(set).await.unwrap();
+        let said = fails().await;
+        assert!(said.contains(what) && said.contains("leaves room for"), "{said}");
+        stage.admin.batch_execute(reset).await.unwrap();
+    }
+    stage.admin.batch_execute("alter role walhook connection limit 50").await.unwrap();
+    assert_eq!(fails().await, "");
+}
+
+#[tokio::test]
+async fn of_a_port_without_tls_only_what_was_seen_is_said() {
+    use tokio::io::AsyncWriteExt as _;
+    let open = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (speaks, closes) = (
+        tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap(),
+        tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap(),
+    );
+    let address = |listener: &tokio::net::TcpListener| format!("http://{}", listener.local_addr().unwrap());
+    let (at_open, at_speaks, at_closes) = (address(&open), address(&speaks), address(&closes));
+    let mut served = JoinSet::new();
+    served.spawn(async move {
+        let (mut stream, _) = speaks.accept().await.unwrap();
+        stream.write_all(b"220 mail.example ESMTP").await.unwrap();
+        std::future::pending::<()>().await;
+    });
+    served.spawn(async move {
+        drop(closes.accept().await.unwrap());
+        std::future::pending::<()>().await;
+    });
+    let sinks: String = [("a", &at_open), ("b", &at_speaks), ("c", &at_closes)]
+        .map(|(name, url)| format!("[sink.{name}]\nurl = \"{url}/\"\ntables = [\"public.orders\"]\n"))
+        .concat();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), format!("[source.app]\nurl = \"postgres://u@127.0.0.1:1/x\"\n{sinks}")).unwrap();
+    let findings = look(file.path(), false).await;
+    assert!(
+        of(&findings, Level::Ok, &at_open)[0].contains("whether HTTP is spoken there only a request shows"),
+        "{findings:?}"
+    );
+    assert!(of(&findings, Level::Warn, &at_speaks)[0].contains("speaks first"), "{findings:?}");
+    assert!(of(&findings, Level::Warn, &at_closes)[0].contains("closes them"), "{findings:?}");
+}

@@ -13,7 +13,8 @@ use tokio_postgres::Client;
 use super::LIMIT;
 use super::findings::{Finding, Level};
 use crate::config::SourceConfig;
-use crate::source::slot::{Survey, by_hand};
+use crate::source::slot::Survey;
+use crate::source::slot::by_hand::{self, Whose};
 
 /// Ages in transactions, of one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,7 +48,7 @@ select age(p.xmin),
  where p.pubname = $1 and s.slot_name = $2 and s.catalog_xmin is not null";
 
 /// What there is to say of it; nothing where slot or publication have other faults, or where the server does not say.
-pub(super) async fn look(client: &Client, source: &SourceConfig, survey: &Survey) -> Option<Finding> {
+pub(super) async fn look(client: &Client, source: &SourceConfig, survey: &Survey, whose: &Whose) -> Option<Finding> {
     let slot = survey.slot.as_ref().filter(|slot| !slot.is_half_made())?;
     if survey.publication.is_none() || slot.obstacle(&source.slot, &survey.server.database).is_some() {
         return None;
@@ -55,7 +56,7 @@ pub(super) async fn look(client: &Client, source: &SourceConfig, survey: &Survey
     let row = timeout(LIMIT, client.query_opt(AGES, &[&source.publication, &source.slot])).await.ok()?.ok()??;
     let ages =
         Ages { row: row.get(0), with_it: row.get(1), slot: row.get(2), running: row.get(3), has_others: row.get(4) };
-    finding(source, survey.server.version, verdict(ages)?, slot.active_pid.is_some())
+    Some(finding(source, survey.server.version, verdict(ages)?, whose))
 }
 
 /// How sure it is.
@@ -77,7 +78,7 @@ fn verdict(Ages { row, with_it, slot, running, has_others }: Ages) -> Option<Sur
     Some(if with_it.is_some() && !is_held_back { Sureness::Sure } else { Sureness::Likely })
 }
 
-fn finding(source: &SourceConfig, version: u32, sureness: Sureness, is_read: bool) -> Option<Finding> {
+fn finding(source: &SourceConfig, version: u32, sureness: Sureness, whose: &Whose) -> Finding {
     let subject = format!("source.{}.publication", source.name);
     let (name, slot) = (&source.publication, &source.slot);
     let then = match version {
@@ -90,12 +91,22 @@ fn finding(source: &SourceConfig, version: u32, sureness: Sureness, is_read: boo
             format!("{name} may be younger than the slot {slot}, or was changed a moment ago: if it is younger, {then}")
         }
     };
-    let mend = format!(
-        "if nothing changed in the database between the two, start walhook: nothing is lost. {}",
-        by_hand::anew(source)
-    );
+    // A drop is for what is sure.
+    let left = match sureness {
+        Sureness::Sure => by_hand::anew(source, whose),
+        Sureness::Likely => "If it stops there, it says what is left to do".to_owned(),
+    };
+    let mend = match whose {
+        Whose::Read(reader) if sureness == Sureness::Likely => {
+            format!("nothing, as long as {reader} gets on with it: its log and /readyz say so")
+        }
+        Whose::Ours | Whose::Unknown | Whose::Read(_) => {
+            format!("if nothing changed in the database between the two, start walhook: nothing is lost. {left}")
+        }
+    };
+    let is_read = matches!(whose, Whose::Read(_));
     let level = if sureness == Sureness::Sure && !is_read { Level::Fail } else { Level::Warn };
-    Some(Finding { level, ..Finding::warn(subject, what, mend) })
+    Finding { level, ..Finding::warn(subject, what, mend) }
 }
 
 #[cfg(test)]

@@ -70,6 +70,8 @@ fn sample(kind: Kind, source: &SourceConfig) -> Vec<Statement> {
         Kind::KeepSize => one(Statement::keep_size()),
         Kind::StandbySlots => one(Statement::standby_slots()),
         Kind::SenderTimeout => one(Statement::sender_timeout(role)),
+        Kind::StandbyNames => one(Statement::standby_names("ANY 2 (\"s1\", \"s2\")")),
+        Kind::LookAtStandbys => one(Statement::look_at_standbys()),
         Kind::ReadTable => Statement::read_table(&table, owner, role),
         Kind::LookAtSessions => one(Statement::look_at_sessions(&[4711, 4712])),
         Kind::LookAtPrepared => one(Statement::look_at_prepared()),
@@ -93,7 +95,9 @@ fn occasion(kind: Kind) -> &'static str {
         Kind::PassGenerated => "a published table's own `UPDATE` and `DELETE` fail for a generated column (18)",
         Kind::LeavePublication => "a published table's own `UPDATE` and `DELETE` fail, and walhook may not take it out",
         Kind::MakeSlot => "`create = false`, and there is no slot",
-        Kind::DropSlot => "the publication is gone or younger than the slot; with `create = false` also a lost slot",
+        Kind::DropSlot => {
+            "the publication is gone, or for sure younger than the slot, which the store knows and nobody reads; with `create = false` also a lost slot"
+        }
         Kind::KeepCopies => "`failover = true` with `create = false`",
         Kind::LogSnapshot => "a slot is being made on a standby",
         Kind::WalLevel => "`wal_level` is not `logical`",
@@ -101,6 +105,8 @@ fn occasion(kind: Kind) -> &'static str {
         Kind::KeepSize => "`max_slot_wal_keep_size` is -1, or nearly used up",
         Kind::StandbySlots => "`failover = true` without `synchronized_standby_slots`",
         Kind::SenderTimeout => "`wal_sender_timeout` is 0",
+        Kind::StandbyNames => "`synchronous_standby_names` has walhook's `application_name` among others",
+        Kind::LookAtStandbys => "`synchronous_standby_names` has `*`, or too few other names",
         Kind::ReadTable => "`unchanged_toast = \"fetch\"`, and the role may not read the table",
         Kind::LookAtSessions => "a new slot waits for transactions",
         Kind::LookAtPrepared => "a new slot waits for prepared transactions",

@@ -129,7 +129,8 @@ mod tests {
     fn bare_of(table: &str) -> Bare {
         let (table, fault) = (named(table), Fault::NoKey);
         let (is_member, is_partial, is_candidate) = (true, false, false);
-        Bare { relation: table.clone(), table, fault, oid: 1, is_member, is_partial, place: 7, is_candidate }
+        let (oid, place, breaks_in_full) = (1, 7, None);
+        Bare { relation: table.clone(), table, fault, oid, is_member, is_partial, place, is_candidate, breaks_in_full }
     }
 
     fn look(bare: Vec<Bare>) -> Look {

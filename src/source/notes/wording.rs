@@ -14,6 +14,10 @@ pub(crate) struct Word {
     pub(crate) trouble: Trouble,
 }
 
+/// What sends rows that are already there.
+const TOUCH: &str = "touch the rows that are missing there, in portions and as the owner of the table (UPDATE … SET id = id WHERE …): each \
+                     is written anew and locked until the commit, and the table's triggers fire";
+
 /// What the note of a source says.
 pub(crate) fn told(source: &str, note: &Note) -> Word {
     let table = &note.key.table;
@@ -32,11 +36,11 @@ pub(crate) fn told(source: &str, note: &Note) -> Word {
         ),
         NoteKind::EarlyRows => (
             format!("{table} had been written to before it was published at {since}: rows of before are not delivered"),
-            "compare the receivers' data with the table, or touch these rows (UPDATE … SET id = id)".to_owned(),
+            format!("compare the receivers' data with the table, or {TOUCH}"),
         ),
         NoteKind::AttachedRows => (
             format!("{other} had rows when it became a partition of {table}, found at {since}: they are not delivered"),
-            format!("compare the receivers' data with {other}, or touch these rows (UPDATE … SET id = id)"),
+            format!("compare the receivers' data with {other}, or {TOUCH}"),
         ),
         NoteKind::RenamedAway => (
             format!("{table} is now {other}, found at {since}, which no sink takes: changes made under that name are not delivered"),
@@ -105,7 +109,9 @@ fn gap(table: &TableName, from: Lsn, to: Lsn) -> String {
 
 /// The ways in which a table gets an identity.
 pub(crate) fn give_identity(table: &TableName) -> String {
-    format!("{}\nor {}", Statement::primary_key(table, ""), Statement::identity_full(table, ""))
+    // What is in the way of whole old rows the note does not know.
+    let full = Statement::identity_full(table, "");
+    format!("{}\nor, if `walhook check` has nothing against it, {full}", Statement::primary_key(table, ""))
 }
 
 /// The command with which a person says that it is known.

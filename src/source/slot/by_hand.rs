@@ -6,9 +6,12 @@
 
 use super::Survey;
 use super::error::PrepareError;
+use super::names::quoted;
 use super::owners::Owner;
 use crate::config::SourceConfig;
 use crate::source::advice::{self, Statement};
+use crate::store::SourceBinding;
+use crate::view::Trouble;
 
 impl Survey {
     /// Lets the role do what the steps need.
@@ -70,14 +73,20 @@ impl Survey {
 
     /// Who may make or change the publication with all its tables.
     fn publisher(&self) -> String {
-        let tables = self.plan.publish.iter().map(|(table, _)| &table.owner.name);
-        let publication = self.publication.iter().map(|state| &state.owner.name);
-        let mut owners: Vec<&String> = publication.chain(tables).collect();
-        owners.sort();
-        owners.dedup();
+        let tables = self.plan.publish.iter().map(|(table, _)| &table.owner);
+        let publication = self.publication.iter().map(|state| &state.owner);
+        let mut owners: Vec<&Owner> = publication.chain(tables).collect();
+        owners.sort_by_key(|owner| &owner.name);
+        owners.dedup_by_key(|owner| &owner.name);
         match owners.as_slice() {
             [] => self.server.role.clone(),
-            [one] => format!("{one}, or a superuser"),
+            // To make one takes a privilege on the database too, which owners of tables alone do not have.
+            [one] if self.publication.is_none() && !one.may_create => {
+                let grant =
+                    format!("GRANT CREATE ON DATABASE {} TO {}", quoted(&self.server.database), quoted(&one.name));
+                format!("a superuser, or {} after {grant}", one.name)
+            }
+            [one] => format!("{}, or a superuser", one.name),
             _ => "a superuser, or a role with the privileges of every owner of these tables".to_owned(),
         }
     }
@@ -101,18 +110,64 @@ pub(super) fn more_than_an_owner(owner: &Owner, role: &str) -> Option<String> {
     Some(format!("do not make {role} a member of {}: it {why}", owner.name))
 }
 
-/// What is left to do where the slot is there, but its publication is gone or was made after it.
-pub(crate) fn anew(source: &SourceConfig) -> String {
+/// Whose a slot is that has the name of the source's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Whose {
+    /// The store goes on with it, and nobody reads it now.
+    Ours,
+    /// The store knows nothing of it, or cannot be read: it may be another reader's that is only stopped.
+    Unknown,
+    /// Somebody reads it now: pid and application.
+    Read(String),
+}
+
+impl Whose {
+    /// `bound` is what the store knows of the source.
+    pub(crate) fn of(source: &SourceConfig, survey: &Survey, bound: Option<&SourceBinding>) -> Self {
+        let reader = survey.slot.as_ref().and_then(|slot| Some((slot.active_pid?, slot.active_application.as_deref())));
+        if let Some((pid, application)) = reader {
+            return Self::Read(format!("pid {pid} ({})", application.unwrap_or("unknown application")));
+        }
+        let goes_on = |bound: &SourceBinding| bound.slot == source.slot && bound.database == survey.server.database;
+        if bound.is_some_and(goes_on) { Self::Ours } else { Self::Unknown }
+    }
+}
+
+/// What is left to do where the slot is there, but its publication is gone or was made after it. A slot that is, or may be,
+/// another reader's is not dropped: what that has not read yet would be lost to it.
+pub(crate) fn anew(source: &SourceConfig, whose: &Whose) -> String {
     let name = &source.name;
     let made = match source.create {
         true => "walhook makes publication and slot anew",
         false => "make the publication, and the slot after it; `walhook check` prints both",
     };
+    let left = match whose {
+        Whose::Ours => format!(
+            "Else changes from before the publication cannot be read, whatever is done. To go on without all that was not read \
+             yet, stop walhook, run `walhook state accept-gap {name}`, then {} and start walhook again: {made}. Compare the \
+             receivers' data with the tables afterwards, or backfill them",
+            Statement::drop_slot(&source.slot)
+        ),
+        Whose::Unknown => format!(
+            "Else leave the slot as it is: the store does not know it, so it may be another reader's that is only stopped. Give the \
+             source another `slot`, and {made}; or point state.path to the store that read this one"
+        ),
+        Whose::Read(reader) => format!(
+            "Else leave the slot as it is while {reader} reads it: if that is no walhook of this source, give the source another \
+             `slot`, and {made}; if it is, its log and /readyz say whether it gets on"
+        ),
+    };
     format!(
-        "if `publication` is misspelt, or the publication was renamed, put that right: then nothing is lost. Else changes from \
-         before the publication cannot be read, whatever is done. To go on without all that was not read yet, stop walhook, run \
-         `walhook state accept-gap {name}`, then {} and start walhook again: {made}. Compare the receivers' data with the tables \
-         afterwards, or backfill them",
-        Statement::drop_slot(&source.slot)
+        "if `publication` is misspelt, or the publication was renamed, put that right: then nothing is lost. {left}"
     )
+}
+
+/// Of a slot that the server has given up, which the store knows nothing of.
+pub(crate) fn lost_to_others(what: &str) -> Trouble {
+    Trouble {
+        what: what.to_owned(),
+        advice: "leave the slot as it is: the store does not know it, so it may be another reader's, whose loss this is. Give the \
+                 source another `slot`, or point state.path to the store that read this one"
+            .to_owned(),
+    }
 }

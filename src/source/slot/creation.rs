@@ -35,7 +35,7 @@ select b.pid, coalesce(a.application_name, ''), a.state, extract(epoch from now(
   from unnest(pg_blocking_pids($1)) b(pid) left join pg_stat_activity a on a.pid = b.pid";
 
 /// SQL that makes the slot.
-pub(in crate::source) fn create_sql(source: &SourceConfig) -> String {
+pub(crate) fn create_sql(source: &SourceConfig) -> String {
     let failover = if source.failover { ", failover => true" } else { "" };
     format!("SELECT pg_create_logical_replication_slot({}, 'pgoutput'{failover});", literal(&source.slot))
 }

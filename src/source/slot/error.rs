@@ -71,6 +71,14 @@ pub enum PrepareError {
         /// What mends it, SQL where SQL does.
         advice: String,
     },
+    /// The slot is there and its publication is not. What is to be done depends on whose it is, which the store knows.
+    #[error("{what}")]
+    Unpublished {
+        /// What is wrong.
+        what: String,
+        /// What mends it where the slot may be another reader's.
+        advice: String,
+    },
     /// The slot is lost, and changes with it.
     #[error("{}", .0.trouble.what)]
     Lost(Box<LostSlot>),
@@ -126,7 +134,7 @@ impl PrepareError {
     pub(crate) fn into_trouble(self) -> Trouble {
         let advice = "it is tried again by itself; what locks a table is in pg_locks";
         match self {
-            Self::Lasting { what, advice } => Trouble { what, advice },
+            Self::Lasting { what, advice } | Self::Unpublished { what, advice } => Trouble { what, advice },
             Self::Lost(lost) => lost.trouble,
             Self::Busy { .. } | Self::Passing(_) => Trouble { what: chain(&self), advice: advice.to_owned() },
         }

@@ -51,6 +51,8 @@ pub(crate) struct Bare {
     pub(crate) place: u32,
     /// Not in the publication, but asked for: its writes would fail if it was.
     pub(crate) is_candidate: bool,
+    /// Why they would fail with REPLICA IDENTITY FULL too.
+    pub(crate) breaks_in_full: Option<String>,
 }
 
 /// What a look has found.
@@ -99,7 +101,7 @@ impl Look {
 
     /// What a person sees of it. `since` is when it was first seen, `hindrance` why the table is still published.
     pub(crate) fn harm(&self, source: &SourceConfig, bare: &Bare, since: Option<&str>, hindrance: &str) -> Trouble {
-        let Bare { table, relation, fault, .. } = bare;
+        let Bare { table, relation, fault, breaks_in_full, .. } = bare;
         let fails = match (self.updates, self.deletes) {
             (true, false) => "UPDATE fails",
             (false, true) => "DELETE fails",
@@ -112,7 +114,7 @@ impl Look {
                 "{table} is published and its own {fails}{since}: {reason}; it is not taken out of the publication: \
                  {hindrance}"
             ),
-            advice: format!("{}\nor {}", fault.mend(source, relation), bare.way_out(source)),
+            advice: format!("{}\nor {}", fault.mend(source, relation, breaks_in_full.as_deref()), bare.way_out(source)),
         }
     }
 }
@@ -151,16 +153,18 @@ impl Fault {
         }
     }
 
-    /// The way out that keeps the table's changes coming.
-    fn mend(self, source: &SourceConfig, relation: &TableName) -> String {
+    /// The way out that keeps the table's changes coming. `breaks` is why REPLICA IDENTITY FULL would not.
+    fn mend(self, source: &SourceConfig, relation: &TableName, breaks: Option<&str>) -> String {
         let publication = &source.publication;
-        let (full, default) = (Statement::identity_full(relation, ""), Statement::identity_default(relation, ""));
+        let default = Statement::identity_default(relation, "");
         let keyed = "where there is a primary key that is not deferrable,";
+        let full = match breaks {
+            None => format!("give it an identity, {}", Statement::identity_full(relation, "")),
+            Some(why) => format!("not REPLICA IDENTITY FULL: {why}. {}", self.give_key(relation)),
+        };
         match self {
-            Self::Nothing => format!("give it an identity, {full}\n{keyed} {default}"),
-            Self::Index | Self::NoKey | Self::Deferrable | Self::InvalidIndex | Self::RowFilter => {
-                format!("give it an identity, {full}")
-            }
+            Self::Nothing => format!("{full}\n{keyed} {default}"),
+            Self::Index | Self::NoKey | Self::Deferrable | Self::InvalidIndex | Self::RowFilter => full,
             Self::Virtual => {
                 format!("give it an identity, {keyed} {default}")
             }
@@ -170,6 +174,20 @@ impl Fault {
             Self::ColumnList => format!(
                 "put the columns of its identity into the list of the publication {publication}\nor, {keyed} {default}"
             ),
+        }
+    }
+
+    /// The way to an identity by a key.
+    fn give_key(self, relation: &TableName) -> String {
+        let key = "Give it a primary key that is not deferrable, or make a unique index that is not, over columns that are NOT NULL, \
+                   its replica identity (USING INDEX)";
+        match self {
+            Self::NoKey => format!("Give it a primary key, {}", Statement::primary_key(relation, "")),
+            Self::InvalidIndex => "Build the index of its primary key anew (REINDEX INDEX CONCURRENTLY)".to_owned(),
+            Self::RowFilter => format!("{key}, with the columns of the publication's filter among them"),
+            Self::Nothing | Self::Index | Self::Deferrable | Self::Virtual | Self::Generated | Self::ColumnList => {
+                key.to_owned()
+            }
         }
     }
 }

@@ -306,7 +306,7 @@ mod tests {
             kind: RelationKind::Table,
             is_logged: true,
             is_owned: true,
-            owner: Owner { name: "app".to_owned(), hindrance: None },
+            owner: Owner { name: "app".to_owned(), hindrance: None, may_create: true },
             ties: Ties::default(),
             is_reachable: true,
             identity: IdentityFacts { setting: ReplicaIdentity::Default, columns: None },

@@ -33,14 +33,35 @@ pub(crate) fn is_nameless(name: &TableName) -> bool {
     name.schema.contains(char::REPLACEMENT_CHARACTER) || name.table.contains(char::REPLACEMENT_CHARACTER)
 }
 
-/// An identifier in double quotes, whatever is in it.
+/// An identifier in double quotes, whatever is in it. What is printed stays on its line, and moves no cursor: a name with a
+/// line break would be a line of SQL of its own.
 pub(crate) fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
+    match name.contains(char::is_control) {
+        true => format!("U&\"{}\"", escaped(&name.replace('"', "\"\""))),
+        false => format!("\"{}\"", name.replace('"', "\"\"")),
+    }
 }
 
 /// A string constant in single quotes. Backslashes are safe under `standard_conforming_strings`, which is on since 9.1.
 pub(crate) fn literal(text: &str) -> String {
-    format!("'{}'", text.replace('\'', "''"))
+    let doubled = text.replace('\'', "''");
+    match text.contains(char::is_control) {
+        true => format!("U&'{}'", escaped(&doubled)),
+        false => format!("'{doubled}'"),
+    }
+}
+
+/// As `U&"…"` and `U&'…'` have it (manual page "Lexical Structure"); control characters have four digits at most.
+fn escaped(text: &str) -> String {
+    let mut all = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\\' => all.push_str("\\\\"),
+            c if c.is_control() => all.push_str(&format!("\\{:04X}", u32::from(c))),
+            c => all.push(c),
+        }
+    }
+    all
 }
 
 /// `"schema"."table"`
@@ -56,5 +77,13 @@ mod tests {
     fn quotes_inside_names_are_doubled() {
         assert_eq!(quoted("a\"b"), "\"a\"\"b\"");
         assert_eq!(literal("it's"), "'it''s'");
+    }
+
+    #[test]
+    fn a_name_with_a_line_break_stays_on_its_line() {
+        let name = TableName { schema: "s".to_owned(), table: "evil\nDROP \"x\" \\; --\u{1b}[31m".to_owned() };
+        assert_eq!(quoted_table(&name), "\"s\".U&\"evil\\000ADROP \"\"x\"\" \\\\; --\\001B[31m\"");
+        assert_eq!(literal("a'\n\\b"), "U&'a''\\000A\\\\b'");
+        assert_eq!(quoted("a\\b"), "\"a\\b\"");
     }
 }

@@ -43,12 +43,31 @@ select r.prrelid, convert_to(p.pubname::text, {ENCODING}),
     )
 }
 
+/// Publications of whole schemas (15), each with the tables in it.
+fn schemas() -> String {
+    format!(
+        "
+select c.oid, convert_to(p.pubname::text, {ENCODING}), false, false, coalesce(to_jsonb(p) ->> 'pubgencols', 's') <> 's', false
+  from pg_publication p join pg_publication_namespace s on s.pnpubid = p.oid
+  join pg_class c on c.relnamespace = s.pnnspid and c.relkind in ('r', 'p')
+ where p.pubupdate or p.pubdelete
+ order by p.pubname"
+    )
+}
+
 /// Reads them. What the server refuses to show is done without.
 pub(crate) async fn read(client: &Client) -> Result<Neighbours, PrepareError> {
-    let rows = match bounded("read the publications", client.query(&members(), &[])).await {
-        Err(error) if error.refusal().is_some() => Vec::new(),
-        rows => rows?,
-    };
+    let doing = "read the publications";
+    let mut rows = Vec::new();
+    let has_schemas =
+        bounded(doing, client.query_one("select to_regclass('pg_publication_namespace') is not null", &[]));
+    let has_schemas = has_schemas.await.is_ok_and(|row| row.get(0));
+    for question in [Some(members()), has_schemas.then(schemas)].into_iter().flatten() {
+        match bounded(doing, client.query(&question, &[])).await {
+            Err(error) if error.refusal().is_some() => {}
+            found => rows.extend(found?),
+        }
+    }
     let mut all = Neighbours::default();
     for row in &rows {
         let (table, Name(publication)): (Option<u32>, Name) = (row.get(0), row.get(1));
@@ -79,6 +98,19 @@ impl Neighbours {
 }
 
 impl Ties {
+    /// Why UPDATE and DELETE of a table that has these would fail with REPLICA IDENTITY FULL.
+    pub(super) fn break_full(&self, virtual_column: Option<&str>, has_stored: bool) -> Option<String> {
+        let fails = "its own UPDATE and DELETE would fail";
+        if let Some(column) = virtual_column {
+            return Some(format!("{fails}, for whole old rows cannot have the virtual generated column {column}"));
+        }
+        if let Some(list) = self.lists.first() {
+            return Some(format!("{fails}, for the publication {list} passes on only some of its columns"));
+        }
+        let plain = self.plain.first().filter(|_| has_stored);
+        plain.map(|plain| format!("{fails}, for the publication {plain} leaves out its generated columns"))
+    }
+
     /// Both together.
     pub(super) fn join(&mut self, other: &Self) {
         for (own, others) in

@@ -21,6 +21,8 @@ pub struct Owner {
     pub name: String,
     /// Why walhook's role should not be a member of it, as the end of a sentence that begins with "it"; `None`: it may.
     pub hindrance: Option<String>,
+    /// It may make publications in this database, or nobody knows.
+    pub may_create: bool,
 }
 
 /// What a role is, beside its name.
@@ -33,6 +35,8 @@ struct Role {
     creates_roles: bool,
     /// The role of this session.
     is_own: bool,
+    /// It may not make anything in this database.
+    is_barred: bool,
 }
 
 /// All roles with their memberships, as far as the server shows them.
@@ -43,11 +47,11 @@ pub(crate) struct Roles {
     memberships: HashMap<u32, Vec<u32>>,
 }
 
-fn roles() -> String {
+fn roles(may_create: &str) -> String {
     format!(
         "
 select r.oid, convert_to(r.rolname::text, {ENCODING}), r.rolsuper, r.rolreplication, r.rolbypassrls, r.rolcreaterole,
-       r.rolname = current_user
+       r.rolname = current_user, not {may_create}
   from pg_roles r"
     )
 }
@@ -56,7 +60,11 @@ select r.oid, convert_to(r.rolname::text, {ENCODING}), r.rolsuper, r.rolreplicat
 pub(crate) async fn read(client: &Client) -> Result<Roles, PrepareError> {
     let doing = "read the roles";
     let mut all = Roles::default();
-    let rows = bounded(doing, client.query(&roles(), &[])).await;
+    let may_create = "has_database_privilege(r.oid, current_database(), 'CREATE')";
+    let rows = match bounded(doing, client.query(&roles(may_create), &[])).await {
+        Err(error) if error.is_refusal() => bounded(doing, client.query(&roles("true"), &[])).await,
+        rows => rows,
+    };
     let members = bounded(doing, client.query("select member, roleid from pg_auth_members", &[])).await;
     let (Ok(rows), Ok(members)) = (rows, members) else { return Ok(all) };
     for row in &rows {
@@ -68,6 +76,7 @@ pub(crate) async fn read(client: &Client) -> Result<Roles, PrepareError> {
             bypasses_rls: row.get(4),
             creates_roles: row.get(5),
             is_own: row.get(6),
+            is_barred: row.get(7),
         };
         all.roles.insert(row.get(0), role);
     }
@@ -81,7 +90,8 @@ impl Roles {
     /// The role with this OID as an owner.
     pub(crate) fn owner(&self, oid: u32) -> Owner {
         let name = self.roles.get(&oid).map_or_else(|| format!("role {oid}"), |role| role.name.clone());
-        Owner { name, hindrance: self.hindrance(oid) }
+        let may_create = self.roles.get(&oid).is_none_or(|role| !role.is_barred);
+        Owner { name, hindrance: self.hindrance(oid), may_create }
     }
 
     fn hindrance(&self, oid: u32) -> Option<String> {

@@ -6,6 +6,7 @@ use tokio_postgres::Client;
 
 use super::error::{Passing, PrepareError, bounded};
 use super::lockers;
+use super::rooms::{self, Room};
 use super::synchronous;
 use super::unseen::{Question, Unseen, ask};
 use crate::source::advice::Statement;
@@ -159,6 +160,8 @@ pub(crate) struct ServerLimits {
     pub(crate) wal_level: Option<String>,
     /// `synchronized_standby_slots` (17); empty: a walsender waits for no standby.
     pub(crate) synchronized_standbys: Option<String>,
+    /// Sessions that may still be had.
+    pub(crate) rooms: Vec<Room>,
     /// What of these could not be seen.
     pub(crate) unseen: Vec<Unseen>,
 }
@@ -182,6 +185,7 @@ pub(crate) async fn limits(client: &Client) -> Result<ServerLimits, PrepareError
         Question::newer_setting("output_plugin_libraries", "whether the server lets pgoutput be used"),
     ];
     let mut answers = ask(client, "read the server's limits", &questions).await?;
+    let (rooms, unseen) = rooms::read(client).await?;
     Ok(ServerLimits {
         slots_max: answers.number(),
         slots_used: answers.number(),
@@ -192,7 +196,8 @@ pub(crate) async fn limits(client: &Client) -> Result<ServerLimits, PrepareError
         sender_timeout: answers.text(),
         wal_level: answers.text(),
         synchronized_standbys: answers.text(),
-        unseen: answers.unseen,
+        rooms,
+        unseen: answers.unseen.into_iter().chain(unseen).collect(),
     })
 }
 

@@ -127,7 +127,7 @@ impl SlotFacts {
     }
 
     /// Why the slot is not one of ours, if so.
-    pub(super) fn foreign(&self, slot: &str, database: &str) -> Option<Trouble> {
+    pub(crate) fn foreign(&self, slot: &str, database: &str) -> Option<Trouble> {
         let other_name = |what: String| {
             Some(Trouble {
                 what,

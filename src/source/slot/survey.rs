@@ -187,7 +187,7 @@ fn table(row: &Row) -> TableFacts {
         },
         is_logged: row.get(4),
         is_owned: row.get(6),
-        owner: Owner { name: String::new(), hindrance: None },
+        owner: Owner { name: String::new(), hindrance: None, may_create: true },
         ties: Ties::default(),
         is_reachable: row.get(15),
         identity: IdentityFacts { setting, columns },
@@ -365,17 +365,7 @@ impl TableFacts {
 
     /// Why the table's own UPDATE and DELETE would fail with REPLICA IDENTITY FULL, now or once it is published.
     pub(crate) fn breaks_in_full(&self) -> Option<String> {
-        let fails = "its own UPDATE and DELETE would fail";
-        if let Some(column) = self.columns.iter().find(|column| column.is_virtual) {
-            return Some(format!(
-                "{fails}, for whole old rows cannot have the virtual generated column {}",
-                column.name
-            ));
-        }
-        if let Some(list) = self.ties.lists.first() {
-            return Some(format!("{fails}, for the publication {list} passes on only some of its columns"));
-        }
-        let plain = self.ties.plain.first().filter(|_| self.columns.iter().any(|column| column.is_stored));
-        plain.map(|plain| format!("{fails}, for the publication {plain} leaves out its generated columns"))
+        let virtual_column = self.columns.iter().find(|column| column.is_virtual).map(|column| column.name.as_str());
+        self.ties.break_full(virtual_column, self.columns.iter().any(|column| column.is_stored))
     }
 }

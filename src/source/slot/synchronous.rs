@@ -1,6 +1,7 @@
 //! Pure: `synchronous_standby_names`, by which Postgres takes the reader of a slot for a standby that commits wait for.
 
-use super::names::{literal, quoted};
+use super::names::quoted;
+use crate::source::advice::Statement;
 use crate::view::Trouble;
 
 /// One member of the list.
@@ -30,12 +31,17 @@ pub(crate) fn trouble(setting: &str, application: &str) -> Option<Trouble> {
         return None;
     }
     let others: Vec<&Member> = names.members.iter().filter(|member| !is_us(member)).collect();
-    let advice = match others.is_empty() && names.members.contains(&Member::Any) {
-        true => ASK_FOR_NAMES.to_owned(),
-        false => {
-            let without = literal(&names.with(&others));
-            format!("ALTER SYSTEM SET synchronous_standby_names = {without}; SELECT pg_reload_conf();")
-        }
+    let number = names.quorum.as_ref().map_or(1, |(_, number)| *number);
+    let advice = if names.members.contains(&Member::Any) {
+        // Who else is meant nobody here knows, least of all while some of them are away.
+        format!(
+            "put the names of the standbys that commits are to wait for in the place of *, {}",
+            names.by_hand(number)
+        )
+    } else if others.len() < number {
+        format!("put the name of a standby in the place of walhook's, {}", names.by_hand(number))
+    } else {
+        Statement::standby_names(&names.with(&others)).to_string()
     };
     Some(Trouble {
         what: format!(
@@ -45,12 +51,6 @@ pub(crate) fn trouble(setting: &str, application: &str) -> Option<Trouble> {
         advice,
     })
 }
-
-/// Which standbys are meant by `*` an ordinary role cannot see. The statement changes nothing.
-const ASK_FOR_NAMES: &str = "name the standbys instead of *; this prints the statement, for a superuser to look at and to run: \
-    SELECT format('ALTER SYSTEM SET synchronous_standby_names = %L; SELECT pg_reload_conf();', \
-    coalesce(string_agg(DISTINCT quote_ident(application_name), ', '), '')) FROM pg_stat_replication WHERE pid NOT IN \
-    (SELECT active_pid FROM pg_replication_slots WHERE slot_type = 'logical' AND active_pid IS NOT NULL);";
 
 impl Names {
     fn parse(setting: &str) -> Self {
@@ -66,7 +66,19 @@ impl Names {
         Self { quorum: head.last().and_then(number).map(|number| (method, number)), members: members(tail) }
     }
 
-    /// The setting with only these members; no more of them are waited for than there are.
+    /// What is to be minded, and what shows who is there.
+    fn by_hand(&self, number: usize) -> String {
+        let method = self.quorum.as_ref().map(|(method, _)| method.as_str()).filter(|method| !method.is_empty());
+        format!(
+            "those too that are away at the moment, and none that is no standby (pg_basebackup and pg_receivewal are none), and keep \
+             {} {number}: fewer names than that, or the name of one that does not come back, and every commit waits. Who is \
+             there, {}",
+            method.unwrap_or("FIRST"),
+            Statement::look_at_standbys()
+        )
+    }
+
+    /// The setting with only these members, of whom as many as before are waited for.
     fn with(&self, members: &[&Member]) -> String {
         let list: Vec<String> = members
             .iter()
@@ -77,10 +89,8 @@ impl Names {
             .collect();
         let list = list.join(", ");
         match &self.quorum {
-            Some((method, number)) if !members.is_empty() => {
-                format!("{method} {} ({list})", (*number).min(members.len())).trim_start().to_owned()
-            }
-            Some(_) | None => list,
+            Some((method, number)) => format!("{method} {number} ({list})").trim_start().to_owned(),
+            None => list,
         }
     }
 }
@@ -140,29 +150,44 @@ mod tests {
     #[test]
     fn pitfall_60_only_a_list_that_takes_us_in_makes_commits_wait_and_the_rest_of_it_stays() {
         for (setting, without) in [
-            ("walhook", "''"),
             ("s1, walhook", "'\"s1\"'"),
             ("WALHOOK,s1", "'\"s1\"'"),
-            ("s1, *", "'\"s1\"'"),
-            ("FIRST 2 (walhook, s1)", "'FIRST 1 (\"s1\")'"),
+            ("FIRST 2 (walhook, s1, s2)", "'FIRST 2 (\"s1\", \"s2\")'"),
             ("any 2 (s1, s2, walhook)", "'ANY 2 (\"s1\", \"s2\")'"),
-            ("1 (\"walhook\")", "''"),
             ("2(s1,\"o\"\"dd, (x)\",walhook)", "'2 (\"s1\", \"o\"\"dd, (x)\")'"),
         ] {
             let Trouble { what, advice } = trouble(setting, "walhook").unwrap_or_else(|| panic!("{setting}"));
             assert!(what.contains("commits wait for walhook"), "{what}");
-            assert_eq!(
-                advice,
-                format!("ALTER SYSTEM SET synchronous_standby_names = {without}; SELECT pg_reload_conf();"),
-                "{setting}"
+            // Two lines: ALTER SYSTEM is refused in one transaction with another statement.
+            let expected = format!(
+                "as a superuser:\nALTER SYSTEM SET synchronous_standby_names = {without};\nSELECT pg_reload_conf();"
             );
+            assert_eq!(advice, expected, "{setting}");
         }
         for setting in ["", "s1", "FIRST 1 (s1, s2)", "\"walhook2\"", "walhook_app", "first"] {
             assert_eq!(trouble(setting, "walhook"), None, "{setting}");
         }
-        for setting in ["*", "FIRST 1 (*)", "\"*\""] {
-            let Trouble { advice, .. } = trouble(setting, "another").unwrap_or_else(|| panic!("{setting}"));
-            assert!(advice.contains("SELECT format('ALTER SYSTEM"), "nothing that a paste would change: {advice}");
+    }
+
+    #[test]
+    fn nothing_is_advised_that_waits_for_fewer_standbys_or_for_none_that_may_come() {
+        for (setting, quorum) in [
+            ("*", "keep FIRST 1:"),
+            ("s1, *", "keep FIRST 1:"),
+            ("walhook", "keep FIRST 1:"),
+            ("1 (\"walhook\")", "keep FIRST 1:"),
+            ("\"*\"", "keep FIRST 1:"),
+            ("FIRST 2 (s1, *)", "keep FIRST 2:"),
+            ("ANY 2 (*)", "keep ANY 2:"),
+            ("FIRST 2 (walhook, s1)", "keep FIRST 2:"),
+        ] {
+            let Trouble { advice, .. } = trouble(setting, "walhook").unwrap_or_else(|| panic!("{setting}"));
+            assert!(
+                !advice.contains("ALTER SYSTEM") && advice.contains("SELECT application_name"),
+                "{setting}: {advice}"
+            );
+            assert!(advice.contains(quorum), "{setting}: {advice}");
         }
+        assert!(trouble("*", "another").is_some(), "whatever the session is called");
     }
 }

@@ -7,7 +7,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, SimpleQueryMessage};
 
 use super::error::{Passing, PrepareError, STATEMENT_LIMIT};
-use super::names::quoted;
+use super::names::{literal, quoted};
 
 /// Something worth knowing.
 #[derive(Debug, Clone)]
@@ -134,16 +134,17 @@ async fn row(
 
 /// SQL that grants what the server refused, by its words; without the SQL where they are not understood.
 pub(crate) fn grant(refusal: &str, role: &str) -> String {
-    let role = quoted(role);
+    let (name, role) = (role, quoted(role));
     let of = |kind: &str| refusal.strip_prefix(&format!("permission denied for {kind} "));
     if refusal.starts_with("permission denied to examine ") || refusal.contains("pg_read_all_settings") {
         return format!("GRANT pg_read_all_settings TO {role};");
     }
-    if let Some(name) = of("function") {
+    if let Some(function) = of("function") {
         return format!(
-            "SELECT format('GRANT EXECUTE ON FUNCTION %s TO {role};', oid::regprocedure) FROM pg_proc WHERE proname = {} \
+            "SELECT format('GRANT EXECUTE ON FUNCTION %s TO %I;', oid::regprocedure, {}) FROM pg_proc WHERE proname = {} \
              AND pronamespace = 'pg_catalog'::regnamespace; prints the GRANT for a superuser to run",
-            super::names::literal(name)
+            literal(name),
+            literal(function)
         );
     }
     for kind in ["view", "table"] {
@@ -177,9 +178,11 @@ mod tests {
         }
         let function = grant("permission denied for function to_jsonb", "walhook");
         assert!(
-            function.starts_with("SELECT format('GRANT EXECUTE ON FUNCTION %s TO \"walhook\";', oid::reg"),
+            function.starts_with("SELECT format('GRANT EXECUTE ON FUNCTION %s TO %I;', oid::regprocedure, 'walhook')"),
             "{function}"
         );
+        let odd = grant("permission denied for function to_jsonb", "wal'h%s\"k");
+        assert!(odd.contains("TO %I;', oid::regprocedure, 'wal''h%s\"k')"), "the server quotes it: {odd}");
         let other = grant("Zugriff verweigert", "walhook");
         assert!(other.contains("Zugriff verweigert") && !other.contains("GRANT "), "{other}");
     }

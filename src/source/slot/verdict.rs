@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use tokio_postgres::error::{DbError, SqlState};
 
-use super::by_hand;
+use super::by_hand::{self, Whose};
 use super::error::{LostSlot, Passing, PlanFault, PrepareError};
 use super::plan::Naming;
 use super::portions::Learnt;
@@ -249,13 +249,20 @@ fn no_copy(source: &SourceConfig) -> Trouble {
     }
 }
 
-pub(super) fn publication_gone(source: &SourceConfig) -> PrepareError {
-    PrepareError::lasting(
-        format!(
-            "the slot {} exists but the publication {} does not; a publication made now is younger than the slot, which \
-             could then never be read past the changes in between",
-            source.slot, source.publication
-        ),
-        by_hand::anew(source),
+fn publication_gone(source: &SourceConfig) -> PrepareError {
+    let advice = by_hand::anew(source, &Whose::Unknown);
+    PrepareError::Unpublished { what: no_publication(source), advice }
+}
+
+/// The same of a slot that streams.
+pub(super) fn publication_went(source: &SourceConfig) -> PrepareError {
+    PrepareError::lasting(no_publication(source), by_hand::anew(source, &Whose::Ours))
+}
+
+fn no_publication(source: &SourceConfig) -> String {
+    format!(
+        "the slot {} exists but the publication {} does not; a publication made now is younger than the slot, which could then \
+         never be read past the changes in between",
+        source.slot, source.publication
     )
 }

@@ -7,7 +7,7 @@ use crate::daemon::Daemon;
 const YOUNGER: &str = "younger than the slot";
 
 /// A life of walhook, to its clean end.
-async fn run_once(rig: &Rig, sink: &str) {
+pub(super) async fn run_once(rig: &Rig, sink: &str) {
     let admin = "[admin]\nlisten = \"127.0.0.1:0\"\n[log]\nformat = \"json\"\n";
     rig.check(&rig.postgres.url(), "", &format!("{sink}{admin}"));
     let daemon = Daemon::start(&rig.config).await;

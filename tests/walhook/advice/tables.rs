@@ -1,5 +1,7 @@
 //! Advice about tables, roles, publications and slots of one database.
 
+use crate::daemon::{text_of, walhook};
+
 use super::rig::{Rig, beginning, gets, gone, line, printed_in};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -142,7 +144,9 @@ async fn a_slot_without_its_publication_is_dropped_last() {
     let rig = Rig::start(&[], "").await;
     let sink = Rig::sink("\"public.mine\"", "");
     let reader = rig.client("walhook").await;
-    reader.batch_execute("SELECT pg_create_logical_replication_slot('walhook_app', 'pgoutput')").await.unwrap();
+    super::age::run_once(&rig, &sink).await;
+    let sink = sink + "[admin]\nlisten = \"127.0.0.1:0\"\n";
+    rig.postgres.admin_sql("DROP PUBLICATION walhook_app").await;
     let lines = rig.check(&rig.postgres.url(), "", &sink);
     let mend = &line(&lines, "the slot walhook_app exists, but the publication").mend;
     let (before, _) = mend.split_once("SELECT pg_drop_replication_slot").unwrap();
@@ -150,6 +154,11 @@ async fn a_slot_without_its_publication_is_dropped_last() {
         assert!(before.contains(first), "{first} should be said before the drop: {mend}");
     }
     let printed = printed_in(mend);
+    // `run` says the same, for the store knows the slot.
+    let run = walhook(&["run", "--config", &rig.config.path().to_string_lossy()]);
+    assert!(text_of(&run).contains(&printed[0].sql), "{}", text_of(&run));
+    let accept = walhook(&["state", "accept-gap", "app", "--config", &rig.config.path().to_string_lossy()]);
+    assert!(accept.status.success(), "{}", text_of(&accept));
     reader.batch_execute(&printed[0].sql).await.unwrap();
     let lines = rig.check(&rig.postgres.url(), "", &sink);
     assert!(lines.iter().all(|line| line.level != "fail"), "{lines:#?}");

@@ -183,3 +183,44 @@ async fn generated_columns_are_passed_on() {
     gone(&rig.check(&url, "create = false", &sink), "public.twice is published");
     rig.app_still_works().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commits_wait_for_the_other_standbys_only() {
+    let rig = Rig::start(&[], "").await;
+    let sink = Rig::sink("\"public.mine\"", "");
+    let said = |names: &'static str| {
+        let (rig, sink) = (&rig, &sink);
+        async move {
+            let set = format!("ALTER SYSTEM SET synchronous_standby_names = '{names}'");
+            rig.postgres.admin_sql(&set).await;
+            rig.postgres.admin_sql("SELECT pg_reload_conf()").await;
+            until("the list to be in effect", || async {
+                let shown = rig.postgres.admin_value("SHOW synchronous_standby_names").await;
+                state(shown == names, shown)
+            })
+            .await;
+            line(&rig.check(&rig.postgres.url(), "", sink), "commits wait for walhook").mend.clone()
+        }
+    };
+    // Its `*` may mean standbys that are away: nothing that a paste would change.
+    let printed = printed_in(&said("ANY 2 (*)").await);
+    assert_eq!(printed.len(), 1, "{printed:?}");
+    rig.run("postgres", &printed).await;
+    // Statement by statement, as psql runs them.
+    let printed = printed_in(&said("ANY 1 (walhook, s1)").await);
+    rig.run("postgres", &printed).await;
+    until("the new list to be in effect", || async {
+        let shown = rig.postgres.admin_value("SHOW synchronous_standby_names").await;
+        state(shown == "ANY 1 (\"s1\")", shown)
+    })
+    .await;
+    gone(&rig.check(&rig.postgres.url(), "", &sink), "commits wait for walhook");
+    rig.postgres.admin_sql("ALTER SYSTEM RESET synchronous_standby_names").await;
+    rig.postgres.admin_sql("SELECT pg_reload_conf()").await;
+    until("no commit to wait", || async {
+        let shown = rig.postgres.admin_value("SHOW synchronous_standby_names").await;
+        state(shown.is_empty(), shown)
+    })
+    .await;
+    rig.app_still_works().await;
+}

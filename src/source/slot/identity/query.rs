@@ -10,6 +10,7 @@ use crate::change::TableName;
 use crate::config::SourceConfig;
 use crate::source::slot::error::{Passing, PrepareError, bounded};
 use crate::source::slot::names::{ENCODING, Name};
+use crate::source::slot::neighbours::{self, Neighbours, Ties};
 use crate::source::slot::publication;
 
 /// Relations that one look names at most. When there are more, the next look names further ones once these are mended.
@@ -66,7 +67,11 @@ tree (oid, top) as (
     from tree t join pg_class c on c.oid = t.oid and c.relkind = 'p' join pg_inherits i on i.inhparent = t.oid)
 select convert_to(tn.nspname::text, {ENCODING}), convert_to(tc.relname::text, {ENCODING}), top.place,
        convert_to(n.nspname::text, {ENCODING}), convert_to(c.relname::text, {ENCODING}), why.fault, top.is_candidate,
-       tc.oid, top.filter is not null or top.list is not null
+       tc.oid, top.filter is not null or top.list is not null,
+       array(select t.oid union select a.relid::oid from pg_partition_ancestors(t.oid) a),
+       (select convert_to(a.attname::text, {ENCODING}) from pg_attribute a
+         where a.attrelid = c.oid and not a.attisdropped and a.attgenerated = 'v' order by a.attnum limit 1),
+       exists (select from pg_attribute a where a.attrelid = c.oid and not a.attisdropped and a.attgenerated = 's')
   from pub cross join tree t join top on top.oid = t.top
   join pg_class c on c.oid = t.oid and c.relkind = 'r' and c.relpersistence = 'p' and c.oid >= 16384
   join pg_namespace n on n.oid = c.relnamespace
@@ -129,12 +134,10 @@ pub(crate) async fn look(
     let Some(row) = found else { return Ok(None) };
     let schemas: Vec<&str> = candidates.iter().map(|table| table.schema.as_str()).collect();
     let names: Vec<&str> = candidates.iter().map(|table| table.table.as_str()).collect();
-    let mut bare: Vec<Bare> = bounded(doing, client.query(&bare(row.get(4)), &[name, &schemas, &names]))
-        .await?
-        .iter()
-        .map(of_row)
-        .collect::<Option<_>>()
-        .ok_or(Passing::Answer { doing })?;
+    let rows = bounded(doing, client.query(&bare(row.get(4)), &[name, &schemas, &names])).await?;
+    let neighbours = if rows.is_empty() { Neighbours::default() } else { neighbours::read(client).await? };
+    let bare: Option<Vec<Bare>> = rows.iter().map(|row| of_row(row, &neighbours)).collect();
+    let mut bare = bare.ok_or(Passing::Answer { doing })?;
     let is_cut = bare.len() > BARE_MAX;
     bare.truncate(BARE_MAX);
     let (is_ours, is_owned) = match bare.is_empty() {
@@ -156,7 +159,7 @@ pub(crate) async fn look(
     }))
 }
 
-fn of_row(row: &Row) -> Option<Bare> {
+fn of_row(row: &Row, neighbours: &Neighbours) -> Option<Bare> {
     let name = |schema: usize| {
         let (Name(schema), Name(table)) = (row.get(schema), row.get(schema + 1));
         TableName { schema, table }
@@ -173,6 +176,11 @@ fn of_row(row: &Row) -> Option<Bare> {
         "filter" => Fault::RowFilter,
         _ => return None,
     };
+    let mut ties = Ties::default();
+    for relation in row.get::<_, Vec<u32>>(9) {
+        ties.join(&neighbours.of(relation));
+    }
+    let virtual_column = row.get::<_, Option<Name>>(10).map(|Name(name)| name);
     let place: u32 = row.get(2);
     Some(Bare {
         table: name(0),
@@ -183,6 +191,7 @@ fn of_row(row: &Row) -> Option<Bare> {
         is_partial: row.get(8),
         place,
         is_candidate: row.get(6),
+        breaks_in_full: ties.break_full(virtual_column.as_deref(), row.get(11)),
     })
 }
 
