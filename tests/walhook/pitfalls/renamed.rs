@@ -174,6 +174,12 @@ async fn pitfall_58_of_a_table_that_could_not_be_published_nothing_is_noted_befo
     holder.batch_execute("BEGIN; LOCK TABLE late IN SHARE UPDATE EXCLUSIVE MODE").await.unwrap();
     let daemon = Daemon::start(&config).await;
     wait_said(&daemon, "a lock", |said| said.contains("has locked it") && !said.contains(&early("late"))).await;
+    // Each try notes it and takes that back.
+    until_within(LOOKED, "nothing to be noted", || async {
+        let noted = noted(&config);
+        state(noted.is_empty(), noted)
+    })
+    .await;
     assert!(!daemon.logged(&early("late")), "{}", text_of(&config.state_command(&["show"])));
     holder.batch_execute("COMMIT").await.unwrap();
     wait_said(&daemon, "early rows", |said| said.contains(&early("late"))).await;
