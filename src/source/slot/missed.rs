@@ -166,6 +166,8 @@ pub(crate) fn moves(
     takes: impl Fn(&TableName) -> bool,
 ) -> Moves {
     let by_oid: HashMap<u32, &Relation> = before.iter().map(|relation| (relation.oid, relation)).collect();
+    // A look that a rename overtakes has the table by its old name, and the publication by the new one.
+    let was_captured = |known: &Relation| known.is_captured || (captured.contains(&known.oid) && takes(&known.name));
     let mut moves = Moves::default();
     for relation in now {
         let known = by_oid.get(&relation.oid);
@@ -180,7 +182,7 @@ pub(crate) fn moves(
             (None, Some(known)) if is_late && known.was_written => {
                 moves.early.push(NoteKey::new(NoteKind::EarlyRows, relation.name.clone()));
             }
-            (None, Some(known)) if known.is_captured && known.root.is_none() && !takes(&relation.name) => {
+            (None, Some(known)) if was_captured(known) && known.root.is_none() && !takes(&relation.name) => {
                 let key = NoteKey::new(NoteKind::RenamedAway, known.name.clone());
                 moves.away.push(NoteKey { other: Some(relation.name.clone()), ..key });
             }
@@ -374,6 +376,8 @@ mod tests {
             relation(11, "back", None, false),
             relation(12, "given_back", None, false),
             relation(13, "filled", None, false),
+            relation(14, "log3", None, false),
+            relation(15, "detached", None, false),
         ];
         let now = [
             relation(1, "orders_old", None, false),
@@ -388,11 +392,17 @@ mod tests {
             relation(11, "back", Some("root"), true),
             relation(12, "given_back", None, true),
             relation(13, "filled", Some("root"), true),
+            relation(14, "log_old", None, false),
+            relation(15, "detached_old", None, false),
         ];
-        let captured = HashSet::from([1, 2, 4, 5, 6, 11, 12]);
-        let Moves { away, joined, early, again } = moves(&before, &now, &captured, |name| name.table == "log2");
+        let captured = HashSet::from([1, 2, 4, 5, 6, 11, 12, 14, 15]);
+        let Moves { away, joined, early, again } =
+            moves(&before, &now, &captured, |name| ["log2", "log3"].contains(&name.table.as_str()));
         let names = |key: &NoteKey| (key.table.table.clone(), key.other.clone().unwrap().table);
-        assert_eq!(away.iter().map(names).collect::<Vec<_>>(), [("orders".into(), "orders_old".into())]);
+        assert_eq!(
+            away.iter().map(names).collect::<Vec<_>>(),
+            [("orders".into(), "orders_old".into()), ("log3".into(), "log_old".into())]
+        );
         assert_eq!(early, [NoteKey::new(NoteKind::EarlyRows, named("owners"))]);
         let joined: Vec<_> = joined.iter().map(|(oid, key)| (*oid, names(key))).collect();
         let leaf = |name: &str| ("root".to_owned(), name.to_owned());
