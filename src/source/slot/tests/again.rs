@@ -53,7 +53,7 @@ async fn a_missing_privilege_is_a_trouble_with_the_grants() {
     stage.admin.batch_execute("drop publication walhook_app").await.unwrap();
     assert!(matches!(
         prepare_again(site(&guest, &stage.source(), &sinks), None).await,
-        Err(PrepareError::Lasting { .. })
+        Err(PrepareError::Unpublished { .. })
     ));
 }
 
