@@ -103,12 +103,14 @@ impl Watch {
         self.blind = done.as_ref().map_or_else(|_| self.blind.saturating_add(1), |()| 0);
         tended.harms.clone_from(&self.harms);
         if let Err(error) = done {
+            // What the role may not see stays unknown until somebody lets it: nothing that another start would mend.
+            let is_refused = error.is_refusal();
             let fault = error.with_grant(&self.source.url.user).into_trouble();
             if self.blind == 1 {
                 let (source, advice) = (&self.source.name, &fault.advice);
                 warn!(source, advice, error = fault.what, "could not look at replica identities");
             }
-            match self.blind >= BLIND_MAX {
+            match self.blind >= BLIND_MAX && !is_refused {
                 true => tended.harms.push(unknown(fault)),
                 false => tended.fault = Some(fault),
             }

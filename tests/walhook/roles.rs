@@ -140,6 +140,15 @@ async fn pitfall_54_what_is_read_beyond_need_may_be_refused_one_by_one_and_all_a
     let daemon = Daemon::start(&config).await;
     postgres.sql("CREATE TABLE later (id int PRIMARY KEY); INSERT INTO counters VALUES (1, 0)").await;
     receiver.wait_acknowledged(1).await;
+    // Tables are looked after all the same; whose the publication is only its comment says.
+    postgres.sql("ALTER TABLE counters DROP CONSTRAINT counters_pkey").await;
+    until("a table whose writes fail to be named", || async {
+        let said = troubles(&daemon.ready().await.unwrap().1);
+        crate::postgres::state(said.contains("counters") && said.contains("its own UPDATE and DELETE fail"), said)
+    })
+    .await;
+    postgres.sql("ALTER TABLE counters ADD PRIMARY KEY (id)").await;
+    daemon.wait_ready().await;
     assert!(daemon.sigterm().await.success());
     // A slot is made without them too.
     postgres.admin_sql("SELECT pg_drop_replication_slot('walhook_app'); DROP PUBLICATION walhook_app").await;

@@ -182,11 +182,12 @@ async fn pitfall_56_it_is_not_ready_while_nobody_knows_whether_writes_fail() {
     postgres.sql(TABLE).await;
     let receiver = Receiver::start().await;
     let daemon = Daemon::start(&Config::one_sink(&postgres, &receiver.url(), "")).await;
-    postgres.admin_sql("REVOKE EXECUTE ON FUNCTION pg_current_wal_lsn() FROM PUBLIC").await;
+    let admin = postgres.admin_client().await;
+    admin.batch_execute("BEGIN; LOCK TABLE pg_publication_rel IN ACCESS EXCLUSIVE MODE").await.unwrap();
     let (code, body) =
         wait_said(&daemon, &["it is not known whether", "own UPDATE and DELETE work", "\"error\""]).await;
     assert_eq!(code, 503, "{body}");
-    postgres.admin_sql("GRANT EXECUTE ON FUNCTION pg_current_wal_lsn() TO PUBLIC").await;
+    admin.batch_execute("ROLLBACK").await.unwrap();
     wait_ready(&daemon).await;
 }
 

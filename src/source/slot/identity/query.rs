@@ -12,16 +12,18 @@ use crate::source::slot::error::{Passing, PrepareError, bounded};
 use crate::source::slot::names::{ENCODING, Name};
 use crate::source::slot::neighbours::{self, Neighbours, Ties};
 use crate::source::slot::publication;
+use crate::source::slot::unseen::{Question, ask};
 
 /// Relations that one look names at most. When there are more, the next look names further ones once these are mended.
 const BARE_MAX: usize = 500;
 
 const PUBLICATION: &str = "
-select pg_is_in_recovery(), p.pubupdate, p.pubdelete,
-       (case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_lsn() end)::text,
-       current_setting('server_version_num')::int, p.oid,
+select pg_is_in_recovery(), p.pubupdate, p.pubdelete, current_setting('server_version_num')::int, p.oid,
        (select concat_ws('/', count(*), sum(r.oid::int8)) from pg_publication_rel r where r.prpubid = p.oid)
   from pg_publication p where p.pubname = $1";
+
+/// Asked apart: a role that may not see it gets gaps without a beginning, and its tables are looked after all the same.
+const END: &str = "case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_lsn() end";
 
 /// `$1` is the publication; `$2` and `$3` are schemas and names of tables that are out of it, to be asked as if they were in. They
 /// are looked up by a join: `to_regclass` raises for a schema that the role may not use, and then nothing of any table is known.
@@ -132,9 +134,11 @@ pub(crate) async fn look(
     let (doing, name) = ("look at the replica identities of what is published", &source.publication);
     let found = bounded(doing, client.query_opt(PUBLICATION, &[name])).await?;
     let Some(row) = found else { return Ok(None) };
+    let end = [Question::new("the end of the WAL", END, "where gaps of single tables begin")];
+    let end = ask(client, doing, &end).await?.text();
     let schemas: Vec<&str> = candidates.iter().map(|table| table.schema.as_str()).collect();
     let names: Vec<&str> = candidates.iter().map(|table| table.table.as_str()).collect();
-    let rows = bounded(doing, client.query(&bare(row.get(4)), &[name, &schemas, &names])).await?;
+    let rows = bounded(doing, client.query(&bare(row.get(3)), &[name, &schemas, &names])).await?;
     let neighbours = if rows.is_empty() { Neighbours::default() } else { neighbours::read(client).await? };
     let bare: Option<Vec<Bare>> = rows.iter().map(|row| of_row(row, &neighbours)).collect();
     let mut bare = bare.ok_or(Passing::Answer { doing })?;
@@ -148,12 +152,12 @@ pub(crate) async fn look(
         is_ours,
         is_owned,
         in_recovery: row.get(0),
-        version: u32::try_from(row.get::<_, i32>(4)).unwrap_or(0),
-        publication: row.get(5),
-        members: row.get(6),
+        version: u32::try_from(row.get::<_, i32>(3)).unwrap_or(0),
+        publication: row.get(4),
+        members: row.get(5),
         updates: row.get(1),
         deletes: row.get(2),
-        end: row.get::<_, Option<&str>>(3).and_then(|text| text.parse().ok()),
+        end: end.and_then(|text| text.parse().ok()),
         bare,
         is_cut,
     }))
