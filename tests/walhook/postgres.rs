@@ -85,6 +85,15 @@ impl Postgres {
         first(self.rows(sql).await)
     }
 
+    /// Whether the server is built with ICU, without which no collation is nondeterministic. Says so if not.
+    pub(crate) async fn has_icu(&self) -> bool {
+        let has = self.value("SELECT EXISTS (SELECT FROM pg_collation WHERE collprovider = 'i')").await == "t";
+        if !has {
+            println!("skipped: this build of Postgres has no ICU");
+        }
+        has
+    }
+
     /// As [`Self::rows`], as superuser.
     pub(crate) async fn admin_rows(&self, sql: &str) -> Vec<Vec<Option<String>>> {
         rows(&self.admin_client().await, sql).await
