@@ -218,8 +218,13 @@ async fn pitfall_58_a_table_under_a_name_that_no_sink_takes_and_one_that_takes_o
     let daemon = Daemon::start(&config).await;
     postgres.sql("INSERT INTO orders VALUES (1)").await;
     receiver.wait("a row", |receiver| has(receiver, "orders", 1)).await;
-    // The first look may be under way.
-    wait_said(&daemon, "a look", |_| true).await;
+    // A look that is under way meanwhile may take the one table for the other: this table shows that one has ended.
+    postgres.sql("CREATE TABLE mailed (id int PRIMARY KEY)").await;
+    until_within(LOOKED, "a look for tables to have ended", || async {
+        let members = postgres.rows("SELECT prrelid::regclass::text FROM pg_publication_rel").await;
+        state(members.len() == 3, members)
+    })
+    .await;
     let swap = "CREATE TABLE fresh (id int PRIMARY KEY); ALTER TABLE orders RENAME TO orders_old;
         ALTER TABLE fresh RENAME TO orders; CREATE SCHEMA attic; ALTER TABLE mails SET SCHEMA attic";
     postgres.sql(swap).await;

@@ -116,7 +116,10 @@ async fn pitfall_58_a_partition_that_is_detached_and_attached_again_is_not_said_
     postgres.sql(attach).await;
     wait_said(&daemon, "p2 to be captured again", |said| said.contains(&again("p2"))).await;
     postgres.sql("INSERT INTO root VALUES (3), (103)").await;
-    receiver.wait("rows as the root's", |receiver| has(receiver, "root", 3) && has(receiver, "root", 103)).await;
+    // Up to 14 a walsender that has sent rows of a table does not learn that it was attached to another.
+    let number: u32 = postgres.value("SHOW server_version_num").await.parse().unwrap();
+    let name = if number < 150_000 { "p1" } else { "root" };
+    receiver.wait("rows as the root's", |receiver| has(receiver, name, 3) && has(receiver, "root", 103)).await;
     assert_eq!(noted(&config), pairs(&[("interrupted", "public.p1"), ("interrupted", "public.p2")]));
     assert!(daemon.sigterm().await.success());
 }
