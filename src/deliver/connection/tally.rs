@@ -72,7 +72,7 @@ enum Place {
     Status(usize),
     /// In the head of an interim answer, in a line that is empty so far or not.
     Interim { is_empty: bool },
-    /// In the answer, or in something that is none.
+    /// In the answer, or in bytes that are not HTTP.
     #[default]
     Answer,
 }

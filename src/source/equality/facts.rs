@@ -102,7 +102,8 @@ ORDER BY c.oid, a.attnum"
     )
 }
 
-/// The columns of each relation that there is, and the server's words about what it refused of them, but for the names of types.
+/// The columns of each relation that exists, and the server's words about what it refused to tell of them. That the name of a type
+/// was refused is not among these words.
 ///
 /// # Errors
 /// When the query fails.
