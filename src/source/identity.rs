@@ -22,6 +22,7 @@ use tracing::warn;
 use self::deciding::{Decided, decide, published};
 use self::members::Members;
 use super::notes::{Notes, Outlook, at, now, told};
+use super::problem::chain;
 use super::slot::PrepareError;
 use super::slot::identity::{self, Bare, Look};
 use super::slot::running::Running;
@@ -154,7 +155,10 @@ impl Watch {
         // What cannot be taken out is said, whatever else fails.
         let (hindered, fault) = match hindered {
             Ok(hindered) => (hindered, None),
-            Err(error) => (HashMap::new(), Some(error)),
+            Err(error) => {
+                let why = chain(&error);
+                (take_out.iter().map(|bare| (bare.table.clone(), why.clone())).collect(), Some(error))
+            }
         };
         self.show(&look, &bare, hindered);
         if let Some(fault) = fault {

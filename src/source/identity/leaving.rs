@@ -11,7 +11,7 @@ use super::{Watch, key};
 use crate::change::{Lsn, TableName};
 use crate::source::notes::Notes;
 use crate::source::slot::PrepareError;
-use crate::source::slot::identity::{Bare, Look, TakenOut, Taking};
+use crate::source::slot::identity::{self, Bare, Look, TakenOut, Taking};
 
 /// How long one look takes tables out; the rest waits for the next.
 const TAKE_OUT_LIMIT: Duration = Duration::from_secs(4);
@@ -29,14 +29,16 @@ impl Watch {
         if tables.is_empty() {
             return Ok(hindered);
         }
+        let end = match look.end {
+            Some(end) => end,
+            None => identity::end_of_wal(client).await?,
+        };
         let (source, began) = (self.source.clone(), Instant::now());
         let mut taking = Taking::begin(client, &source, look).await?;
         for bare in in_turn(tables, |bare| taking.locked(bare.oid).is_some(), self.turn) {
-            let is_late = began.elapsed() >= TAKE_OUT_LIMIT;
-            let why_late = || taking.locked(bare.oid).unwrap_or_else(|| MORE.to_owned());
-            let refused = match look.end.filter(|_| !is_late) {
-                None => Some(why_late()),
-                Some(end) => self.take_one(&mut taking, bare, end, notes).await?,
+            let refused = match began.elapsed() >= TAKE_OUT_LIMIT {
+                true => Some(taking.locked(bare.oid).unwrap_or_else(|| MORE.to_owned())),
+                false => self.take_one(&mut taking, bare, end, notes).await?,
             };
             let told = refused.map(|why| (bare.table.clone(), format!("{why}; it is tried again by itself")));
             hindered.extend(told);

@@ -177,6 +177,34 @@ async fn pitfall_56_a_schema_that_the_role_may_not_use_hides_no_other_tables_har
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn pitfall_54_a_table_is_taken_out_or_named_also_where_the_end_of_the_wal_may_not_be_asked_for() {
+    let postgres = Postgres::start();
+    postgres.sql(TABLE).await;
+    let receiver = Receiver::start().await;
+    let config = Config::one_sink(&postgres, &receiver.url(), "");
+    let daemon = Daemon::start(&config).await;
+    for function in ["pg_current_wal_lsn()", "pg_current_wal_insert_lsn()"] {
+        postgres.admin_sql(&format!("REVOKE EXECUTE ON FUNCTION {function} FROM PUBLIC")).await;
+    }
+    postgres.sql(UNKEYED).await;
+    wait_writes(&postgres, "t").await;
+    postgres.sql(KEYED).await;
+    wait_member(&postgres, "t", true).await;
+    wait_said(&daemon, &["public.t was out of the publication", "were not captured"]).await;
+    // Where no position can be had at all it stays in, and is named.
+    let forms =
+        "SELECT string_agg(oid::regprocedure::text, ', ') FROM pg_proc WHERE proname = 'pg_logical_emit_message'";
+    let emit = postgres.value(forms).await;
+    postgres.admin_sql(&format!("REVOKE EXECUTE ON FUNCTION {emit} FROM PUBLIC")).await;
+    postgres.sql(UNKEYED).await;
+    let (code, body) = wait_said(&daemon, &["its own UPDATE and DELETE fail", "permission denied for function"]).await;
+    assert_eq!(code, 503, "{body}");
+    assert!(daemon.sigterm().await.success());
+    let gaps = gaps(&config, "public.t");
+    assert!(matches!(gaps.as_slice(), [(Some(_), Some(_))]), "{gaps:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn pitfall_56_it_is_not_ready_while_nobody_knows_whether_writes_fail() {
     let postgres = Postgres::start();
     postgres.sql(TABLE).await;

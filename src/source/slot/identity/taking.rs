@@ -91,15 +91,26 @@ pub(super) fn out_sql(source: &SourceConfig, table: &TableName) -> String {
     format!("ALTER PUBLICATION {} DROP TABLE ONLY {};", quoted(&source.publication), quoted_table(table))
 }
 
-/// End of the server's WAL: everything that is visible now was committed before.
+/// End of the server's WAL: everything that is visible now was committed before. Where the role may not ask for it, the position
+/// of a record that it writes says the same.
 ///
 /// # Errors
 /// When the server cannot be asked.
 pub(crate) async fn end_of_wal(client: &Client) -> Result<Lsn, PrepareError> {
+    match position(client, END).await {
+        Err(error) if error.is_refusal() => position(client, WRITTEN).await,
+        asked => asked,
+    }
+}
+
+async fn position(client: &Client, sql: &str) -> Result<Lsn, PrepareError> {
     let doing = "ask for the end of the WAL";
-    let row = bounded(doing, client.query_one(END, &[])).await?;
+    let row = bounded(doing, client.query_one(sql, &[])).await?;
     row.get::<_, Option<&str>>(0).and_then(|text| text.parse().ok()).ok_or_else(|| Passing::Answer { doing }.into())
 }
+
+/// As a heartbeat is written.
+const WRITTEN: &str = "select pg_logical_emit_message(false, 'walhook:heartbeat', '')::text";
 
 const END: &str =
     "select (case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_insert_lsn() end)::text";
