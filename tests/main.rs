@@ -61,6 +61,8 @@ mod endpoints;
 mod failover;
 #[path = "walhook/failpoints.rs"]
 mod failpoints;
+#[path = "walhook/faults/mod.rs"]
+mod faults;
 #[path = "walhook/grouping.rs"]
 mod grouping;
 #[path = "walhook/huge.rs"]

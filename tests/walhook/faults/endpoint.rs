@@ -1,0 +1,1 @@
+//! Faults of endpoints, and of walhook's own resources and clock.

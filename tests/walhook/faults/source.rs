@@ -1,0 +1,1 @@
+//! Faults of the database, the slot and the publication.
