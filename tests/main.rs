@@ -1,6 +1,6 @@
 //! The whole, from outside: the binary between a real Postgres and a receiver that misbehaves on cue.
 //!
-//! `postgres`, `receiver`, `ledger`, `daemon`, `disk` and `certified` are the harness; every other file is about one promise of the contract
+//! `postgres`, `receiver`, `ledger`, `daemon`, `disk`, `clock` and `certified` are the harness; every other file is about one promise of the contract
 //! and its tests are named after the rules they protect. `tidy` looks at the repository itself.
 #![allow(
     clippy::unwrap_used,
@@ -14,6 +14,8 @@
 
 #[path = "../src/deliver/tests/certified.rs"]
 mod certified;
+#[path = "walhook/clock.rs"]
+mod clock;
 #[path = "walhook/daemon.rs"]
 mod daemon;
 #[path = "walhook/disk.rs"]

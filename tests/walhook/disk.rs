@@ -155,6 +155,15 @@ impl Drop for Tmpfs {
     }
 }
 
+/// Compiles a library that is to be loaded before all others, as `NAME.so` in the directory.
+pub(crate) fn preload(directory: &Path, name: &str, text: &str) {
+    let [source, library] = ["c", "so"].map(|kind| directory.join(name).with_extension(kind));
+    std::fs::write(&source, text).unwrap();
+    let output = Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(&source).output();
+    let output = output.expect("the tests need a C compiler, as the build does");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
 /// A library, loaded before all others, that keeps of each file under the store what was synced last: what would be left
 /// of it after a power loss.
 pub(crate) struct Syncs {
@@ -165,12 +174,7 @@ impl Syncs {
     /// Compiles it.
     pub(crate) fn build() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let source = directory.path().join("syncs.c");
-        std::fs::write(&source, include_str!("syncs.c")).unwrap();
-        let library = directory.path().join("syncs.so");
-        let output = Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(&source).output();
-        let output = output.expect("the tests need a C compiler, as the build does");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        preload(directory.path(), "syncs", include_str!("syncs.c"));
         std::fs::create_dir(directory.path().join("kept")).unwrap();
         Self { directory }
     }
