@@ -117,7 +117,11 @@ table! {
     SOURCE_LAG_BYTES = Gauge "walhook_source_lag_bytes" ["bytes"] SOURCE,
         "WAL between the confirmed position and the end of the server's WAL: what the slot makes the server keep.";
     SOURCE_LAG_SECONDS = Gauge "walhook_source_lag_seconds" ["seconds"] SOURCE,
-        "Seconds since the commit of the last transaction read, while the server's WAL has more; 0 when all is read.";
+        "Seconds since the commit of the last transaction read, while the server's WAL has more; else seconds since the server was last heard, if it is silent or not connected; 0 when all is read.";
+    SOURCE_SILENT = Gauge "walhook_source_silent" [""] SOURCE,
+        "1 while the server has not answered for 8 s or more, on the stream or over SQL, else 0.";
+    SOURCE_LACKS = Gauge "walhook_source_lacks" [""] &["source", "what"],
+        "1 while the source lacks what it needs to go on (publication, slot, role), though the stream may not have noticed yet, else 0.";
     SOURCE_CHANGES = Counter "walhook_source_changes_total" ["changes"] &["source", "action"],
         "Changes read, by action (insert, update, delete, read, truncate, message); messages are those that a sink takes.";
     SOURCE_TRANSACTIONS = Counter "walhook_source_transactions_total" ["transactions"] SOURCE,
@@ -135,7 +139,7 @@ table! {
     SOURCE_OVERSIZED = Counter "walhook_source_oversized_changes_total" ["changes"] SOURCE,
         "Changes that a sink takes and that are larger than limits.max_message: their large values are left out, and for each sink that takes them they are dead letters.";
     SOURCE_RECONNECTS = Counter "walhook_source_reconnects_total" ["reconnects"] &["source", "reason"],
-        "Sessions that ended or could not begin and were tried again, by reason (connect, refused, slot_busy, slot_lost, server_closed, connection_lost, timeout, protocol, store).";
+        "Sessions that ended or could not begin and were tried again, by reason (connect, refused, slot_busy, slot_lost, server_closed, connection_lost, timeout, protocol, store, internal).";
     SOURCE_HELD_SECONDS = Counter "walhook_source_held_seconds_total" ["seconds"] SOURCE,
         "Whole seconds for which the source was held.";
     SOURCE_GAPS = Counter "walhook_source_gaps_total" ["gaps"] SOURCE,

@@ -11,9 +11,9 @@
 
 pub mod address;
 pub(crate) mod advice;
-pub(crate) mod agreement;
 pub(crate) mod ahead;
 pub mod connection;
+mod end;
 pub mod equality;
 pub mod fetch;
 mod gap;
@@ -21,6 +21,7 @@ mod hold;
 mod housekeeping;
 mod identity;
 pub mod intake;
+mod liveness;
 pub(crate) mod notes;
 mod opening;
 mod overdue;
@@ -30,6 +31,8 @@ pub mod relation;
 pub mod route;
 mod session;
 pub mod slot;
+pub(crate) mod standing;
+mod vitals;
 pub mod wire;
 
 use std::path::PathBuf;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use dashmap::DashMap;
 
@@ -93,6 +93,14 @@ pub struct SourceView {
     pub errors: Vec<Trouble>,
     /// Tables whose own UPDATE and DELETE fail because they are published: as long as there is one, it is not ready.
     pub harms: Vec<Trouble>,
+    /// What the stream needs and lacks, though it may not notice yet: as long as there is one, it is not ready.
+    pub alarms: Vec<Alarm>,
+    /// The server does not answer, and for how long; not ready either.
+    pub silence: Option<Trouble>,
+    /// When both of its connections were last heard, or were not waited for.
+    pub heard_at: Option<Instant>,
+    /// A session reads the slot, as far as the server says.
+    pub slot_is_read: bool,
     /// What the store notes of single tables, so that it lasts over restarts.
     pub notes: NotesView,
     /// Sinks that left the config while the store holds something for them.
@@ -110,7 +118,23 @@ impl SourceView {
     pub fn new(state: SourceState, now: SystemTime) -> Self {
         let [troubles, errors, harms, absent, gaps] = [const { Vec::new() }; 5];
         let (notes, slot, progress) = (NotesView::default(), SlotView::default(), WalProgress::default());
-        Self { state, since: now, troubles, errors, harms, notes, absent, gaps, slot, progress }
+        let (alarms, silence, heard_at, slot_is_read) = (Vec::new(), None, None, true);
+        Self {
+            state,
+            since: now,
+            troubles,
+            errors,
+            harms,
+            alarms,
+            silence,
+            heard_at,
+            slot_is_read,
+            notes,
+            absent,
+            gaps,
+            slot,
+            progress,
+        }
     }
 
     /// Enters `state`; `since` stays while the kind of state does (a second failed try is still the same outage).
@@ -120,6 +144,40 @@ impl SourceView {
         }
         self.state = state;
     }
+}
+
+/// What a stream needs beside its connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Vital {
+    /// Its publication.
+    Publication,
+    /// Its slot.
+    Slot,
+    /// What its role may do.
+    Role,
+}
+
+impl Vital {
+    /// Each of them.
+    pub const ALL: [Self; 3] = [Self::Publication, Self::Slot, Self::Role];
+
+    /// The label's value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Publication => "publication",
+            Self::Slot => "slot",
+            Self::Role => "role",
+        }
+    }
+}
+
+/// Something that a stream needs is missing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Alarm {
+    /// What.
+    pub vital: Vital,
+    /// In words.
+    pub trouble: Trouble,
 }
 
 /// What the store notes of single tables of a source and no person has accepted.
@@ -151,8 +209,7 @@ pub struct WalProgress {
     pub received: Lsn,
     /// Everything up to here is resolved by every sink and confirmed to the slot.
     pub confirmed: Lsn,
-    /// End of the server's log, as last asked or heard. A data message does not tell it; a keepalive and
-    /// `pg_current_wal_lsn()` do.
+    /// End of the server's log, as the server last said when it was asked. What was received since may be beyond.
     pub server: Lsn,
     /// Commit time of the last transaction read.
     pub last_commit_at: Option<SystemTime>,

@@ -27,7 +27,7 @@ const HARMS_MAX: usize = 10;
 /// The answer of `/readyz`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Readiness {
-    /// Whether every source streams and harms no table, and the store takes writes.
+    /// Whether every source streams, lacks nothing for it and harms no table, and the store takes writes.
     pub ready: bool,
     /// What is wrong: the process, the store, then sources, then sinks, by name.
     pub troubles: Vec<TroubleReport>,
@@ -137,7 +137,10 @@ pub fn readiness(views: &Views, now: SystemTime) -> Readiness {
     let sinks: BTreeMap<String, SinkView> =
         views.sinks.iter().map(|view| (view.key().clone(), view.value().clone())).collect();
     let stopping = views.stopping.load(Ordering::Relaxed);
-    let is_sound = |view: &SourceView| view.state == SourceState::Streaming && view.harms.is_empty();
+    let is_sound = |view: &SourceView| {
+        let is_quiet = view.harms.is_empty() && view.alarms.is_empty() && view.silence.is_none();
+        view.state == SourceState::Streaming && is_quiet
+    };
     let streaming = !sources.is_empty() && sources.values().all(is_sound);
     let store = views.store();
     let mut troubles = Vec::new();
@@ -243,7 +246,8 @@ fn source_troubles(name: &str, view: &SourceView, now: SystemTime) -> Vec<Troubl
         advice: "`walhook check` lists them".to_owned(),
     });
     let harms = view.harms.iter().take(HARMS_MAX).chain(&more);
-    let errors = harms.chain(&view.errors).chain(&view.notes.errors).chain(&view.gaps);
+    let alarms = view.silence.iter().chain(view.alarms.iter().map(|alarm| &alarm.trouble));
+    let errors = alarms.chain(harms).chain(&view.errors).chain(&view.notes.errors).chain(&view.gaps);
     for Trouble { what, advice } in errors {
         troubles.push(report(Severity::Error, what.clone(), advice.clone()));
     }

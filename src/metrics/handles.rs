@@ -32,10 +32,12 @@ pub enum ReconnectReason {
     Protocol,
     /// The store could not be asked.
     Store,
+    /// A task of walhook's own beside the stream ended unexpectedly.
+    Internal,
 }
 
 impl ReconnectReason {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Connect,
         Self::Refused,
         Self::SlotBusy,
@@ -45,6 +47,7 @@ impl ReconnectReason {
         Self::Timeout,
         Self::Protocol,
         Self::Store,
+        Self::Internal,
     ];
 
     /// The label's value.
@@ -59,6 +62,7 @@ impl ReconnectReason {
             Self::Timeout => "timeout",
             Self::Protocol => "protocol",
             Self::Store => "store",
+            Self::Internal => "internal",
         }
     }
 }

@@ -1,13 +1,13 @@
 //! Gauges, derived from the views: at a scrape and every second, never by the stations.
 
 use std::sync::atomic::Ordering;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use super::handles::{counter, gauge};
 use super::{Metric, READY};
 use crate::admin::readiness;
 use crate::store::NoteKind;
-use crate::view::{BreakerView, SinkView, SourceState, SourceView, StoreView, Views};
+use crate::view::{BreakerView, SinkView, SourceState, SourceView, StoreView, Views, Vital};
 
 /// Sets every gauge to what `views` say at `now`.
 pub fn publish(views: &Views, now: SystemTime) {
@@ -36,6 +36,9 @@ fn publish_store(view: &StoreView) {
     counter(&super::STORE_LOG_LOST, &[]).absolute(view.log_rows_lost);
 }
 
+/// Silence of a server from which on it counts as lag: beyond the wait for a sign of life that it is asked for.
+const QUIET: Duration = Duration::from_secs(6);
+
 fn publish_source(name: &str, view: &SourceView, now: SystemTime) {
     let set = |metric: &Metric, value: f64| gauge(metric, &[name]).set(value);
     let progress = &view.progress;
@@ -46,6 +49,11 @@ fn publish_source(name: &str, view: &SourceView, now: SystemTime) {
     set(&super::SOURCE_SERVER_LSN, number(progress.server.0));
     set(&super::SOURCE_LAG_BYTES, number(progress.server.bytes_since(progress.confirmed)));
     set(&super::SOURCE_HARMED, count(view.harms.len()));
+    set(&super::SOURCE_SILENT, yes(view.silence.is_some()));
+    for vital in Vital::ALL {
+        let lacks = view.alarms.iter().any(|alarm| alarm.vital == vital);
+        gauge(&super::SOURCE_LACKS, &[name, vital.as_str()]).set(yes(lacks));
+    }
     for kind in NoteKind::ALL.map(NoteKind::as_str) {
         let open = view.notes.counts.iter().find(|(label, _)| *label == kind).map_or(0, |(_, open)| *open);
         gauge(&super::SOURCE_NOTES, &[name, kind]).set(number(open));
@@ -55,7 +63,14 @@ fn publish_source(name: &str, view: &SourceView, now: SystemTime) {
     set(&super::SOURCE_SLOT_SAFE, slot.safe_bytes.map_or(-1.0, number));
     set(&super::SOURCE_CATALOG_AGE, f64::from(slot.catalog_age));
     let behind = progress.server > progress.received;
-    set(&super::SOURCE_LAG_SECONDS, age(progress.last_commit_at.filter(|_| behind), now));
+    let behind = age(progress.last_commit_at.filter(|_| behind), now);
+    set(&super::SOURCE_LAG_SECONDS, if behind > 0.0 { behind } else { unheard(view) });
+}
+
+/// Seconds for which nothing was heard of the server, which may have written since; a moment is ordinary.
+fn unheard(view: &SourceView) -> f64 {
+    let quiet = view.heard_at.map_or(Duration::ZERO, |heard_at| heard_at.elapsed());
+    if quiet >= QUIET { quiet.as_secs_f64() } else { 0.0 }
 }
 
 fn publish_sink(name: &str, view: &SinkView, now: SystemTime) {
@@ -106,7 +121,6 @@ fn resident_bytes() -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
 
     use super::*;
     use crate::change::Lsn;

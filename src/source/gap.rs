@@ -11,9 +11,9 @@ use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
 use super::Source;
-use super::agreement::Agreement;
 use super::problem::{Problem, chain};
 use super::slot::{LostSlot, Prepared};
+use super::standing::Step;
 use crate::change::Lsn;
 use crate::config::OnSlotLost;
 use crate::store::{AcceptedBy, Gap, NewBinding, Store, StoreError};
@@ -52,16 +52,16 @@ impl Source {
     }
 
     /// Marks the gap before the slot that was made ready, if there is one: in the store, the log, the metrics and the view.
-    pub(super) async fn mark_gap(&mut self, agreement: &Agreement, prepared: &Prepared) -> Result<(), Problem> {
+    pub(super) async fn mark_gap(&mut self, step: &Step, prepared: &Prepared) -> Result<(), Problem> {
         let to = prepared.confirmed;
         if !prepared.created && self.lost.is_some() && self.reaches(to) {
             return self.take_loss_back().await;
         }
-        let (why, from) = match (&self.lost, agreement) {
+        let (why, from) = match (&self.lost, step) {
             (Some(lost), _) if self.has_streamed => (lost.why.clone(), Some(self.intake.received())),
             (Some(lost), _) => (lost.why.clone(), self.lost_from.or(lost.confirmed)),
-            (None, Agreement::GapAccepted) if self.lost_from.is_some_and(|from| from >= to) => return Ok(()),
-            (None, Agreement::GapAccepted) => (self.why_accepted().to_owned(), self.lost_from),
+            (None, Step::AcceptGap) if self.lost_from.is_some_and(|from| from >= to) => return Ok(()),
+            (None, Step::AcceptGap) => (self.why_accepted().to_owned(), self.lost_from),
             (None, _) => return Ok(()),
         };
         let from = from.map(|from| from.min(to));

@@ -21,7 +21,8 @@ use crate::view::{SharedViews, Trouble};
 
 /// How often patterns are looked through for new tables.
 const MAINTAIN_EVERY: Duration = Duration::from_secs(30);
-/// The same while a table that a sink names is missing: what happens to it before it is published is not captured.
+/// The same while a table that a sink names is missing, for what happens to it before it is published is not captured, and while
+/// a look fails.
 const MAINTAIN_MISSING_EVERY: Duration = Duration::from_secs(5);
 /// Longest wait for that. In between, a look takes one part in so many of the time: with thousands of tables it is no small thing
 /// for the server.
@@ -134,7 +135,6 @@ impl Housekeeping {
             Ok(Some(facts)) => {
                 found.slot = facts.warning(&self.source.slot);
                 if let Some(mut view) = self.views.sources.get_mut(&self.source.name) {
-                    view.progress.server = view.progress.server.max(facts.server_lsn);
                     view.slot = facts.view();
                 }
             }
@@ -184,6 +184,7 @@ impl Housekeeping {
             Err(error) => {
                 warn!(source = %self.source.name, error = %chain(&error), "could not look for new tables");
                 found.fault = Some(error.into_trouble());
+                next = MAINTAIN_MISSING_EVERY;
             }
         }
         self.show(found);

@@ -9,9 +9,9 @@ use tokio_postgres::Client;
 use tracing::{debug, info, warn};
 
 use super::Source;
-use super::agreement::{self, Agreement, Found, Promotion};
 use super::ahead::Ahead;
 use super::connection::{self, Replication, SystemIdentity};
+use super::end::{self, End};
 use super::hold::Hold;
 use super::housekeeping::Housekeeping;
 use super::identity::Watch;
@@ -20,21 +20,27 @@ use super::problem::Problem;
 use super::relation::Catalogue;
 use super::session::Stream;
 use super::slot::by_hand::lost_to_others;
-use super::slot::{self, LostSlot, PrepareError, Prepared, Site};
+use super::slot::{self, LostSlot, Passing, PrepareError, Prepared, Site};
+use super::standing::{self, Facts, Life, Promotion, SlotFound, Standing, Step, Streamed, decide};
+use super::vitals::Vitals;
 use crate::change::Lsn;
 use crate::config::{OnSlotLost, SourceConfig};
 use crate::metrics::ReconnectReason;
 use crate::sink::feed::Feed;
-use crate::store::{AcceptedBy, NewBinding, Store, StoreError};
+use crate::store::{AcceptedBy, NewBinding, SourceBinding, Store, StoreError};
 use crate::view::{SourceState, Trouble};
 
 /// Longest start of a stream once the connection stands.
 const START_LIMIT: Duration = Duration::from_secs(30);
 
-/// What a standby without the slot means: as a rule that the address leads there for a moment only.
-const NO_SLOT_HERE: &str = "the slot of this source is not there, which says nothing about the primary's: waiting for the \
-                            primary. If the source is read from this standby, and the slot is gone, `walhook state accept-gap` \
-                            makes another";
+/// The server of a session, as it was when the session began.
+#[derive(Debug)]
+pub(super) struct Server {
+    identity: SystemIdentity,
+    /// End of its log, as SQL has it; `None`: the role may not ask.
+    said_end: Option<Lsn>,
+    in_recovery: bool,
+}
 
 impl Source {
     /// Connects, compares store and slot, makes slot and publication ready, starts the stream.
@@ -48,20 +54,21 @@ impl Source {
         let is_known = self.is_known(&housekeeper).await;
         let mut harms = self.tend(&housekeeper, &mut watch, &mut notes, is_known).await;
         // Before a slot is made or anything is read it is known to be the same database, and nothing to be lost.
-        let (mut replication, agreement) = if self.has_streamed {
-            (self.connect().await?, Agreement::GoesOn)
+        let (mut replication, server, step) = if self.has_streamed {
+            let (replication, server) = self.connect(&housekeeper).await?;
+            (replication, server, Step::GoOn)
         } else {
             self.agree(&housekeeper).await?
         };
         if !is_known {
             harms = self.tend(&housekeeper, &mut watch, &mut notes, true).await;
         }
-        let prepared = self.publish(&housekeeper, &mut notes).await?;
-        self.mark_gap(&agreement, &prepared).await?;
-        self.settle(&agreement, &prepared).await?;
+        let prepared = self.publish(&housekeeper, &mut notes, &server).await?;
+        self.mark_gap(&step, &prepared).await?;
+        self.settle(&step, &prepared).await?;
         if prepared.created {
             // That may have taken hours, in which an idle connection may be forgotten on the way.
-            replication = self.connect().await?;
+            replication = self.connect(&housekeeper).await?.0;
         }
         self.on_standby = prepared.in_recovery;
         if prepared.wants_copies {
@@ -69,7 +76,7 @@ impl Source {
             altered.map_err(|_| Problem::slow("the slot was not altered for a failover within 30 s"))??;
             info!(source = %self.config.name, slot = %self.config.slot, "standbys keep a copy of the slot from here on");
         }
-        let client = self.connect_sql(&mut tasks).await?;
+        let client = Arc::new(self.connect_sql(&mut tasks).await?);
         let started = timeout(START_LIMIT, self.start(&mut replication, prepared.confirmed)).await;
         started.map_err(|_| Problem::slow("the stream did not start within 30 s"))??;
         self.announce(&prepared);
@@ -87,13 +94,18 @@ impl Source {
             learnt: prepared.learnt,
         };
         tasks.spawn(housekeeping.run());
+        let vitals =
+            Vitals { client: Arc::clone(&client), source: self.config.clone(), views: Arc::clone(&self.views) };
+        tasks.spawn(vitals.run());
         let now = Instant::now();
         Ok(Stream {
             replication,
             client,
             catalogue: Catalogue::new(),
             housekeeper,
-            _tasks: tasks,
+            end: End::new(server.said_end, now),
+            silent: None,
+            tasks,
             last_status: now,
             last_asked: now,
             flushed: Lsn::ZERO,
@@ -103,56 +115,38 @@ impl Source {
         })
     }
 
-    /// A connection, once store and slot agree.
-    async fn agree(&mut self, client: &Client) -> Result<(Replication, Agreement), Problem> {
+    /// Before the first stream: a connection, and what store, slot and server mean together.
+    async fn agree(&mut self, client: &Client) -> Result<(Replication, Server, Step), Problem> {
         let (slot, lost) = match slot::look(client, &self.config, self.intake.sinks()).await {
             Err(PrepareError::Lost(lost)) => (None, Some(lost)),
             // What is to be done depends on whether it is the store's database.
             Err(error @ PrepareError::Unpublished { .. }) => {
-                self.connect().await?;
+                self.connect(client).await?;
                 return Err(error.into());
             }
             slot => (slot?, None),
         };
-        let mut replication = self.connect().await?;
-        let name = self.config.name.clone();
-        let mut bound = self.ask_store(move |store| store.source(&name)).await?;
-        if let Some(bound) = &mut bound {
-            // What the setting has accepted, and not done yet, is void once it says otherwise.
-            let stops = self.config.on_slot_lost == OnSlotLost::Stop;
-            bound.gap_accepted = bound.gap_accepted.filter(|by| !(stops && *by == AcceptedBy::Setting));
-            self.accepted_by = bound.gap_accepted;
-        }
-        let Some(identity) = &self.known else { return Err(Problem::silent()) };
+        let (mut replication, server) = self.connect(client).await?;
+        let bound = self.bound().await?;
+        self.accepted_by = bound.as_ref().and_then(|bound| bound.gap_accepted);
         self.bound_timeline = bound.as_ref().and_then(|bound| bound.timeline);
-        // What is of another cluster is refused for that.
+        let identity = &server.identity;
+        // A server of another cluster is refused, whatever its timeline.
         let same = bound.as_ref().is_some_and(|bound| bound.system_id == identity.system_id);
         let promotion = promotion(&mut replication, self.bound_timeline.filter(|_| same), identity).await?;
-        let found = Found {
-            source: &self.config.name,
-            store: &self.store_path,
-            system_id: identity.system_id,
-            database: &identity.dbname,
-            server_end: identity.xlogpos,
-            promotion,
-            slot: &self.config.slot,
-            confirmed: slot.and_then(|slot| slot.confirmed),
-        };
-        let agreement = agreement::compare(bound.as_ref(), &found);
-        if lost.is_some() {
-            // Its slot is there, whatever became of it; if that is on a standby, it is where it belongs.
-            self.on_standby = slot::is_standby(client).await?;
-        } else if found.confirmed.is_none() && self.gives_up_changes(&agreement) && slot::is_standby(client).await? {
-            return Err(PrepareError::from(slot::Passing::Standby(NO_SLOT_HERE)).into());
-        }
-        let progress = bound.as_ref().and_then(agreement::progress);
-        match &agreement {
-            Agreement::Refused(Trouble { what, advice }) => return Err(Problem::lasting(what, advice)),
-            Agreement::Lost(trouble) => {
+        // One that is given up on a standby is where it belongs.
+        self.on_standby = if lost.is_some() { server.in_recovery } else { self.on_standby };
+        let found = slot.and_then(|slot| slot.confirmed).map_or(SlotFound::Missing, SlotFound::At);
+        let standing = Standing { life: Life::First(bound.as_ref()), on_standby: self.on_standby };
+        let step = decide(&standing, &Facts { promotion, ..self.facts(&server, found) });
+        let progress = bound.as_ref().and_then(standing::progress);
+        match &step {
+            Step::Stop(_) | Step::Wait(_) => hindrance(&step)?,
+            Step::Lost(trouble) => {
                 let dropped = || LostSlot::dropped(progress, trouble.clone());
                 return Err(Problem::Lost(lost.unwrap_or_else(|| Box::new(dropped()))));
             }
-            Agreement::Begins { .. } | Agreement::GoesOn => {
+            Step::Begin { .. } | Step::GoOn => {
                 match lost.filter(|_| self.lost.is_none()) {
                     // Nobody said that it was read for this store: it is not walhook's to replace.
                     Some(lost) if bound.is_none() => return Err(lost_to_others(&lost.trouble.what).into()),
@@ -161,25 +155,54 @@ impl Source {
                 }
                 self.resolved_before = progress;
             }
-            Agreement::GapAccepted => {
+            Step::AcceptGap => {
                 self.lost_from = progress;
                 self.lost = self.lost.take().or(lost.map(|lost| *lost));
             }
         }
-        let system_id = identity.system_id;
-        if agreement == Agreement::GoesOn {
-            self.begin(system_id, None);
+        if step == Step::GoOn {
+            self.begin(server.identity.system_id, None);
         }
-        Ok((replication, agreement))
+        Ok((replication, server, step))
     }
 
-    /// Whether a slot that is missing would be written off, or has been, without a person's word for it.
-    fn gives_up_changes(&self, agreement: &Agreement) -> bool {
-        match agreement {
-            Agreement::Lost(_) => !self.on_standby,
-            Agreement::GapAccepted => !self.on_standby && self.accepted_by == Some(AcceptedBy::Setting),
-            Agreement::Begins { .. } | Agreement::GoesOn | Agreement::Refused(_) => false,
+    /// What the store knows of the source.
+    async fn bound(&self) -> Result<Option<SourceBinding>, Problem> {
+        let name = self.config.name.clone();
+        let mut bound = self.ask_store(move |store| store.source(&name)).await?;
+        if let Some(bound) = &mut bound {
+            // What the setting has accepted, and not done yet, is void once it says otherwise.
+            let stops = self.config.on_slot_lost == OnSlotLost::Stop;
+            bound.gap_accepted = bound.gap_accepted.filter(|by| !(stops && *by == AcceptedBy::Setting));
         }
+        Ok(bound)
+    }
+
+    /// What is found in the database, of a server on the timeline that was read.
+    fn facts<'a>(&'a self, server: &'a Server, found: SlotFound) -> Facts<'a> {
+        Facts {
+            source: &self.config.name,
+            store: &self.store_path,
+            system_id: server.identity.system_id,
+            database: &server.identity.dbname,
+            // Before it streams, the replication connection tells it too.
+            server_end: server.said_end.unwrap_or(server.identity.xlogpos),
+            in_recovery: server.in_recovery,
+            promotion: None,
+            slot: &self.config.slot,
+            found,
+        }
+    }
+
+    /// How a source that has streamed stands; `known` is the server of its last session.
+    fn streamed(&self, known: &SystemIdentity) -> Standing<'static> {
+        let life = Streamed {
+            system_id: known.system_id,
+            seen: self.intake.seen(),
+            confirmed: self.confirmed,
+            replaces_slot: self.lost.is_some(),
+        };
+        Standing { life: Life::Streamed(life), on_standby: self.on_standby }
     }
 
     /// The sinks do nothing before they know the database, so that nothing is sent that belongs elsewhere. From then on they
@@ -213,12 +236,12 @@ impl Source {
     }
 
     /// Binds the store to slot and timeline as they are, where it is not yet.
-    async fn settle(&mut self, agreement: &Agreement, prepared: &Prepared) -> Result<(), Problem> {
+    async fn settle(&mut self, step: &Step, prepared: &Prepared) -> Result<(), Problem> {
         let (source, slot, at) = (&self.config.name, &self.config.slot, prepared.confirmed);
-        let from = match agreement {
-            Agreement::GoesOn | Agreement::Lost(_) | Agreement::Refused(_) => {
+        let from = match step {
+            Step::GoOn | Step::Lost(_) | Step::Wait(_) | Step::Stop(_) => {
                 if let Some(known) = self.resolved_before.filter(|known| *known < at && !self.has_streamed) {
-                    return Err(agreement::gap(source, slot, known, Some(at)).into());
+                    return Err(standing::gap(source, slot, known, Some(at)).into());
                 }
                 // Before anything of the new timeline is read: what follows is compared with it.
                 if self.known.as_ref().map(|identity| identity.timeline) == self.bound_timeline {
@@ -226,7 +249,7 @@ impl Source {
                 }
                 None
             }
-            Agreement::Begins { slot_existed: true } => {
+            Step::Begin { slot_existed: true } => {
                 warn!(
                     source, slot, from = %at,
                     "the store knows nothing of this source, but its slot is there: it goes on from the slot's position; what \
@@ -234,8 +257,8 @@ impl Source {
                 );
                 Some(at)
             }
-            Agreement::Begins { slot_existed: false } => Some(at),
-            Agreement::GapAccepted => Some(at.max(self.lost_from.unwrap_or(at))),
+            Step::Begin { slot_existed: false } => Some(at),
+            Step::AcceptGap => Some(at.max(self.lost_from.unwrap_or(at))),
         };
         let Some(identity) = &self.known else { return Ok(()) };
         let binding = NewBinding {
@@ -284,17 +307,17 @@ impl Source {
         Ok(client)
     }
 
-    /// A replication connection to the cluster of the sessions before.
-    async fn connect(&mut self) -> Result<Replication, Problem> {
+    /// A replication connection to the cluster of the sessions before, and what its server is.
+    async fn connect(&mut self, client: &Client) -> Result<(Replication, Server), Problem> {
         let mut replication = Replication::connect(&self.server, &self.memory).await.map_err(Problem::Connect)?;
-        let checked = timeout(START_LIMIT, self.check_identity(&mut replication)).await;
-        checked.map_err(|_| Problem::slow("the server did not identify itself within 30 s"))??;
-        Ok(replication)
+        let checked = timeout(START_LIMIT, self.check_server(&mut replication, client)).await;
+        let server = checked.map_err(|_| Problem::slow("the server did not identify itself within 30 s"))??;
+        Ok((replication, server))
     }
 
     /// Slot and publication. Once a session of this run has streamed no slot is made any more but in the place of one that
     /// is lost: one that is missing then has lost changes.
-    async fn prepare(&self, client: &Client, ahead: &mut Ahead<'_>) -> Result<Prepared, Problem> {
+    async fn prepare(&self, client: &Client, ahead: &mut Ahead<'_>, server: &Server) -> Result<Prepared, Problem> {
         let config = &SourceConfig { url: self.server.clone(), ..self.config.clone() };
         let site = Site { client, source: config, sinks: self.intake.sinks() };
         // The making of a slot may wait for hours; whom for, people should see.
@@ -303,11 +326,6 @@ impl Source {
                 view.troubles = waits.into_iter().collect();
             }
         };
-        // A standby that is to be promoted, or that the address leads to for a moment: what it has of slots says nothing.
-        if self.has_streamed && !self.on_standby && slot::is_standby(client).await? {
-            let why = slot::Passing::Standby("changes were read from the primary: waiting for it, or for a promotion");
-            return Err(PrepareError::from(why).into());
-        }
         if self.lost.is_some() {
             return Ok(slot::prepare_anew(site, self.has_streamed, &show, Some(ahead)).await?);
         }
@@ -315,34 +333,31 @@ impl Source {
             return Ok(slot::prepare(site, &show, Some(ahead)).await?);
         }
         let prepared = slot::prepare_again(site, Some(ahead)).await?;
-        if prepared.confirmed > self.confirmed {
-            return Err(agreement::gap(&config.name, &config.slot, self.confirmed, Some(prepared.confirmed)).into());
-        }
+        let found = SlotFound::At(prepared.confirmed);
+        hindrance(&decide(&self.streamed(&server.identity), &self.facts(server, found)))?;
         Ok(prepared)
     }
 
-    async fn check_identity(&mut self, replication: &mut Replication) -> Result<(), Problem> {
+    /// Who the server is. Once the source has streamed it must be the same cluster, and have all that was read.
+    async fn check_server(&mut self, replication: &mut Replication, client: &Client) -> Result<Server, Problem> {
         let identity = replication.identify_system().await?;
-        match &self.known {
-            Some(known) if known.system_id != identity.system_id => {
-                let (from, to) = (known.system_id, identity.system_id);
-                return Err(Problem::lasting(
-                    format!("the address now leads to another database cluster ({to}, not {from})"),
-                    "point the source's url back to its database; to begin with the new one, stop walhook, point state.path to \
-                     another directory and start it again",
-                ));
-            }
-            Some(known) => {
-                let seen = self.intake.seen().max(self.confirmed);
-                let promotion = promotion(replication, Some(known.timeline), &identity).await?;
-                if let Some(trouble) = promotion.and_then(|promotion| agreement::promoted_without(promotion, seen)) {
-                    return Err(trouble.into());
-                }
-            }
-            None => {}
+        let in_recovery = slot::is_standby(client).await?;
+        let said_end = end::ask(client).await?;
+        let server = Server { identity, said_end, in_recovery };
+        if let Some(known) = &self.known {
+            let same = known.system_id == server.identity.system_id;
+            let before = Some(known.timeline).filter(|_| same && self.has_streamed);
+            let promotion = promotion(replication, before, &server.identity).await?;
+            let mut standing = self.streamed(known);
+            // Before the first stream, that is decided by what the store knows.
+            standing.on_standby |= !self.has_streamed;
+            hindrance(&decide(&standing, &Facts { promotion, ..self.facts(&server, SlotFound::Unknown) }))?;
         }
-        self.known = Some(identity);
-        Ok(())
+        self.known = Some(server.identity.clone());
+        if let Some(mut view) = self.views.sources.get_mut(&self.config.name) {
+            view.progress.server = server.said_end.unwrap_or(server.identity.xlogpos);
+        }
+        Ok(server)
     }
 
     async fn start(&mut self, replication: &mut Replication, confirmed: Lsn) -> Result<(), Problem> {
@@ -383,6 +398,15 @@ impl Source {
             view.progress.confirmed = self.confirmed;
         }
         self.enter(SourceState::Streaming);
+    }
+}
+
+/// Why nothing may be read now, if that is the step.
+fn hindrance(step: &Step) -> Result<(), Problem> {
+    match step {
+        Step::Begin { .. } | Step::GoOn | Step::AcceptGap => Ok(()),
+        Step::Wait(why) => Err(PrepareError::from(Passing::Standby(why)).into()),
+        Step::Lost(trouble) | Step::Stop(trouble) => Err(trouble.clone().into()),
     }
 }
 

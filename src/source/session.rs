@@ -4,19 +4,22 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::{MissedTickBehavior, interval, interval_at, timeout};
 use tokio_postgres::Client;
 use tracing::{debug, info, warn};
 
 use super::connection::{Frame, Gulp, Replication, StreamError};
+use super::end::{Answer, End, Verdict};
 use super::hold::{Hold, Turn, why_held};
+use super::liveness::{ASK_AFTER, Side, Silence};
 use super::overdue::Look;
 use super::pgoutput;
 use super::problem::{Problem, chain};
 use super::relation::Catalogue;
+use super::slot::PrepareError;
 use super::slot::unseen::grant;
-use super::{Consumer, Source, Stop};
+use super::{Consumer, Source, Stop, standing};
 use crate::change::Lsn;
 use crate::failpoint;
 use crate::metrics::ReconnectReason;
@@ -27,25 +30,27 @@ use crate::view::{SourceState, Trouble, WalProgress};
 const STATUS_EVERY: Duration = Duration::from_millis(100);
 /// A status goes out at least so often, which is well within any sensible `wal_sender_timeout`, one second among them.
 const STATUS_AT_LEAST_EVERY: Duration = Duration::from_millis(400);
-/// After so long without a byte the server is asked for a sign of life.
-const SILENCE_ASK: Duration = Duration::from_secs(15);
-/// After so long the connection is given up.
-const SILENCE_MAX: Duration = Duration::from_secs(45);
 /// A session that has lasted so long is a good one: the waits between sessions begin anew.
 const SETTLED_AFTER: Duration = Duration::from_secs(15);
+/// Longest wait for the server's end before the last confirmation.
+const LEAVE_LIMIT: Duration = Duration::from_secs(2);
 /// Longest look-up of a table in the catalogue.
 const CATALOGUE_LIMIT: Duration = Duration::from_secs(20);
 
 /// A stream and what belongs to its session.
 pub(super) struct Stream {
     pub(super) replication: Replication,
-    /// For look-ups of the stream alone, so that nothing slow is ahead of them.
-    pub(super) client: Client,
+    /// For look-ups of the stream and questions for the server's end alone, so that nothing slow is ahead of them.
+    pub(super) client: Arc<Client>,
     pub(super) catalogue: Catalogue,
     /// For heartbeats, new tables and the state of the slot.
     pub(super) housekeeper: Arc<Client>,
-    /// The drivers of the SQL connections and housekeeping; they end with the session.
-    pub(super) _tasks: JoinSet<()>,
+    /// What the server says of its end.
+    pub(super) end: End,
+    /// Which side does not answer, as was told.
+    pub(super) silent: Option<Side>,
+    /// The drivers of the SQL connections and housekeeping; they end with the session, and it with each of them.
+    pub(super) tasks: JoinSet<()>,
     pub(super) last_status: Instant,
     pub(super) last_asked: Instant,
     /// What the slot was last told.
@@ -65,7 +70,14 @@ impl Source {
             opened = self.open() => opened?,
         };
         self.has_streamed = true;
-        self.stream(opened, stop).await
+        let ended = self.stream(opened, stop).await;
+        // What was seen in the session says nothing about the next.
+        if let Some(mut view) = self.views.sources.get_mut(&self.config.name) {
+            view.alarms.clear();
+            view.silence = None;
+            view.slot_is_read = true;
+        }
+        ended
     }
 
     async fn stream(&mut self, mut stream: Stream, stop: &Stop) -> Result<(), Problem> {
@@ -100,7 +112,10 @@ impl Source {
                 () = reserved(self, full_sink), if full_sink.is_some() => {}
                 () = self.memory.room(), if is_full => {}
                 () = self.appetite.notified(), if waits_for_sinks => {}
-                // 5. Changes.
+                // 5. How far the server is, and whether what goes on beside the stream still does.
+                answer = stream.end.answer() => self.learn_end(&mut stream, answer).await?,
+                Some(ended) = stream.tasks.join_next() => return Err(beside_ended(ended)),
+                // 6. Changes.
                 gulp = stream.replication.read(), if reads => self.take_in(&mut stream, gulp?).await?,
             }
         }
@@ -131,8 +146,13 @@ impl Source {
                 }
                 Frame::Keepalive { server_end, reply_requested } => {
                     self.metrics.keepalives.increment(1);
-                    self.intake.keepalive(server_end);
+                    if stream.end.claim(server_end) {
+                        self.intake.keepalive(server_end);
+                    } else {
+                        stream.end.ask(&stream.client, self.intake.seen(), now);
+                    }
                     if reply_requested {
+                        self.stay_within(stream).await?;
                         self.hand_over();
                         self.status(stream, false).await?;
                     }
@@ -141,6 +161,45 @@ impl Source {
             }
         }
         self.count();
+        self.stay_within(stream).await
+    }
+
+    /// Before anything goes on that is far ahead of what the server last said of its end, the server says more.
+    async fn stay_within(&mut self, stream: &mut Stream) -> Result<(), Problem> {
+        let mut tick = interval_at(tokio::time::Instant::now() + STATUS_AT_LEAST_EVERY, STATUS_AT_LEAST_EVERY);
+        while stream.end.is_far_behind(self.intake.seen()) {
+            stream.end.ask(&stream.client, self.intake.seen(), Instant::now());
+            tokio::select! {
+                biased;
+                answer = stream.end.answer() => self.learn_end(stream, answer).await?,
+                _ = tick.tick() => {
+                    if stream.client.is_closed() {
+                        return Err(gone());
+                    }
+                    let (received, flushed) = self.positions(stream);
+                    stream.replication.status(received, flushed, false).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What was read lies within the server's own end, or nothing goes on.
+    async fn learn_end(&mut self, stream: &mut Stream, answer: Result<Answer, PrepareError>) -> Result<(), Problem> {
+        let Answer { verdict, claimed } = answer?;
+        if let Verdict::Beyond(seen, end) = verdict {
+            return Err(standing::beyond(&self.config.name, seen, end).into());
+        }
+        if let Some(mut view) = self.views.sources.get_mut(&self.config.name) {
+            view.progress.server = stream.end.known().unwrap_or(view.progress.server);
+        }
+        // Rows that came since say more by themselves.
+        if claimed > self.intake.received() {
+            self.intake.keepalive(claimed);
+        }
+        if self.resolved().is_some_and(|resolved| stream.end.bound(resolved) > stream.flushed) {
+            self.status(stream, false).await?;
+        }
         Ok(())
     }
 
@@ -194,21 +253,40 @@ impl Source {
             self.failures = 0;
         }
         if stream.client.is_closed() || stream.housekeeper.is_closed() {
-            let what = "an sql connection beside the stream is gone";
-            return Err(Problem::Broken { what, reason: ReconnectReason::ConnectionLost, source: None });
+            return Err(gone());
         }
-        let heard = stream.replication.received_at().max(stream.listening_since);
-        if heard.elapsed() > SILENCE_MAX {
-            return Err(Problem::silent());
-        }
+        self.listen(stream)?;
         self.leave_gap_behind();
-        let ask = heard.elapsed() > SILENCE_ASK && stream.last_asked.elapsed() > SILENCE_ASK;
-        let moved = self.resolved().is_some_and(|resolved| resolved > stream.flushed);
+        let heard = stream.replication.received_at().max(stream.listening_since);
+        stream.end.ask_on_tick(&stream.client, self.intake.seen(), heard.elapsed() > ASK_AFTER);
+        let ask = heard.elapsed() > ASK_AFTER && stream.last_asked.elapsed() > ASK_AFTER;
+        let moved = self.resolved().is_some_and(|resolved| stream.end.bound(resolved) > stream.flushed);
         if ask || moved || stream.last_status.elapsed() >= STATUS_AT_LEAST_EVERY {
             self.status(stream, ask).await?;
         }
         self.show_progress();
         Ok(())
+    }
+
+    /// A server that does not answer is told, and given up in the end.
+    fn listen(&mut self, stream: &mut Stream) -> Result<(), Problem> {
+        let now = Instant::now();
+        let heard = stream.replication.received_at().max(stream.listening_since);
+        let silence = Silence { stream: now.duration_since(heard), sql: stream.end.silence(now) };
+        let source = &self.config.name;
+        let mut slot_is_read = true;
+        if let Some(mut view) = self.views.sources.get_mut(source) {
+            slot_is_read = view.slot_is_read;
+            view.heard_at = now.checked_sub(silence.stream.max(silence.sql));
+            view.silence = silence.trouble();
+            let told = std::mem::replace(&mut stream.silent, silence.side());
+            match &view.silence {
+                Some(Trouble { what, advice }) if told != stream.silent => warn!(source, advice, "{what}"),
+                None if told.is_some() => info!(source, "the database answers again"),
+                Some(_) | None => {}
+            }
+        }
+        if silence.is_over(slot_is_read) { Err(Problem::silent()) } else { Ok(()) }
     }
 
     /// A source that stands still says so when that begins and when it ends.
@@ -251,12 +329,13 @@ impl Source {
         }
     }
 
-    /// What has been received, and what all sinks have resolved.
+    /// What has been received, and what all sinks have resolved, neither beyond the server's end as it last said.
     fn positions(&self, stream: &Stream) -> (Lsn, Lsn) {
-        let flushed = self.at_least_past_gap(self.resolved().unwrap_or(stream.flushed));
-        assert!(flushed >= stream.flushed, "what is confirmed went back from {} to {flushed}", stream.flushed);
+        let resolved = self.at_least_past_gap(self.resolved().unwrap_or(stream.flushed));
+        assert!(resolved >= stream.flushed, "what is confirmed went back from {} to {resolved}", stream.flushed);
+        let flushed = stream.end.bound(resolved).max(stream.flushed);
         // Nothing that is resolved lies beyond what was received.
-        (self.intake.received().max(flushed), flushed)
+        (stream.end.bound(self.intake.received()).max(flushed), flushed)
     }
 
     /// Confirms what all sinks have resolved.
@@ -282,16 +361,52 @@ impl Source {
     fn show_progress(&self) {
         if let Some(mut view) = self.views.sources.get_mut(&self.config.name) {
             let received = self.intake.received();
-            let server = view.progress.server.max(received);
-            view.progress = WalProgress { received, confirmed: self.confirmed, server, ..view.progress };
+            view.progress = WalProgress { received, confirmed: self.confirmed, ..view.progress };
         }
     }
 
-    async fn leave(&mut self, stream: Stream) -> Result<(), Problem> {
+    /// So that the last confirmation says all that is resolved. Without an answer the rest comes again, and is known.
+    async fn ask_once_more(&mut self, stream: &mut Stream) -> Result<(), Problem> {
+        let answered = async {
+            // An open question may be of before the last change.
+            drop(stream.end.open_answer().await);
+            stream.end.ask(&stream.client, self.intake.seen(), Instant::now());
+            stream.end.answer().await
+        };
+        match timeout(LEAVE_LIMIT, answered).await {
+            Ok(Ok(Answer { verdict: Verdict::Beyond(seen, end), .. })) => {
+                Err(standing::beyond(&self.config.name, seen, end).into())
+            }
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
+
+    async fn leave(&mut self, mut stream: Stream) -> Result<(), Problem> {
+        if self.resolved().is_some_and(|resolved| stream.end.bound(resolved) < resolved) {
+            self.ask_once_more(&mut stream).await?;
+        }
         let (received, flushed) = self.positions(&stream);
         stream.replication.finish(received, flushed).await?;
         info!(source = %self.config.name, confirmed = %flushed.max(self.confirmed), "session closed");
         Ok(())
+    }
+}
+
+/// An SQL connection has ended.
+fn gone() -> Problem {
+    let what = "an sql connection beside the stream is gone";
+    Problem::Broken { what, reason: ReconnectReason::ConnectionLost, source: None }
+}
+
+/// Of the drivers and housekeeping the first has ended: the session begins anew, with all of them.
+fn beside_ended(ended: Result<(), JoinError>) -> Problem {
+    match ended {
+        Ok(()) => gone(),
+        Err(error) => {
+            let what = "what goes on beside the stream (heartbeats, new tables, the state of the slot) ended unexpectedly; it \
+                        begins anew";
+            Problem::Broken { what, reason: ReconnectReason::Internal, source: Some(Box::new(error)) }
+        }
     }
 }
 

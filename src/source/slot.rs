@@ -403,6 +403,11 @@ pub(crate) async fn maintain(
     Ok(Maintained { added: survey.steps.added, troubles, errors, missed, is_incomplete, is_unfinished })
 }
 
+/// What it means that the publication of a slot that streams is gone.
+pub(crate) fn publication_trouble(source: &SourceConfig) -> Trouble {
+    publication_went(source).into_trouble()
+}
+
 /// Whether commits of others wait for the session that reads the slot; `None` where that is not known.
 ///
 /// # Errors

@@ -9,10 +9,10 @@ use super::findings::Finding;
 use crate::admin::bytes_in_words;
 use crate::change::Lsn;
 use crate::config::{Hold, SinkConfig, SourceConfig, StateConfig};
-use crate::source::agreement::{self, Agreement, Found};
 use crate::source::chain;
 use crate::source::slot::Survey;
 use crate::source::slot::unseen::{Question, Unseen, ask};
+use crate::source::standing::{Facts, Life, SlotFound, Standing, Step, decide};
 use crate::store::{SourceBinding, StoreError, least_max_bytes, mend};
 use crate::view::Trouble;
 
@@ -115,38 +115,44 @@ pub(super) async fn look_at_binding(
             return Some(Finding { mend: unseen.mend(&survey.server.role), ..Finding::ok(subject, unseen.what()) });
         }
     };
-    let found = Found {
+    let slot = survey.slot.as_ref().and_then(|slot| slot.confirmed);
+    let facts = Facts {
         source: &source.name,
         store: &state.path,
         system_id,
         database: &survey.server.database,
         server_end,
+        in_recovery: survey.server.in_recovery,
         // That takes a replication connection; the start asks.
         promotion: None,
         slot: &source.slot,
-        confirmed: survey.slot.as_ref().and_then(|slot| slot.confirmed),
+        found: slot.map_or(SlotFound::Missing, SlotFound::At),
     };
-    finding(&found, &agreement::compare(bound, &found))
+    finding(&facts, &decide(&Standing { life: Life::First(bound), on_standby: false }, &facts))
 }
 
-fn finding(found: &Found<'_>, agreement: &Agreement) -> Option<Finding> {
-    let subject = format!("source.{}.slot", found.source);
-    let slot = found.slot;
-    match agreement {
-        Agreement::Begins { slot_existed: false } => None,
-        Agreement::Begins { slot_existed: true } => {
+fn finding(facts: &Facts<'_>, step: &Step) -> Option<Finding> {
+    let subject = format!("source.{}.slot", facts.source);
+    let slot = facts.slot;
+    match step {
+        Step::Begin { slot_existed: false } => None,
+        Step::Begin { slot_existed: true } => {
             let what =
                 format!("{slot} is there, but the store knows nothing of the source: it begins at the slot's position");
             let mend =
                 "if there is a store of before, point state.path to it: what failed or overflowed is in that one";
             Some(Finding::warn(subject, what, mend))
         }
-        Agreement::GoesOn => Some(Finding::ok(subject, format!("the store goes on with {slot}"))),
-        Agreement::GapAccepted => {
+        Step::GoOn => Some(Finding::ok(subject, format!("the store goes on with {slot}"))),
+        Step::AcceptGap => {
             let what = format!("a gap is accepted: the next start goes on from the position of {slot}");
             Some(Finding::warn(subject, what, "compare the receivers' data with the tables after it"))
         }
-        Agreement::Refused(Trouble { what, advice }) | Agreement::Lost(Trouble { what, advice }) => {
+        Step::Wait(why) => {
+            let mend = "let the source's url lead to the primary, or wait until it does";
+            Some(Finding::warn(subject, format!("the server is a standby, and {why}"), mend))
+        }
+        Step::Stop(Trouble { what, advice }) | Step::Lost(Trouble { what, advice }) => {
             Some(Finding::fail(subject, what, advice))
         }
     }
@@ -231,17 +237,18 @@ mod tests {
     #[test]
     fn a_gap_fails_with_the_command_that_mends_it() {
         let trouble = Trouble { what: "the slot is gone".into(), advice: "walhook state accept-gap app".into() };
-        let found = Found {
+        let facts = Facts {
             source: "app",
             store: Path::new("x"),
             system_id: 1,
             database: "app",
             server_end: Lsn(9),
+            in_recovery: false,
             promotion: None,
             slot: "walhook_app",
-            confirmed: None,
+            found: SlotFound::Missing,
         };
-        let finding = finding(&found, &Agreement::Refused(trouble)).unwrap();
+        let finding = finding(&facts, &Step::Stop(trouble)).unwrap();
         assert_eq!((finding.level, finding.mend.as_deref()), (Level::Fail, Some("walhook state accept-gap app")));
     }
 }

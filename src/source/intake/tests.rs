@@ -181,8 +181,8 @@ fn what_was_read_of_a_transaction_without_its_commit_counts_as_seen_for_a_promot
     intake.reconnected(Lsn(12));
     assert_eq!(intake.seen(), Lsn(31));
     for (left, keeps) in [(Some(Lsn(12)), false), (Some(Lsn(30)), false), (None, false), (Some(Lsn(31)), true)] {
-        let promotion = crate::source::agreement::Promotion { before: 1, now: 2, left };
-        let trouble = crate::source::agreement::promoted_without(promotion, intake.seen());
+        let promotion = crate::source::standing::Promotion { before: 1, now: 2, left };
+        let trouble = crate::source::standing::promoted_without(promotion, intake.seen());
         assert_eq!(trouble.is_none(), keeps, "{left:?}: {trouble:?}");
     }
     intake.learn(table(5, "nobody"));

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use tokio_postgres::Client;
 use tracing::warn;
 
+use super::Server;
 use crate::change::TableName;
 use crate::source::Source;
 use crate::source::ahead::Ahead;
@@ -62,7 +63,12 @@ impl Source {
     ///
     /// Before the first stream only those were missed that the sinks asked for when the source ran before. One that the
     /// configuration asks for from now on begins now, as it should.
-    pub(super) async fn publish(&self, client: &Client, notes: &mut Notes) -> Result<Prepared, Problem> {
+    pub(super) async fn publish(
+        &self,
+        client: &Client,
+        notes: &mut Notes,
+        server: &Server,
+    ) -> Result<Prepared, Problem> {
         let name = self.config.name.clone();
         let captured = HashSet::new();
         let mut ahead = Ahead::new(notes, &captured);
@@ -73,7 +79,7 @@ impl Source {
             ahead = ahead.first(patterns.clone());
             before = Some(patterns);
         }
-        let mut prepared = self.prepare(client, &mut ahead).await?;
+        let mut prepared = self.prepare(client, &mut ahead, server).await?;
         if let Some(before) = before {
             let is_new_here = |table: &TableName| before.iter().any(|pattern| pattern.matches(table));
             prepared.missed.late.early.retain(|table| !prepared.created && is_new_here(table));

@@ -314,8 +314,8 @@ async fn sinks_go_on_with_what_the_store_holds_as_soon_as_it_is_known_to_be_of_t
     let mut life = house.live();
     let mut fed = life.fed();
     // Before the slot is made ready, which may take hours.
-    let (_, agreement) = life.source.agree(&house.stage.own).await.unwrap_or_else(|problem| panic!("{problem}"));
-    assert_eq!(agreement, Agreement::GoesOn);
+    let (_, _, step) = life.source.agree(&house.stage.own).await.unwrap_or_else(|problem| panic!("{problem}"));
+    assert_eq!(step, Step::GoOn);
     let told = fed.try_recv().unwrap();
     assert!(matches!(told.as_slice(), [Feed::Database { .. }]), "{told:?}");
 }

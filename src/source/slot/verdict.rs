@@ -19,7 +19,7 @@ use super::{Missed, Survey, Turn};
 use crate::change::TableName;
 use crate::config::{SinkConfig, SourceConfig};
 use crate::source::advice::Statement;
-use crate::source::agreement;
+use crate::source::standing;
 use crate::view::Trouble;
 
 /// Troubles of one kind that are told one by one.
@@ -237,7 +237,7 @@ pub(super) fn slot_gone(source: &SourceConfig) -> PrepareError {
             "the slot {} is gone: the changes since its last confirmation can no longer be read",
             source.slot
         ),
-        advice: agreement::accept_gap(&source.name),
+        advice: standing::accept_gap(&source.name),
     };
     PrepareError::Lost(Box::new(LostSlot::dropped(None, trouble)))
 }

@@ -1,1 +1,276 @@
 //! Faults of the database, the slot and the publication.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+use super::Fault;
+use crate::daemon::{Config, Daemon, quick_retry, troubles};
+use crate::order::counters;
+
+use crate::postgres::{Postgres, state, until};
+use crate::receiver::Receiver;
+
+const SLOT: &str = "walhook_app";
+
+/// A daemon that has delivered a row, and what it stands on.
+struct Stand {
+    postgres: Postgres,
+    receiver: Receiver,
+    config: Config,
+    daemon: Daemon,
+}
+
+impl Stand {
+    async fn new() -> Self {
+        Self::on(Postgres::start()).await
+    }
+
+    async fn on(postgres: Postgres) -> Self {
+        counters(&postgres).await;
+        let receiver = Receiver::start().await;
+        let config = Config::one_sink(&postgres, &receiver.url(), &quick_retry("orders"));
+        let daemon = Daemon::start(&config).await;
+        let stand = Self { postgres, receiver, config, daemon };
+        stand.deliver(1).await;
+        stand
+    }
+
+    /// The row is inserted and arrives.
+    async fn deliver(&self, id: i64) {
+        self.postgres.sql(&format!("INSERT INTO counters VALUES ({id}, 0)")).await;
+        self.receiver.wait("the row", |receiver| has(receiver, id)).await;
+    }
+}
+
+fn has(receiver: &Receiver, id: i64) -> bool {
+    receiver.messages().iter().any(|message| message["record"]["id"] == id)
+}
+
+/// Sends a signal to a process of somebody else's.
+fn kill(signal: &str, pids: &[i32]) {
+    let pids: Vec<String> = pids.iter().map(i32::to_string).collect();
+    assert!(Command::new("kill").arg(signal).args(&pids).status().unwrap().success());
+}
+
+/// The postmaster and all its children.
+fn processes(postgres: &Postgres) -> Vec<i32> {
+    let file = std::fs::read_to_string(postgres.cluster.data().join("postmaster.pid")).unwrap();
+    let postmaster: i32 = file.lines().next().unwrap().trim().parse().unwrap();
+    let children = std::fs::read_to_string(format!("/proc/{postmaster}/task/{postmaster}/children")).unwrap();
+    [postmaster].into_iter().chain(children.split_whitespace().map(|pid| pid.parse().unwrap())).collect()
+}
+
+/// A copy with owners and modes, as a snapshot of the disk is.
+fn copy(from: &Path, to: &Path) {
+    assert!(Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap().success());
+}
+
+const SILENT: Fault<'_> = Fault {
+    name: "server frozen (SIGSTOP)",
+    says: &["the database has not answered for", "neither on the stream nor over SQL"],
+    logs: "neither on the stream nor over SQL",
+    metric: ("walhook_source_silent", &[("source", "app")], 1.0),
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pitfall_65_a_server_that_is_frozen_is_told_and_clears() {
+    let stand = Stand::new().await;
+    let all = processes(&stand.postgres);
+    kill("-STOP", &all);
+    let since = Instant::now();
+    SILENT.told(&stand.daemon, since).await;
+    until("lag_seconds to grow", || async {
+        let lag = stand.daemon.metrics().await.sum("walhook_source_lag_seconds", &[]);
+        state(lag > Some(8.0), lag)
+    })
+    .await;
+    kill("-CONT", &all);
+    let since = Instant::now();
+    SILENT.cleared(&stand.daemon, since).await;
+    stand.deliver(2).await;
+    assert!(stand.daemon.sigterm().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pitfall_65_a_walsender_that_is_stopped_is_told_and_is_not_cut() {
+    let stand = Stand::new().await;
+    let walsender = stand.postgres.reader(SLOT).await.unwrap();
+    kill("-STOP", &[walsender]);
+    let since = Instant::now();
+    let fault = Fault {
+        name: "walsender stopped (SIGSTOP)",
+        says: &["the walsender has sent nothing for", "while SQL answers", "pg_terminate_backend"],
+        logs: "the walsender has sent nothing for",
+        ..SILENT
+    };
+    fault.told(&stand.daemon, since).await;
+    kill("-CONT", &[walsender]);
+    let since = Instant::now();
+    fault.cleared(&stand.daemon, since).await;
+    assert_eq!(stand.postgres.reader(SLOT).await, Some(walsender), "it was cut");
+    stand.deliver(2).await;
+    assert!(stand.daemon.sigterm().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publication_that_is_dropped_while_nothing_is_written_is_told_and_clears_when_it_is_put_back() {
+    let stand = Stand::new().await;
+    let (name, owner) = (SLOT, "made and maintained by walhook for the slot walhook_app");
+    let make = format!(
+        "CREATE PUBLICATION {name} FOR TABLE counters WITH (publish = 'insert, update, delete', publish_via_partition_root = true);
+         COMMENT ON PUBLICATION {name} IS '{owner}'; ALTER PUBLICATION {name} OWNER TO walhook"
+    );
+    stand.postgres.admin_sql(&format!("DROP PUBLICATION {name}")).await;
+    let fault = Fault {
+        name: "publication dropped while idle",
+        says: &["but the publication walhook_app does not", "accept-gap app"],
+        logs: "but the publication walhook_app does not",
+        metric: ("walhook_source_lacks", &[("what", "publication")], 1.0),
+    };
+    let since = Instant::now();
+    fault.told(&stand.daemon, since).await;
+    stand.postgres.admin_sql(&make).await;
+    let since = Instant::now();
+    fault.cleared(&stand.daemon, since).await;
+    stand.deliver(2).await;
+    assert!(stand.daemon.sigterm().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_that_loses_replication_is_told_while_its_session_goes_on() {
+    let stand = Stand::new().await;
+    stand.postgres.admin_sql("ALTER ROLE walhook NOREPLICATION").await;
+    let since = Instant::now();
+    let fault = Fault {
+        name: "role loses REPLICATION",
+        says: &["the role walhook has lost REPLICATION", "ALTER ROLE \\\"walhook\\\" REPLICATION;"],
+        logs: "has lost REPLICATION",
+        metric: ("walhook_source_lacks", &[("what", "role")], 1.0),
+    };
+    fault.told(&stand.daemon, since).await;
+    stand.deliver(2).await;
+    stand.postgres.admin_sql("ALTER ROLE walhook REPLICATION").await;
+    let since = Instant::now();
+    fault.cleared(&stand.daemon, since).await;
+    assert!(stand.daemon.sigterm().await.success());
+}
+
+const WENT_BACK: Fault<'_> = Fault {
+    name: "snapshot put back",
+    says: &["the server's log ends at", "up to", "never happened there", "point state.path to another directory"],
+    logs: "the server's log ends at",
+    metric: ("walhook_source_streaming", &[("source", "app")], 0.0),
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_of_the_database_that_is_put_back_stops_the_source_before_a_row_is_skipped() {
+    let stand = Stand::new().await;
+    let data = stand.postgres.cluster.data();
+    let kept = data.with_file_name("kept");
+    stand.postgres.cluster.stop("fast").unwrap();
+    copy(&data, &kept);
+    stand.postgres.cluster.resume().unwrap();
+    stand.daemon.wait_ready().await;
+    for id in 2..=12 {
+        stand.deliver(id).await;
+    }
+    let delivered = stand.receiver.message_count();
+    let daemon = stand.daemon.allow_error("the server's log ends at");
+    stand.postgres.cluster.stop("immediate").unwrap();
+    std::fs::remove_dir_all(&data).unwrap();
+    copy(&kept, &data);
+    stand.postgres.cluster.resume().unwrap();
+    stand.postgres.sql("INSERT INTO counters VALUES (100, 0)").await;
+    let since = Instant::now();
+    WENT_BACK.told(&daemon, since).await;
+    assert_eq!(stand.receiver.message_count(), delivered, "something of another history was delivered");
+    let behind = "SELECT confirmed_flush_lsn <= pg_current_wal_lsn() FROM pg_replication_slots";
+    assert_eq!(stand.postgres.value(behind).await, "t", "the slot is confirmed beyond the server's end");
+    assert!(daemon.sigterm().await.success());
+
+    // A start says the same, and ends.
+    let since = Instant::now();
+    let mut daemon = Daemon::launch(&stand.config).allow_error("the server's log ends at");
+    assert_eq!(daemon.wait_exit().await.code(), Some(69));
+    Fault::ended("snapshot put back, at a start", since);
+    assert!(daemon.printed().contains("the server's log ends at"), "{}", daemon.printed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_password_that_was_rotated_is_told_at_the_next_session_and_clears_when_it_is_put_back() {
+    let stand = Stand::new().await;
+    // From the next session on a password is asked for, which the address does not have.
+    let file = stand.postgres.cluster.data().join("pg_hba.conf");
+    let before = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(
+        &file,
+        format!("host all walhook all scram-sha-256\nhost replication walhook all scram-sha-256\n{before}"),
+    )
+    .unwrap();
+    stand.postgres.admin_sql("ALTER ROLE walhook PASSWORD 'another'").await;
+    stand.postgres.cluster.reload().unwrap();
+    let walsender = stand.postgres.reader(SLOT).await.unwrap();
+    stand.postgres.admin_sql(&format!("SELECT pg_terminate_backend({walsender})")).await;
+    let since = Instant::now();
+    let fault = Fault {
+        name: "password rotated",
+        says: &["password"],
+        logs: "session with the database ended or could not begin",
+        metric: ("walhook_source_streaming", &[("source", "app")], 0.0),
+    };
+    let daemon = stand.daemon.allow_error("password");
+    fault.told(&daemon, since).await;
+    std::fs::write(&file, before).unwrap();
+    stand.postgres.cluster.reload().unwrap();
+    let since = Instant::now();
+    fault.cleared(&daemon, since).await;
+    assert!(daemon.sigterm().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_gone_or_crashes_again_and_again_is_told_and_clears() {
+    let stand = Stand::new().await;
+    for name in ["server crashed", "server crashed again"] {
+        stand.postgres.cluster.stop("immediate").unwrap();
+        let since = Instant::now();
+        let fault = Fault {
+            name,
+            says: &["the database cannot be read for"],
+            logs: "session with the database ended or could not begin",
+            metric: ("walhook_source_streaming", &[("source", "app")], 0.0),
+        };
+        fault.told(&stand.daemon, since).await;
+        stand.postgres.cluster.resume().unwrap();
+        let since = Instant::now();
+        fault.cleared(&stand.daemon, since).await;
+    }
+    stand.deliver(2).await;
+    assert!(stand.daemon.sigterm().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_loses_its_key_is_told_and_clears() {
+    let stand = Stand::new().await;
+    // What keeps it published makes its own writes fail: the publication is a person's.
+    stand.postgres.sql("CREATE TABLE named (id int PRIMARY KEY)").await;
+    stand.postgres.sql("ALTER TABLE counters DROP CONSTRAINT counters_pkey").await;
+    let since = Instant::now();
+    let fault = Fault {
+        name: "primary key dropped",
+        says: &["public.counters", "replica identity"],
+        logs: "public.counters",
+        metric: ("walhook_source_table_notes", &[("kind", "identity")], 1.0),
+    };
+    fault.told(&stand.daemon, since).await;
+    stand.postgres.sql("ALTER TABLE counters ADD PRIMARY KEY (id)").await;
+    let says = |body: &serde_json::Value| troubles(body);
+    until("it to be put back", || async {
+        let members =
+            stand.postgres.value("SELECT count(*) FROM pg_publication_rel WHERE prrelid = 'counters'::regclass").await;
+        let body = stand.daemon.ready().await.map(|(_, body)| says(&body));
+        state(members == "1", body)
+    })
+    .await;
+    assert!(stand.daemon.sigterm().await.success());
+}
