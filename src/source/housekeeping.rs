@@ -131,6 +131,7 @@ impl Housekeeping {
     }
 
     async fn inspect(&self, found: &mut Found) {
+        crate::failpoint::hit("housekeeping.look");
         match slot::inspect(&self.client, &self.source.slot).await {
             Ok(Some(facts)) => {
                 found.slot = facts.warning(&self.source.slot);

@@ -45,7 +45,7 @@ pub use self::owners::Owner;
 pub use self::state::{SlotFacts, inspect};
 pub use self::survey::{ColumnFacts, IdentityFacts, RelationKind, TableFacts};
 
-use self::error::bounded;
+use self::error::{bounded, misread};
 use self::plan::{Plan, Sent};
 use self::portions::Budget;
 pub use self::portions::Learnt;
@@ -423,9 +423,9 @@ pub async fn commits_wait(client: &Client, source: &SourceConfig) -> Result<Opti
 /// # Errors
 /// When the server cannot be asked.
 pub async fn is_standby(client: &Client) -> Result<bool, PrepareError> {
-    let row =
-        bounded("ask whether the server is a standby", client.query_one("select pg_is_in_recovery()", &[])).await?;
-    Ok(row.get(0))
+    let doing = "ask whether the server is a standby";
+    let row = bounded(doing, client.query_one("select pg_is_in_recovery()", &[])).await?;
+    row.try_get(0).map_err(misread(doing))
 }
 
 /// Writes a record that nobody reads, so that an idle database's slot can move on. Does nothing on a standby.

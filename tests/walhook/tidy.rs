@@ -69,6 +69,25 @@ fn no_marks_are_left_over() {
     assert!(left.is_empty(), "{left:?}");
 }
 
+/// `Row::get` panics where a pooler, a fork or a newer server answers another type than was asked for.
+#[test]
+fn rows_of_a_server_are_read_fallibly() {
+    let mut found = Vec::new();
+    for (name, text) in texts().filter(|(name, _)| name.starts_with("src/source") || name.starts_with("src/cli")) {
+        if name.contains("tests") {
+            continue;
+        }
+        let product = text.split("#[cfg(test)]").next().unwrap_or_default();
+        let reads =
+            product.lines().enumerate().filter(|(_, line)| line.contains("row.get(") || line.contains("row.get::<"));
+        // A row of the simple protocol answers `Option`.
+        found.extend(
+            reads.filter(|(_, line)| !line.contains("row.get(1)?")).map(|(at, _)| format!("{name}:{}", at + 1)),
+        );
+    }
+    assert!(found.is_empty(), "try_get: {found:?}");
+}
+
 #[test]
 fn no_path_of_one_machine_is_named() {
     let paths = [["/ho", "me/"].concat(), ["/ro", "ot/"].concat(), ["/Us", "ers/"].concat(), ["/wo", "rk/"].concat()];

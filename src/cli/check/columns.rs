@@ -144,7 +144,8 @@ fn of_refused(subject: &str, words: String, role: &str) -> Finding {
 async fn read(client: &Client, oids: &[u32]) -> anyhow::Result<HashMap<u32, Columns>> {
     let mut tables: HashMap<u32, Columns> = HashMap::new();
     for row in &timeout(LIMIT, client.query(&columns(), &[&oids])).await?? {
-        tables.entry(row.get(0)).or_insert_with(|| Columns { may_read: true, ..Columns::default() }).take(row);
+        let table = tables.entry(row.try_get(0)?);
+        table.or_insert_with(|| Columns { may_read: true, ..Columns::default() }).take(row)?;
     }
     Ok(tables)
 }
@@ -172,20 +173,21 @@ async fn read_equals(client: &Client, oids: &[u32]) -> anyhow::Result<(HashMap<u
 }
 
 impl Columns {
-    fn take(&mut self, row: &Row) {
-        let (Name(name), Name(type_name)) = (row.get(1), row.get(2));
+    fn take(&mut self, row: &Row) -> Result<(), tokio_postgres::Error> {
+        let (Name(name), Name(type_name)) = (row.try_get(1)?, row.try_get(2)?);
         let typed = format!("{name} ({type_name})");
-        match (row.get::<_, bool>(4), row.get::<_, bool>(5)) {
+        match (row.try_get(4)?, row.try_get(5)?) {
             (true, _) => self.cast.push(typed),
             (false, true) => self.text.push(typed),
             (false, false) => {}
         }
-        match row.get::<_, &str>(3) {
+        match row.try_get::<_, &str>(3)? {
             "s" => self.stored.push(name),
             "v" => self.computed.push(name),
             _ => {}
         }
-        self.may_read &= row.get::<_, bool>(6);
-        self.is_guarded |= row.get::<_, bool>(7);
+        self.may_read &= row.try_get::<_, bool>(6)?;
+        self.is_guarded |= row.try_get::<_, bool>(7)?;
+        Ok(())
     }
 }

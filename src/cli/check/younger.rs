@@ -8,7 +8,7 @@
 //! So it is beside other slots: a new one starts with the horizon of the oldest that there is, whatever was made since.
 
 use tokio::time::timeout;
-use tokio_postgres::Client;
+use tokio_postgres::{Client, Row};
 
 use super::LIMIT;
 use super::findings::{Finding, Level};
@@ -54,9 +54,20 @@ pub(super) async fn look(client: &Client, source: &SourceConfig, survey: &Survey
         return None;
     }
     let row = timeout(LIMIT, client.query_opt(AGES, &[&source.publication, &source.slot])).await.ok()?.ok()??;
-    let ages =
-        Ages { row: row.get(0), with_it: row.get(1), slot: row.get(2), running: row.get(3), has_others: row.get(4) };
+    let ages = Ages::of_row(&row).ok()?;
     Some(finding(source, survey.server.version, verdict(ages)?, whose))
+}
+
+impl Ages {
+    fn of_row(row: &Row) -> Result<Self, tokio_postgres::Error> {
+        Ok(Self {
+            row: row.try_get(0)?,
+            with_it: row.try_get(1)?,
+            slot: row.try_get(2)?,
+            running: row.try_get(3)?,
+            has_others: row.try_get(4)?,
+        })
+    }
 }
 
 /// How sure it is.

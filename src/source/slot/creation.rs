@@ -155,7 +155,7 @@ impl Watch<'_> {
         .await
         {
             Ok(rows) => {
-                let holders: Vec<Holder> = rows.iter().map(Holder::read).collect();
+                let holders: Vec<Holder> = rows.iter().filter_map(|row| Holder::read(row).ok()).collect();
                 let Trouble { what, advice } = self.trouble(&holders);
                 warn!(source = name, slot, advice, "{what}");
                 (self.report)(Some(Trouble { what, advice }));
@@ -219,8 +219,14 @@ struct Holder {
 }
 
 impl Holder {
-    fn read(row: &Row) -> Self {
-        Self { pid: row.get(0), application: row.get(1), state: row.get(2), age_secs: row.get(3), prepared: row.get(4) }
+    fn read(row: &Row) -> Result<Self, tokio_postgres::Error> {
+        Ok(Self {
+            pid: row.try_get(0)?,
+            application: row.try_get(1)?,
+            state: row.try_get(2)?,
+            age_secs: row.try_get(3)?,
+            prepared: row.try_get(4)?,
+        })
     }
 }
 

@@ -175,6 +175,11 @@ pub(super) async fn bounded<T>(
     }
 }
 
+/// A row that does not have the shape that was asked for, as a pooler, a fork or a newer server may answer.
+pub(super) fn misread(doing: &'static str) -> impl Fn(tokio_postgres::Error) -> PrepareError {
+    move |source| Passing::Query { doing, source }.into()
+}
+
 /// Sorts a server's error by its SQLSTATE. A missing privilege stays [`Passing::Query`]: only the caller knows the grants.
 pub(super) fn classify(doing: &'static str, error: tokio_postgres::Error) -> PrepareError {
     let Some(server) = error.as_db_error() else { return Passing::Query { doing, source: error }.into() };

@@ -66,10 +66,11 @@ impl Lockers {
             Vec::new()
         });
         let mut lockers = Self::default();
-        for row in &rows {
-            match row.get(0) {
-                0 => lockers.publication.get_or_insert_with(|| Locker::read(row)),
-                oid => lockers.tables.entry(oid).or_insert_with(|| Locker::read(row)),
+        // A row that cannot be read names nobody.
+        for (oid, locker) in rows.iter().filter_map(|row| Locker::read(row).ok()) {
+            match oid {
+                0 => lockers.publication.get_or_insert(locker),
+                oid => lockers.tables.entry(oid).or_insert(locker),
             };
         }
         lockers
@@ -103,16 +104,18 @@ pub(super) fn past(deadlock_timeout: Option<i64>) -> Duration {
 }
 
 impl Locker {
-    fn read(row: &Row) -> Self {
-        Self {
-            pid: row.get(1),
-            has_it: row.get(2),
-            application: row.get::<_, Option<String>>(3).filter(|name| !name.is_empty()),
-            state: row.get(4),
-            since: row.get(5),
-            prepared: row.get(6),
-            is_autovacuum: row.get(7),
-        }
+    /// With the OID of what it holds.
+    fn read(row: &Row) -> Result<(u32, Self), tokio_postgres::Error> {
+        let locker = Self {
+            pid: row.try_get(1)?,
+            has_it: row.try_get(2)?,
+            application: row.try_get::<_, Option<String>>(3)?.filter(|name| !name.is_empty()),
+            state: row.try_get(4)?,
+            since: row.try_get(5)?,
+            prepared: row.try_get(6)?,
+            is_autovacuum: row.try_get(7)?,
+        };
+        Ok((row.try_get(0)?, locker))
     }
 }
 

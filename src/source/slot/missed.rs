@@ -2,10 +2,10 @@
 
 use std::collections::{HashMap, HashSet};
 
-use tokio_postgres::Client;
+use tokio_postgres::{Client, Row};
 use tracing::{debug, warn};
 
-use super::error::{PrepareError, bounded};
+use super::error::{PrepareError, bounded, misread};
 use super::plan::Naming;
 use super::portions::Learnt;
 use super::publication::PublicationState;
@@ -213,8 +213,8 @@ select c.oid
 /// # Errors
 /// When the server cannot be asked.
 pub(crate) async fn attached_with_rows(client: &Client, oids: &[u32]) -> Result<HashSet<u32>, PrepareError> {
-    let rows = bounded("look at new partitions", client.query(ATTACHED, &[&oids])).await?;
-    Ok(rows.iter().map(|row| row.get(0)).collect())
+    let doing = "look at new partitions";
+    numbers(doing, &bounded(doing, client.query(ATTACHED, &[&oids])).await?)
 }
 
 /// Of these relations, and of the partitions of them that are in the WAL, the ones that have pages, and so have had rows.
@@ -252,12 +252,12 @@ impl Survey {
         if oids.is_empty() {
             return Vec::new();
         }
-        let asked = bounded("ask who writes to new tables", client.query(BEING_WRITTEN, &[&oids])).await;
-        let rows = asked.unwrap_or_else(|error| {
+        let doing = "ask who writes to new tables";
+        let asked = bounded(doing, client.query(BEING_WRITTEN, &[&oids])).await;
+        let written = asked.and_then(|rows| numbers(doing, &rows)).unwrap_or_else(|error| {
             debug!(error = %chain(&error), "it cannot be asked who writes to new tables");
-            Vec::new()
+            HashSet::new()
         });
-        let written: HashSet<u32> = rows.iter().map(|row| row.get(0)).collect();
         added.iter().filter(|table| oid(table).is_some_and(|oid| written.contains(&oid))).cloned().collect()
     }
 }
@@ -275,6 +275,11 @@ select distinct t.top
    and l.database = (select d.oid from pg_database d where d.datname = current_database())
    and l.pid is distinct from pg_backend_pid()";
 
+/// The OIDs that are the first column.
+fn numbers(doing: &'static str, rows: &[Row]) -> Result<HashSet<u32>, PrepareError> {
+    rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>().map_err(misread(doing))
+}
+
 /// Which of these tables have been written to. Needs no privilege on them.
 ///
 /// # Errors
@@ -283,8 +288,9 @@ async fn written(client: &Client, oids: &[u32]) -> Result<HashSet<u32>, PrepareE
     if oids.is_empty() {
         return Ok(HashSet::new());
     }
-    match bounded("look at new tables", client.query(WRITTEN, &[&oids])).await {
-        Ok(rows) => Ok(rows.iter().map(|row| row.get(0)).collect()),
+    let doing = "look at new tables";
+    match bounded(doing, client.query(WRITTEN, &[&oids])).await {
+        Ok(rows) => numbers(doing, &rows),
         // Not known is not none: what may have been missed is said.
         Err(error) if error.is_refusal() => Ok(oids.iter().copied().collect()),
         Err(error) => Err(error),

@@ -6,9 +6,9 @@
 
 use std::collections::HashMap;
 
-use tokio_postgres::Client;
+use tokio_postgres::{Client, Row};
 
-use super::error::{PrepareError, bounded};
+use super::error::{PrepareError, bounded, misread};
 use super::names::{ENCODING, Name};
 
 /// Of one table, over all publications that pass on its updates or deletes.
@@ -61,34 +61,39 @@ pub(crate) async fn read(client: &Client) -> Result<Neighbours, PrepareError> {
     let mut rows = Vec::new();
     let has_schemas =
         bounded(doing, client.query_one("select to_regclass('pg_publication_namespace') is not null", &[]));
-    let has_schemas = has_schemas.await.is_ok_and(|row| row.get(0));
+    let has_schemas = has_schemas.await.is_ok_and(|row| row.try_get(0).unwrap_or(false));
     for question in [Some(members()), has_schemas.then(schemas)].into_iter().flatten() {
         match bounded(doing, client.query(&question, &[])).await {
             Err(error) if error.refusal().is_some() => {}
             found => rows.extend(found?),
         }
     }
-    let mut all = Neighbours::default();
-    for row in &rows {
-        let (table, Name(publication)): (Option<u32>, Name) = (row.get(0), row.get(1));
-        let (has_list, has_filter, is_plain, of_all): (bool, bool, bool, bool) =
-            (row.get(2), row.get(3), row.get(4), row.get(5));
-        if of_all && is_plain && !all.all_plain.contains(&publication) {
-            all.all_plain.push(publication.clone());
-        }
-        let Some(table) = table else { continue };
-        let ties = all.by_table.entry(table).or_default();
-        for (holds, list) in [(has_list, &mut ties.lists), (has_filter, &mut ties.filters), (is_plain, &mut ties.plain)]
-        {
-            if holds {
-                list.push(publication.clone());
-            }
-        }
-    }
-    Ok(all)
+    Neighbours::of_rows(&rows).map_err(misread(doing))
 }
 
 impl Neighbours {
+    fn of_rows(rows: &[Row]) -> Result<Self, tokio_postgres::Error> {
+        let mut all = Self::default();
+        for row in rows {
+            let (table, Name(publication)): (Option<u32>, Name) = (row.try_get(0)?, row.try_get(1)?);
+            let (has_list, has_filter, is_plain, of_all): (bool, bool, bool, bool) =
+                (row.try_get(2)?, row.try_get(3)?, row.try_get(4)?, row.try_get(5)?);
+            if of_all && is_plain && !all.all_plain.contains(&publication) {
+                all.all_plain.push(publication.clone());
+            }
+            let Some(table) = table else { continue };
+            let ties = all.by_table.entry(table).or_default();
+            for (holds, list) in
+                [(has_list, &mut ties.lists), (has_filter, &mut ties.filters), (is_plain, &mut ties.plain)]
+            {
+                if holds {
+                    list.push(publication.clone());
+                }
+            }
+        }
+        Ok(all)
+    }
+
     /// Those of one table.
     pub(crate) fn of(&self, table: u32) -> Ties {
         let mut ties = self.by_table.get(&table).cloned().unwrap_or_default();

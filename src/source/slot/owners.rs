@@ -6,9 +6,9 @@
 
 use std::collections::{HashMap, HashSet};
 
-use tokio_postgres::Client;
+use tokio_postgres::{Client, Row};
 
-use super::error::{PrepareError, bounded};
+use super::error::{PrepareError, bounded, misread};
 use super::names::{ENCODING, Name};
 
 /// How roles begin that Postgres or a managed service keeps for itself (RDS, Cloud SQL, Azure, AlloyDB, Supabase, Neon).
@@ -68,22 +68,35 @@ pub(crate) async fn read(client: &Client) -> Result<Roles, PrepareError> {
     let members = bounded(doing, client.query("select member, roleid from pg_auth_members", &[])).await;
     let (Ok(rows), Ok(members)) = (rows, members) else { return Ok(all) };
     for row in &rows {
-        let Name(name) = row.get(1);
-        let role = Role {
-            name,
-            is_superuser: row.get(2),
-            replicates: row.get(3),
-            bypasses_rls: row.get(4),
-            creates_roles: row.get(5),
-            is_own: row.get(6),
-            is_barred: row.get(7),
-        };
-        all.roles.insert(row.get(0), role);
+        let (oid, role) = Role::of_row(row).map_err(misread(doing))?;
+        all.roles.insert(oid, role);
     }
     for row in &members {
-        all.memberships.entry(row.get(0)).or_default().push(row.get(1));
+        let (member, of) = membership(row).map_err(misread(doing))?;
+        all.memberships.entry(member).or_default().push(of);
     }
     Ok(all)
+}
+
+fn membership(row: &Row) -> Result<(u32, u32), tokio_postgres::Error> {
+    Ok((row.try_get(0)?, row.try_get(1)?))
+}
+
+impl Role {
+    /// With its OID.
+    fn of_row(row: &Row) -> Result<(u32, Self), tokio_postgres::Error> {
+        let Name(name) = row.try_get(1)?;
+        let role = Self {
+            name,
+            is_superuser: row.try_get(2)?,
+            replicates: row.try_get(3)?,
+            bypasses_rls: row.try_get(4)?,
+            creates_roles: row.try_get(5)?,
+            is_own: row.try_get(6)?,
+            is_barred: row.try_get(7)?,
+        };
+        Ok((row.try_get(0)?, role))
+    }
 }
 
 impl Roles {

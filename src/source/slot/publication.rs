@@ -2,9 +2,9 @@
 
 use std::collections::HashSet;
 
-use tokio_postgres::Client;
+use tokio_postgres::{Client, Row};
 
-use super::error::{PrepareError, bounded};
+use super::error::{PrepareError, bounded, misread};
 use super::names::{ENCODING, Name, literal, strings};
 use super::owners::{self, Owner};
 use super::plan::Operations;
@@ -107,30 +107,55 @@ pub(crate) async fn read(
     let Some(row) = found else { return Ok(None) };
     let mut answers = ask(client, doing, &questions(name, &mark(source))).await?;
     let members = bounded(doing, client.query(&members(version), &[name])).await?;
-    let owner = owners::read(client).await?.owner(row.get(6));
+    let owner = owners::read(client).await?.owner(row.try_get(6).map_err(misread(doing))?);
     let schemas = match version {
         150_000.. => bounded(doing, client.query(&schemas(), &[name])).await?,
         _ => Vec::new(),
     };
-    let table = |row: &tokio_postgres::Row| {
-        let (Name(schema), Name(table)) = (row.get(0), row.get(1));
-        TableName { schema, table }
-    };
-    Ok(Some(PublicationState {
-        all_tables: row.get(0),
-        schemas: strings(schemas.iter().map(|row| row.get(0)).collect()),
-        operations: Operations { insert: row.get(1), update: row.get(2), delete: row.get(3), truncate: row.get(4) },
-        via_root: row.get(5),
-        oid: row.get(7),
-        lacks_generated: row.get(8),
+    let whole = PublicationState {
         is_ours: answers.truth() == Some(true),
         // Where it is not known it is tried.
         is_owned: answers.truth() != Some(false),
         unseen: answers.unseen,
         owner,
-        members: members.iter().map(table).collect(),
-        partial: members.iter().filter(|row| row.get(2)).map(table).collect(),
-    }))
+        ..PublicationState::of_rows(&row, &schemas, &members).map_err(misread(doing))?
+    };
+    Ok(Some(whole))
+}
+
+impl PublicationState {
+    /// As far as the catalogue's rows say.
+    fn of_rows(row: &Row, schemas: &[Row], members: &[Row]) -> Result<Self, tokio_postgres::Error> {
+        let schemas = schemas.iter().map(|row| row.try_get(0)).collect::<Result<Vec<Name>, _>>()?;
+        let mut all = Self {
+            all_tables: row.try_get(0)?,
+            schemas: strings(schemas),
+            operations: Operations {
+                insert: row.try_get(1)?,
+                update: row.try_get(2)?,
+                delete: row.try_get(3)?,
+                truncate: row.try_get(4)?,
+            },
+            via_root: row.try_get(5)?,
+            oid: row.try_get(7)?,
+            lacks_generated: row.try_get(8)?,
+            is_ours: false,
+            is_owned: false,
+            unseen: Vec::new(),
+            owner: Owner { name: String::new(), hindrance: None, may_create: true },
+            members: Vec::new(),
+            partial: Vec::new(),
+        };
+        for row in members {
+            let (Name(schema), Name(table)) = (row.try_get(0)?, row.try_get(1)?);
+            let table = TableName { schema, table };
+            if row.try_get(2)? {
+                all.partial.push(table.clone());
+            }
+            all.members.push(table);
+        }
+        Ok(all)
+    }
 }
 
 /// Whether walhook made the publication for this slot, and whether the role may change it. What is not known of the second is

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use tokio_postgres::{Client, Row};
 use tracing::debug;
 
-use super::error::{PrepareError, bounded};
+use super::error::{PrepareError, bounded, misread};
 use crate::source::chain;
 
 /// Transactions that are named at most.
@@ -32,8 +32,9 @@ impl Running {
     /// # Errors
     /// When the server cannot be asked.
     pub(crate) async fn ask(client: &Client) -> Result<Self, PrepareError> {
-        match bounded("ask which transactions run", client.query(RUNNING, &[])).await {
-            Ok(rows) => Ok(Self(rows.iter().map(|row| (row.get(0), described(row))).collect())),
+        let doing = "ask which transactions run";
+        match bounded(doing, client.query(RUNNING, &[])).await {
+            Ok(rows) => rows.iter().map(described).collect::<Result<_, _>>().map(Self).map_err(misread(doing)),
             Err(error) if error.is_refusal() => {
                 debug!(error = %chain(&error), "it may not be asked which transactions run");
                 Ok(Self::default())
@@ -61,18 +62,20 @@ impl Running {
     }
 }
 
-fn described(row: &Row) -> String {
-    let (pid, gid): (Option<i32>, Option<String>) = (row.get(1), row.get(4));
+/// Its virtual id, and it in words.
+fn described(row: &Row) -> Result<(String, String), tokio_postgres::Error> {
+    let (pid, gid): (Option<i32>, Option<String>) = (row.try_get(1)?, row.try_get(4)?);
     let who = match (pid, gid) {
         (Some(pid), _) => format!("backend {pid}"),
         (None, Some(gid)) => format!("the prepared transaction {gid:?}"),
         (None, None) => "a prepared transaction".to_owned(),
     };
-    let application: Option<String> = row.get(2);
+    let application: Option<String> = row.try_get(2)?;
     let application = application.filter(|name| !name.is_empty()).map(|name| format!("application {name:?}"));
-    let since = row.get::<_, Option<String>>(3).map(|since| format!("since {since} UTC"));
+    let since = row.try_get::<_, Option<String>>(3)?.map(|since| format!("since {since} UTC"));
     let known: Vec<String> = application.into_iter().chain(since).collect();
-    if known.is_empty() { who } else { format!("{who} ({})", known.join(", ")) }
+    let words = if known.is_empty() { who } else { format!("{who} ({})", known.join(", ")) };
+    Ok((row.try_get(0)?, words))
 }
 
 #[cfg(test)]

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use tokio_postgres::Client;
+use tokio_postgres::{Client, Row};
 
-use super::error::{Passing, PrepareError, bounded};
+use super::error::{Passing, PrepareError, bounded, misread};
 use super::lockers;
 use super::rooms::{self, Room};
 use super::synchronous;
@@ -104,20 +104,39 @@ fn questions() -> Vec<Question> {
     ]
 }
 
+/// What [`FACTS`] answers.
+struct Facts {
+    version: i32,
+    in_recovery: bool,
+    database: String,
+    role: String,
+}
+
+impl Facts {
+    fn of_row(row: &Row) -> Result<Self, tokio_postgres::Error> {
+        Ok(Self {
+            version: row.try_get(0)?,
+            in_recovery: row.try_get(1)?,
+            database: row.try_get(2)?,
+            role: row.try_get(3)?,
+        })
+    }
+}
+
 /// Reads the facts.
 pub(crate) async fn read(client: &Client) -> Result<ServerFacts, PrepareError> {
     let doing = "read the server's settings";
     let row = bounded(doing, client.query_one(FACTS, &[])).await?;
-    let version: i32 = row.get(0);
+    let facts = Facts::of_row(&row).map_err(misread(doing))?;
     let mut answers = ask(client, doing, &questions()).await?;
     let (configured, effective) = (answers.text(), answers.text());
     let (attribute, is_rds, is_granted) = (answers.truth(), answers.truth(), answers.truth());
     Ok(ServerFacts {
-        version: u32::try_from(version).unwrap_or_default(),
+        version: u32::try_from(facts.version).unwrap_or_default(),
         wal_level: effective.or(configured),
-        in_recovery: row.get(1),
-        database: row.get(2),
-        role: row.get(3),
+        in_recovery: facts.in_recovery,
+        database: facts.database,
+        role: facts.role,
         may_replicate: attribute != Some(false) || is_granted == Some(true),
         is_rds: is_rds == Some(true),
         may_create: answers.truth() != Some(false),

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use tokio_postgres::{Client, Row};
 
-use super::error::{PrepareError, bounded};
+use super::error::{PrepareError, bounded, misread};
 use super::names::{ENCODING, Name, is_nameless, strings};
 use super::neighbours::{self, Ties};
 use super::owners::{self, Owner};
@@ -129,11 +129,37 @@ pub(crate) async fn read(client: &Client) -> Result<Vec<TableFacts>, PrepareErro
         Err(error) if error.is_refusal() => bounded(doing, client.query(&tables(["true"; 2]), &[])).await?,
         rows => rows?,
     };
-    let roots: Vec<Option<u32>> = rows.iter().map(|row| row.get(7)).collect();
     let (roles, neighbours) = (owners::read(client).await?, neighbours::read(client).await?);
-    let known =
-        |row: &Row| TableFacts { owner: roles.owner(row.get(14)), ties: neighbours.of(row.get(0)), ..table(row) };
-    let mut tables: Vec<TableFacts> = rows.iter().map(known).collect();
+    let known = rows.iter().map(|row| Known::of_row(row, &roles, &neighbours)).collect::<Result<Vec<_>, _>>();
+    Ok(related(known.map_err(misread(doing))?))
+}
+
+/// A table, and the OIDs of what it belongs to.
+struct Known {
+    table: TableFacts,
+    root: Option<u32>,
+    parents: Vec<u32>,
+}
+
+impl Known {
+    fn of_row(
+        row: &Row,
+        roles: &owners::Roles,
+        neighbours: &neighbours::Neighbours,
+    ) -> Result<Self, tokio_postgres::Error> {
+        let (owner, ties) = (roles.owner(row.try_get(14)?), neighbours.of(row.try_get(0)?));
+        Ok(Self { table: TableFacts { owner, ties, ..table(row)? }, root: row.try_get(7)?, parents: row.try_get(13)? })
+    }
+}
+
+/// Roots learn of their partitions, and children of their parents.
+fn related(known: Vec<Known>) -> Vec<TableFacts> {
+    let roots: Vec<Option<u32>> = known.iter().map(|known| known.root).collect();
+    let (mut tables, mut all_parents) = (Vec::new(), Vec::new());
+    for Known { table, parents, .. } in known {
+        tables.push(table);
+        all_parents.push(parents);
+    }
     let by_oid: HashMap<u32, usize> = tables.iter().enumerate().map(|(at, table)| (table.oid, at)).collect();
     for (at, root) in roots.into_iter().enumerate() {
         let Some(root_at) = root.and_then(|root| by_oid.get(&root).copied()) else { continue };
@@ -149,21 +175,20 @@ pub(crate) async fn read(client: &Client) -> Result<Vec<TableFacts>, PrepareErro
             root.leaves.extend((is_leaf && !is_silent).then_some((name, identity)));
         }
     }
-    let parents: Vec<Vec<u32>> = rows.iter().map(|row| row.get(13)).collect();
-    for (at, parents) in parents.into_iter().enumerate() {
+    for (at, parents) in all_parents.into_iter().enumerate() {
         let names = parents.iter().filter_map(|parent| Some(tables.get(*by_oid.get(parent)?)?.name.clone())).collect();
         if let Some(child) = tables.get_mut(at) {
             child.parents = names;
         }
     }
-    Ok(tables)
+    tables
 }
 
-fn table(row: &Row) -> TableFacts {
-    let names = strings(row.get(10));
-    let generated: Vec<&str> = row.get(11);
-    let toastable: Vec<bool> = row.get(12);
-    let setting = match row.get::<_, &str>(5) {
+fn table(row: &Row) -> Result<TableFacts, tokio_postgres::Error> {
+    let names = strings(row.try_get(10)?);
+    let generated: Vec<&str> = row.try_get(11)?;
+    let toastable: Vec<bool> = row.try_get(12)?;
+    let setting = match row.try_get::<_, &str>(5)? {
         "f" => ReplicaIdentity::Full,
         "n" => ReplicaIdentity::Nothing,
         "i" => ReplicaIdentity::Index,
@@ -172,26 +197,26 @@ fn table(row: &Row) -> TableFacts {
     let columns = match setting {
         ReplicaIdentity::Full => Some(names.clone()),
         ReplicaIdentity::Nothing => None,
-        ReplicaIdentity::Default | ReplicaIdentity::Index => row.get::<_, Option<Vec<Name>>>(9).map(strings),
+        ReplicaIdentity::Default | ReplicaIdentity::Index => row.try_get::<_, Option<Vec<Name>>>(9)?.map(strings),
     };
-    let (Name(schema), Name(table)) = (row.get(1), row.get(2));
+    let (Name(schema), Name(table)) = (row.try_get(1)?, row.try_get(2)?);
     let flags = generated.into_iter().map(|how| (how == "v", how == "s")).zip(toastable);
-    TableFacts {
-        oid: row.get(0),
+    Ok(TableFacts {
+        oid: row.try_get(0)?,
         name: TableName { schema, table },
-        kind: match row.get::<_, &str>(3) {
+        kind: match row.try_get::<_, &str>(3)? {
             "r" => RelationKind::Table,
             "p" => RelationKind::Partitioned,
             "f" => RelationKind::Foreign,
             _ => RelationKind::View,
         },
-        is_logged: row.get(4),
-        is_owned: row.get(6),
+        is_logged: row.try_get(4)?,
+        is_owned: row.try_get(6)?,
         owner: Owner { name: String::new(), hindrance: None, may_create: true },
         ties: Ties::default(),
-        is_reachable: row.get(15),
+        is_reachable: row.try_get(15)?,
         identity: IdentityFacts { setting, columns },
-        primary_key: strings(row.get(8)),
+        primary_key: strings(row.try_get(8)?),
         columns: names
             .into_iter()
             .zip(flags)
@@ -206,7 +231,7 @@ fn table(row: &Row) -> TableFacts {
         leaves: Vec::new(),
         silent: Vec::new(),
         parents: Vec::new(),
-    }
+    })
 }
 
 /// Why a table cannot be published as it is, and what mends it: SQL with the role that may run it, as a rule.

@@ -274,3 +274,76 @@ async fn a_table_that_loses_its_key_is_told_and_clears() {
     .await;
     assert!(stand.daemon.sigterm().await.success());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn housekeeping_that_dies_is_told_and_begins_anew() {
+    let postgres = Postgres::start();
+    counters(&postgres).await;
+    let receiver = Receiver::start().await;
+    let config = Config::one_sink(&postgres, &receiver.url(), "");
+    let environment = [("WALHOOK_FAILPOINT", "housekeeping.look:3:panic")];
+    let daemon = Daemon::launch_with(&config, &environment).allow_error("the failpoint");
+    daemon.wait_ready().await;
+    daemon.wait_logged("ended unexpectedly").await;
+    let since = Instant::now();
+    until("it to begin anew", || async {
+        let again = daemon.metrics().await.sum("walhook_source_reconnects_total", &[("reason", "internal")]);
+        state(again == Some(1.0), again)
+    })
+    .await;
+    daemon.wait_ready().await;
+    println!("fault: housekeeping dead: cleared after {:.1} s", since.elapsed().as_secs_f64());
+    // What only housekeeping does: a new table is published.
+    postgres.sql("CREATE TABLE late (id int PRIMARY KEY)").await;
+    until("a new table to be published", || async {
+        let members = postgres.value("SELECT count(*) FROM pg_publication_rel").await;
+        state(members == "2", members)
+    })
+    .await;
+    assert!(daemon.sigterm().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wal_level_that_was_lowered_and_senders_that_are_used_up_are_told_and_clear() {
+    let stand = Stand::new().await;
+    let daemon = stand.daemon.allow_error("wal_level").allow_error("max_wal_senders").allow_error("is gone");
+    let restart = |settings: &str| {
+        stand.postgres.cluster.stop("fast").unwrap();
+        let auto = stand.postgres.cluster.data().join("postgresql.auto.conf");
+        std::fs::write(&auto, settings).unwrap();
+        stand.postgres.cluster.resume().unwrap();
+    };
+    let before = std::fs::read_to_string(stand.postgres.cluster.data().join("postgresql.auto.conf")).unwrap();
+    let fault = |name, says| Fault {
+        name,
+        says,
+        logs: "source",
+        metric: ("walhook_source_streaming", &[("source", "app")], 0.0),
+    };
+    // A server starts with fewer senders whatever slots there are.
+    restart(&format!("{before}max_wal_senders = 0\n"));
+    let since = Instant::now();
+    fault("max_wal_senders", &["max_wal_senders"]).told(&daemon, since).await;
+    restart(&before);
+    let since = Instant::now();
+    fault("max_wal_senders", &["max_wal_senders"]).cleared(&daemon, since).await;
+
+    // It does not with a slot and a lower level: somebody dropped the slot first.
+    stand.postgres.cluster.stop("fast").unwrap();
+    let slots = stand.postgres.cluster.data().join("pg_replslot");
+    for slot in std::fs::read_dir(&slots).unwrap().flatten() {
+        std::fs::remove_dir_all(slot.path()).unwrap();
+    }
+    stand.postgres.cluster.resume().unwrap();
+    restart(&format!("{before}wal_level = replica\n"));
+    let since = Instant::now();
+    fault("wal_level lowered, slot dropped first", &["wal_level"]).told(&daemon, since).await;
+    restart(&before);
+    let lost = fault("slot dropped", &["the slot walhook_app is gone", "accept-gap app"]);
+    lost.told(&daemon, Instant::now()).await;
+    assert!(daemon.sigterm().await.success());
+    assert!(stand.config.state_command(&["accept-gap"]).status.success());
+    let daemon = Daemon::start(&stand.config).await;
+    lost.cleared(&daemon, Instant::now()).await;
+    assert!(daemon.sigterm().await.success());
+}

@@ -8,7 +8,7 @@ use tokio_postgres::{Client, Row};
 use super::{Bare, Fault, Look};
 use crate::change::TableName;
 use crate::config::SourceConfig;
-use crate::source::slot::error::{Passing, PrepareError, bounded};
+use crate::source::slot::error::{Passing, PrepareError, bounded, misread};
 use crate::source::slot::names::{ENCODING, Name};
 use crate::source::slot::neighbours::{self, Neighbours, Ties};
 use crate::source::slot::publication;
@@ -138,10 +138,12 @@ pub(crate) async fn look(
     let end = ask(client, doing, &end).await?.text();
     let schemas: Vec<&str> = candidates.iter().map(|table| table.schema.as_str()).collect();
     let names: Vec<&str> = candidates.iter().map(|table| table.table.as_str()).collect();
-    let rows = bounded(doing, client.query(&bare(row.get(3)), &[name, &schemas, &names])).await?;
+    let head = Head::of_row(&row).map_err(misread(doing))?;
+    let rows = bounded(doing, client.query(&bare(head.version), &[name, &schemas, &names])).await?;
     let neighbours = if rows.is_empty() { Neighbours::default() } else { neighbours::read(client).await? };
-    let bare: Option<Vec<Bare>> = rows.iter().map(|row| of_row(row, &neighbours)).collect();
-    let mut bare = bare.ok_or(Passing::Answer { doing })?;
+    let bare: Result<Option<Vec<Bare>>, _> =
+        rows.iter().map(|row| of_row(row, &neighbours).transpose()).map(Option::transpose).collect();
+    let mut bare = bare.map_err(misread(doing))?.ok_or(Passing::Answer { doing })?;
     let is_cut = bare.len() > BARE_MAX;
     bare.truncate(BARE_MAX);
     let (is_ours, is_owned) = match bare.is_empty() {
@@ -151,24 +153,48 @@ pub(crate) async fn look(
     Ok(Some(Look {
         is_ours,
         is_owned,
-        in_recovery: row.get(0),
-        version: u32::try_from(row.get::<_, i32>(3)).unwrap_or(0),
-        publication: row.get(4),
-        members: row.get(5),
-        updates: row.get(1),
-        deletes: row.get(2),
+        in_recovery: head.in_recovery,
+        version: u32::try_from(head.version).unwrap_or(0),
+        publication: head.publication,
+        members: head.members,
+        updates: head.updates,
+        deletes: head.deletes,
         end: end.and_then(|text| text.parse().ok()),
         bare,
         is_cut,
     }))
 }
 
-fn of_row(row: &Row, neighbours: &Neighbours) -> Option<Bare> {
-    let name = |schema: usize| {
-        let (Name(schema), Name(table)) = (row.get(schema), row.get(schema + 1));
-        TableName { schema, table }
+/// Of server and publication.
+struct Head {
+    in_recovery: bool,
+    updates: bool,
+    deletes: bool,
+    version: i32,
+    publication: u32,
+    members: String,
+}
+
+impl Head {
+    fn of_row(row: &Row) -> Result<Self, tokio_postgres::Error> {
+        Ok(Self {
+            in_recovery: row.try_get(0)?,
+            updates: row.try_get(1)?,
+            deletes: row.try_get(2)?,
+            version: row.try_get(3)?,
+            publication: row.try_get(4)?,
+            members: row.try_get(5)?,
+        })
+    }
+}
+
+/// `None`: a fault that is not known here.
+fn of_row(row: &Row, neighbours: &Neighbours) -> Result<Option<Bare>, tokio_postgres::Error> {
+    let name = |schema: usize| -> Result<TableName, tokio_postgres::Error> {
+        let (Name(schema), Name(table)) = (row.try_get(schema)?, row.try_get(schema + 1)?);
+        Ok(TableName { schema, table })
     };
-    let fault = match row.get::<_, &str>(5) {
+    let fault = match row.try_get::<_, &str>(5)? {
         "nothing" => Fault::Nothing,
         "index" => Fault::Index,
         "key" => Fault::NoKey,
@@ -178,25 +204,25 @@ fn of_row(row: &Row, neighbours: &Neighbours) -> Option<Bare> {
         "generated" => Fault::Generated,
         "list" => Fault::ColumnList,
         "filter" => Fault::RowFilter,
-        _ => return None,
+        _ => return Ok(None),
     };
     let mut ties = Ties::default();
-    for relation in row.get::<_, Vec<u32>>(9) {
+    for relation in row.try_get::<_, Vec<u32>>(9)? {
         ties.join(&neighbours.of(relation));
     }
-    let virtual_column = row.get::<_, Option<Name>>(10).map(|Name(name)| name);
-    let place: u32 = row.get(2);
-    Some(Bare {
-        table: name(0),
-        oid: row.get(7),
-        relation: name(3),
+    let virtual_column = row.try_get::<_, Option<Name>>(10)?.map(|Name(name)| name);
+    let place: u32 = row.try_get(2)?;
+    Ok(Some(Bare {
+        table: name(0)?,
+        oid: row.try_get(7)?,
+        relation: name(3)?,
         fault,
         is_member: place != 0,
-        is_partial: row.get(8),
+        is_partial: row.try_get(8)?,
         place,
-        is_candidate: row.get(6),
-        breaks_in_full: ties.break_full(virtual_column.as_deref(), row.get(11)),
-    })
+        is_candidate: row.try_get(6)?,
+        breaks_in_full: ties.break_full(virtual_column.as_deref(), row.try_get(11)?),
+    }))
 }
 
 /// Whether there is a relation of this name.
@@ -205,7 +231,8 @@ fn of_row(row: &Row, neighbours: &Neighbours) -> Option<Bare> {
 /// When the server cannot be asked.
 pub(crate) async fn exists(client: &Client, table: &TableName) -> Result<bool, PrepareError> {
     let names = [&table.schema, &table.table].map(|name| name as &(dyn ToSql + Sync));
-    Ok(bounded("ask for a table", client.query_one(EXISTS, &names)).await?.get(0))
+    let doing = "ask for a table";
+    bounded(doing, client.query_one(EXISTS, &names)).await?.try_get(0).map_err(misread(doing))
 }
 
 /// As [`bare`] looks up its candidates.
@@ -225,12 +252,13 @@ pub(crate) async fn places(
     let schemas: Vec<&str> = tables.iter().map(|table| table.schema.as_str()).collect();
     let names: Vec<&str> = tables.iter().map(|table| table.table.as_str()).collect();
     let sql = PLACES.replace("{ENCODING}", ENCODING);
-    let rows = bounded("read the publication", client.query(&sql, &[&source.publication, &schemas, &names])).await?;
+    let doing = "read the publication";
+    let rows = bounded(doing, client.query(&sql, &[&source.publication, &schemas, &names])).await?;
     let place = |row: &Row| {
-        let (Name(schema), Name(table)) = (row.get(0), row.get(1));
-        (TableName { schema, table }, row.get(2))
+        let (Name(schema), Name(table)) = (row.try_get(0)?, row.try_get(1)?);
+        Ok((TableName { schema, table }, row.try_get(2)?))
     };
-    Ok(rows.iter().map(place).collect())
+    rows.iter().map(place).collect::<Result<_, _>>().map_err(misread(doing))
 }
 
 const PLACES: &str = "

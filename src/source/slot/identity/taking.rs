@@ -8,7 +8,7 @@ use tokio_postgres::error::SqlState;
 use super::Look;
 use crate::change::{Lsn, TableName};
 use crate::config::SourceConfig;
-use crate::source::slot::error::{Passing, PrepareError, STATEMENT_LIMIT, bounded};
+use crate::source::slot::error::{Passing, PrepareError, STATEMENT_LIMIT, bounded, misread};
 use crate::source::slot::lockers::{Lockers, patience};
 use crate::source::slot::names::{quoted, quoted_table};
 
@@ -106,7 +106,8 @@ pub(crate) async fn end_of_wal(client: &Client) -> Result<Lsn, PrepareError> {
 async fn position(client: &Client, sql: &str) -> Result<Lsn, PrepareError> {
     let doing = "ask for the end of the WAL";
     let row = bounded(doing, client.query_one(sql, &[])).await?;
-    row.get::<_, Option<&str>>(0).and_then(|text| text.parse().ok()).ok_or_else(|| Passing::Answer { doing }.into())
+    let text: Option<&str> = row.try_get(0).map_err(misread(doing))?;
+    text.and_then(|text| text.parse().ok()).ok_or_else(|| Passing::Answer { doing }.into())
 }
 
 /// As a heartbeat is written.
