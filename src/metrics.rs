@@ -206,7 +206,7 @@ table! {
     SINK_SPLITS = Counter "walhook_sink_splits_total" ["splits"] SINK,
         "Deliveries that were split in two to find the message that the endpoint refuses.";
     SINK_FETCHES = Counter "walhook_sink_toast_fetches_total" ["fetches"] &["source", "sink", "result"],
-        "Messages whose left-out values were asked for (unchanged_toast = \"fetch\"), by result: filled, or why some are still left out (row_gone, table_gone, no_key, denied, too_large, timeout, unavailable, failed).";
+        "Messages whose left-out values were asked for (unchanged_toast = \"fetch\"), by result: filled, or why some are still left out (row_gone, table_gone, no_key, denied, too_large, timeout, unavailable, own_code, failed).";
     SINK_BREAKER_OPEN = Gauge "walhook_sink_breaker_open" [""] SINK,
         "1 while the endpoint as a whole fails and only probes are sent, one at a time, else 0.";
     SINK_RECEIVED_TO_ATTEMPT = Histogram "walhook_sink_received_to_first_attempt_seconds" ["seconds"] SINK,

@@ -81,6 +81,8 @@ mod lost_slot;
 mod message;
 #[path = "walhook/mismatch.rs"]
 mod mismatch;
+#[path = "walhook/nobodys_code.rs"]
+mod nobodys_code;
 #[path = "walhook/oracle.rs"]
 mod oracle;
 #[path = "walhook/order.rs"]

@@ -219,7 +219,7 @@ pub struct FetchMetrics {
     pub filled: Counter,
     /// Messages for which some values had no room.
     pub too_large: Counter,
-    missing: [(Missing, Counter); 7],
+    missing: [(Missing, Counter); 8],
 }
 
 impl FetchMetrics {

@@ -66,6 +66,7 @@ kinds! {
     ReadTable "read-table",
     LookAtSessions "look-at-sessions",
     LookAtPrepared "look-at-prepared",
+    OwnRole "own-role",
 }
 
 impl Kind {
@@ -100,7 +101,8 @@ impl Kind {
             | Self::LookAtStandbys
             | Self::ReadTable
             | Self::LookAtSessions
-            | Self::LookAtPrepared => return None,
+            | Self::LookAtPrepared
+            | Self::OwnRole => return None,
         })
     }
 }
@@ -164,6 +166,12 @@ impl Statement {
             }
             false => Self::of_superuser(Kind::UseSlots, format!("ALTER ROLE {role} REPLICATION;")),
         }
+    }
+
+    /// A role for walhook alone, in the place of this one. Its password, if it needs one, is a person's to choose.
+    pub(crate) fn own_role(role: &str) -> Self {
+        let name = if role == "walhook" { "walhook_role" } else { "walhook" };
+        Self::of_superuser(Kind::OwnRole, format!("CREATE ROLE {} LOGIN REPLICATION;", quoted(name)))
     }
 
     /// Lets a role make publications.

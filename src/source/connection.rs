@@ -52,7 +52,7 @@ const STATUSES_WAITING: usize = 4096;
 /// Drives a SQL session: spawn it, or poll it beside the queries; it ends with the session.
 pub type SqlDriver = tokio_postgres::Connection<Socket, Socket>;
 
-/// Opens a session for SQL, with the settings of the replication session.
+/// Opens a session for SQL, with the settings of the replication session but for the `search_path`, which is `pg_catalog`.
 ///
 /// # Errors
 /// When no server of the address lets us in.
@@ -104,7 +104,8 @@ async fn set_up(client: &tokio_postgres::Client, address: &PgAddress) -> Result<
         answer.iter().find_map(|message| if let SimpleQueryMessage::Row(row) = message { Some(row) } else { None });
     let values = row.into_iter().flat_map(|row| (0..row.len()).map(|index| row.get(index)));
     let version = settings::check(address, values)?;
-    Ok(client.batch_execute(&settings::after(version).join("; ")).await?)
+    let after: Vec<&str> = settings::after(version).into_iter().chain([settings::CATALOGUE_ONLY]).collect();
+    Ok(client.batch_execute(&after.join("; ")).await?)
 }
 
 /// Hands the socket on as it is.

@@ -3,10 +3,14 @@
 //! One [`Worker`] a source answers the [`Fetcher`]s of its sinks, on a connection of its own that is made when it is needed and
 //! given up when it is not. What comes back is the row's present value, as JSON like that of the stream.
 //!
+//! What owners of tables have made (casts, operators, functions, policies, views in a table's place) is never called, see
+//! `question` and `own_code`; where that cannot be told, the value is missing.
+//!
 //! Nothing here may hold up a delivery for long: an answer takes at most [`LIMIT`], and the queue has [`QUEUE_MAX`] places;
 //! who finds none goes without. Every reason for going without is a [`Missing`], never an error.
 
 mod description;
+mod own_code;
 mod query;
 mod question;
 mod request;
@@ -57,14 +61,24 @@ pub enum Missing {
     Timeout,
     /// No connection, or too much to do.
     Unavailable,
+    /// Reading would call a function of somebody else's, or it cannot be kept from that.
+    OwnCode,
     /// The query failed otherwise.
     Failed,
 }
 
 impl Missing {
     /// All of them.
-    pub const ALL: [Self; 7] =
-        [Self::Row, Self::Table, Self::Key, Self::Denied, Self::Timeout, Self::Unavailable, Self::Failed];
+    pub const ALL: [Self; 8] = [
+        Self::Row,
+        Self::Table,
+        Self::Key,
+        Self::Denied,
+        Self::Timeout,
+        Self::Unavailable,
+        Self::OwnCode,
+        Self::Failed,
+    ];
 
     /// The word used in logs and metrics.
     pub fn as_str(self) -> &'static str {
@@ -75,6 +89,7 @@ impl Missing {
             Self::Denied => "denied",
             Self::Timeout => "timeout",
             Self::Unavailable => "unavailable",
+            Self::OwnCode => "own_code",
             Self::Failed => "failed",
         }
     }
@@ -90,6 +105,10 @@ impl Missing {
             ),
             Self::Timeout => Some("see who locks the table, or why a look-up by its primary key is slow"),
             Self::Unavailable => Some("see whether the database takes connections"),
+            Self::OwnCode => Some(
+                "walhook calls nothing that a table's owner has made: have whole old rows sent (REPLICA IDENTITY FULL), or do \
+                 what the error says",
+            ),
             Self::Failed => Some("the error says what the database objects to"),
         }
     }

@@ -389,7 +389,9 @@ impl Source {
             from = %self.confirmed,
             "streaming"
         );
-        for Trouble { what, advice } in prepared.errors.iter().chain(&prepared.troubles) {
+        // No fault of the moment: said once, and shown by `check`.
+        let once = prepared.overpowered.iter().filter(|_| !self.has_streamed);
+        for Trouble { what, advice } in prepared.errors.iter().chain(&prepared.troubles).chain(once) {
             warn!(source = %self.config.name, advice, "{what}");
         }
         if let Some(mut view) = self.views.sources.get_mut(&self.config.name) {

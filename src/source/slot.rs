@@ -59,7 +59,7 @@ use self::unseen::{Question, ask};
 pub(crate) use self::verdict::folded;
 use self::verdict::{Outcome, busy, publication_went};
 use crate::change::{Lsn, TableName};
-use crate::config::{SinkConfig, SourceConfig};
+use crate::config::{SinkConfig, SourceConfig, UnchangedToast};
 use crate::source::ahead::Ahead;
 use crate::view::Trouble;
 
@@ -102,6 +102,8 @@ pub struct Prepared {
     pub in_recovery: bool,
     /// Standbys are to keep a copy of the slot, and do not: `ALTER_REPLICATION_SLOT` makes them.
     pub wants_copies: bool,
+    /// The role may do more than it should, which is said once, at the start.
+    pub overpowered: Option<Trouble>,
     /// For [`maintain`].
     pub learnt: Learnt,
 }
@@ -134,6 +136,8 @@ pub(crate) struct Survey {
     pub(crate) slot: Option<SlotFacts>,
     /// A sink takes logical messages, which need no table.
     pub(crate) hears: bool,
+    /// Sinks that read tables again (`unchanged_toast = "fetch"`).
+    pub(crate) fetching: Vec<String>,
     /// Of every relation.
     pub(crate) oids: HashMap<TableName, u32>,
 }
@@ -156,7 +160,9 @@ pub(crate) async fn survey(
         let slot = inspect(client, &source.slot).await?;
         let oids = tables.iter().map(|table| (table.name.clone(), table.oid)).collect();
         let hears = sinks.iter().any(|sink| !sink.messages.is_empty());
-        Ok(Survey { server, tables, plan, publication, steps, slot, hears, oids })
+        let fetches = |sink: &&SinkConfig| sink.unchanged_toast == UnchangedToast::Fetch;
+        let fetching = sinks.iter().filter(fetches).map(|sink| sink.name.clone()).collect();
+        Ok(Survey { server, tables, plan, publication, steps, slot, hears, fetching, oids })
     };
     // Without any of these nothing can be read.
     read.await.map_err(|error: PrepareError| error.with_grant(&source.url.user))
@@ -307,6 +313,7 @@ async fn ready(
         tables: survey.published(),
         in_recovery,
         wants_copies,
+        overpowered: survey.server.is_overpowered(),
         ..prepared
     })
 }

@@ -44,6 +44,7 @@ const RUN: &[(&str, &str)] = &[
     ("read-table", "tables::a_role_that_may_not_read_is_granted_it"),
     ("look-at-sessions", "whole_server::looking_and_logging_change_nothing"),
     ("look-at-prepared", "whole_server::looking_and_logging_change_nothing"),
+    ("own-role", "whole_server::a_superuser_makes_a_role_for_walhook"),
 ];
 
 #[test]

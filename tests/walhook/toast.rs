@@ -332,19 +332,22 @@ async fn pitfall_01_fetch_reads_a_column_by_the_type_that_it_has_then() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pitfall_01_fetch_goes_without_one_row_that_makes_its_query_fail() {
-    let setup = "CREATE TYPE big AS (t text);
-        CREATE FUNCTION text_of(big) RETURNS text LANGUAGE plpgsql AS
-            $$ BEGIN IF ($1).t LIKE '3x%' THEN RAISE 'not this one'; END IF; RETURN ($1).t; END $$;
-        CREATE CAST (big AS text) WITH FUNCTION text_of(big);
-        CREATE TABLE docs (id int PRIMARY KEY, title text, body big); ALTER TABLE docs ALTER body SET STORAGE EXTERNAL;
-        INSERT INTO docs SELECT i, 'a', ROW(repeat(i::text || 'x', 5000))::big FROM generate_series(1, 5) i";
+    let setup = "CREATE TABLE docs (id text PRIMARY KEY, title text, body text); ALTER TABLE docs ALTER body SET STORAGE EXTERNAL;
+        INSERT INTO docs SELECT i, 'a', repeat(i::text || 'x', 5000) FROM generate_series(1, 5) i;
+        UPDATE docs SET id = 'three' WHERE id = '3'";
     let case = begin(setup, "batch_size = 10\nbatch_timeout = \"300ms\"").await;
-    case.postgres.sql("UPDATE docs SET title = 'b' || id").await;
+    // By the time they are asked for the keys are numbers, and one of these is none.
+    case.postgres
+        .sql(
+            "BEGIN; UPDATE docs SET title = 'b' || id; DELETE FROM docs WHERE id = 'three';
+             ALTER TABLE docs ALTER id TYPE int USING id::int; COMMIT",
+        )
+        .await;
     case.receiver.wait_messages(5).await;
-    assert_left_out(&case.titled("b3").await);
+    assert_left_out(&case.titled("bthree").await);
     for id in [1, 2, 4, 5] {
         let message = case.titled(&format!("b{id}")).await;
-        assert_eq!(message["record"]["body"], json!({"t": format!("{id}x").repeat(5000)}));
+        assert_eq!(message["record"]["body"], json!(format!("{id}x").repeat(5000)));
     }
     case.wait_result("filled", 4.0).await;
     case.wait_result("failed", 1.0).await;

@@ -220,6 +220,11 @@ fn of_server(subject: &str, survey: &Survey, limits: &ServerLimits) -> Vec<Findi
         all.push(Finding::ok(subject, format!("{level}, and the role may use replication slots")));
     }
     all.extend(obstacles);
+    all.extend(match (survey.fetches_as_superuser(), server.is_overpowered()) {
+        (Some(Trouble { what, advice }), _) => Some(Finding::fail(subject, what, advice)),
+        (None, Some(Trouble { what, advice })) => Some(Finding::warn(subject, what, advice)),
+        (None, None) => None,
+    });
     all
 }
 

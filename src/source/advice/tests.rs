@@ -75,6 +75,7 @@ fn sample(kind: Kind, source: &SourceConfig) -> Vec<Statement> {
         Kind::ReadTable => Statement::read_table(&table, owner, role),
         Kind::LookAtSessions => one(Statement::look_at_sessions(&[4711, 4712])),
         Kind::LookAtPrepared => one(Statement::look_at_prepared()),
+        Kind::OwnRole => one(Statement::own_role("postgres")),
     }
 }
 
@@ -110,6 +111,7 @@ fn occasion(kind: Kind) -> &'static str {
         Kind::ReadTable => "`unchanged_toast = \"fetch\"`, and the role may not read the table",
         Kind::LookAtSessions => "a new slot waits for transactions",
         Kind::LookAtPrepared => "a new slot waits for prepared transactions",
+        Kind::OwnRole => "the role of the source's url is a superuser",
     }
 }
 

@@ -56,6 +56,11 @@ pub(super) fn after(version: u32) -> Vec<&'static str> {
     std::iter::once("SET default_transaction_read_only = off").chain(limit).collect()
 }
 
+/// Lets the statements of a SQL session find nothing but what Postgres itself has: a function or an operator of somebody
+/// else's, named like one of ours and nearer to its arguments' types, would run as our role. The session of the stream
+/// keeps the path that its values are written by.
+pub(super) const CATALOGUE_ONLY: &str = "SET search_path = pg_catalog";
+
 /// A walsender that never gives up, or does so late, would not send the sign of life in time by which the source tells
 /// a silent server from an idle one. Unlike the others this one is the address's to override.
 const SENDER_TIMEOUT: &str = "-c wal_sender_timeout=60s";
@@ -88,10 +93,11 @@ fn with_theirs(address: &PgAddress, ours: String) -> String {
 
 /// A query for what [`check`] wants to know, one row.
 pub(super) fn question() -> String {
-    let settings: Vec<String> = OPTIONS.iter().map(|(name, ..)| format!("current_setting('{name}')")).collect();
+    let settings: Vec<String> =
+        OPTIONS.iter().map(|(name, ..)| format!("pg_catalog.current_setting('{name}')")).collect();
     format!(
-        "SELECT {}, current_setting('transaction_read_only'), pg_is_in_recovery()::text, \
-         current_setting('server_version_num')",
+        "SELECT {}, pg_catalog.current_setting('transaction_read_only'), pg_catalog.pg_is_in_recovery()::pg_catalog.text, \
+         pg_catalog.current_setting('server_version_num')",
         settings.join(", ")
     )
 }

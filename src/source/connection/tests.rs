@@ -30,6 +30,7 @@ fn address(url: &str) -> PgAddress {
 async fn client(url: &str) -> tokio_postgres::Client {
     let (client, driver) = sql(&address(url)).await.unwrap();
     tokio::spawn(driver);
+    client.batch_execute("RESET search_path").await.unwrap();
     client
 }
 

@@ -1,9 +1,10 @@
 //! One question to the server, and what its answer says of each row.
 
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
+use tokio_postgres::{Client, Row};
 
 use super::description::{Described, Description};
+use super::own_code::own_code;
 use super::question::{Question, key_of};
 use super::room::Room;
 use super::{Found, Missing, Wanted};
@@ -30,15 +31,18 @@ impl Trouble {
     pub(super) fn of(error: &tokio_postgres::Error) -> Self {
         Self { missing: missing_of(error), error: said(error) }
     }
+
+    fn other_type() -> Self {
+        Self { missing: Missing::Table, error: "a column has another type by now".to_owned() }
+    }
 }
 
-/// Asks for these rows of the table that is described; an answer for each. A lock is waited for so many milliseconds.
+/// Asks for these rows of the table that is described; an answer for each.
 pub(super) async fn query(
     client: &Client,
     (kin, table): (&Kin, &Description),
     rows: &[&Wanted],
     room: &Room,
-    lock_millis: u32,
 ) -> Result<Vec<Result<Found, Missing>>, Trouble> {
     let columns: Vec<&Described> = kin.columns.iter().filter_map(|name| table.columns.get(name)).collect();
     if columns.len() < kin.columns.len() {
@@ -63,37 +67,40 @@ pub(super) async fn query(
         columns: &kin.columns,
         bytes_max: room.wait().await,
     };
-    let sql = format!("SET lock_timeout = {lock_millis}; {}", question.sql(&keys));
-    let trouble = |error: tokio_postgres::Error| Trouble::of(&error);
-    for message in client.simple_query(&sql).await.map_err(trouble)? {
-        if let SimpleQueryMessage::Row(row) = message {
-            let number = row.try_get(0).map_err(trouble)?.and_then(|number| number.parse::<usize>().ok());
-            let place = number.and_then(|number| found.get_mut(*asked.get(number)?));
-            if let Some(place) = place {
-                let Some(values) = values(&row, kin, &columns, room).map_err(trouble)? else {
-                    let error = "a column has another type by now".to_owned();
-                    return Err(Trouble { missing: Missing::Table, error });
-                };
-                *place = Ok(values);
-            }
+    for row in ask(client, &question, table.oid, &keys).await? {
+        let number = row.try_get::<_, i32>(0).map_err(|error| Trouble::of(&error))?;
+        let place = usize::try_from(number).ok().and_then(|number| found.get_mut(*asked.get(number)?));
+        if let Some(place) = place {
+            let values = values(&row, kin, &columns, room).map_err(|error| Trouble::of(&error))?;
+            *place = Ok(values.ok_or_else(Trouble::other_type)?);
         }
     }
     Ok(found)
 }
 
+/// Asks in three steps: what the query would give, whether running it would call what is somebody's own, and the query itself.
+/// Only the last one runs anything of the table's.
+async fn ask(client: &Client, question: &Question<'_>, table: u32, keys: &[Vec<String>]) -> Result<Vec<Row>, Trouble> {
+    let trouble = |error: tokio_postgres::Error| Trouble::of(&error);
+    let statement = client.prepare_typed(&question.sql(keys), &[]).await.map_err(trouble)?;
+    let types: Vec<u32> = statement.columns().iter().map(|column| column.type_().oid()).collect();
+    if !question.has_types(&types) {
+        return Err(Trouble::other_type());
+    }
+    if let Some(what) = own_code(client, table).await.map_err(trouble)? {
+        return Err(Trouble { missing: Missing::OwnCode, error: what });
+    }
+    client.query(&statement, &[]).await.map_err(trouble)
+}
+
 /// The values of one row of the answer; `None` if a column is not of the type that was described.
-fn values(
-    row: &SimpleQueryRow,
-    kin: &Kin,
-    columns: &[&Described],
-    room: &Room,
-) -> Result<Option<Found>, tokio_postgres::Error> {
+fn values(row: &Row, kin: &Kin, columns: &[&Described], room: &Room) -> Result<Option<Found>, tokio_postgres::Error> {
     let numbers = if kin.as_strings { Numbers::String } else { Numbers::Json };
     let mut found = Vec::with_capacity(columns.len());
     for (index, column) in columns.iter().enumerate() {
-        let (length, text) = (row.try_get(3 * index + 1)?, row.try_get(3 * index + 2)?);
-        let type_oid: Option<u32> = row.try_get(3 * index + 3)?.and_then(|oid| oid.parse().ok());
-        if type_oid != Some(column.type_oid) {
+        let length: Option<i32> = row.try_get(3 * index + 1)?;
+        let text: Option<&str> = row.try_get(3 * index + 2)?;
+        if row.try_get::<_, Option<u32>>(3 * index + 3)? != Some(column.type_oid) {
             return Ok(None);
         }
         found.push(match (length, text) {

@@ -1,7 +1,15 @@
 //! Pure: the query for values of some rows of one table, and what their keys are in a record.
 //!
-//! It is sent as one simple query, because only then every value comes as the text of its type's output function, as in
-//! the stream. So keys stand in it as literals, written such that they mean the same under every setting of the server.
+//! Whoever owns the table decides what it is when the query runs, and may have made casts, operators, domains and views that
+//! would then run as walhook's role. So nothing of theirs is called:
+//!
+//! - Values become text by the output function of their type, as in the stream: `concat` calls nothing else, where a cast to
+//!   text would be the owner's.
+//! - Keys stand as literals of the type that they are compared as, which its input function reads; from a text they would be
+//!   cast.
+//! - Operators are named with their schema, and both sides have exactly the type that they are for.
+//! - All that holds only while the types are those that were described. So they are among what the query gives, as arrays that
+//!   are always NULL: the server says what they are before it runs the query, and refuses to run it with others.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -15,10 +23,12 @@ use crate::change::TableName;
 pub(super) struct KeyColumn {
     /// Its name.
     pub(super) name: String,
-    /// Its type, as it is written in a cast.
-    pub(super) sql_type: String,
-    /// The key's own operator for equality, as it is written after `OPERATOR`; `None` is that of `pg_catalog`.
-    pub(super) equals: Option<String>,
+    /// Schema and name of the type that it is compared as.
+    pub(super) compared_as: (String, String),
+    /// Schema and name of the operator that says which of these are equal.
+    pub(super) equals: (String, String),
+    /// The array types of the column's own type and of the one that it is compared as.
+    pub(super) arrays: (u32, u32),
 }
 
 /// Which values are wanted.
@@ -35,43 +45,55 @@ pub(super) struct Question<'a> {
 
 impl Question<'_> {
     /// The query for rows with these keys. Its rows: the number of the key, then of each column the length of its text, NULL
-    /// if the value is, the value, NULL also where it is left out, and the OID of its type at the time of the query.
-    ///
-    /// Every function and operator that it calls is either named with its schema or has an exact match in `pg_catalog`, so
-    /// that none of another schema is called in its place.
+    /// if the value is, the value, NULL also where it is left out, and the OID of its type at the time of the query; then
+    /// what [`Self::has_types`] looks at.
     pub(super) fn sql(&self, keys: &[Vec<String>]) -> String {
-        let length = |column: &String| format!("pg_catalog.octet_length(t.{}::pg_catalog.text)", identifier(column));
+        let length = |column: &String| {
+            let column = identifier(column);
+            let bytes = format!("pg_catalog.octet_length(pg_catalog.concat(t.{column}))");
+            format!("CASE WHEN pg_catalog.num_nulls(t.{column}) OPERATOR(pg_catalog.=) 0 THEN {bytes} END")
+        };
         let lengths: Vec<String> = self.columns.iter().map(length).collect();
+        let most = self.bytes_max;
+        let fits = |what: &str| format!("{what} OPERATOR(pg_catalog.<=) {most}");
         let mut sql = String::from("SELECT n");
         for index in 0..self.columns.len() {
-            let most = self.bytes_max;
+            let (alone, all) = (fits(&format!("l{index}")), fits("total"));
             append(
                 &mut sql,
-                format_args!(
-                    ", l{index}, CASE WHEN l{index} <= {most} AND total <= {most} THEN v{index} END, y{index}"
-                ),
+                format_args!(", l{index}, CASE WHEN {alone} AND {all} THEN pg_catalog.concat(v{index}) END, y{index}"),
             );
+        }
+        for index in 0..self.key.len() {
+            append(&mut sql, format_args!(", o{index}, c{index}, k{index}"));
         }
         sql.push_str(" FROM (SELECT k.n");
         for (index, (column, length)) in self.columns.iter().zip(&lengths).enumerate() {
             let column = identifier(column);
-            append(
-                &mut sql,
-                format_args!(
-                    ", t.{column} AS v{index}, {length} AS l{index}, pg_catalog.pg_typeof(t.{column})::pg_catalog.oid AS y{index}"
-                ),
-            );
+            let type_oid = format!("pg_catalog.pg_typeof(t.{column})::pg_catalog.oid");
+            append(&mut sql, format_args!(", t.{column} AS v{index}, {length} AS l{index}, {type_oid} AS y{index}"));
         }
-        let counted = |length: &String| format!("CASE WHEN {length} <= {} THEN {length} ELSE 0 END", self.bytes_max);
+        for (index, column) in self.key.iter().enumerate() {
+            let (name, compared_as) = (identifier(&column.name), column.compared_as());
+            for (what, of) in
+                [("o", format!("t.{name}")), ("c", format!("t.{name}::{compared_as}")), ("k", format!("k.k{index}"))]
+            {
+                append(&mut sql, format_args!(", CASE WHEN false THEN ARRAY[{of}] END AS {what}{index}"));
+            }
+        }
+        let counted = |length: &String| format!("CASE WHEN {} THEN {length} ELSE 0 END", fits(&format!("({length})")));
         let all: Vec<String> = lengths.iter().map(counted).collect();
         append(
             &mut sql,
-            format_args!(", pg_catalog.sum({}) OVER (ORDER BY k.n) AS total FROM (VALUES ", all.join(" + ")),
+            format_args!(
+                ", pg_catalog.sum({}) OVER (ORDER BY k.n) AS total FROM (VALUES ",
+                all.join(" OPERATOR(pg_catalog.+) ")
+            ),
         );
         for (number, key) in keys.iter().enumerate() {
             append(&mut sql, format_args!("{}({number}", if number > 0 { ", " } else { "" }));
-            for value in key {
-                append(&mut sql, format_args!(", {}", literal(value)));
+            for (value, column) in key.iter().zip(self.key) {
+                append(&mut sql, format_args!(", {}::{}", literal(value), column.compared_as()));
             }
             sql.push(')');
         }
@@ -82,13 +104,33 @@ impl Question<'_> {
         let only = if self.is_partitioned { "" } else { "ONLY " };
         let (schema, table) = (identifier(&self.table.schema), identifier(&self.table.table));
         append(&mut sql, format_args!(") JOIN {only}{schema}.{table} AS t ON "));
-        for (index, KeyColumn { name, sql_type, equals }) in self.key.iter().enumerate() {
+        for (index, column) in self.key.iter().enumerate() {
             let and = if index > 0 { " AND " } else { "" };
-            let equals = equals.as_deref().unwrap_or("pg_catalog.=");
-            append(&mut sql, format_args!("{and}t.{} OPERATOR({equals}) k.k{index}::{sql_type}", identifier(name)));
+            let (name, compared_as) = (identifier(&column.name), column.compared_as());
+            let (schema, operator) = (identifier(&column.equals.0), &column.equals.1);
+            append(&mut sql, format_args!("{and}t.{name}::{compared_as} OPERATOR({schema}.{operator}) k.k{index}"));
         }
         sql.push_str(") AS found");
         sql
+    }
+
+    /// Whether the columns of the answer are of the types that the key was described with, given their OIDs.
+    pub(super) fn has_types(&self, oids: &[u32]) -> bool {
+        let described = self.key.iter().flat_map(|column| [column.arrays.0, column.arrays.1, column.arrays.1]);
+        let said = oids.get(self.types_from()..).unwrap_or_default();
+        described.eq(said.iter().copied())
+    }
+
+    /// Where in the answer these columns begin.
+    fn types_from(&self) -> usize {
+        1 + 3 * self.columns.len()
+    }
+}
+
+impl KeyColumn {
+    fn compared_as(&self) -> String {
+        let (schema, name) = &self.compared_as;
+        format!("{}.{}", identifier(schema), identifier(name))
     }
 }
 
@@ -126,7 +168,14 @@ mod tests {
     use super::*;
 
     fn key(names: &[&str]) -> Vec<KeyColumn> {
-        let column = |name: &&str| KeyColumn { name: (*name).to_owned(), sql_type: "int8".to_owned(), equals: None };
+        let of_server = |name: &str| ("pg_catalog".to_owned(), name.to_owned());
+        let (compared_as, equals) = (of_server("int8"), of_server("="));
+        let column = |name: &&str| KeyColumn {
+            name: (*name).to_owned(),
+            compared_as: compared_as.clone(),
+            equals: equals.clone(),
+            arrays: (1007, 1016),
+        };
         names.iter().map(column).collect()
     }
 
@@ -137,11 +186,28 @@ mod tests {
         let question = Question { table: &table, is_partitioned: false, key: &key, columns: &columns, bytes_max: 9 };
         let sql = question.sql(&[vec!["7".into()], vec!["'; DROP \\' --".into()]]);
         assert!(
-            sql.contains(r#"JOIN ONLY "we""ird"."Ta ble" AS t ON t."i""d" OPERATOR(pg_catalog.=) k.k0::int8"#),
+            sql.ends_with(
+                r#"JOIN ONLY "we""ird"."Ta ble" AS t ON t."i""d"::"pg_catalog"."int8" OPERATOR("pg_catalog".=) k.k0) AS found"#
+            ),
             "{sql}"
         );
-        assert!(sql.contains(r"(VALUES (0, E'7'), (1, E'''; DROP \\'' --'))"), "{sql}");
+        let values = r#"(VALUES (0, E'7'::"pg_catalog"."int8"), (1, E'''; DROP \\'' --'::"pg_catalog"."int8"))"#;
+        assert!(sql.contains(values), "{sql}");
         assert!(sql.contains(r#"t."b""ody" AS v0"#), "{sql}");
+    }
+
+    #[test]
+    fn a_column_of_another_type_than_was_described_is_noticed() {
+        let table = TableName { schema: "s".into(), table: "t".into() };
+        let (key, columns) = (key(&["a", "b"]), ["c".to_owned()]);
+        let question = Question { table: &table, is_partitioned: false, key: &key, columns: &columns, bytes_max: 9 };
+        let answer = [23, 23, 25, 26];
+        let with = |types: &[u32]| question.has_types(&[&answer[..], types].concat());
+        assert!(with(&[1007, 1016, 1016, 1007, 1016, 1016]));
+        assert!(!with(&[1007, 1016, 1016, 1007, 1016, 99_999]), "the literal");
+        assert!(!with(&[1007, 1016, 1016, 99_999, 1016, 1016]), "the column");
+        assert!(!with(&[1007, 99_999, 1016, 1007, 1016, 1016]), "what it is compared as");
+        assert!(!with(&[1007, 1016, 1016]) && !question.has_types(&[]));
     }
 
     #[test]

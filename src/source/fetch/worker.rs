@@ -25,10 +25,17 @@ use crate::memory::Memory;
 use crate::source::address::PgAddress;
 use crate::source::{chain, connection};
 
-/// How long the server lets a query run. A policy of row level security that hides rows would look as if they were gone; this
-/// makes it an error.
-const SESSION: &str =
-    "SET statement_timeout = '1500ms'; SET default_transaction_read_only = on; SET row_security = off";
+/// How long the server lets a query run, and what it keeps out of it. A policy of row level security that hides rows would look
+/// as if they were gone, and runs what its table's owner has made; with it off such a query is an error. Of
+/// `constraint_exclusion` see [`super::own_code`].
+const SESSION: &str = "SET statement_timeout = '1500ms'; SET default_transaction_read_only = on; SET row_security = off; \
+    SET constraint_exclusion = off; SET jit = off";
+/// Keeps views and foreign tables from being read in the place of a table, whatever the table becomes. 14.13, 15.8, 16.4 and
+/// later have it.
+const TABLES_ONLY: &str = "\
+SELECT (SELECT pg_catalog.set_config(s.name, 'view, foreign-table', false) FROM pg_catalog.pg_settings s
+        WHERE s.name = 'restrict_nonsystem_relation_kind') IS NOT NULL,
+    EXISTS (SELECT FROM pg_catalog.pg_roles r WHERE r.rolname IN (CURRENT_USER, SESSION_USER) AND r.rolsuper)";
 /// How many milliseconds of that a query may wait for a lock, and how many while some table is known to be locked.
 const LOCK_MILLIS: (u32, u32) = (1000, 100);
 /// How long a table is left alone on which a query had to wait or that may not be read, and a server that let nobody in.
@@ -200,7 +207,7 @@ impl Worker {
                 let before = self.left_alone.get(table).filter(|left| left.missing == Missing::Timeout);
                 before.map_or(LEFT_ALONE, |left| (left.lasts * 2).min(LEFT_ALONE_MAX))
             }
-            Missing::Denied => LEFT_ALONE,
+            Missing::Denied | Missing::OwnCode => LEFT_ALONE,
             // One row that cannot be read says nothing of others.
             Missing::Failed if rows > 1 => LEFT_ALONE,
             Missing::Failed | Missing::Row | Missing::Table | Missing::Key | Missing::Unavailable => return,
@@ -270,7 +277,9 @@ impl Worker {
         let is_lately = |left: &LeftAlone| left.missing == Missing::Timeout && now < left.until + LEFT_ALONE_MAX;
         let is_locked = self.left_alone.values().any(is_lately);
         let lock_millis = if is_locked { LOCK_MILLIS.1 } else { LOCK_MILLIS.0 };
-        query(&session.client, (kin, table), rows, &self.room, lock_millis).await
+        let trouble = |error: tokio_postgres::Error| Trouble::of(&error);
+        session.client.batch_execute(&format!("SET lock_timeout = {lock_millis}")).await.map_err(trouble)?;
+        query(&session.client, (kin, table), rows, &self.room).await
     }
 
     async fn connect(&mut self) -> Result<(), Trouble> {
@@ -292,6 +301,7 @@ impl Worker {
         // How it ends shows in the client.
         driver.spawn(async move { drop(connection.await) });
         client.batch_execute(SESSION).await.map_err(|error| unavailable(chain(&error)))?;
+        keep_apart(&client).await?;
         self.connect_at = None;
         self.tables.clear();
         self.session = Some(Session { client, _driver: driver });
@@ -329,6 +339,22 @@ impl Worker {
         self.said.insert(missing, now);
         warn!(source, %table, reason, error, advice, "values that were left out could not be read; messages go without them");
     }
+}
+
+/// Keeps what owners of tables have made from being run by this session; an error where that cannot be.
+async fn keep_apart(client: &Client) -> Result<(), Trouble> {
+    let row = client.query_one(TABLES_ONLY, &[]).await.map_err(|error| Trouble::of(&error))?;
+    let own_code = |error: &str| Err(Trouble { missing: Missing::OwnCode, error: error.to_owned() });
+    let fact = |at: usize| row.try_get::<_, bool>(at).map_err(|error| Trouble::of(&error));
+    if fact(1)? {
+        return own_code("the role of the source's url is a superuser: name another one, which only reads");
+    }
+    if !fact(0)? {
+        return own_code(
+            "this server cannot be kept from reading a view in a table's place: upgrade it to 14.13, 15.8, 16.4 or later",
+        );
+    }
+    Ok(())
 }
 
 /// What has no answer, by the query that asks for it.

@@ -33,6 +33,8 @@ pub(crate) struct ServerFacts {
     pub(crate) database: String,
     /// Role of this session.
     pub(crate) role: String,
+    /// The role of this session, or the one that logged in, is a superuser.
+    pub(crate) is_superuser: bool,
     /// The role may create and read slots.
     pub(crate) may_replicate: bool,
     /// The role may create a publication.
@@ -101,6 +103,11 @@ fn questions() -> Vec<Question> {
             "whether the role has the privileges of its memberships",
         ),
         lockers::deadlock_timeout(),
+        Question::new(
+            "pg_roles",
+            "exists (select from pg_roles r where r.rolname in (current_user, session_user) and r.rolsuper)",
+            "whether the role is a superuser",
+        ),
     ]
 }
 
@@ -145,6 +152,7 @@ pub(crate) async fn read(client: &Client) -> Result<ServerFacts, PrepareError> {
         synchronous_standbys: answers.text(),
         inherits: answers.truth() != Some(false),
         lock_wait: lockers::past(answers.number()),
+        is_superuser: answers.truth() == Some(true),
         unseen: answers.unseen,
     })
 }
@@ -302,6 +310,18 @@ impl ServerFacts {
         synchronous::trouble(self.synchronous_standbys.as_deref()?, application)
     }
 
+    /// The role may do anything, and so may whatever it is brought to call.
+    pub(crate) fn is_overpowered(&self) -> Option<Trouble> {
+        self.is_superuser.then(|| Trouble {
+            what: format!("the role {} is a superuser, and walhook needs none", self.role),
+            advice: format!(
+                "give walhook a role of its own, name it in the source's url, and let `walhook check` say what else it needs \
+                 (docs/OPERATING.md has all of it)\n{}",
+                Statement::own_role(&self.role)
+            ),
+        })
+    }
+
     /// `15.18`
     pub(crate) fn version_text(&self) -> String {
         format!("{}.{}", self.version / 10_000, self.version % 10_000)
@@ -319,6 +339,7 @@ mod tests {
             in_recovery: false,
             database: "app".to_owned(),
             role: "walhook".to_owned(),
+            is_superuser: false,
             may_replicate: true,
             may_create: true,
             is_rds: false,

@@ -91,6 +91,8 @@ async fn session(drivers: &mut JoinSet<()>, url: &str) -> Client {
     drivers.spawn(async move {
         let _ended = driver.await;
     });
+    // What the stages' statements make belongs where an application's would.
+    client.batch_execute("RESET search_path").await.unwrap();
     client
 }
 

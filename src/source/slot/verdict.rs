@@ -37,6 +37,9 @@ impl Survey {
     /// Whether database and configuration fit, before anything is changed.
     pub(super) fn fit(&self, source: &SourceConfig, turn: Turn) -> Result<(), PrepareError> {
         self.server.usable()?;
+        if let Some(Trouble { what, advice }) = self.fetches_as_superuser() {
+            return Err(PrepareError::lasting(what, advice));
+        }
         if source.failover {
             self.server.keeps_copies()?;
         }
@@ -69,6 +72,15 @@ impl Survey {
             return Err(publication_gone(source));
         }
         Ok(())
+    }
+
+    /// A table that is read calls what only its owner should run: a superuser may not.
+    pub(crate) fn fetches_as_superuser(&self) -> Option<Trouble> {
+        let Trouble { what, advice } = self.server.is_overpowered().filter(|_| !self.fetching.is_empty())?;
+        let sinks = self.fetching.join(", ");
+        let what =
+            format!("{what}; sink {sinks} (unchanged_toast = \"fetch\") reads tables, which walhook does as none");
+        Some(Trouble { what, advice })
     }
 
     /// Whether there is anything that the role may publish, or that is published, where sinks take tables at all.

@@ -224,3 +224,16 @@ async fn commits_wait_for_the_other_standbys_only() {
     .await;
     rig.app_still_works().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_superuser_makes_a_role_for_walhook() {
+    let rig = Rig::start(&[], "").await;
+    rig.postgres.admin_sql("ALTER ROLE walhook RENAME TO another").await;
+    let sink = Rig::sink("\"public.mine\"", "");
+    let mend = line(&rig.check(&rig.postgres.admin_url(), "", &sink), "is a superuser").mend.clone();
+    rig.run("postgres", &printed_in(&mend)).await;
+    let lines = rig.check(&rig.url_of("walhook"), "", &sink);
+    gone(&lines, "is a superuser");
+    line(&lines, "the role may use replication slots");
+    rig.app_still_works().await;
+}
