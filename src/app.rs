@@ -25,6 +25,7 @@ use crate::deliver::endpoint::{Endpoint, EndpointError};
 use crate::logging;
 use crate::memory::Memory;
 use crate::metrics::{self, MetricsError, SinkMetrics, SourceMetrics};
+use crate::protection;
 use crate::sink::feed::Progress;
 use crate::sink::fetch::Fetching;
 use crate::sink::{FEED_BATCHES_MAX, Sink, Stopping};
@@ -92,6 +93,7 @@ struct Running {
 pub async fn run(config: Config, orders: Orders) -> Result<(), AppError> {
     let prometheus = metrics::install()?;
     let views: SharedViews = Arc::new(Views::new(logging::health()));
+    show_protection(&config, &views);
     let admin_stop = CancellationToken::new();
     let state = AdminState::new(&config.admin, Arc::clone(&views), prometheus, SystemTime::now());
     let admin = admin::spawn(&config.admin, state, admin_stop.clone())?;
@@ -134,6 +136,15 @@ async fn serve(config: Config, views: &SharedViews, stop: &CancellationToken) ->
         Err(Ok(Err(source))) => Err(AppError::Source(source)),
         Err(Ok(Ok(()))) => told.and(Err(AppError::Task(None))),
         Err(Err(join)) => told.and(Err(AppError::Task(Some(join)))),
+    }
+}
+
+/// Says once how each link is protected, and what is open.
+fn show_protection(config: &Config, views: &Views) {
+    let links = views.links.get_or_init(|| protection::links(config));
+    info!(links = protection::in_one_line(links), "how each link is protected");
+    for (key, Trouble { what, advice }) in protection::warnings(config) {
+        warn!(key, advice, "{what}");
     }
 }
 

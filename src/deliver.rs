@@ -8,12 +8,14 @@ mod answer;
 pub mod attempt;
 pub mod category;
 mod connection;
+pub mod egress;
 pub mod endpoint;
 mod failure;
 pub mod frozen;
 pub mod omitted;
 mod retry_after;
 pub mod sign;
+mod strike;
 
 #[cfg(test)]
 pub(crate) mod tests;

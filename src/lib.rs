@@ -25,6 +25,7 @@ pub mod store;
 // What people set and see.
 pub mod config;
 mod pasted;
+mod protection;
 mod tls_fault;
 mod trust;
 pub mod view;

@@ -1,8 +1,9 @@
 //! What the stations show of themselves: read-only views for the admin side, written by their owners only.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Instant, SystemTime};
 
 use dashmap::DashMap;
@@ -25,6 +26,8 @@ pub struct Views {
     pub memory_limit: AtomicU64,
     /// Whether the lines of the log are read.
     pub log: Arc<Health>,
+    /// How each way in and out is protected; told once, at the start.
+    pub links: OnceLock<BTreeMap<String, String>>,
     store: Mutex<StoreView>,
     unread: Mutex<Vec<(String, Trouble)>>,
 }

@@ -37,6 +37,8 @@ pub struct Readiness {
     pub sources: BTreeMap<String, SourceReport>,
     /// Every sink.
     pub sinks: BTreeMap<String, SinkReport>,
+    /// How the way to each source (`source.NAME`) and sink (`sink.NAME`), and to the admin side, is protected.
+    pub links: BTreeMap<String, String>,
 }
 
 /// How bad a trouble is.
@@ -125,6 +127,7 @@ impl Readiness {
     /// The same for someone who may see only these sinks.
     pub fn only_sinks(mut self, sinks: &[String]) -> Self {
         self.sinks.retain(|name, _| sinks.contains(name));
+        self.links.retain(|key, _| key.strip_prefix("sink.").is_none_or(|name| sinks.iter().any(|s| s == name)));
         self.troubles.retain(|t| t.scope.strip_prefix("sink:").is_none_or(|name| sinks.iter().any(|s| s == name)));
         self
     }
@@ -165,6 +168,7 @@ pub fn readiness(views: &Views, now: SystemTime) -> Readiness {
         store: store_report(&store),
         sources: sources.into_iter().map(|(name, view)| (name, source_report(&view))).collect(),
         sinks: sinks.into_iter().map(|(name, view)| (name, sink_report(view, now))).collect(),
+        links: views.links.get().cloned().unwrap_or_default(),
     }
 }
 

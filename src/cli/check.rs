@@ -26,9 +26,11 @@ pub(crate) use self::findings::{Finding, Level};
 use self::print::as_text;
 
 use crate::config::{self, Config, SinkConfig, SourceConfig};
+use crate::protection;
 use crate::source::connection;
 use crate::source::slot::by_hand::Whose;
 use crate::source::slot::{self, server};
+use crate::view::Trouble;
 
 /// Longest wait for a server's answer to what is only worth a word.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -72,6 +74,9 @@ pub(crate) async fn look(file: &Path, offline: bool) -> Vec<Finding> {
     };
     let counted = format!("{} sources, {} sinks", config.sources.len(), config.sinks.len());
     let mut all = vec![Finding::ok(file.display(), format!("the configuration is valid: {counted}"))];
+    all.push(Finding::ok("links", protection::in_one_line(&protection::links(&config))));
+    let warned = protection::warnings(&config).into_iter();
+    all.extend(warned.map(|(key, Trouble { what, advice })| Finding::warn(key, what, advice)));
     if offline {
         return all;
     }

@@ -15,6 +15,7 @@ use super::fault::nearest;
 use super::quantity::show_size;
 use super::redact::Show;
 use super::sink;
+use crate::deliver::egress::{Egress, Network, NetworkError};
 use crate::pasted::blemish;
 use crate::source::address::PgAddress;
 
@@ -46,13 +47,16 @@ pub(super) fn config(reading: &Reading, file: &Path) -> Option<Config> {
         reading.fault("sink", format!("has {} sinks; at most {SINKS_MAX} are possible", names.sinks.len()));
     }
     let sources = sources(source_entries);
+    let egress = root.take("egress").table().and_then(egress);
+    let terms = (file, &egress.clone().unwrap_or_default());
     let sinks =
-        sink_entries.into_iter().map(|(name, entry)| sink::check(name, &entry, &names, file)).collect::<Vec<_>>();
+        sink_entries.into_iter().map(|(name, entry)| sink::check(name, &entry, &names, terms)).collect::<Vec<_>>();
     let state = root.take("state").table().and_then(|table| state(table, file));
     let admin = root.take("admin").table().and_then(|table| admin(table, &names));
     let limits = root.take("limits").table().and_then(limits);
     let log = root.take("log").table().and_then(log);
     root.finish();
+    egress?;
     Some(Config {
         file: file.to_owned(),
         sources: sources?,
@@ -308,6 +312,25 @@ fn token_sinks(entry: &Entry<'_>, names: &Names) -> Option<Option<Vec<String>>> 
 /// The nearest of `names`, as it is written.
 pub(super) fn near_name(name: &str, names: &[String]) -> Option<String> {
     nearest(name, names.iter().map(String::as_str)).map(|name| format!("{name:?}"))
+}
+
+/// Networks where no endpoint may be.
+fn egress(mut table: Table<'_>) -> Option<Egress> {
+    let items = table.take("deny").list();
+    table.finish();
+    let network = |item: &Entry<'_>| match item.text()?.parse::<Network>() {
+        Ok(network) => Some(network),
+        Err(error @ NetworkError::Form) => {
+            item.fault(error.to_string());
+            None
+        }
+        Err(NetworkError::Host(network)) => {
+            item.fault_with(NetworkError::Host(network).to_string(), Some(format!("\"{network}\"")));
+            None
+        }
+    };
+    let networks: Vec<Option<Network>> = items?.iter().map(network).collect();
+    Some(Egress::denying(networks.into_iter().collect::<Option<Vec<_>>>()?))
 }
 
 fn limits(mut table: Table<'_>) -> Option<LimitsConfig> {

@@ -9,6 +9,7 @@ use secrecy::SecretString;
 use url::Url;
 
 use crate::change::TableName;
+use crate::deliver::egress::Egress;
 use crate::deliver::sign::SigningSecret;
 use crate::source::address::PgAddress;
 
@@ -260,6 +261,8 @@ pub struct SinkConfig {
     /// File of the authorities that may vouch for the endpoint, instead of the machine's; joined with the directory of the
     /// config file.
     pub tls_ca: Option<PathBuf>,
+    /// Where it may not lead, as no endpoint may.
+    pub egress: Egress,
     /// At least one, or there is one in `messages`.
     pub tables: Vec<TablePattern>,
     /// Logical messages that it takes.

@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use crate::deliver::egress::DENIED;
+
 /// A duration: a whole number and one of ms, s, m, h, d.
 #[derive(Serialize, JsonSchema)]
 #[serde(transparent)]
@@ -49,6 +51,9 @@ pub(crate) struct RawConfig {
     /// The admin side: /metrics, /healthz, /readyz.
     #[serde(default)]
     admin: RawAdmin,
+    /// Where no endpoint may lead.
+    #[serde(default)]
+    egress: RawEgress,
     /// Bounds of the process.
     #[serde(default)]
     limits: RawLimits,
@@ -338,6 +343,20 @@ pub(crate) struct RawToken {
 impl Default for RawToken {
     fn default() -> Self {
         Self { token: None, role: "read", sinks: None }
+    }
+}
+
+/// Where no endpoint may lead.
+#[derive(Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct RawEgress {
+    /// Networks, each an IP address with the bits of its network, or a single address. The address that a host's name leads to is looked at before each connection; an IPv4 address counts in whichever of IPv6's forms it comes (mapped, NAT64, 6to4). The default is where clouds hand out credentials; a list of one's own replaces it, and [] denies nothing.
+    deny: Vec<&'static str>,
+}
+
+impl Default for RawEgress {
+    fn default() -> Self {
+        Self { deny: DENIED.to_vec() }
     }
 }
 

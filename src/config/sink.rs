@@ -15,13 +15,19 @@ use super::quantity::show_duration;
 use super::redact::Show;
 use super::tables;
 use crate::change::TableName;
+use crate::deliver::egress::Egress;
 use crate::deliver::sign::SigningSecret;
 
 /// Signing secrets at most; two are in use while one is replaced.
 const SIGNING_SECRETS_MAX: usize = 10;
 
 /// Checks the sink `name`.
-pub(super) fn check(name: String, entry: &Entry<'_>, names: &Names, file: &Path) -> Option<SinkConfig> {
+pub(super) fn check(
+    name: String,
+    entry: &Entry<'_>,
+    names: &Names,
+    (file, egress): (&Path, &Egress),
+) -> Option<SinkConfig> {
     let mut table = entry.table_or(&not_named("sink"))?;
     let source = source(&table.take("source"), names);
     let (url, path) = (table.take("url").required().showing(Show::Host), table.take("path").showing(Show::Nothing));
@@ -48,6 +54,7 @@ pub(super) fn check(name: String, entry: &Entry<'_>, names: &Names, file: &Path)
         source: source?,
         endpoint: endpoint?,
         tls_ca: tls_ca?,
+        egress: egress.clone(),
         tables: tables?,
         messages: messages?,
         actions: shape.actions,

@@ -23,12 +23,13 @@ pub(super) use parts::Ways;
 pub(crate) use parts::connector;
 
 use super::answer::Answer;
-use super::attempt::{Attempt, Kept};
+use super::attempt::{Attempt, Kept, Verdict};
 use super::connection::error::SendError;
 use super::connection::pool::{Pool, Under};
 use super::connection::{Failed, Outgoing};
 use super::frozen::Frozen;
 use super::sign::{SigningSecret, sign};
+use super::strike::Strike;
 use crate::config::{SinkConfig, SuccessRule};
 use crate::trust::NoAuthorities;
 use crate::trust::file::CertificateFileError;
@@ -64,6 +65,7 @@ struct Inner {
     is_plain: bool,
     headers: HeaderMap,
     secrets: Arc<[SigningSecret]>,
+    strike: Strike,
     success: SuccessRule,
     request_timeout: Duration,
 }
@@ -143,10 +145,10 @@ impl Endpoint {
     /// The same endpoint and connections, for requests that wait longer or shorter.
     #[cfg(test)]
     pub(super) fn with_request_timeout(&self, request_timeout: Duration) -> Self {
-        let Inner { pool, peer, is_plain, headers, secrets, success, .. } = &*self.inner;
+        let Inner { pool, peer, is_plain, headers, secrets, strike, success, .. } = &*self.inner;
         let (pool, secrets, is_plain) = (Arc::clone(pool), Arc::clone(secrets), *is_plain);
-        let (peer, headers, success) = (peer.clone(), headers.clone(), success.clone());
-        Self { inner: Arc::new(Inner { pool, peer, is_plain, headers, secrets, success, request_timeout }) }
+        let (peer, headers, strike, success) = (peer.clone(), headers.clone(), strike.clone(), success.clone());
+        Self { inner: Arc::new(Inner { pool, peer, is_plain, headers, secrets, strike, success, request_timeout }) }
     }
 
     #[cfg(test)]
@@ -167,6 +169,7 @@ impl Endpoint {
             peer,
             headers: unchanging_headers(sink)?,
             secrets: sink.signing_secrets.clone().into(),
+            strike: Strike::of(&sink.headers),
             success: sink.success.clone(),
             request_timeout: sink.request_timeout,
         };
@@ -188,13 +191,21 @@ impl Endpoint {
                 Under::Way | Under::Http1 | Under::Http2(_) => End::Late,
             },
         };
-        let Seen { answer, resent, under } = seen;
+        let Seen { mut answer, resent, under, signature } = seen;
         if matches!(end, End::Late) && answer.status.is_none() {
             pool.unanswered(under, began);
         }
         let terms = Terms { success, request_timeout: *request_timeout, peer, is_plain: *is_plain, is_answered };
+        let mut verdict = judge(&answer, end, &terms);
+        if !answer.body.is_empty() || !verdict.is_acknowledged() {
+            let strike = self.inner.strike.and(signature.as_ref());
+            answer.body = strike.from_bytes(answer.body, answer.truncated);
+            if let Verdict::Failed { message, .. } = &mut verdict {
+                *message = strike.from_text(std::mem::take(message));
+            }
+        }
         Attempt {
-            verdict: judge(&answer, end, &terms),
+            verdict,
             status: answer.status.map(|status| status.as_u16()),
             started_at,
             duration: pool.now().saturating_duration_since(began),
@@ -219,6 +230,7 @@ impl Endpoint {
         let pool = &self.inner.pool;
         let timestamp = started_at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let signature = self.signature(frozen, timestamp).await;
+        seen.signature.clone_from(&signature);
         let mut unwelcome = 0;
         loop {
             let headers = self.headers(frozen, number, (timestamp, signature.clone()));
@@ -279,4 +291,5 @@ struct Seen {
     answer: Answer,
     resent: u32,
     under: Under,
+    signature: Option<HeaderValue>,
 }

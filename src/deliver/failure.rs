@@ -27,6 +27,7 @@ pub(super) fn classify(error: &SendError) -> Category {
             Category::OutOfResources
         }
         SendError::Lookup(_) => Category::DnsError,
+        SendError::Denied(_) => Category::BlockedAddress,
         SendError::ConnectTimeout => Category::ConnectTimeout,
         SendError::Connect(_) | SendError::Tls(_) => of_connect(kind),
         SendError::Silent => Category::Timeout,
@@ -41,6 +42,9 @@ pub(super) fn classify(error: &SendError) -> Category {
 pub(super) fn describe(error: &SendError, category: Category, peer: &str) -> String {
     match error {
         SendError::Silent => return error.to_string(),
+        SendError::Denied(_) => {
+            return format!("{error} ({peer}): correct the sink's url, or leave the network out of egress.deny");
+        }
         SendError::Flood { .. } => return format!("the endpoint ({peer}) sends {error}"),
         SendError::SpeaksTls => {
             return format!("the port speaks TLS ({peer}), and the sink's url says http://: write https://");

@@ -16,6 +16,7 @@ use crate::pasted::{Blemish, blemish};
 mod auth;
 mod foreign;
 mod host;
+mod link;
 mod settings;
 #[cfg(test)]
 mod tests;
@@ -24,6 +25,7 @@ mod text;
 pub(crate) use auth::AuthMethod;
 pub use auth::AuthMethods;
 pub(crate) use host::name_fault;
+pub(crate) use link::is_loopback;
 
 /// A database's address.
 #[derive(Clone, Debug)]

@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use rustls::pki_types::ServerName;
 use tokio::io::AsyncReadExt as _;
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, lookup_host};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 use url::Url;
 
 use super::findings::{Finding, Sort};
 use crate::config::SinkConfig;
+use crate::deliver::egress::{Denied, Egress};
 use crate::deliver::endpoint::connector;
 use crate::source::chain;
 use crate::tls_fault::{Peer, TlsFault};
@@ -62,7 +63,7 @@ async fn look_at(origin: &str, sink: &SinkConfig, sinks: &[String]) -> Finding {
             return Finding { sort: Sort::Endpoint, ..Finding::fail(origin, what, mend) };
         }
     };
-    let reached = tokio::time::timeout(LIMIT, reach(&sink.endpoint, connector)).await;
+    let reached = tokio::time::timeout(LIMIT, reach(&sink.endpoint, connector, &sink.egress)).await;
     let reached = reached.unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "no answer within 3 s")));
     let found = match reached {
         Ok(Reached::Tls) => Finding::ok(origin, format!("reachable (sink {behind})")),
@@ -97,6 +98,9 @@ fn mend(error: &io::Error) -> &'static str {
     if let Some(fault) = TlsFault::of(error) {
         return fault.advice(Peer::Endpoint);
     }
+    if error.get_ref().is_some_and(|inner| inner.is::<Denied>()) {
+        return "correct the sink's url, or leave the network out of egress.deny";
+    }
     let kind = error.kind();
     if kind == io::ErrorKind::ConnectionRefused {
         "start the endpoint, or correct host and port in the sink's url"
@@ -125,10 +129,12 @@ enum Reached {
 /// How long one that speaks first, or hangs up at once, is waited for.
 const MOMENT: Duration = Duration::from_millis(300);
 
-async fn reach(url: &Url, connector: Option<TlsConnector>) -> io::Result<Reached> {
+async fn reach(url: &Url, connector: Option<TlsConnector>, egress: &Egress) -> io::Result<Reached> {
     let host = url.host_str().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
     let host = host.strip_suffix('.').unwrap_or(host).to_owned();
-    let mut stream = TcpStream::connect((host.as_str(), url.port_or_known_default().unwrap_or(443))).await?;
+    let found = lookup_host((host.as_str(), url.port_or_known_default().unwrap_or(443))).await?;
+    let allowed = egress.allowed(found.collect()).map_err(io::Error::other)?;
+    let mut stream = TcpStream::connect(&*allowed).await?;
     let Some(connector) = connector else {
         return Ok(match tokio::time::timeout(MOMENT, stream.read(&mut [0])).await {
             Err(_) => Reached::Open,

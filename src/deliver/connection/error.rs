@@ -3,6 +3,8 @@
 use std::io;
 use std::sync::Arc;
 
+use crate::deliver::egress::Denied;
+
 /// One exchange that failed. The texts are for the chain of sources; what a person reads is made of it by
 /// [`describe`](crate::deliver::failure::describe).
 #[derive(Debug, thiserror::Error)]
@@ -10,6 +12,9 @@ pub(in crate::deliver) enum SendError {
     /// The host's name leads nowhere, or nobody could be asked. One answer for all that have waited for it.
     #[error("the lookup failed")]
     Lookup(#[source] Arc<io::Error>),
+    /// It may not be connected to.
+    #[error(transparent)]
+    Denied(Denied),
     /// No TCP connection.
     #[error("connecting failed")]
     Connect(#[source] io::Error),
@@ -59,7 +64,7 @@ impl SendError {
     /// Whether nobody was reached, so that a connection that is open is better than a new one.
     pub(super) fn is_of_the_way(&self) -> bool {
         match self {
-            Self::Lookup(_) | Self::Connect(_) | Self::ConnectTimeout => true,
+            Self::Lookup(_) | Self::Denied(_) | Self::Connect(_) | Self::ConnectTimeout => true,
             Self::Tls(_)
             | Self::Http1(_)
             | Self::Http2(_)

@@ -17,6 +17,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::error::SendError;
 use super::lookup::Lookups;
+use crate::deliver::egress::Egress;
 
 /// The next address is tried as well when one has not answered for so long (RFC 8305, 5).
 const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(250);
@@ -34,6 +35,7 @@ pub(in crate::deliver) struct Place {
     /// `None` for http.
     pub(in crate::deliver) tls: Option<(TlsConnector, ServerName<'static>)>,
     pub(in crate::deliver) lookups: Lookups,
+    pub(in crate::deliver) egress: Egress,
     /// How long what was written may wait for the peer's acknowledgement.
     pub(in crate::deliver) user_timeout: Duration,
 }
@@ -54,7 +56,8 @@ pub(super) enum Speaks {
 impl Place {
     /// Connects and, for https, shakes hands.
     pub(super) async fn connect(&self) -> Result<(Socket, Speaks), SendError> {
-        let addresses = self.addresses().await.map_err(SendError::Lookup)?;
+        let addresses =
+            self.egress.allowed(self.addresses().await.map_err(SendError::Lookup)?).map_err(SendError::Denied)?;
         let stream = first(in_turn(addresses), TcpStream::connect).await.map_err(SendError::Connect)?;
         self.tune(&stream).map_err(SendError::Connect)?;
         let Some((connector, name)) = &self.tls else { return Ok((Socket::Plain(stream), Speaks::Http1)) };
@@ -283,6 +286,7 @@ mod tests {
             port: listener.local_addr().unwrap().port(),
             tls: None,
             lookups: Lookups::new(lookup::system()),
+            egress: Egress::default(),
             user_timeout: Duration::from_secs(30),
         };
         let (Socket::Plain(stream), Speaks::Http1) = place.connect().await.unwrap() else { panic!() };

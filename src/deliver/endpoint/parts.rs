@@ -7,7 +7,6 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderValue, Uri, header};
 use rustls::pki_types::ServerName;
 use tokio_rustls::TlsConnector;
-use url::Url;
 
 use super::{EndpointError, WALHOOK_SINK};
 use crate::config::SinkConfig;
@@ -40,7 +39,7 @@ impl Default for Ways {
 
 /// The parts of the sink's pool; `None` if its address cannot stand in a request.
 pub(super) fn parts(sink: &SinkConfig, connector: Option<TlsConnector>, ways: Ways) -> Option<Parts> {
-    let place = place(&sink.endpoint, connector, Lookups::new(ways.lookup), sink.request_timeout)?;
+    let place = place(sink, connector, Lookups::new(ways.lookup))?;
     let url = &sink.endpoint;
     let authority = url.host_str().map(|host| match url.port() {
         Some(port) => format!("{host}:{port}"),
@@ -63,7 +62,8 @@ pub(super) fn parts(sink: &SinkConfig, connector: Option<TlsConnector>, ways: Wa
 }
 
 /// A name's last dot says that it is whole; no certificate has it.
-fn place(url: &Url, connector: Option<TlsConnector>, lookups: Lookups, request_timeout: Duration) -> Option<Place> {
+fn place(sink: &SinkConfig, connector: Option<TlsConnector>, lookups: Lookups) -> Option<Place> {
+    let url = &sink.endpoint;
     let host = url.host_str()?.trim_start_matches('[').trim_end_matches(']');
     let host = host.strip_suffix('.').unwrap_or(host).to_owned();
     let name = || ServerName::try_from(host.clone()).ok();
@@ -72,8 +72,9 @@ fn place(url: &Url, connector: Option<TlsConnector>, lookups: Lookups, request_t
         None => None,
     };
     // A receiver that reads slowly has the whole request_timeout.
-    let user_timeout = request_timeout.max(Duration::from_secs(30));
-    Some(Place { host, port: url.port_or_known_default()?, tls, lookups, user_timeout })
+    let user_timeout = sink.request_timeout.max(Duration::from_secs(30));
+    let egress = sink.egress.clone();
+    Some(Place { host, port: url.port_or_known_default()?, tls, lookups, egress, user_timeout })
 }
 
 /// The sink's own, and over them ours; the configuration refuses sinks that set one of these.

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use http::HeaderValue;
 
-use super::rig::{Rig, attempt, delivery, failure};
-use crate::config::SuccessRule;
+use super::rig::{Rig, attempt, delivery, failure, sink};
+use crate::config::{SinkConfig, SuccessRule};
 use crate::deliver::attempt::Verdict;
+use crate::deliver::egress::Egress;
 use crate::deliver::endpoint::{Endpoint, EndpointError};
 use crate::deliver::sign::{Signed, SigningSecret, verify};
 
@@ -173,4 +174,47 @@ async fn a_413_sent_before_the_body_was_read_is_seen() {
     .await;
     let attempt = Endpoint::new(&rig.sink()).unwrap().attempt(&delivery(32 << 20), 1).await;
     assert_eq!(failure(&attempt).0, "status_payload_too_large");
+}
+
+#[tokio::test]
+async fn own_header_values_and_signatures_are_struck_out_of_what_is_kept_of_an_answer() {
+    let rig = Rig::start(|mut peer| async move {
+        while let Some(request) = peer.request().await {
+            let body = format!("you sent {}", request.head);
+            let head = format!("HTTP/1.1 401 Unauthorized\r\ncontent-length: {}\r\n\r\n", body.len());
+            if !peer.write(format!("{head}{body}")).await {
+                return;
+            }
+        }
+    })
+    .await;
+    let mut sink = rig.sink();
+    sink.headers.insert("authorization", "Bearer a-token-of-ours".parse().unwrap());
+    sink.signing_secrets = vec![SigningSecret::parse("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").unwrap()];
+    let attempt = attempt(&sink).await;
+    let kept = String::from_utf8(attempt.response.body.to_vec()).unwrap();
+    let sent = rig.arrived().remove(0);
+    let signature = sent.header("webhook-signature").unwrap().strip_prefix("v1,").unwrap().to_owned();
+    assert!(kept.starts_with("you sent ") && kept.contains("authorization: ***"), "{kept}");
+    assert!(!kept.contains("a-token-of-ours") && !kept.contains(&signature), "{kept}");
+}
+
+#[tokio::test]
+async fn no_connection_is_made_to_an_address_that_is_denied_whatever_the_name_is() {
+    let rig = Rig::answering("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+    let denying = |text: &str| Egress::denying([text.parse().unwrap()]);
+    for host in ["127.0.0.1", "localhost", "[::ffff:127.0.0.1]"] {
+        let url = format!("http://{host}:{}/hooks", rig.port);
+        let sink = SinkConfig {
+            egress: Egress::denying(["127.0.0.0/8".parse().unwrap(), "::1".parse().unwrap()]),
+            ..sink(&url)
+        };
+        let attempt = attempt(&sink).await;
+        let (category, message) = failure(&attempt);
+        assert_eq!(category, "blocked_address", "{host}: {message}");
+        assert!(message.contains("egress.deny"), "{message}");
+    }
+    assert!(rig.arrived().is_empty());
+    let sink = SinkConfig { egress: denying("10.0.0.0/8"), ..rig.sink() };
+    assert!(attempt(&sink).await.verdict.is_acknowledged());
 }

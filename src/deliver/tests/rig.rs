@@ -15,6 +15,7 @@ use crate::config::{
     Actions, BodyForm, GroupBy, MessageForm, Numbers, RetryConfig, SinkConfig, SuccessRule, UnchangedToast,
 };
 use crate::deliver::attempt::{Attempt, Verdict};
+use crate::deliver::egress::Egress;
 use crate::deliver::endpoint::Endpoint;
 use crate::deliver::frozen::Frozen;
 use crate::memory::Memory;
@@ -147,6 +148,7 @@ pub(crate) fn sink(url: &str) -> SinkConfig {
         source: "app".into(),
         endpoint: url.parse().unwrap(),
         tls_ca: None,
+        egress: Egress::default(),
         tables: Vec::new(),
         messages: Vec::new(),
         actions: Actions { insert: true, update: true, delete: true, truncate: false },

@@ -45,6 +45,11 @@ impl AuthMethods {
         Some(Self(if negated { !named } else { named }))
     }
 
+    /// All but these.
+    pub(crate) fn all_but(methods: &[AuthMethod]) -> Self {
+        Self(!methods.iter().fold(0, |bits, method| bits | bit(*method)))
+    }
+
     pub(crate) fn has(self, method: AuthMethod) -> bool {
         self.0 & bit(method) != 0
     }

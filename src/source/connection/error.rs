@@ -193,6 +193,14 @@ pub enum ConnectError {
         /// The method, or that there is none.
         asked: &'static str,
     },
+    /// What would be sent could be read, or taken by somebody else, on the way.
+    #[error("{host} asks for {asked}, and the way there is neither on this machine nor verified")]
+    OpenLink {
+        /// Server.
+        host: String,
+        /// The method.
+        asked: &'static str,
+    },
     /// The server wants a password.
     #[error("the server asks for a password and the address has none")]
     PasswordMissing,
@@ -273,7 +281,7 @@ impl ConnectError {
             Self::Resolve { .. } | Self::Reach { .. } | Self::Timeout { .. } | Self::TlsRefused { .. } => None,
             Self::TlsFile { .. } | Self::TlsSettings { .. } | Self::TlsName { .. } | Self::TlsIssuer { .. } => None,
             Self::Tls { .. } | Self::PasswordMissing | Self::Method { .. } | Self::Scram { .. } => None,
-            Self::RequireAuth { .. } => None,
+            Self::RequireAuth { .. } | Self::OpenLink { .. } => None,
             Self::ChannelBinding(_) | Self::SessionOption { .. } | Self::Unsuitable(_) => None,
             Self::Closed { .. } | Self::NotPostgres { .. } => None,
         }
@@ -288,6 +296,11 @@ impl ConnectError {
             Self::RequireAuth { .. } => {
                 "have an entry of pg_hba.conf for this role with a method that require_auth names (scram-sha-256), with the role's password \
                  set under password_encryption = 'scram-sha-256'; a server that asks otherwise of a sudden may be somebody else's"
+            }
+            Self::OpenLink { .. } => {
+                "verify the server (sslmode=verify-full with sslrootcert=FILE or sslrootcert=system), or have it ask for scram-sha-256, \
+                 which gives nothing away; on a network that you trust, require_auth=md5 or require_auth=password in the source's url \
+                 allows it"
             }
             Self::Resolve { .. } => {
                 "correct the host in the source's url, or mend name resolution on this machine (getent hosts NAME)"
@@ -358,7 +371,7 @@ impl ConnectError {
             Self::Tls { fault, .. } => fault.is_lasting(),
             Self::TlsRefused { .. } | Self::TlsFile { .. } | Self::TlsSettings { .. } | Self::TlsName { .. } => true,
             Self::TlsIssuer { .. } | Self::PasswordMissing | Self::Method { .. } | Self::Scram { .. } => true,
-            Self::NoEntry { .. } | Self::RequireAuth { .. } => true,
+            Self::NoEntry { .. } | Self::RequireAuth { .. } | Self::OpenLink { .. } => true,
             Self::ChannelBinding(_) | Self::SessionOption { .. } => true,
             Self::Resolve { .. } | Self::Reach { .. } | Self::Timeout { .. } => false,
             Self::Closed { .. } | Self::NotPostgres { .. } => false,
@@ -382,7 +395,7 @@ impl ConnectError {
             Self::TlsName { .. } | Self::TlsIssuer { .. } | Self::Tls { .. } | Self::Method { .. } => false,
             Self::Closed { .. } | Self::NotPostgres { .. } => false,
             Self::Scram { .. } | Self::ChannelBinding(_) | Self::SessionOption { .. } => false,
-            Self::RequireAuth { .. } => false,
+            Self::RequireAuth { .. } | Self::OpenLink { .. } => false,
             Self::Unsuitable(_) | Self::Broken(_) | Self::Sql(_) => false,
         }
     }

@@ -23,7 +23,7 @@ use super::error::{ConnectError, StreamError};
 use super::guard::{Guard, Unwanted, Watched};
 use super::tls;
 use super::unreached::{is_closed, speaks};
-use crate::source::address::{Host, Keepalive, PgAddress, SslMode};
+use crate::source::address::{Host, Keepalive, PgAddress, SslMode, is_loopback};
 
 /// A connected socket.
 #[derive(Debug)]
@@ -95,9 +95,10 @@ where
                 let enter = async {
                     let mut socket = attempt.connect().await?;
                     let (first, offers_tls) = (socket.first.clone(), socket.offers_tls);
-                    socket.guard = address.require_auth.map(Guard::new);
+                    socket.guard = address.auth_methods(place.is_here()).map(Guard::new);
                     let entered = login(socket).await;
-                    entered.map_err(|error| judged(error, host, first.as_ref()).where_tls(offers_tls))
+                    let asks = address.require_auth.is_some();
+                    entered.map_err(|error| judged(error, host, asks, first.as_ref()).where_tls(offers_tls))
                 };
                 let error = match within(address, host, enter).await {
                     Ok(entered) => return Ok((entered, place.of(host))),
@@ -123,12 +124,16 @@ where
         .unwrap_or_else(|| ConnectError::Resolve { host: address.redacted(), source: io::ErrorKind::NotFound.into() }))
 }
 
-/// The error of a login in the light of who answered: to a client of Postgres all others speak broken frames.
-fn judged(error: ConnectError, host: &Host, first: Option<&FirstByte>) -> ConnectError {
+/// The error of a login in the light of who answered: to a client of Postgres all others speak broken frames. `asks`: the address
+/// has `require_auth`.
+fn judged(error: ConnectError, host: &Host, asks: bool, first: Option<&FirstByte>) -> ConnectError {
     if let ConnectError::Broken(StreamError::Io(source)) = &error
         && let Some(Unwanted(asked)) = source.get_ref().and_then(|inner| inner.downcast_ref())
     {
-        return ConnectError::RequireAuth { asked };
+        return match asks {
+            true => ConnectError::RequireAuth { asked },
+            false => ConnectError::OpenLink { host: host.to_string(), asked },
+        };
     }
     let first = first.map_or(0, |first| first.load(Ordering::Relaxed));
     // Authentication, error, notice, parameter, version of the protocol.
@@ -162,6 +167,13 @@ enum Place {
 }
 
 impl Place {
+    fn is_here(&self) -> bool {
+        match self {
+            Self::Unix(_) => true,
+            Self::Tcp(at) => is_loopback(at.ip()),
+        }
+    }
+
     /// The host as this place alone.
     fn of(&self, host: &Host) -> Host {
         match (self, host) {

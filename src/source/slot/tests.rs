@@ -106,6 +106,7 @@ pub(crate) fn sink(name: &str, tables: &[&str]) -> SinkConfig {
         source: "app".to_owned(),
         endpoint: url::Url::parse("http://127.0.0.1:9/").unwrap(),
         tls_ca: None,
+        egress: crate::deliver::egress::Egress::default(),
         tables: tables.iter().map(pattern).collect(),
         messages: Vec::new(),
         actions: Actions { insert: true, update: true, delete: true, truncate: false },
