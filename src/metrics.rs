@@ -202,7 +202,9 @@ table! {
     SINK_KEPT_DEAD = Gauge "walhook_sink_kept_dead_letters" ["letters"] SINK,
         "Dead letters that the store keeps.";
     SINK_DEAD = Counter "walhook_sink_dead_letters_total" ["letters"] &["source", "sink", "reason"],
-        "Deliveries that were given up, by reason (max_attempts, max_age, too_large).";
+        "Deliveries that were given up, by reason (max_attempts, max_age, too_large, damaged).";
+    SINK_DAMAGED = Gauge "walhook_sink_damaged_messages" ["messages"] SINK,
+        "Messages that were found to be damaged in the store, and are not delivered.";
     SINK_SPLITS = Counter "walhook_sink_splits_total" ["splits"] SINK,
         "Deliveries that were split in two to find the message that the endpoint refuses.";
     SINK_FETCHES = Counter "walhook_sink_toast_fetches_total" ["fetches"] &["source", "sink", "result"],

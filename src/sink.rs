@@ -23,7 +23,9 @@ mod ledger;
 mod report;
 mod restore;
 mod rules;
+mod stored;
 mod tables;
+mod unsendable;
 
 use std::collections::HashMap;
 use std::sync::Arc;

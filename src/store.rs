@@ -25,6 +25,8 @@
 mod apply;
 pub mod batch;
 mod bindings;
+pub mod damaged;
+mod dropping;
 mod encoding;
 mod error;
 mod files;
@@ -55,7 +57,6 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 
-use bytes::Bytes;
 use rusqlite::Connection;
 use tokio::sync::oneshot;
 
@@ -285,17 +286,17 @@ impl Store {
     /// The body of a delivery, dead ones included; `None` if it is not kept.
     ///
     /// # Errors
-    /// When it cannot be read, or is damaged.
-    pub async fn body(&self, sink: SinkKey, delivery: DeliveryId) -> Result<Option<Bytes>, StoreError> {
+    /// When it cannot be read.
+    pub async fn body(&self, sink: SinkKey, delivery: DeliveryId) -> Result<Option<KeptBody>, StoreError> {
         self.shared.readers.read(move |db| reading::of_sink(db, sink, reading::body(db, sink, delivery))).await
     }
 
     /// The next messages of lanes: of each at most `messages_max`, of all at most `bytes_max` bytes of JSON, but at least
     /// one message. A lane that is empty comes with no messages; those for which no bytes were left do not come at all.
-    /// A message of two groups comes in both lanes.
+    /// A message of two groups comes in both lanes. For a message that is damaged one comes that says so ([`damaged`]).
     ///
     /// # Errors
-    /// When they cannot be read, or are damaged.
+    /// When they cannot be read.
     pub async fn lanes(
         &self,
         sink: SinkKey,
@@ -310,10 +311,11 @@ impl Store {
     }
 
     /// The pages of the overflow from number `from` on, in order: at most `bytes_max` bytes of JSON before any left, but at
-    /// least one page if there is one. Messages that have left are left out.
+    /// least one page if there is one. Messages that have left are left out. For a message that is damaged one comes that says so
+    /// ([`damaged`]).
     ///
     /// # Errors
-    /// When they cannot be read, or are damaged.
+    /// When they cannot be read.
     pub async fn pages(&self, sink: SinkKey, from: u64, bytes_max: usize) -> Result<Vec<Page>, StoreError> {
         self.shared.readers.read(move |db| reading::of_sink(db, sink, reading::pages(db, sink, from, bytes_max))).await
     }

@@ -10,6 +10,7 @@ use dashmap::DashMap;
 
 use crate::change::Lsn;
 use crate::logging::Health;
+use crate::store::DamagedMessage;
 
 /// All views of a running daemon, shared by reference count.
 #[derive(Debug, Default)]
@@ -305,6 +306,8 @@ pub struct SinkView {
     pub blocked_deliveries: u64,
     /// Dead letters that the store keeps.
     pub dead_letters: u64,
+    /// Messages that were damaged in the store: dead letters, or their groups wait for a person.
+    pub damaged: Vec<DamagedMessage>,
 }
 
 /// A sink's breaker.

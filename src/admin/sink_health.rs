@@ -3,12 +3,15 @@
 use std::time::{Duration, SystemTime};
 
 use super::readiness::{Severity, TroubleReport, in_words};
+use crate::store::DamagedMessage;
 use crate::view::{BreakerView, LastFailure, SinkView};
 
 /// So many failures in a row speak of the endpoint as a whole, not of one delivery.
 const FAILURES_OF_ENDPOINT: u64 = 5;
 /// An unresolved message of this age is worth a word, even if nothing has failed.
 const OLD: Duration = Duration::from_secs(60);
+/// Damaged messages that are named one by one.
+const DAMAGED_NAMED: usize = 10;
 /// So is a table that is held up for so long.
 const HELD_LONG: Duration = Duration::from_secs(10);
 
@@ -47,8 +50,12 @@ pub(super) fn troubles(name: &str, view: &SinkView, now: SystemTime) -> Vec<Trou
         what,
         advice: advice.replace("NAME", name),
     };
-    let beside =
-        full_window(view).into_iter().chain(tables_held(view, now)).chain(blocked(view)).chain(dead_letters(view));
+    let beside = full_window(view)
+        .into_iter()
+        .chain(tables_held(view, now))
+        .chain(blocked(view))
+        .chain(damaged(view))
+        .chain(dead_letters(view));
     cause(view, now).into_iter().chain(beside).map(report).collect()
 }
 
@@ -150,11 +157,39 @@ fn tables_held(view: &SinkView, now: SystemTime) -> Option<(Severity, String, &'
     })
 }
 
+/// Messages that are damaged, the newest named.
+fn damaged(view: &SinkView) -> Option<(Severity, String, &'static str)> {
+    let all = &view.damaged;
+    let named: Vec<String> = all.iter().rev().take(DAMAGED_NAMED).map(damaged_message).collect();
+    let more = if all.len() > named.len() { format!(" and {} more", all.len() - named.len()) } else { String::new() };
+    (!all.is_empty()).then(|| {
+        let what = format!(
+            "{} messages in the store are damaged, and are not delivered: {}{more}",
+            all.len(),
+            named.join("; ")
+        );
+        let advice = "keep a copy of state.path and look at its disk and memory; read the rows from the tables and bring the receiver up \
+                      to date by hand. Then stop walhook, drop each of them with `walhook state drop-message MSG_ID`, and start it again";
+        (Severity::Error, what, advice)
+    })
+}
+
+fn damaged_message(message: &DamagedMessage) -> String {
+    let DamagedMessage { id, position, group, blocked } = message;
+    let place = position.map_or_else(
+        || "its place is not known".to_owned(),
+        |position| format!("commit_lsn {}, commit_idx {}", position.commit_lsn.0, position.index),
+    );
+    let group = group.map_or_else(String::new, |group| format!(", group_hash {group}"));
+    let waits = if *blocked { ", whose later messages wait" } else { "" };
+    format!("{id} ({place}{group}{waits})")
+}
+
 fn dead_letters(view: &SinkView) -> Option<(Severity, String, &'static str)> {
     let kept = view.dead_letters;
     (kept > 0).then(|| {
         let what =
-            format!("{kept} dead letters: deliveries that were given up under retry.max_attempts or retry.max_age");
+            format!("{kept} dead letters: deliveries that were given up, as retry.max_attempts and retry.max_age say or since nothing of them could be sent");
         let advice = "the log says which and why; the store keeps them for state.dead_letter_retention";
         (Severity::Warning, what, advice)
     })
@@ -227,6 +262,7 @@ fn advice(category: &str) -> &'static str {
         "too_large" => {
             "a change is larger than limits.max_message and cannot become a dead letter before the store has room"
         }
+        "damaged" => "a message in the store is damaged and cannot become a dead letter before the store has room",
         "out_of_resources" => {
             "this machine has nothing left to make a connection with: raise walhook's limit of open files (ulimit -n, or LimitNOFILE= of \
              its service), or lower max_in_flight"

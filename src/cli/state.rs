@@ -13,7 +13,7 @@ use super::{FAILED, UNAVAILABLE, of_faults, say};
 use crate::config::{self, Config};
 use crate::source::chain;
 use crate::source::notes;
-use crate::store::mend::{self, Resumed, SinkSummary};
+use crate::store::mend::{self, Dropped, Resumed, SinkSummary};
 use crate::store::{Note, StoreError};
 
 /// Arguments of `walhook state`.
@@ -59,6 +59,12 @@ enum StateCommand {
         /// Its source; may be left out, then it is that of every source
         #[arg(long, value_name = "SOURCE")]
         source: Option<String>,
+    },
+    /// Drop one message that is damaged in the store, or that is not to be delivered
+    DropMessage {
+        /// As /readyz and the log name it: msg_…, or dlv_… of a delivery whose messages cannot be told
+        #[arg(value_name = "MSG_ID")]
+        id: String,
     },
     /// Let a sink go on that retry.on_exhausted has paused, or whose groups it has blocked
     Resume {
@@ -150,6 +156,12 @@ fn carry_out(args: &StateArgs, config: &Config) -> Result<String, Refusal> {
                  there is none. Changes between are not delivered: compare the receivers' data with the tables\n"
             )
         }
+        StateCommand::DropMessage { id } => {
+            let Dropped { source, sink, place } = mend::drop_message(state, &id)?;
+            format!(
+                "dropped {id} of sink {sink} of source {source}: it was {place}; its group goes on at the next start\n"
+            )
+        }
         StateCommand::Resume { sink } => resumed(&sink.name, &mend::resume(state, sink.source.as_deref(), &sink.name)?),
     })
 }
@@ -197,6 +209,9 @@ fn told(refusal: Refusal, config: &Config) -> (String, u8) {
                 StoreError::UnknownSink { .. } | StoreError::UnknownSource { .. } | StoreError::UnknownNote { .. } => {
                     "\n  `walhook state` shows what it knows"
                 }
+                StoreError::UnknownMessage { .. } => {
+                    "\n  /readyz and the log name messages that are damaged, as msg_ with 32 digits"
+                }
                 StoreError::NoGap { .. } => {
                     "\n  give the table a replica identity, or let walhook run: it takes the table out where it may"
                 }
@@ -215,6 +230,7 @@ fn told(refusal: Refusal, config: &Config) -> (String, u8) {
                 | StoreError::Damaged { .. }
                 | StoreError::DamagedSink { .. }
                 | StoreError::NotesFull { .. }
+                | StoreError::AmongOthers { .. }
                 | StoreError::Closed => "",
             };
             let code = if error.is_lasting() { UNAVAILABLE } else { FAILED };

@@ -38,6 +38,11 @@ impl Attempt {
         Self::not_made(started_at, Category::TooLarge, message)
     }
 
+    /// An attempt that is not made, because the store has damaged a message.
+    pub fn damaged(started_at: SystemTime, message: &str) -> Self {
+        Self::not_made(started_at, Category::Damaged, message)
+    }
+
     fn not_made(started_at: SystemTime, category: Category, message: &str) -> Self {
         let verdict = Verdict::failed(category, message);
         let (duration, response) = (Duration::ZERO, Kept::default());

@@ -45,13 +45,15 @@ pub enum Category {
     Unbuildable,
     /// The change is larger than `limits.max_message`: no request is made of it.
     TooLarge,
+    /// What the store has of it is not what was written: no request is made of it.
+    Damaged,
     /// walhook stopped while the request was under way.
     Shutdown,
 }
 
 impl Category {
     /// All of them, in the order of the documentation.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::DnsError,
         Self::BlockedAddress,
         Self::ConnectRefused,
@@ -73,6 +75,7 @@ impl Category {
         Self::OutOfResources,
         Self::Unbuildable,
         Self::TooLarge,
+        Self::Damaged,
         Self::Shutdown,
     ];
 
@@ -100,6 +103,7 @@ impl Category {
             Self::OutOfResources => "out_of_resources",
             Self::Unbuildable => "unbuildable",
             Self::TooLarge => "too_large",
+            Self::Damaged => "damaged",
             Self::Shutdown => "shutdown",
         }
     }
@@ -128,13 +132,22 @@ impl Category {
             | Self::OutOfResources
             | Self::Unbuildable
             | Self::TooLarge
+            | Self::Damaged
             | Self::Shutdown => false,
         }
     }
 
     /// Whether the fault is on walhook's side: it never counts against the endpoint.
     pub fn is_ours(self) -> bool {
-        matches!(self, Self::ProxyError | Self::OutOfResources | Self::Unbuildable | Self::TooLarge | Self::Shutdown)
+        matches!(
+            self,
+            Self::ProxyError
+                | Self::OutOfResources
+                | Self::Unbuildable
+                | Self::TooLarge
+                | Self::Damaged
+                | Self::Shutdown
+        )
     }
 }
 

@@ -99,6 +99,7 @@ pub(super) fn describe(error: &SendError, category: Category, peer: &str) -> Str
         | Category::UnexpectedSuccessStatus
         | Category::AbortedByReceiver
         | Category::TooLarge
+        | Category::Damaged
         | Category::Shutdown => innermost(error),
     }
 }

@@ -207,6 +207,7 @@ pub struct SinkMetrics {
     dead_of_attempts: Counter,
     dead_of_age: Counter,
     dead_of_size: Counter,
+    dead_of_damage: Counter,
     attempts_acknowledged: Counter,
     attempts_failed: ByStatusClass,
     failures: Vec<(&'static str, Counter)>,
@@ -270,6 +271,7 @@ impl SinkMetrics {
             dead_of_attempts: dead(DeadReason::MaxAttempts),
             dead_of_age: dead(DeadReason::MaxAge),
             dead_of_size: dead(DeadReason::TooLarge),
+            dead_of_damage: dead(DeadReason::Damaged),
             attempts_acknowledged: attempts("acknowledged", "2xx"),
             attempts_failed: ByStatusClass {
                 success: attempts("failed", "2xx"),
@@ -304,6 +306,7 @@ impl SinkMetrics {
             DeadReason::MaxAttempts => &self.dead_of_attempts,
             DeadReason::MaxAge => &self.dead_of_age,
             DeadReason::TooLarge => &self.dead_of_size,
+            DeadReason::Damaged => &self.dead_of_damage,
         };
         counter.increment(1);
     }

@@ -18,6 +18,19 @@ use crate::config::{MessageForm, Numbers};
 pub struct MessageId(pub u128);
 
 impl MessageId {
+    /// The id of the change at `position` for the sink of this name: see [`Rendering::message_id`].
+    pub fn of(system_id: u64, sink: &str, position: Position) -> Self {
+        Self::hashed(system_id, xxh3_128(sink.as_bytes()), position)
+    }
+
+    fn hashed(system_id: u64, sink_hash: u128, position: Position) -> Self {
+        let mut input = [0; 40];
+        let parts = [system_id, position.commit_lsn.0, position.index].map(u64::to_le_bytes);
+        let bytes = parts.iter().flatten().copied().chain(sink_hash.to_le_bytes());
+        input.iter_mut().zip(bytes).for_each(|(place, byte)| *place = byte);
+        Self(xxh3_128(&input))
+    }
+
     /// Its text without a formatter.
     fn hex(self) -> [u8; 32] {
         let mut digits = [0; 32];
@@ -105,11 +118,7 @@ impl Rendering {
     /// The id of the change at `position`: XXH3 (128 bits, no seed) of system identifier, commit LSN, index, each 8 bytes
     /// little-endian, and the 16 bytes little-endian of the same hash of the sink's name. This layout never changes.
     pub fn message_id(&self, position: Position) -> MessageId {
-        let mut input = [0; 40];
-        let parts = [self.system_id, position.commit_lsn.0, position.index].map(u64::to_le_bytes);
-        let bytes = parts.iter().flatten().copied().chain(self.sink_hash.to_le_bytes());
-        input.iter_mut().zip(bytes).for_each(|(place, byte)| *place = byte);
-        MessageId(xxh3_128(&input))
+        MessageId::hashed(self.system_id, self.sink_hash, position)
     }
 
     /// Bytes of the names that stand in every message.

@@ -161,8 +161,12 @@ impl<P> Scheduler<P> {
         }
         // Without room for a dead letter it is not given up.
         let can_die = delivery.is_in_store() || self.room != StoreRoom::Shut;
-        if failure.too_large && can_die {
-            return self.exhaust(now, key, Exhausted::TooLarge);
+        if failure.damaged && delivery.members.len() > 1 {
+            return self.split(now, key);
+        }
+        let hopeless = [(failure.too_large, Exhausted::TooLarge), (failure.damaged, Exhausted::Damaged)];
+        if let Some((_, why)) = hopeless.into_iter().find(|(holds, _)| *holds && can_die) {
+            return self.exhaust(now, key, why);
         }
         if !failure.ours {
             let first = delivery.first_attempt;

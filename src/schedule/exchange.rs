@@ -237,6 +237,8 @@ pub struct Failure {
     pub refused: bool,
     /// Its message is too large to be sent, which no further attempt will change: it is given up.
     pub too_large: bool,
+    /// A message of it is damaged: it parts from the others at once, and is given up when it stands alone.
+    pub damaged: bool,
     /// The endpoint asked everyone to wait so long (`Retry-After` of a 429 or 503).
     pub retry_after: Option<Duration>,
 }

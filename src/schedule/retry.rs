@@ -36,6 +36,8 @@ pub enum Exhausted {
     Age,
     /// Its message is too large to be sent.
     TooLarge,
+    /// Its message is damaged.
+    Damaged,
 }
 
 impl Limits {

@@ -3,7 +3,7 @@
 //! The model ([`model`]) keeps all messages in one list and looks through it anew for every question; it shares no code
 //! with the scheduler. Around the scheduler stand a sink that carries out its commands ([`sink`]) and a store of which
 //! only what is durable outlives a crash ([`store`]). Attempts end as the endpoint is ([`attempts`]). A life ([`life`]) has hot and cold groups, key changes, outages,
-//! poison, `Retry-After`, pauses, a store that is slow, full or cannot be read, and crashes, after each of which a new
+//! poison, `Retry-After`, pauses, a store that is slow, full, damaged or cannot be read, and crashes, after each of which a new
 //! scheduler is built from what was durable and the WAL is read again. Planted faults show that the model would notice.
 //!
 //! What must hold, beside the figures:
@@ -14,6 +14,8 @@
 //!   whenever an older one comes again, everything from it on comes again, in order.
 //! - Barriers: an attempt starts only when no earlier barrier of its messages' tables is left; for a barrier, when nothing of its
 //!   tables is. Tables are truncated, renamed and regrouped, also from one life of the process to the next.
+//! - Damaged: a message that is damaged in the store parts from the others of its delivery, and is given up when it stands
+//!   alone: its group goes on, or waits, or the sink is paused, as the rule says. Nothing else waits for it.
 //! - Rare repeats: what was done when a batch was submitted that became durable never comes again; nor does in one
 //!   life what is done.
 //! - Watermark: it is exactly what is resolved: done, or durable in the store. A batch's progress is exactly what is
@@ -101,6 +103,8 @@ enum Fault {
     CountTwice,
     /// A lane that a barrier holds up seems to be free.
     ForgetHeldUp,
+    /// A read fails as a whole because of one message that is damaged.
+    FailWhole,
 }
 
 type Check = Result<(), String>;
@@ -174,6 +178,7 @@ fn planted_bugs_are_caught() {
         (Fault::ForgetPageBarrier, "barrier"),
         (Fault::CountTwice, "stands still"),
         (Fault::ForgetHeldUp, "churn"),
+        (Fault::FailWhole, "complete"),
     ];
     for (fault, rule) in faults {
         let mut other = Vec::new();

@@ -4,20 +4,19 @@ use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, OnceLock};
 use std::time::{Instant, SystemTime};
 
-use bytes::Bytes;
 use futures_util::FutureExt as _;
 use tracing::{debug, error, field, info, warn};
 
 use super::content::{Content, Delivery, Facts, Payload, freeze, group_of, homes, micros_of};
+use super::stored::fetch;
+use super::unsendable::{DAMAGED, Unsendable, damaged_message, unsendable};
 use super::{Task, report};
 use crate::deliver::attempt::{Attempt, Verdict};
 use crate::deliver::category::{Category, is_splittable};
-use crate::deliver::frozen::{self, DeliveryId, Frozen};
-use crate::deliver::omitted;
+use crate::deliver::frozen::Frozen;
 use crate::failpoint;
-use crate::memory::Memory;
 use crate::schedule::{self, DeliveryKey, Exhausted, Failure, Outcome, WriteId};
-use crate::store::{DeadReason, LastFailure, Member, Op, SinkKey, Store, Tries};
+use crate::store::{DeadReason, LastFailure, Member, Op, Tries};
 
 /// An attempt that ended.
 pub(super) struct Ended {
@@ -83,13 +82,14 @@ impl Task {
                             early.get_or_init(|| frozen).clone()
                         }
                     },
-                    Content::Stored(id) => match fetch(&place, id, &members, &memory).await {
+                    Content::Stored(id) => match fetch(&place, &config, id, &members, &memory).await {
                         Ok(frozen) => frozen,
                         Err(why) => return (None, Attempt::unbuildable(started_at, &why)),
                     },
                 };
                 let attempt = match unsendable(&frozen) {
-                    Some(why) => Attempt::too_large(started_at, &why),
+                    Some(Unsendable::TooLarge(why)) => Attempt::too_large(started_at, &why),
+                    Some(Unsendable::Damaged) => Attempt::damaged(started_at, DAMAGED),
                     None => endpoint.attempt(&frozen, number).await,
                 };
                 (Some(frozen), attempt)
@@ -115,8 +115,8 @@ impl Task {
         let Ended { key, number, frozen, attempt } = ended;
         failpoint::hit("sink.after_answer");
         let verdict = attempt.verdict.clone();
-        if let Verdict::Failed { category: Category::TooLarge, message } = verdict {
-            return self.not_sent(key, frozen, Failed { number, attempt, category: Category::TooLarge, message });
+        if let Verdict::Failed { category: category @ (Category::TooLarge | Category::Damaged), message } = verdict {
+            return self.not_sent(key, frozen, Failed { number, attempt, category, message });
         }
         self.sink.metrics.attempted(attempt.verdict.is_acknowledged(), attempt.status);
         self.sink.metrics.attempt_duration.record(attempt.duration);
@@ -139,7 +139,8 @@ impl Task {
     /// A delivery of which no request is made, as no request would help: it is given up, or as long as the store has no
     /// room for it, looked at again later.
     fn not_sent(&mut self, key: DeliveryKey, frozen: Option<Frozen>, failed: Failed) {
-        let failure = Failure { ours: true, too_large: true, ..Failure::default() };
+        let damaged = failed.category == Category::Damaged;
+        let failure = Failure { ours: true, too_large: !damaged, damaged, ..Failure::default() };
         let Some(verdict) = self.judged(key, frozen.as_ref(), &failed, failure) else { return };
         match verdict {
             // Said when it is a dead letter.
@@ -182,6 +183,7 @@ impl Task {
             trouble: category.is_endpoint_trouble(),
             refused: is_splittable(failed.attempt.status, category),
             too_large: false,
+            damaged: false,
             retry_after: failed.attempt.retry_after,
         };
         self.sink.metrics.failed(category.as_str());
@@ -275,6 +277,9 @@ impl Task {
         if delivery.blocked {
             let (sink, group_hash) = (&self.sink.config.name, delivery.facts.group.map(field::display));
             warn!(sink, group_hash, "delivery is given up; its groups wait for a person (retry.on_exhausted)");
+            if delivery.tries.last.as_ref().is_some_and(|last| &*last.category == Category::Damaged.as_str()) {
+                self.report.damaged(damaged_message(delivery));
+            }
         }
         if let Some(id) = delivery.stored {
             let (tries, blocked) = (delivery.tries.clone(), delivery.blocked);
@@ -288,8 +293,16 @@ impl Task {
             Exhausted::Attempts => DeadReason::MaxAttempts,
             Exhausted::Age => DeadReason::MaxAge,
             Exhausted::TooLarge => DeadReason::TooLarge,
+            Exhausted::Damaged => DeadReason::Damaged,
         };
         let id = match (delivery.stored, frozen.as_ref().or(delivery.content.frozen()).cloned()) {
+            // What can be read from here on is what says that it is damaged.
+            (Some(_), Some(frozen)) if reason == DeadReason::Damaged => {
+                let facts = delivery.members.iter().map(|member| member.facts.clone()).zip(&frozen.members);
+                let members = facts.map(|(facts, member)| Member { facts, bytes: member.bytes.clone() }).collect();
+                delivery.members = Arc::new(members);
+                self.put(&mut delivery, &frozen)
+            }
             (Some(id), _) => id,
             (None, Some(frozen)) => self.put(&mut delivery, &frozen),
             // An attempt without a body is a failure of ours, and those exhaust nothing.
@@ -300,6 +313,9 @@ impl Task {
         self.ledger.touch();
         self.sink.metrics.dead_lettered(reason);
         self.report.dead(&delivery.facts, id, reason, delivery.tries.attempts);
+        if reason == DeadReason::Damaged {
+            self.report.damaged(damaged_message(&delivery));
+        }
         self.log_ended(&delivery, id, "dead");
         if paused {
             let why = format!("delivery {id} was given up ({}) and retry.on_exhausted is pause_sink", reason.as_str());
@@ -320,7 +336,7 @@ impl Task {
         let Some(body) = frozen.as_ref().or(whole.content.frozen()) else { return };
         self.sink.metrics.split.increment(1);
         let sizes: Vec<usize> = parts.iter().map(|(_, indexes)| indexes.len()).collect();
-        info!(sink = %self.sink.config.name, delivery = %body.id, ?sizes, "delivery is refused as a whole: split");
+        info!(sink = %self.sink.config.name, delivery = %body.id, ?sizes, "delivery cannot go as a whole: split");
         let mut kept = Vec::new();
         if let Some(write) = write {
             self.ledger.answers(write);
@@ -364,28 +380,4 @@ impl Task {
         };
         (delivery, frozen)
     }
-}
-
-/// Why a delivery cannot be sent at all: a message of it lacks what was too large to be taken in. Such a message is alone.
-fn unsendable(frozen: &Frozen) -> Option<String> {
-    let left_out = frozen.members.iter().find_map(|member| omitted::too_large(frozen.message(member)))?;
-    let columns: Vec<String> = left_out.iter().map(|(column, bytes)| format!("{column} of {bytes} bytes")).collect();
-    Some(format!("the change is larger than limits.max_message: {} left out", columns.join(", ")))
-}
-
-/// A body that only the store has.
-async fn fetch(
-    (store, sink): &(Store, SinkKey),
-    id: DeliveryId,
-    members: &[Member],
-    memory: &Memory,
-) -> Result<Frozen, String> {
-    let body: Bytes = match store.body(*sink, id).await {
-        Ok(Some(body)) => body,
-        Ok(None) => return Err("the store has lost the body".to_owned()),
-        Err(error) => return Err(crate::source::chain(&error)),
-    };
-    let members =
-        members.iter().map(|member| frozen::Member { id: member.facts.id, bytes: member.bytes.clone() }).collect();
-    Ok(Frozen { id, body: memory.hold(body.into()), members })
 }

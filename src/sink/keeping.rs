@@ -14,6 +14,7 @@ use crate::deliver::frozen::{DeliveryId, Frozen};
 use crate::deliver::omitted;
 use crate::schedule::{DeliveryKey, GroupId, Message, Ties, Want, WriteId};
 use crate::source::chain;
+use crate::store::damaged::is_damaged;
 use crate::store::{Home, KeptMessage, LaneRead, LaneWant, Op, Page, StoreError};
 
 /// Bytes of messages that are read back at once.
@@ -168,8 +169,8 @@ impl Task {
         let KeptMessage { facts, json } = message;
         let json = self.sink.memory.hold(json.to_vec());
         let (Ties { groups, scope, barrier }, position) = (facts.ties(), facts.position);
-        let is_too_large = omitted::too_large(&json).is_some();
-        let bytes = if is_too_large { alone(&self.sink.config) } else { json.len() + 1 };
+        let is_unsendable = omitted::too_large(&json).is_some() || is_damaged(&json);
+        let bytes = if is_unsendable { alone(&self.sink.config) } else { json.len() + 1 };
         let kept = ReadBack { message: KeptMessage { facts, json }, home, read_at };
         Message { groups, scope, barrier, bytes, position, payload: Payload::Kept(Arc::new(kept)) }
     }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use tracing::{debug, field, info, warn};
+use tracing::{debug, error, field, info, warn};
 
 use super::Parts;
 use super::content::{Facts, Payload, time_of};
@@ -11,7 +11,7 @@ use crate::deliver::attempt::Attempt;
 use crate::deliver::category::Category;
 use crate::deliver::frozen::DeliveryId;
 use crate::schedule::{BreakerState, DeliveryKey, Scheduler, Verdict};
-use crate::store::DeadReason;
+use crate::store::{DamagedMessage, DeadReason};
 use crate::view::{BreakerView, LastFailure, SinkView};
 
 /// Warnings of one sink in one second; the rest is counted and told with the next.
@@ -38,6 +38,7 @@ pub(super) struct Report {
     unsaid: u64,
     paused_why: Option<String>,
     dead_letters: u64,
+    damaged: Vec<DamagedMessage>,
     breaker_was_open: bool,
     /// Since when messages wait in the store, and when the last one that came back was committed: those left are younger.
     stored_since: Option<SystemTime>,
@@ -56,6 +57,7 @@ impl Report {
             unsaid: 0,
             paused_why: None,
             dead_letters: 0,
+            damaged: Vec::new(),
             breaker_was_open: false,
             stored_since: None,
             came_back: None,
@@ -120,6 +122,35 @@ impl Report {
     /// So many dead letters are in the store from before.
     pub(super) fn dead_letters(&mut self, dead_letters: u64) {
         self.dead_letters = dead_letters;
+    }
+
+    /// A message was found to be damaged, and is given up.
+    pub(super) fn damaged(&mut self, message: DamagedMessage) {
+        let DamagedMessage { id, position, group, blocked } = &message;
+        let position = position.map(|position| format!("{} {}", position.commit_lsn, position.index));
+        let (sink, group_hash, group_waits) = (&self.sink, group.map(field::display), *blocked);
+        error!(
+            sink,
+            message_id = id,
+            position,
+            group_hash,
+            group_waits,
+            "a message in the store is damaged: its content is lost to walhook, and it is not delivered"
+        );
+        self.known_damaged(vec![message]);
+    }
+
+    /// The same of a delivery whose messages cannot be told: it is a dead letter.
+    pub(super) fn lost(&mut self, id: DeliveryId) {
+        self.dead_letters += 1;
+        self.damaged(DamagedMessage { id: id.to_string(), position: None, group: None, blocked: false });
+    }
+
+    /// These are in the store from before.
+    pub(super) fn known_damaged(&mut self, messages: Vec<DamagedMessage>) {
+        // One that was let go on is found once more.
+        self.damaged.retain(|known| messages.iter().all(|message| message.id != known.id));
+        self.damaged.extend(messages);
     }
 
     /// The sink was paused by `retry.on_exhausted`.
@@ -206,6 +237,7 @@ impl Report {
             overflow_messages: count(counts.overflow_messages),
             blocked_deliveries: count(counts.blocked),
             dead_letters: self.dead_letters,
+            damaged: self.damaged.clone(),
         }
     }
 }

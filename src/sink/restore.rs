@@ -1,23 +1,27 @@
 //! What the store has of a sink from a life before: names and numbers, no bodies.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tracing::{info, warn};
 
 use super::Task;
-use super::content::{Content, Delivery, Facts, instant_of, time_of};
+use super::content::{Content, Delivery, Facts, instant_of, micros_of, time_of};
 use super::tables::Tables;
 use crate::change::{Lsn, Position};
+use crate::config::OnExhausted;
 use crate::deliver::category::is_splittable_status;
+use crate::deliver::frozen::DeliveryId;
 use crate::schedule::Restored;
 use crate::schedule::resume::Resume;
-use crate::store::{KeptDelivery, Loaded};
+use crate::store::{DeadReason, KeptDelivery, Loaded, Op, Tries};
 
 impl Task {
     pub(super) fn restore(&mut self, loaded: Loaded) {
         let now = Instant::now();
-        let Loaded { progress, paused, deliveries, lanes, barriers, scopes, tables, overflow, dead_letters } = loaded;
+        let (damaged, unreadable) = (loaded.damaged.clone(), loaded.unreadable.clone());
+        let Loaded { progress, paused, deliveries, lanes, barriers, scopes, tables, overflow, dead_letters, .. } =
+            loaded;
         if let Some(progress) = progress {
             self.scheduler.restore_progress(progress.resolved, progress.high);
             self.sink.progress.resolve(progress.resolved);
@@ -48,6 +52,7 @@ impl Task {
             self.report.paused(why);
         }
         self.report.dead_letters(dead_letters);
+        self.report.known_damaged(damaged);
         if count + lane_count > 0 || overflow.messages > 0 {
             info!(
                 sink = %config.name,
@@ -56,6 +61,32 @@ impl Task {
                 overflow_messages = overflow.messages,
                 "goes on with what the store holds"
             );
+        }
+        self.give_up_unreadable(unreadable);
+    }
+}
+
+impl Task {
+    /// Deliveries of which nobody knows the messages, so the groups neither, are given up. Where a group would have to wait for a
+    /// person, the sink does.
+    fn give_up_unreadable(&mut self, unreadable: Vec<(DeliveryId, Tries)>) {
+        for (id, tries) in unreadable {
+            let at_micros = micros_of(SystemTime::now());
+            self.ledger.note(Op::Dead { id, at_micros, reason: DeadReason::Damaged, tries }, 0);
+            self.ledger.touch();
+            self.sink.metrics.dead_lettered(DeadReason::Damaged);
+            self.report.lost(id);
+            match self.sink.config.retry.on_exhausted {
+                OnExhausted::Continue => {}
+                OnExhausted::BlockGroup | OnExhausted::PauseSink => {
+                    let why =
+                        format!("delivery {id} is damaged, and nobody knows which groups would have to wait for it");
+                    warn!(sink = %self.sink.config.name, "sink is paused: {why}");
+                    self.scheduler.pause();
+                    self.report.paused(why.clone());
+                    self.ledger.note(Op::Paused { why }, 0);
+                }
+            }
         }
     }
 }

@@ -12,6 +12,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OptionalExtension as _, named_params};
 
 pub(super) use self::delivery::{BLOCKED, RETRYING, id_column, remove_key};
+pub(super) use self::waiting::leave;
 use super::batch::{Batch, KeptProgress, Op, SinkKey};
 use super::encoding::positions_to_bytes;
 use super::pages::Pages;

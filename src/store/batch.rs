@@ -140,6 +140,8 @@ pub enum DeadReason {
     MaxAge,
     /// `limits.max_message`: nothing was sent.
     TooLarge,
+    /// What the store has of it is not what was written: nothing was sent.
+    Damaged,
 }
 
 impl DeadReason {
@@ -149,6 +151,7 @@ impl DeadReason {
             Self::MaxAttempts => "max_attempts",
             Self::MaxAge => "max_age",
             Self::TooLarge => "too_large",
+            Self::Damaged => "damaged",
         }
     }
 }
@@ -302,6 +305,10 @@ pub struct Loaded {
     pub overflow: OverflowSummary,
     /// Dead letters.
     pub dead_letters: u64,
+    /// Messages that were found to be damaged, as far as the store still has them.
+    pub damaged: Vec<DamagedMessage>,
+    /// Deliveries of which nobody knows the messages any more.
+    pub unreadable: Vec<(DeliveryId, Tries)>,
 }
 
 /// What is read from one lane.
@@ -320,6 +327,28 @@ pub struct LaneRead {
     pub group: GroupId,
     /// At most as many as were asked for.
     pub messages: Vec<KeptMessage>,
+}
+
+/// The body of a delivery as the store has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptBody {
+    /// As it was frozen, but where a message is damaged spaces stand; empty: none of it can be read.
+    pub bytes: Bytes,
+    /// Indexes of the damaged messages, where the rest can be read.
+    pub damaged: Vec<usize>,
+}
+
+/// A message that was damaged in the store, and is a dead letter or waits for a person.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DamagedMessage {
+    /// `msg_…`; or `dlv_…` of a delivery whose messages cannot be told.
+    pub id: String,
+    /// Where it stood, if that is known.
+    pub position: Option<Position>,
+    /// Its group, if that is known.
+    pub group: Option<GroupId>,
+    /// Its group waits for a person.
+    pub blocked: bool,
 }
 
 /// A page of the overflow.

@@ -3,9 +3,13 @@
 //! Numbers are varints of seven bits a byte, the low ones first; signed ones are zigzagged. What is large or precious is
 //! sealed ([`seal`]): a checksum guards it, and lz4 makes it small. Reading trusts nothing: every length is checked against
 //! what is left, every allocation against what the bytes could hold, and bytes that are left over are an error.
+//!
+//! What holds many messages is no sealed whole but a [`pack`], in which each message has a seal of its own.
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 mod message;
+mod pack;
+mod page;
 #[cfg(test)]
 mod tests;
 
@@ -15,8 +19,12 @@ use bytes::Bytes;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 pub(super) use self::message::{
-    Words, members_from_bytes, members_to_bytes, message_from_bytes, message_to_bytes, page_from_bytes, page_to_bytes,
-    positions_from_bytes, positions_to_bytes,
+    Words, members_from_bytes, members_to_bytes, message_from_bytes, message_to_bytes, positions_from_bytes,
+    positions_to_bytes,
+};
+pub(super) use self::pack::is_pack;
+pub(super) use self::page::{
+    PageEntry, body_from_bytes, body_to_bytes, old_places, page_from_bytes, page_to_bytes, twice_sealed, twice_unsealed,
 };
 
 /// What is wrong with bytes that the store kept.
@@ -40,6 +48,9 @@ pub enum Corrupt {
     /// They are not what was written.
     #[error("the checksum does not match")]
     Checksum,
+    /// They are not where they belong.
+    #[error("it stands in the place of another")]
+    Place,
     /// They are not lz4.
     #[error("the bytes do not decompress")]
     Compression,
@@ -196,6 +207,31 @@ pub(super) fn unseal(sealed: Vec<u8>) -> Result<Bytes, Corrupt> {
         LZ4 => unpack(payload, length),
         _ => Err(Corrupt::Kind),
     }
+}
+
+/// What can be unpacked of sealed bytes whose seal is broken: nobody knows how much of it is as it was.
+fn salvaged(sealed: &[u8]) -> Vec<u8> {
+    let mut reader = Reader::new(sealed);
+    let mut parts = || Ok::<_, Corrupt>((reader.u8()?, reader.length()?, reader.array::<8>()?));
+    let Ok((kind, length, _)) = parts() else { return Vec::new() };
+    let payload = sealed.get(reader.offset()..).unwrap_or_default();
+    if kind == PLAIN || length > payload.len().saturating_mul(LZ4_FACTOR_MAX) {
+        return payload.to_vec();
+    }
+    let mut bytes = vec![0; length];
+    // As far as it goes.
+    let unpacked = lz4_flex::block::decompress_into(payload, &mut bytes);
+    bytes.truncate(unpacked.unwrap_or(length));
+    bytes
+}
+
+/// Whether these bytes are what [`seal`] made.
+fn is_sealed(sealed: &[u8]) -> bool {
+    let mut reader = Reader::new(sealed);
+    let mut parts = || Ok::<_, Corrupt>((reader.u8()?, reader.length()?, u64::from_le_bytes(reader.array()?)));
+    let Ok((kind, length, sum)) = parts() else { return false };
+    let payload = sealed.get(reader.offset()..).unwrap_or_default();
+    [PLAIN, LZ4].contains(&kind) && checksum(kind, length, payload) == sum
 }
 
 fn unpack(payload: &[u8], length: usize) -> Result<Bytes, Corrupt> {

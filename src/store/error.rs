@@ -174,6 +174,20 @@ pub enum StoreError {
         /// Its name.
         name: String,
     },
+    /// A message that the store does not have.
+    #[error("the store has no message {id:?}")]
+    UnknownMessage {
+        /// Its id.
+        id: String,
+    },
+    /// A message that is in a delivery with others.
+    #[error("message {id} is in delivery {delivery} with others: let walhook run until it stands alone, then drop it")]
+    AmongOthers {
+        /// Its id.
+        id: String,
+        /// The delivery.
+        delivery: String,
+    },
     /// A table of which the store notes nothing that could be accepted.
     #[error("the store notes nothing of a table {name:?} that could be accepted")]
     UnknownNote {
@@ -216,6 +230,8 @@ impl StoreError {
             | Self::UnknownSink { .. }
             | Self::SeveralSinks { .. }
             | Self::UnknownSource { .. }
+            | Self::UnknownMessage { .. }
+            | Self::AmongOthers { .. }
             | Self::UnknownNote { .. }
             | Self::NoGap { .. }
             | Self::NotesFull { .. }

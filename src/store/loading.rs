@@ -3,9 +3,13 @@
 use rusqlite::{Connection, OptionalExtension as _, Row, named_params};
 
 use super::apply::{BLOCKED, lsn_of, position_of};
-use super::batch::{KeptDelivery, KeptProgress, LastFailure, Loaded, OverflowSummary, SinkKey, Tries};
-use super::encoding::{members_from_bytes, positions_from_bytes, unseal};
+use super::batch::{
+    DamagedMessage, KeptDelivery, KeptProgress, LastFailure, Loaded, Member, OverflowSummary, SinkKey, Tries,
+};
+use super::damaged::is_somewhere;
+use super::encoding::{Corrupt, members_from_bytes, positions_from_bytes, twice_unsealed};
 use super::error::StoreError;
+use super::pages::true_bits;
 use super::{lanes, tables};
 use crate::change::{Lsn, Position};
 use crate::deliver::frozen::DeliveryId;
@@ -88,7 +92,8 @@ pub(super) fn load(db: &Connection, source: &str, name: &str) -> Result<(SinkKey
     let row = sink_row(db, source, name).map_err(StoreError::read("a sink"))?;
     let row = row.ok_or_else(|| StoreError::UnknownSink { name: name.to_owned() })?;
     let sink = row.key;
-    let (progress, deliveries) = (row.progress()?, deliveries(db, sink)?);
+    let progress = row.progress()?;
+    let Deliveries { kept: deliveries, unreadable } = deliveries(db, sink)?;
     let lanes = lanes::load(db, sink, progress.as_ref(), &deliveries);
     let lanes = lanes.map_err(StoreError::read("the lanes of a sink"))?;
     let loaded = Loaded {
@@ -101,6 +106,8 @@ pub(super) fn load(db: &Connection, source: &str, name: &str) -> Result<(SinkKey
         tables: tables::load(db, sink).map_err(StoreError::read("what a sink's tables are grouped by"))?,
         overflow: overflow(db, sink, row.next_page).map_err(StoreError::read("the overflow of a sink"))?,
         dead_letters: dead_letters(db, sink).map_err(StoreError::read("dead letters"))?,
+        damaged: damaged_messages(db, sink).map_err(StoreError::read("damaged messages"))?,
+        unreadable,
     };
     Ok((sink, loaded))
 }
@@ -141,29 +148,71 @@ fn sink_row(db: &Connection, source: &str, name: &str) -> rusqlite::Result<Optio
     .optional()
 }
 
-fn deliveries(db: &Connection, sink: SinkKey) -> Result<Vec<KeptDelivery>, StoreError> {
+/// Those of a sink that are not dead.
+struct Deliveries {
+    kept: Vec<KeptDelivery>,
+    /// Without their messages.
+    unreadable: Vec<(DeliveryId, Tries)>,
+}
+
+fn deliveries(db: &Connection, sink: SinkKey) -> Result<Deliveries, StoreError> {
     let failed = StoreError::read("the deliveries of a sink");
     let mut select = db
         .prepare_cached(
             "SELECT delivery.*, content.members FROM delivery
-                 JOIN delivery_content AS content ON content.delivery = delivery.key
+                 LEFT JOIN delivery_content AS content ON content.delivery = delivery.key
              WHERE delivery.sink = :sink AND delivery.state <> 2 ORDER BY delivery.key",
         )
         .map_err(&failed)?;
     let mut rows = select.query(named_params! { ":sink": sink.0 }).map_err(&failed)?;
-    let mut deliveries = Vec::new();
+    let mut deliveries = Deliveries { kept: Vec::new(), unreadable: Vec::new() };
     while let Some(row) = rows.next().map_err(&failed)? {
         let (mut delivery, body_bytes, sealed) = delivery(row).map_err(&failed)?;
-        let damaged = StoreError::damaged(format!("the list of messages of delivery {}", delivery.id));
-        let members = unseal(sealed).map_err(&damaged)?;
-        delivery.members = members_from_bytes(&members, body_bytes).map_err(&damaged)?;
-        deliveries.push(delivery);
+        match members(sealed, body_bytes) {
+            Ok(members) => {
+                delivery.members = members;
+                deliveries.kept.push(delivery);
+            }
+            Err(_) => deliveries.unreadable.push((delivery.id, delivery.tries)),
+        }
     }
     Ok(deliveries)
 }
 
+fn members(sealed: Option<Vec<u8>>, body_bytes: usize) -> Result<Vec<Member>, Corrupt> {
+    let members = members_from_bytes(&twice_unsealed(sealed.ok_or(Corrupt::Short)?)?, body_bytes)?;
+    // A delivery without messages was never one.
+    if members.is_empty() { Err(Corrupt::Short) } else { Ok(members) }
+}
+
+/// The newest of those that are named one by one.
+const DAMAGED_MAX: u32 = 100;
+
+fn damaged_messages(db: &Connection, sink: SinkKey) -> rusqlite::Result<Vec<DamagedMessage>> {
+    let mut select = db.prepare_cached(
+        "SELECT delivery.id, delivery.body_bytes, delivery.state, content.members FROM delivery
+             LEFT JOIN delivery_content AS content ON content.delivery = delivery.key
+         WHERE delivery.sink = :sink
+             AND (delivery.state = 2 AND dead_reason = 'damaged' OR delivery.state = 1 AND last_category = 'damaged')
+         ORDER BY delivery.key DESC LIMIT :limit",
+    )?;
+    let damaged = |row: &Row<'_>| {
+        let id = DeliveryId(u128::from_be_bytes(row.get(0)?));
+        let body_bytes = usize::try_from(row.get::<_, i64>(1)?).unwrap_or_default();
+        let members = members(row.get(3)?, body_bytes).unwrap_or_default();
+        let facts = members.first().map(|member| &member.facts);
+        Ok(DamagedMessage {
+            id: facts.map_or_else(|| id.to_string(), |facts| format!("msg_{}", facts.id)),
+            position: facts.map(|facts| facts.position).filter(|position| is_somewhere(*position)),
+            group: facts.and_then(|facts| facts.groups.iter().last()),
+            blocked: row.get::<_, i64>(2)? == BLOCKED,
+        })
+    };
+    select.query_map(named_params! { ":sink": sink.0, ":limit": DAMAGED_MAX }, damaged)?.collect()
+}
+
 /// A delivery without its members, the length of its body, and its members as they are kept.
-fn delivery(row: &Row<'_>) -> rusqlite::Result<(KeptDelivery, usize, Vec<u8>)> {
+fn delivery(row: &Row<'_>) -> rusqlite::Result<(KeptDelivery, usize, Option<Vec<u8>>)> {
     let body_bytes = usize::try_from(row.get::<_, i64>("body_bytes")?).unwrap_or_default();
     let last = match row.get("last_at")? {
         None => None,
@@ -194,14 +243,17 @@ fn delivery(row: &Row<'_>) -> rusqlite::Result<(KeptDelivery, usize, Vec<u8>)> {
 
 fn overflow(db: &Connection, sink: SinkKey, next_page: u64) -> rusqlite::Result<OverflowSummary> {
     let mut select =
-        db.prepare_cached("SELECT ifnull(sum(messages - gone), 0), min(no) FROM page WHERE sink = :sink")?;
-    select.query_row(named_params! { ":sink": sink.0 }, |row| {
-        Ok(OverflowSummary {
-            messages: row.get::<_, i64>(0)?.cast_unsigned(),
-            first_page: row.get::<_, Option<i64>>(1)?.map(i64::cast_unsigned),
-            next_page,
-        })
-    })
+        db.prepare_cached("SELECT no, messages, gone, gone_bits FROM page WHERE sink = :sink ORDER BY no")?;
+    let mut rows = select.query(named_params! { ":sink": sink.0 })?;
+    let mut summary = OverflowSummary { messages: 0, first_page: None, next_page };
+    while let Some(row) = rows.next()? {
+        let messages: u32 = row.get(1)?;
+        let bits = true_bits(messages, row.get(2)?, row.get(3)?);
+        let gone: u32 = bits.iter().map(|byte| byte.count_ones()).sum();
+        summary.messages += u64::from(messages.saturating_sub(gone));
+        summary.first_page.get_or_insert(row.get::<_, i64>(0)?.cast_unsigned());
+    }
+    Ok(summary)
 }
 
 fn dead_letters(db: &Connection, sink: SinkKey) -> rusqlite::Result<u64> {

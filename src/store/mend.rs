@@ -1,4 +1,4 @@
-//! What `walhook state` does with the files: show, forget, accept a gap, resume.
+//! What `walhook state` does with the files: show, forget, accept a gap, drop a message, resume.
 //!
 //! Showing reads only, and works beside a running daemon. The others take the lock, so no daemon may run.
 
@@ -6,6 +6,8 @@ use rusqlite::{Connection, Row};
 
 use super::apply::{BLOCKED, Keeping, RETRYING, lsn_of};
 use super::batch::SinkKey;
+use super::dropping;
+pub use super::dropping::Dropped;
 use super::error::StoreError;
 use super::files::{self, DirectoryLock, Paths};
 use super::gaps::{self, Gap};
@@ -229,6 +231,19 @@ fn accept_notes(
     }
     files.close()?;
     if accepted.is_empty() { Err(StoreError::UnknownNote { name: table.to_owned() }) } else { Ok(accepted) }
+}
+
+/// Drops one message, which is not delivered then: `id` is what `/readyz` and the log call it. Blocks.
+///
+/// # Errors
+/// When the store has no such message or has it among others of a delivery, a daemon runs, or it cannot be written.
+pub fn drop_message(config: &StateConfig, id: &str) -> Result<Dropped, StoreError> {
+    let mut files = Files::open(config)?;
+    let known = sinks(files.ledger.db(), None)?;
+    let known: Vec<_> = known.into_iter().map(|(key, sink)| (key, sink.source, sink.name)).collect();
+    let dropped = dropping::drop_message(files.ledger.db(), &known, id)?;
+    files.close()?;
+    Ok(dropped)
 }
 
 /// What [`resume`] changed.

@@ -7,7 +7,7 @@ use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
 
 use rusqlite::{Connection, OptionalExtension as _, named_params, params};
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::batch::SinkKey;
 use crate::failpoint;
@@ -59,6 +59,17 @@ pub(super) fn bits_bytes(messages: u32) -> usize {
 /// Whether the message has gone.
 pub(super) fn is_gone(bits: &[u8], index: u32) -> bool {
     usize::try_from(index / 8).ok().and_then(|byte| bits.get(byte)).is_some_and(|byte| byte >> (index % 8) & 1 == 1)
+}
+
+/// The bits of a page. If they do not agree with the number of those that have gone, nobody knows who has: then nobody counts as
+/// gone, and what had gone comes once more.
+pub(super) fn true_bits(messages: u32, gone: u32, bits: Vec<u8>) -> Vec<u8> {
+    let counted: u32 = bits.iter().map(|byte| byte.count_ones()).sum();
+    if counted == gone && bits.len() == bits_bytes(messages) {
+        return bits;
+    }
+    warn!(messages, gone, counted, "a page of the overflow does not say who has left it: all of it comes again");
+    vec![0; bits_bytes(messages)]
 }
 
 impl Pages {
@@ -114,7 +125,10 @@ fn read(db: &Connection, (sink, page): PageName) -> rusqlite::Result<Option<Gone
     let mut select =
         db.prepare_cached("SELECT key, messages, gone, gone_bits FROM page WHERE sink = :sink AND no = :no")?;
     let row = |row: &rusqlite::Row<'_>| {
-        Ok(Gone { key: row.get(0)?, messages: row.get(1)?, gone: row.get(2)?, bits: row.get(3)? })
+        let messages = row.get(1)?;
+        let bits = true_bits(messages, row.get(2)?, row.get(3)?);
+        let gone = bits.iter().map(|byte| byte.count_ones()).sum();
+        Ok(Gone { key: row.get(0)?, messages, gone, bits })
     };
     select.query_row(named_params! { ":sink": sink.0, ":no": page.cast_signed() }, row).optional()
 }

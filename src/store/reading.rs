@@ -1,28 +1,42 @@
 //! What is read back: bodies, lanes, pages.
 
-use bytes::Bytes;
-use rusqlite::{Connection, OptionalExtension as _, named_params};
+use std::time::SystemTime;
 
-use super::apply::id_column;
-use super::batch::{KeptMessage, LaneRead, LaneWant, Page, SinkKey};
-use super::encoding::{Words, message_from_bytes, page_from_bytes, unseal};
+use bytes::Bytes;
+use rusqlite::{Connection, OptionalExtension as _, Row, named_params};
+use tracing::warn;
+
+use super::apply::{id_column, lsn_of};
+use super::batch::{KeptBody, KeptMessage, LaneRead, LaneWant, Page, SinkKey, UNGROUPED};
+use super::damaged::{Broken, Owner, nowhere};
+use super::encoding::{
+    Corrupt, PageEntry, Words, body_from_bytes, is_pack, message_from_bytes, old_places, page_from_bytes, unseal,
+};
 use super::error::StoreError;
-use super::pages::is_gone;
+use super::ledger::micros;
+use super::pages::{is_gone, true_bits};
+use super::tables::barrier_of;
+use crate::change::Position;
 use crate::deliver::frozen::DeliveryId;
-use crate::schedule::ScopeId;
+use crate::record::message::MessageId;
+use crate::schedule::{GroupId, Groups, ScopeId, Tied, Ties};
 
 /// The body of a delivery, dead ones included.
-pub(super) fn body(db: &Connection, sink: SinkKey, id: DeliveryId) -> Result<Option<Bytes>, StoreError> {
-    let select = || -> rusqlite::Result<Option<Vec<u8>>> {
+pub(super) fn body(db: &Connection, sink: SinkKey, id: DeliveryId) -> Result<Option<KeptBody>, StoreError> {
+    let select = || -> rusqlite::Result<Option<Option<Vec<u8>>>> {
         db.prepare_cached(
-            "SELECT content.body FROM delivery JOIN delivery_content AS content ON content.delivery = delivery.key
+            "SELECT content.body FROM delivery LEFT JOIN delivery_content AS content ON content.delivery = delivery.key
              WHERE delivery.id = :id AND delivery.sink = :sink",
         )?
         .query_row(named_params! { ":id": id_column(id), ":sink": sink.0 }, |row| row.get(0))
         .optional()
     };
-    let sealed = select().map_err(StoreError::read("the body of a delivery"))?;
-    sealed.map(unseal).transpose().map_err(StoreError::damaged(format!("the body of delivery {id}")))
+    let Some(sealed) = select().map_err(StoreError::read("the body of a delivery"))? else { return Ok(None) };
+    let body = sealed.ok_or(Corrupt::Short).and_then(body_from_bytes);
+    Ok(Some(match body {
+        Ok((bytes, damaged)) => KeptBody { bytes, damaged },
+        Err(_) => KeptBody { bytes: Bytes::new(), damaged: Vec::new() },
+    }))
 }
 
 /// Says of damage whose it is.
@@ -47,16 +61,19 @@ pub(super) fn lanes(
     bytes_max: usize,
 ) -> Result<Vec<LaneRead>, StoreError> {
     let mut words = Words::default();
+    let mut owner = None;
     let mut reads = Vec::with_capacity(wants.len());
     let mut left = Left { bytes: bytes_max, is_first: true };
     for want in wants {
         let mut messages = Vec::new();
-        let is_whole = lane(db, sink, want, messages_max, &mut |(sealed, scope)| {
-            let bytes = unseal(sealed).map_err(StoreError::damaged("a waiting message"))?;
-            let mut message =
-                message_from_bytes(&bytes, &mut words).map_err(StoreError::damaged("a waiting message"))?;
+        let is_whole = lane(db, sink, want, messages_max, &mut |LaneRow { tied, sealed }| {
+            let read = unseal(sealed).and_then(|bytes| message_from_bytes(&bytes, &mut words));
+            let mut message = match read.and_then(|message| in_its_place(message, want.group, &tied)) {
+                Ok(message) => message,
+                Err(why) => known(&mut owner, db, sink)?.stand_in(Broken { tied, why }, micros(SystemTime::now())),
+            };
             // As it was counted when the sink was loaded.
-            message.facts.scope = scope;
+            message.facts.scope = tied.ties.scope;
             Ok(left.admits(message.json.len()).then(|| messages.push(message)).is_some())
         })?;
         if is_whole || !messages.is_empty() {
@@ -67,6 +84,45 @@ pub(super) fn lanes(
         }
     }
     Ok(reads)
+}
+
+/// Looked up when it is needed.
+fn known<'a>(owner: &'a mut Option<Owner>, db: &Connection, sink: SinkKey) -> Result<&'a Owner, StoreError> {
+    if owner.is_none() {
+        *owner = Some(Owner::of(db, sink)?);
+    }
+    owner.as_ref().ok_or(StoreError::Closed)
+}
+
+/// What a message says of itself is under its seal; the columns beside it, by which it is found, are not.
+fn in_its_place(message: KeptMessage, lane: GroupId, columns: &Tied) -> Result<KeptMessage, Corrupt> {
+    let facts = &message.facts;
+    let is_of_lane = match facts.groups {
+        Groups::None => lane == UNGROUPED,
+        Groups::One(_) | Groups::Two(..) => facts.groups.iter().any(|group| group == lane),
+    };
+    if is_of_lane && facts.position == columns.position { Ok(message) } else { Err(Corrupt::Place) }
+}
+
+/// A message in a lane, and its place as the columns say.
+pub(super) struct LaneRow {
+    pub(super) tied: Tied,
+    pub(super) sealed: Vec<u8>,
+}
+
+impl LaneRow {
+    pub(super) fn of(row: &Row<'_>) -> rusqlite::Result<Self> {
+        let group = |column: i64| GroupId(column.cast_unsigned());
+        let groups = match (group(row.get(4)?), row.get::<_, Option<i64>>(5)?.map(group)) {
+            (UNGROUPED, None) => Groups::None,
+            (one, None) => Groups::One(one),
+            (old, Some(new)) => Groups::Two(old, new),
+        };
+        let scope = ScopeId(row.get::<_, i64>(1)?.cast_unsigned());
+        let position = Position { commit_lsn: lsn_of(row.get(2)?), index: row.get::<_, i64>(3)?.cast_unsigned() };
+        let ties = Ties { groups, scope, barrier: barrier_of(row.get(6)?) };
+        Ok(Self { tied: Tied { position, ties }, sealed: row.get(0)? })
+    }
 }
 
 /// Bytes that may still be read.
@@ -90,14 +146,14 @@ fn lane(
     sink: SinkKey,
     want: &LaneWant,
     messages_max: usize,
-    take: &mut dyn FnMut((Vec<u8>, ScopeId)) -> Result<bool, StoreError>,
+    take: &mut dyn FnMut(LaneRow) -> Result<bool, StoreError>,
 ) -> Result<bool, StoreError> {
     let failed = StoreError::read("waiting messages");
     let (lsn, index) =
         want.after.map_or((i64::MIN, i64::MIN), |after| (after.commit_lsn.0.cast_signed(), after.index.cast_signed()));
     let mut select = db
         .prepare_cached(
-            "SELECT lane.message, lane.scope FROM lane_group CROSS JOIN lane
+            "SELECT lane.message, lane.scope, lane.lsn, lane.idx, lane.grp, lane.grp2, lane.barrier FROM lane_group CROSS JOIN lane
                  ON lane.sink = lane_group.sink AND lane.lsn = lane_group.lsn AND lane.idx = lane_group.idx
              WHERE lane_group.sink = :sink AND lane_group.grp = :grp AND (lane_group.lsn, lane_group.idx) > (:lsn, :idx)
              ORDER BY lane_group.lsn, lane_group.idx LIMIT :limit",
@@ -112,9 +168,7 @@ fn lane(
     };
     let mut rows = select.query(parameters).map_err(&failed)?;
     while let Some(row) = rows.next().map_err(&failed)? {
-        let columns = row.get(0).and_then(|sealed| Ok((sealed, row.get::<_, i64>(1)?)));
-        let (sealed, scope) = columns.map_err(&failed)?;
-        if !take((sealed, ScopeId(scope.cast_unsigned())))? {
+        if !take(LaneRow::of(row).map_err(&failed)?)? {
             return Ok(false);
         }
     }
@@ -126,33 +180,82 @@ pub(super) fn pages(db: &Connection, sink: SinkKey, from: u64, bytes_max: usize)
     let failed = StoreError::read("a page of the overflow");
     let mut select = db
         .prepare_cached(
-            "SELECT page.no, page.gone_bits, page.bytes, content.messages
-             FROM page CROSS JOIN page_content AS content ON content.page = page.key
+            "SELECT page.no, page.messages, page.gone, page.gone_bits, page.bytes, page.oldest, content.messages
+             FROM page LEFT JOIN page_content AS content ON content.page = page.key
              WHERE page.sink = :sink AND page.no >= :from ORDER BY page.no",
         )
         .map_err(&failed)?;
     let mut rows = select.query(named_params! { ":sink": sink.0, ":from": from.cast_signed() }).map_err(&failed)?;
     let (mut pages, mut bytes): (Vec<Page>, usize) = (Vec::new(), 0);
+    let mut owner = None;
     while let Some(row) = rows.next().map_err(&failed)? {
-        let of_page: i64 = row.get(2).map_err(&failed)?;
+        let of_page: i64 = row.get(4).map_err(&failed)?;
         bytes = bytes.saturating_add(usize::try_from(of_page).unwrap_or(usize::MAX));
         if !pages.is_empty() && bytes > bytes_max {
             break;
         }
-        let (number, gone, sealed) = page_columns(row).map_err(&failed)?;
-        pages.push(Page { page: number, messages: page_messages(number, &gone, sealed)? });
+        let row = PageRow::of(row).map_err(&failed)?;
+        let (page, oldest) = (row.page, row.oldest_micros);
+        let mut messages = Vec::new();
+        for (index, message) in row.messages(|position| Ok(known(&mut owner, db, sink)?.id_at(position)))? {
+            let message = match message {
+                Ok(message) => message,
+                Err(broken) => known(&mut owner, db, sink)?.stand_in(broken, oldest),
+            };
+            messages.push((index, message));
+        }
+        pages.push(Page { page, messages });
     }
     Ok(pages)
 }
 
-fn page_columns(row: &rusqlite::Row<'_>) -> rusqlite::Result<(u64, Vec<u8>, Vec<u8>)> {
-    Ok((row.get::<_, i64>(0)?.cast_unsigned(), row.get(1)?, row.get(3)?))
+struct PageRow {
+    page: u64,
+    count: u32,
+    gone: Vec<u8>,
+    oldest_micros: i64,
+    content: Option<Vec<u8>>,
 }
 
-fn page_messages(page: u64, gone: &[u8], sealed: Vec<u8>) -> Result<Vec<(u32, KeptMessage)>, StoreError> {
-    let damaged = StoreError::damaged(format!("page {page} of the overflow"));
-    let bytes = unseal(sealed).map_err(&damaged)?;
-    page_from_bytes(&bytes, |index| !is_gone(gone, index)).map_err(&damaged)
+impl PageRow {
+    fn of(row: &Row<'_>) -> rusqlite::Result<Self> {
+        let count = row.get(1)?;
+        Ok(Self {
+            page: row.get::<_, i64>(0)?.cast_unsigned(),
+            count,
+            gone: true_bits(count, row.get(2)?, row.get(3)?),
+            oldest_micros: row.get(5)?,
+            content: row.get(6)?,
+        })
+    }
+
+    /// Its messages that have not left.
+    fn messages(
+        self,
+        id_at: impl FnMut(Position) -> Result<MessageId, StoreError>,
+    ) -> Result<Vec<PageEntry>, StoreError> {
+        let Self { page, count, gone, content, .. } = self;
+        let is_wanted = |index: u32| !is_gone(&gone, index);
+        let content = content.unwrap_or_default();
+        // Once more only if it is needed: a page may be large.
+        let old = if is_pack(&content) { Vec::new() } else { content.clone() };
+        match page_from_bytes(content, is_wanted) {
+            Ok((messages, is_scratched)) => {
+                if is_scratched {
+                    warn!(page, "a page of the overflow is damaged where it is kept twice: nothing is lost");
+                }
+                Ok(messages)
+            }
+            Err(why) => {
+                let mut places = old_places(&old, id_at)?;
+                let after = places.last().map(|tied| tied.position);
+                let known = u32::try_from(places.len()).unwrap_or(u32::MAX);
+                places.extend((known..count).map(|index| nowhere(after, page, index)));
+                let broken = |(index, tied)| (index, Err(Broken { tied, why }));
+                Ok((0..count).zip(places).filter(|(index, _)| is_wanted(*index)).map(broken).collect())
+            }
+        }
+    }
 }
 
 /// When the first message in the lanes of a sink was committed; `None` also when that message is damaged, for whoever wants

@@ -133,7 +133,7 @@ pub(super) fn now<T>(future: impl Future<Output = T>) -> T {
 }
 
 pub(super) fn body(store: &Store, sink: SinkKey, id: u128) -> Option<Bytes> {
-    now(store.body(sink, DeliveryId(id))).unwrap()
+    now(store.body(sink, DeliveryId(id))).unwrap().map(|body| body.bytes)
 }
 
 /// All messages of a lane.

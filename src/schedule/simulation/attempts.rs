@@ -77,8 +77,13 @@ impl Life {
         let flight = &self.flights[&key];
         let is_poison = flight.members.iter().any(|load| self.model.items[load.item].is_poison) && !self.is_ending;
         let fails = self.is_down || self.rng.u8(0..100) < fail_percent;
+        if flight.members.iter().any(|load| load.is_damaged || flight.is_told && self.model.items[load.item].is_damaged)
+        {
+            return self.find_damaged(key);
+        }
         let failure = Failure {
             too_large: false,
+            damaged: false,
             ours: fails && !self.is_down && self.rng.u8(0..5) == 0,
             trouble: fails && (self.is_down || self.rng.bool()),
             refused: is_poison && !fails,
@@ -91,6 +96,30 @@ impl Life {
             self.fail(key, failure)?
         } else {
             self.acknowledge(key)?
+        }
+        self.model.check_watermark(self.scheduler.resolved())
+    }
+
+    /// No request was made: what the store has of a message is not what was written.
+    fn find_damaged(&mut self, key: DeliveryKey) -> Check {
+        let flight = self.flights.get_mut(&key).ok_or("known")?;
+        // What says so goes with it wherever it goes.
+        flight.members.iter_mut().for_each(|load| load.is_damaged |= self.model.items[load.item].is_damaged);
+        let (is_alone, can_die) = (flight.members.len() == 1, flight.is_kept || self.room != StoreRoom::Shut);
+        self.fail(key, Failure { ours: true, damaged: true, ..Failure::default() })?;
+        let (is_known, is_blocked) = self.flights.get(&key).map_or((false, false), |flight| (true, flight.is_blocked));
+        let blocks = self.rules.on_exhausted == OnExhausted::BlockGroup;
+        let pauses = self.rules.on_exhausted == OnExhausted::PauseSink;
+        match (is_alone, can_die) {
+            (false, _) => require(!is_known, "damaged: it parts from the others at once")?,
+            (true, true) => {
+                require(is_known == blocks && is_blocked == blocks, "damaged: its group goes on or waits")?;
+                require(self.paused || !pauses, "damaged: the sink goes on or is paused")?;
+            }
+            (true, false) => require(is_known && !is_blocked, "damaged: nothing is given up without room")?,
+        }
+        if self.is_ending && std::mem::take(&mut self.paused) {
+            self.scheduler.resume();
         }
         self.model.check_watermark(self.scheduler.resolved())
     }

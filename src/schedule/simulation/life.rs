@@ -280,7 +280,14 @@ impl Life {
         }
         let bytes = item.bytes;
         self.note(|life| format!("feed {index} {admission:?} {:?}", life.model.items[index]));
-        let message = Message { groups, scope, barrier, bytes, position, payload: Load { item: index, home: None } };
+        let message = Message {
+            groups,
+            scope,
+            barrier,
+            bytes,
+            position,
+            payload: Load { item: index, home: None, is_damaged: false },
+        };
         match admission {
             Admission::Again => self.scheduler.push_again(self.now, message),
             Admission::New | Admission::Skip => self.scheduler.push(self.now, message),
@@ -361,7 +368,8 @@ impl Life {
         }
         let keys = self.scheduler.restore(self.now, restored);
         for (key, (id, parked)) in keys.into_iter().zip(parked) {
-            let members = parked.members.iter().map(|item| Load { item: *item, home: None }).collect();
+            let members =
+                parked.members.iter().map(|item| Load { item: *item, home: None, is_damaged: false }).collect();
             let flight = Flight {
                 attempts: parked.attempts,
                 failures: parked.failures,

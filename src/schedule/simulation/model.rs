@@ -15,6 +15,8 @@ pub(super) struct Item {
     pub(super) barrier: Barrier,
     /// The endpoint refuses it.
     pub(super) is_poison: bool,
+    /// What the store has of it is not what was written.
+    pub(super) is_damaged: bool,
     /// Acknowledged or dead, as far as this life knows.
     pub(super) done: bool,
     /// The same, durably.
@@ -67,7 +69,20 @@ impl Model {
     pub(super) fn add(&mut self, tied: Tied, bytes: usize, is_poison: bool) {
         let Tied { position, ties: Ties { groups, scope, barrier } } = tied;
         let (done, for_ever, resolved, arrived) = (false, false, false, None);
-        self.items.push(Item { position, groups, scope, barrier, bytes, is_poison, done, for_ever, resolved, arrived });
+        let is_damaged = false;
+        self.items.push(Item {
+            position,
+            groups,
+            scope,
+            barrier,
+            bytes,
+            is_poison,
+            is_damaged,
+            done,
+            for_ever,
+            resolved,
+            arrived,
+        });
         self.list(self.items.len() - 1);
     }
 

@@ -324,11 +324,11 @@ impl Life {
     }
 
     fn load(&self, item: usize, groups: Groups, home: Home) -> Message<Load> {
-        let Item { bytes, position, .. } = self.model.items[item];
+        let Item { bytes, position, is_damaged, .. } = self.model.items[item];
         let (scope, barrier) = (self.model.items[item].scope, self.model.items[item].barrier);
         let is_lost = self.fault == Fault::ForgetPageBarrier && matches!(home, Home::Page(_));
         let barrier = if is_lost { Barrier::None } else { barrier };
-        Message { groups, scope, barrier, bytes, position, payload: Load { item, home: Some(home) } }
+        Message { groups, scope, barrier, bytes, position, payload: Load { item, home: Some(home), is_damaged } }
     }
 
     fn go_on_reading_lanes(&mut self) -> Check {
@@ -341,7 +341,8 @@ impl Life {
             self.lane_read = Some(reading);
             return Ok(());
         };
-        if reading.fails {
+        let is_whole = lanes.iter().flat_map(|(_, messages)| messages).all(|message| !message.payload.is_damaged);
+        if reading.fails || self.fault == Fault::FailWhole && !is_whole {
             self.scheduler.lanes_unread(reading.wanted.iter().map(|want| want.group));
             self.scheduler.unreadable(self.now);
             return Ok(());
@@ -382,7 +383,8 @@ impl Life {
             self.page_read = Some(reading);
             return Ok(());
         };
-        if reading.fails {
+        let is_whole = messages.iter().all(|message| !message.payload.is_damaged);
+        if reading.fails || self.fault == Fault::FailWhole && !is_whole {
             self.scheduler.overflow_unread();
             self.scheduler.unreadable(self.now);
             return Ok(());

@@ -29,6 +29,7 @@ impl Life {
             55 => self.is_prompt = self.rng.bool(),
             56 | 57 => self.is_down = self.rng.u8(0..3) == 0,
             58 | 59 => self.crash()?,
+            70 => self.damage(),
             60 | 61 => self.advance(6000)?,
             62..70 => self.advance(1000)?,
             _ => self.advance(50)?,
@@ -37,6 +38,14 @@ impl Life {
             self.read_wal();
         }
         self.run_commands()
+    }
+
+    /// A bit flips in a message that the store has.
+    fn damage(&mut self) {
+        let stored: Vec<usize> = self.durable.items().collect();
+        if let Some(item) = stored.get(self.rng.usize(0..stored.len().max(1))) {
+            self.model.items[*item].is_damaged = true;
+        }
     }
 
     fn pause(&mut self) {

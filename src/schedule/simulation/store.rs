@@ -17,6 +17,8 @@ pub(super) enum Home {
 pub(super) struct Load {
     pub(super) item: usize,
     pub(super) home: Option<Home>,
+    /// It was read back, and is not what was written.
+    pub(super) is_damaged: bool,
 }
 
 /// A delivery in the store; times as the process had them.

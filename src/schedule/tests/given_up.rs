@@ -2,8 +2,10 @@
 
 use super::*;
 
-const REFUSED: Failure = Failure { ours: false, trouble: false, refused: true, too_large: false, retry_after: None };
-const TROUBLE: Failure = Failure { ours: false, trouble: true, refused: false, too_large: false, retry_after: None };
+const REFUSED: Failure =
+    Failure { ours: false, trouble: false, refused: true, too_large: false, damaged: false, retry_after: None };
+const TROUBLE: Failure =
+    Failure { ours: false, trouble: true, refused: false, too_large: false, damaged: false, retry_after: None };
 
 fn parts(verdict: Verdict) -> [(u64, Vec<usize>); 2] {
     let Verdict::Split { parts: [(one, first), (other, second)], .. } = verdict else { panic!("{verdict:?}") };
@@ -149,6 +151,30 @@ fn what_is_too_large_is_given_up_at_once_and_says_nothing_of_the_endpoint() {
     play.one(1, 1);
     play.commands();
     assert_eq!(play.fail_with(0, too_large), Verdict::Blocked(Exhausted::TooLarge));
+}
+
+#[test]
+fn what_is_damaged_parts_from_the_others_at_once_and_is_given_up_alone() {
+    let damaged = Failure { ours: true, damaged: true, ..Failure::default() };
+    let mut play = Play::new(Rules { batch_size: 3, split_after: 9, ..rules() });
+    (1..=3).for_each(|group| play.one(group, group));
+    assert_eq!(play.commands(), [(0, vec![1, 2, 3])]);
+    let Verdict::Split { parts, .. } = play.fail_with(0, damaged) else { panic!("it parts at the first attempt") };
+    assert_eq!(parts.map(|(_, indexes)| indexes.len()), [2, 1]);
+    let mut play = Play::new(rules());
+    play.one(1, 1);
+    play.one(1, 2);
+    play.commands();
+    play.scheduler.set_room(StoreRoom::Shut);
+    let Verdict::Retry(at) = play.fail_with(0, damaged) else { panic!("without room for a dead letter it waits") };
+    play.scheduler.set_room(StoreRoom::Open);
+    assert_eq!(play.fail_again(at, 0, damaged), Verdict::Dead { why: Exhausted::Damaged, paused: false });
+    assert_eq!(play.scheduler.breaker(), BreakerState::Closed);
+    assert_eq!(play.commands(), [(1, vec![2])], "the group goes on");
+    let mut play = Play::new(Rules { on_exhausted: OnExhausted::BlockGroup, ..rules() });
+    play.one(1, 1);
+    play.commands();
+    assert_eq!(play.fail_with(0, damaged), Verdict::Blocked(Exhausted::Damaged));
 }
 
 #[test]

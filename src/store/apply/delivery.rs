@@ -9,7 +9,7 @@ use tracing::debug;
 use crate::deliver::frozen::DeliveryId;
 use crate::failpoint;
 use crate::store::batch::{DeadReason, KeptDelivery, SinkKey, Tries};
-use crate::store::encoding::{Packing, members_to_bytes, seal};
+use crate::store::encoding::{body_to_bytes, members_to_bytes, twice_sealed};
 
 /// Waits for its next attempt.
 pub(in crate::store) const RETRYING: i64 = 0;
@@ -24,8 +24,8 @@ pub(super) fn park(db: &Connection, sink: SinkKey, delivery: &KeptDelivery, body
     db.prepare_cached("INSERT INTO delivery_content (delivery, members, body) VALUES (:delivery, :members, :body)")?
         .execute(named_params! {
             ":delivery": db.last_insert_rowid(),
-            ":members": seal(&members_to_bytes(&delivery.members), Packing::Plain),
-            ":body": seal(body, Packing::Lz4),
+            ":members": twice_sealed(&members_to_bytes(&delivery.members)),
+            ":body": body_to_bytes(body, &delivery.members),
         })
         .map(drop)
 }

@@ -92,13 +92,18 @@ pub(super) fn page(db: &Connection, sink: SinkKey, page: u64, messages: &[KeptMe
     let key = db.last_insert_rowid();
     failpoint::hit("store.in_page");
     db.prepare_cached("INSERT INTO page_content (page, messages) VALUES (:page, :messages)")?
-        .execute(named_params! { ":page": key, ":messages": seal(&page_to_bytes(messages), Packing::Lz4) })?;
+        .execute(named_params! { ":page": key, ":messages": page_to_bytes(messages) })?;
     db.prepare_cached("UPDATE sink SET next_page = :next WHERE key = :sink")?
         .execute(named_params! { ":sink": sink.0, ":next": page.wrapping_add(1).cast_signed() })
         .map(drop)
 }
 
-pub(super) fn leave(db: &Connection, pages: &mut Pages, sink: SinkKey, homes: &[Home]) -> rusqlite::Result<()> {
+pub(in crate::store) fn leave(
+    db: &Connection,
+    pages: &mut Pages,
+    sink: SinkKey,
+    homes: &[Home],
+) -> rusqlite::Result<()> {
     let mut from_lanes = Vec::new();
     for home in homes {
         match home {

@@ -8,8 +8,9 @@ use bytes::Bytes;
 use super::{Corrupt, Reader, put_bytes, put_varint, put_zigzag};
 use crate::change::{Lsn, Position};
 use crate::record::message::MessageId;
-use crate::schedule::{Barrier, GroupId, Groups, ScopeId};
+use crate::schedule::{Barrier, GroupId, Groups, ScopeId, Tied};
 use crate::store::batch::{KeptMessage, Member, MessageFacts};
+use crate::store::damaged;
 
 /// The least that the facts of a message take: an id, two numbers of a byte, a kind, a time, two lengths.
 const FACTS_BYTES_MIN: usize = 22;
@@ -56,10 +57,10 @@ pub(in crate::store) fn message_from_bytes(bytes: &Bytes, words: &mut Words) -> 
     Ok(KeptMessage { facts, json: bytes.slice(reader.offset()..) })
 }
 
-/// A page: how many messages, then each with the length of its JSON.
-pub(in crate::store) fn page_to_bytes(messages: &[KeptMessage]) -> Vec<u8> {
-    let json: usize = messages.iter().map(|message| message.json.len().saturating_add(128)).sum();
-    let mut out = Vec::with_capacity(json.saturating_add(8));
+/// The same as an earlier version wrote it: how many messages, then each with the length of its JSON.
+#[cfg(test)]
+pub(in crate::store) fn old_page_to_bytes(messages: &[KeptMessage]) -> Vec<u8> {
+    let mut out = Vec::new();
     put_varint(&mut out, messages.len() as u64);
     for message in messages {
         put_facts(&mut out, &message.facts);
@@ -68,8 +69,9 @@ pub(in crate::store) fn page_to_bytes(messages: &[KeptMessage]) -> Vec<u8> {
     out
 }
 
-/// The messages of a page that `wanted` names, each with its index. Their JSON is slices of `bytes`.
-pub(in crate::store) fn page_from_bytes(
+/// The messages that `wanted` names of a page as an earlier version wrote it, all under one seal; each with its index. Their JSON
+/// is slices of `bytes`.
+pub(super) fn old_page_from_bytes(
     bytes: &Bytes,
     wanted: impl Fn(u32) -> bool,
 ) -> Result<Vec<(u32, KeptMessage)>, Corrupt> {
@@ -91,6 +93,30 @@ pub(in crate::store) fn page_from_bytes(
     }
     reader.end()?;
     Ok(messages)
+}
+
+/// Where the messages of such a page stood, from the first on, when its seal is broken. Those are believed whose id is the one
+/// that belongs to their place; of what they say beside that, nothing is.
+pub(super) fn places_of_old_page<E>(
+    bytes: &[u8],
+    mut id_at: impl FnMut(Position) -> Result<MessageId, E>,
+) -> Result<Vec<Tied>, E> {
+    let mut reader = Reader::new(bytes);
+    let mut words = Words::default();
+    let mut next = |reader: &mut Reader<'_>| {
+        let facts = facts(reader, &mut words)?;
+        reader.bytes()?;
+        Ok::<_, Corrupt>(facts)
+    };
+    let mut places = Vec::new();
+    let Ok(count) = reader.length() else { return Ok(places) };
+    while places.len() < count
+        && let Ok(facts) = next(&mut reader)
+        && facts.id == id_at(facts.position)?
+    {
+        places.push(facts.tied());
+    }
+    Ok(places)
 }
 
 /// The messages of a delivery and where each stands in its body.
@@ -164,10 +190,24 @@ pub(in crate::store) fn positions_from_bytes(bytes: &[u8]) -> Result<Vec<Positio
 }
 
 fn put_facts(out: &mut Vec<u8>, facts: &MessageFacts) {
-    out.extend_from_slice(&facts.id.0.to_be_bytes());
+    put_id(out, facts);
     put_varint(out, facts.position.commit_lsn.0);
     put_varint(out, facts.position.index);
     put_ties(out, facts.groups, facts.barrier);
+    put_words(out, facts);
+}
+
+/// The facts without those that are a message's place in the order.
+pub(super) fn put_said(out: &mut Vec<u8>, facts: &MessageFacts) {
+    put_id(out, facts);
+    put_words(out, facts);
+}
+
+fn put_id(out: &mut Vec<u8>, facts: &MessageFacts) {
+    out.extend_from_slice(&facts.id.0.to_be_bytes());
+}
+
+fn put_words(out: &mut Vec<u8>, facts: &MessageFacts) {
     put_zigzag(out, facts.commit_micros);
     put_bytes(out, facts.event.as_bytes());
     match &facts.group {
@@ -180,7 +220,7 @@ fn put_facts(out: &mut Vec<u8>, facts: &MessageFacts) {
 }
 
 /// One byte says how many groups and what kind of barrier; their hashes follow.
-fn put_ties(out: &mut Vec<u8>, groups: Groups, barrier: Barrier) {
+pub(super) fn put_ties(out: &mut Vec<u8>, groups: Groups, barrier: Barrier) {
     let count = match groups {
         Groups::None => 0,
         Groups::One(_) => 1,
@@ -197,7 +237,7 @@ fn put_ties(out: &mut Vec<u8>, groups: Groups, barrier: Barrier) {
 }
 
 /// See [`put_ties`].
-fn ties(reader: &mut Reader<'_>) -> Result<(Groups, Barrier), Corrupt> {
+pub(super) fn ties(reader: &mut Reader<'_>) -> Result<(Groups, Barrier), Corrupt> {
     let kind = reader.u8()?;
     let mut hash = || reader.array().map(u64::from_le_bytes);
     let groups = match kind & GROUPS {
@@ -216,9 +256,32 @@ fn ties(reader: &mut Reader<'_>) -> Result<(Groups, Barrier), Corrupt> {
 }
 
 fn facts(reader: &mut Reader<'_>, words: &mut Words) -> Result<MessageFacts, Corrupt> {
-    let id = MessageId(u128::from_be_bytes(reader.array()?));
+    let id = id(reader)?;
     let position = Position { commit_lsn: Lsn(reader.varint()?), index: reader.varint()? };
     let (groups, barrier) = ties(reader)?;
+    with_words(reader, id, (position, groups, barrier), words)
+}
+
+/// See [`put_said`].
+pub(super) fn said(
+    reader: &mut Reader<'_>,
+    place: (Position, Groups, Barrier),
+    words: &mut Words,
+) -> Result<MessageFacts, Corrupt> {
+    let id = id(reader)?;
+    with_words(reader, id, place, words)
+}
+
+fn id(reader: &mut Reader<'_>) -> Result<MessageId, Corrupt> {
+    Ok(MessageId(u128::from_be_bytes(reader.array()?)))
+}
+
+fn with_words(
+    reader: &mut Reader<'_>,
+    id: MessageId,
+    (position, groups, barrier): (Position, Groups, Barrier),
+    words: &mut Words,
+) -> Result<MessageFacts, Corrupt> {
     let commit_micros = reader.zigzag()?;
     let event = words.share(reader.text()?);
     let group = match reader.u8()? {
@@ -226,6 +289,7 @@ fn facts(reader: &mut Reader<'_>, words: &mut Words) -> Result<MessageFacts, Cor
         1 => Some(reader.text()?.into()),
         _ => return Err(Corrupt::Kind),
     };
-    let scope = ScopeId::of_event(&event);
+    // The table of a message that could not be read is not in its event type.
+    let scope = if &*event == damaged::EVENT { ScopeId::UNKNOWN } else { ScopeId::of_event(&event) };
     Ok(MessageFacts { id, position, groups, scope, barrier, commit_micros, event, group })
 }
