@@ -105,9 +105,11 @@ impl End {
         is_within
     }
 
-    /// Whether what was read up to `seen` is so far ahead of the last answer that the stream waits for the next.
-    pub(super) fn is_far_behind(&self, seen: Lsn) -> bool {
-        self.known.is_some_and(|known| seen.bytes_since(known) > AHEAD_MAX)
+    /// Whether what was read up to `seen` is so far ahead of the last answer that the stream waits for the next: before a
+    /// change counts as known, it must not be ahead at all.
+    pub(super) fn is_far_behind(&self, seen: Lsn, has_skipped: bool) -> bool {
+        let ahead_max = if has_skipped { 0 } else { AHEAD_MAX };
+        self.known.is_some_and(|known| seen.bytes_since(known) > ahead_max)
     }
 
     /// As [`Self::ask`], more often while the stream is silent.
@@ -196,6 +198,9 @@ impl Drop for End {
 }
 
 #[cfg(test)]
+mod simulation;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -235,10 +240,11 @@ mod tests {
     fn what_is_confirmed_stays_within_and_changes_may_be_ahead_by_a_segment() {
         let end = end(100);
         assert_eq!((end.bound(Lsn(99)), end.bound(Lsn(101))), (Lsn(99), Lsn(100)));
-        assert!(!end.is_far_behind(Lsn(100 + AHEAD_MAX)));
-        assert!(end.is_far_behind(Lsn(101 + AHEAD_MAX)));
+        assert!(!end.is_far_behind(Lsn(100 + AHEAD_MAX), false));
+        assert!(end.is_far_behind(Lsn(101 + AHEAD_MAX), false));
+        assert!(!end.is_far_behind(Lsn(100), true) && end.is_far_behind(Lsn(101), true));
         let hidden = End::new(None, Instant::now());
         assert_eq!(hidden.bound(Lsn(101)), Lsn(101));
-        assert!(!hidden.is_far_behind(Lsn(u64::MAX)));
+        assert!(!hidden.is_far_behind(Lsn(u64::MAX), true));
     }
 }

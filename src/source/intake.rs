@@ -121,6 +121,8 @@ pub struct Intake {
     doubts: Doubts,
     open: Option<Open>,
     fed: Option<Position>,
+    /// A change was skipped since this was last asked.
+    has_skipped: bool,
     received: Lsn,
     batches: Vec<Vec<Feed>>,
     tally: Tally,
@@ -147,6 +149,7 @@ impl Intake {
             doubts: Doubts::default(),
             open: None,
             fed: None,
+            has_skipped: false,
             received: Lsn::ZERO,
             batches,
             tally: Tally::default(),
@@ -279,6 +282,11 @@ impl Intake {
         self.received.max(behind_fed)
     }
 
+    /// Whether a change was skipped since the last call, because it was fed before.
+    pub fn take_skipped(&mut self) -> bool {
+        std::mem::take(&mut self.has_skipped)
+    }
+
     /// What came in since the last call.
     pub fn tally(&mut self) -> Tally {
         std::mem::take(&mut self.tally)
@@ -311,6 +319,7 @@ impl Intake {
         let open = self.open.as_mut().ok_or(IntakeError::NoTransaction)?;
         let change = open.change(Arc::clone(&known.table), row, self.oversize, now);
         if self.fed.is_some_and(|fed| change.position() <= fed) {
+            self.has_skipped = true;
             return Ok(Fed::Before);
         }
         check_shape(&change)?;
@@ -350,11 +359,13 @@ impl Intake {
         let known = self.prefixes.of(prefix, &self.sinks);
         let change = open.change(Arc::clone(&known.table), Row::Message { content }, self.oversize, now);
         self.tally.messages += u64::from(!known.routes.is_empty());
-        if self.fed.is_none_or(|fed| change.position() > fed) {
-            self.fed = Some(change.position());
-            let fed = feed(&known.routes, change, &mut self.batches, &mut self.scratch, &mut self.oversizes);
-            self.tally.oversized += u64::from(fed == Fed::Taken && self.oversize.is_some());
+        if self.fed.is_some_and(|fed| change.position() <= fed) {
+            self.has_skipped = true;
+            return Ok(());
         }
+        self.fed = Some(change.position());
+        let fed = feed(&known.routes, change, &mut self.batches, &mut self.scratch, &mut self.oversizes);
+        self.tally.oversized += u64::from(fed == Fed::Taken && self.oversize.is_some());
         Ok(())
     }
 

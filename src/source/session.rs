@@ -167,7 +167,8 @@ impl Source {
     /// Before anything goes on that is far ahead of what the server last said of its end, the server says more.
     async fn stay_within(&mut self, stream: &mut Stream) -> Result<(), Problem> {
         let mut tick = interval_at(tokio::time::Instant::now() + STATUS_AT_LEAST_EVERY, STATUS_AT_LEAST_EVERY);
-        while stream.end.is_far_behind(self.intake.seen()) {
+        let has_skipped = self.intake.take_skipped();
+        while stream.end.is_far_behind(self.intake.seen(), has_skipped) {
             stream.end.ask(&stream.client, self.intake.seen(), Instant::now());
             tokio::select! {
                 biased;

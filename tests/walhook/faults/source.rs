@@ -7,6 +7,7 @@ use std::time::Instant;
 use super::Fault;
 use crate::daemon::{Config, Daemon, quick_retry, troubles};
 use crate::order::counters;
+use crate::pitfalls::relay::Relay;
 
 use crate::postgres::{Postgres, state, until};
 use crate::receiver::Receiver;
@@ -346,4 +347,42 @@ async fn a_wal_level_that_was_lowered_and_senders_that_are_used_up_are_told_and_
     let daemon = Daemon::start(&stand.config).await;
     lost.cleared(&daemon, Instant::now()).await;
     assert!(daemon.sigterm().await.success());
+}
+
+/// Forges frames of the stream, and sees that the source stops with both positions, that neither slot nor store has gone
+/// beyond the server's end, and that nothing is skipped afterwards.
+async fn forge(name: &'static str, forge: impl Fn(&Relay)) {
+    let postgres = Postgres::start();
+    counters(&postgres).await;
+    let relay = Relay::to(&postgres).await;
+    let receiver = Receiver::start().await;
+    let text = relay.source(&postgres, "") + &Config::sink("orders", &receiver.url(), "");
+    let config = Config::new(&text);
+    let daemon = Daemon::start(&config).await.allow_error("the server's log ends at");
+    postgres.sql("INSERT INTO counters VALUES (1, 0)").await;
+    receiver.wait("the row", |receiver| has(receiver, 1)).await;
+    forge(&relay);
+    let since = Instant::now();
+    postgres.sql("INSERT INTO counters VALUES (2, 0)").await;
+    let fault = Fault { name, says: &["the server's log ends at", "up to FFFFFFFF/FFFFFF00"], ..WENT_BACK };
+    fault.told(&daemon, since).await;
+    let confirmed = "SELECT confirmed_flush_lsn <= pg_current_wal_lsn() FROM pg_replication_slots";
+    assert_eq!(postgres.value(confirmed).await, "t", "the slot was poisoned");
+    assert!(daemon.sigterm().await.success());
+    let shown = crate::daemon::text_of(&config.state_command(&["show"]));
+    assert!(!shown.contains("FFFFFF"), "the store was poisoned: {shown}");
+    let daemon = Daemon::start(&config).await;
+    postgres.sql("INSERT INTO counters VALUES (3, 0)").await;
+    receiver.wait("all rows", |receiver| has(receiver, 2) && has(receiver, 3)).await;
+    assert!(daemon.sigterm().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forged_keepalive_poisons_neither_slot_nor_store() {
+    forge("forged keepalive", |relay| relay.add_keepalive(0xFFFF_FFFF_FFFF_FF00)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forged_transaction_far_ahead_poisons_neither_slot_nor_store() {
+    forge("forged transaction", |relay| relay.add_transaction(0xFFFF_FFFF_FFFF_FF00)).await;
 }

@@ -5,7 +5,7 @@
 //! of the tables, built from nothing but the messages; `relay` is a network between the daemon and the server that fails on cue.
 
 pub(crate) mod copy;
-mod relay;
+pub(crate) mod relay;
 
 mod apart;
 mod big;

@@ -5,8 +5,8 @@
 
 use std::io;
 use std::net::Ipv4Addr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -20,7 +20,7 @@ use crate::postgres::Postgres;
 const PROTOCOL_3: u32 = 196_608;
 
 /// See the module. Its tasks end with the test's runtime.
-pub(super) struct Relay {
+pub(crate) struct Relay {
     port: u16,
     shared: Arc<Shared>,
     task: JoinHandle<()>,
@@ -31,17 +31,17 @@ struct Shared {
     /// Connections made before the last change of this number pass nothing on.
     age: AtomicU64,
     /// What is to be put before the next message of a stream.
-    adds: AtomicBool,
+    adds: Mutex<Vec<u8>>,
     added: AtomicBool,
 }
 
 impl Relay {
     /// One that leads to `postgres`.
-    pub(super) async fn to(postgres: &Postgres) -> Self {
+    pub(crate) async fn to(postgres: &Postgres) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let (server, age) = (postgres.cluster.port(), AtomicU64::new(0));
-        let (adds, added) = (AtomicBool::new(false), AtomicBool::new(false));
+        let (adds, added) = (Mutex::default(), AtomicBool::new(false));
         let shared = Arc::new(Shared { server, age, adds, added });
         let for_all = Arc::clone(&shared);
         let task = tokio::spawn(async move {
@@ -55,24 +55,42 @@ impl Relay {
     }
 
     /// `[source.app]` as [`Config::source`] has it, through here; `settings` are put behind the address.
-    pub(super) fn source(&self, postgres: &Postgres, settings: &str) -> String {
+    pub(crate) fn source(&self, postgres: &Postgres, settings: &str) -> String {
         let direct = postgres.url();
         let through = direct.replace(&postgres.cluster.port().to_string(), &self.port.to_string());
         Config::source(postgres).replace(&direct, &(through + settings))
     }
 
     /// From here on the connections that stand lose everything in both directions, and nobody is told.
-    pub(super) fn swallow(&self) {
+    pub(crate) fn swallow(&self) {
         self.shared.age.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Puts a notice and a changed parameter before the next message of a stream.
-    pub(super) fn add_frames(&self) {
-        self.shared.adds.store(true, Ordering::SeqCst);
+    pub(crate) fn add_frames(&self) {
+        self.add(additions());
+    }
+
+    /// A keepalive that claims that the server's log ends at `end`.
+    pub(crate) fn add_keepalive(&self, end: u64) {
+        self.add(copy_data(&[&b"k"[..], &end.to_be_bytes(), &0_i64.to_be_bytes(), &[0]].concat()));
+    }
+
+    /// An empty transaction whose commit ends at `end`.
+    pub(crate) fn add_transaction(&self, end: u64) {
+        let time = 0_i64.to_be_bytes();
+        let begin = [&b"B"[..], &(end - 8).to_be_bytes(), &time, &7_u32.to_be_bytes()].concat();
+        let commit = [&b"C\0"[..], &(end - 8).to_be_bytes(), &end.to_be_bytes(), &time].concat();
+        self.add([begin, commit].iter().flat_map(|payload| x_log_data(payload)).collect());
+    }
+
+    fn add(&self, frames: Vec<u8>) {
+        self.shared.added.store(false, Ordering::SeqCst);
+        *self.shared.adds.lock().unwrap() = frames;
     }
 
     /// Whether they have been sent.
-    pub(super) fn has_added(&self) -> bool {
+    pub(crate) fn has_added(&self) -> bool {
         self.shared.added.load(Ordering::SeqCst)
     }
 }
@@ -141,9 +159,12 @@ async fn back(mut server: OwnedReadHalf, mut client: OwnedWriteHalf, shared: &Sh
         }
         let (tag, body) = frame?;
         is_stream |= tag == b'W';
-        if is_stream && tag == b'd' && shared.adds.swap(false, Ordering::SeqCst) {
-            client.write_all(&additions()).await?;
-            shared.added.store(true, Ordering::SeqCst);
+        if is_stream && tag == b'd' {
+            let adds = std::mem::take(&mut *shared.adds.lock().unwrap());
+            if !adds.is_empty() {
+                client.write_all(&adds).await?;
+                shared.added.store(true, Ordering::SeqCst);
+            }
         }
         client.write_all(&message(tag, &body)).await?;
     }
@@ -159,6 +180,14 @@ async fn frame(server: &mut OwnedReadHalf) -> io::Result<(u8, Vec<u8>)> {
 fn message(tag: u8, body: &[u8]) -> Vec<u8> {
     let length = u32::try_from(body.len() + 4).unwrap();
     [&[tag][..], &length.to_be_bytes(), body].concat()
+}
+
+fn copy_data(body: &[u8]) -> Vec<u8> {
+    message(b'd', body)
+}
+
+fn x_log_data(payload: &[u8]) -> Vec<u8> {
+    copy_data(&[&b"w"[..], &[0; 24], payload].concat())
 }
 
 /// A NoticeResponse and a ParameterStatus.
