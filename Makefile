@@ -3,7 +3,7 @@
 # components clippy and rustfmt.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-bare test-versions fuzz bench bench-micro lint fmt doc
+.PHONY: help setup demo test test-bare test-versions fuzz bench bench-micro faults lint fmt doc
 
 help: ## list of targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -32,6 +32,9 @@ fuzz: ## decoder, frames, values and messages, FUZZ_SECONDS each (60); needs a n
 
 bench: setup ## side by side with pg_recvlogical, in a release build; BENCH="--quick" to try it
 	cargo bench --bench side_by_side -- $(BENCH)
+
+faults: setup ## inject every fault alone and print the seconds until it is told and cleared; FAULT=name for some
+	scripts/faults $(FAULT)
 
 bench-micro: ## decoder, record, scheduler, store on their own
 	cargo bench --bench decoder --bench record --bench scheduler
