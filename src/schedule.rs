@@ -45,6 +45,7 @@ mod split;
 mod taking;
 #[cfg(test)]
 mod tests;
+mod undelivered;
 mod watermark;
 
 use std::cmp::Reverse;
@@ -64,6 +65,8 @@ pub use self::lanes::own_lane;
 use self::overflow::Overflow;
 use self::queue::{Backing, Waiting};
 pub use self::retry::{Exhausted, Limits, RetryRule};
+use self::undelivered::Undelivered;
+pub use self::undelivered::{GRAIN, SHARE, StoredSpan};
 use self::watermark::{Place, Token, Watermark};
 use crate::change::{Lsn, Position};
 
@@ -79,6 +82,7 @@ pub struct Scheduler<P> {
     rules: Rules,
     rng: fastrand::Rng,
     watermark: Watermark,
+    undelivered: Undelivered,
     backlog: Backlog<P>,
     overflow: Overflow<P>,
     /// Messages read back from the overflow that are not in a delivery, in the order in which they came back.
@@ -146,6 +150,7 @@ impl<P> Scheduler<P> {
             rules,
             rng: fastrand::Rng::with_seed(seed),
             watermark: Watermark::new(),
+            undelivered: Undelivered::new(),
             backlog: Backlog::new(),
             overflow: Overflow::new(),
             loaded: Watermark::new(),
@@ -184,6 +189,7 @@ impl<P> Scheduler<P> {
     /// A message arrived; it comes after all that arrived before. False: it has to wait for another message of its groups.
     pub fn push(&mut self, now: Instant, message: Message<P>) -> bool {
         let token = self.watermark.arrive(now, message.position, Place::Buffered);
+        self.undelivered.arrive(now, message.position);
         if self.overflows || self.overflow.is_active() {
             self.overflow.push(now, token, message);
             return false;
@@ -191,10 +197,11 @@ impl<P> Scheduler<P> {
         self.admit(now, token, message)
     }
 
-    /// A message that had arrived before the restart, and was not resolved, came again: all of these before the first
-    /// new one, in order.
-    pub fn push_again(&mut self, now: Instant, message: Message<P>) -> bool {
+    /// A message that had arrived before the restart, at `arrived` as far as that is known, and was not resolved, came
+    /// again: all of these before the first new one, in order.
+    pub fn push_again(&mut self, now: Instant, message: Message<P>, arrived: Instant) -> bool {
         let token = self.watermark.arrive(now, message.position, Place::Buffered);
+        self.undelivered.come(arrived, message.position);
         match self.overflow.push_again(token, message) {
             Some((token, message)) => self.admit(now, token, message),
             None => false,
@@ -224,9 +231,10 @@ impl<P> Scheduler<P> {
         Progress { high: progress.high.max(high), ..progress }
     }
 
-    /// When the oldest unresolved message arrived.
-    pub fn oldest_arrival(&self) -> Option<Instant> {
-        self.watermark.oldest_arrival()
+    /// When the oldest message arrived that is not delivered, wherever it is; of one of a life before, as far as that is
+    /// known.
+    pub fn oldest_undelivered(&self) -> Option<Instant> {
+        self.undelivered.oldest()
     }
 
     /// Starts no attempt until [`Self::resume`]; attempts under way go on.
@@ -360,6 +368,7 @@ impl<P> Scheduler<P> {
             failed: self.failed,
             groups_held: self.groups_held,
             unresolved: self.watermark.unresolved(),
+            undelivered: self.undelivered.messages(),
             parked: self.parked,
             blocked: self.blocked,
             lane_messages: self.backlog.lane_messages,

@@ -348,9 +348,7 @@ impl Task {
             self.sink.text_fallback_values.increment(fallbacks.saturating_sub(self.fallbacks_counted));
             self.fallbacks_counted = fallbacks;
         }
-        let stored = self.deliveries.values().filter(|delivery| delivery.stored.is_some());
-        let parked = stored.map(|delivery| delivery.created_at).min();
-        let view = self.report.view(&self.sink, &self.scheduler, parked);
+        let view = self.report.view(&self.sink, &self.scheduler);
         self.sink.views.sinks.insert(self.sink.config.name.clone(), view);
     }
 }

@@ -282,7 +282,9 @@ pub struct SinkView {
     pub tables_held: usize,
     /// Since when the first of these has been, in this process.
     pub tables_held_since: Option<SystemTime>,
-    /// When the oldest unresolved message was received.
+    /// Messages that are not delivered, in memory or in the store.
+    pub undelivered: u64,
+    /// When the oldest of these was received; by a process before this one: committed.
     pub oldest_received_at: Option<SystemTime>,
     /// Attempts failed in a row, over the sink.
     pub failures_in_a_row: u64,

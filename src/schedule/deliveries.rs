@@ -231,9 +231,20 @@ impl<P> Scheduler<P> {
         for token in delivery.members.iter().filter_map(|member| member.token) {
             self.watermark.resolve(token);
         }
-        delivery.members.iter().for_each(|member| self.backlog.barriers.resolve(&member.ties, member.position));
+        for member in &delivery.members {
+            self.backlog.barriers.resolve(&member.ties, member.position);
+            self.undelivered.leave(member.position);
+        }
         self.let_go(now, key, &delivery);
         self.backlog.awaken(now);
+        if self.deliveries.is_empty() && self.is_empty() {
+            self.undelivered.clear();
+        }
+    }
+
+    /// Whether no message waits to be delivered.
+    fn is_empty(&self) -> bool {
+        self.backlog.len() == 0 && self.backlog.lanes.is_empty() && !self.overflow.is_active()
     }
 
     /// Takes a delivery out of the figures.

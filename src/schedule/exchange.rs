@@ -355,6 +355,8 @@ pub struct Counts {
     pub groups_held: usize,
     /// Messages that are not resolved.
     pub unresolved: usize,
+    /// Messages that are not delivered, wherever they are.
+    pub undelivered: usize,
     /// Deliveries that the store has.
     pub parked: usize,
     /// Deliveries that were given up and wait for a person.

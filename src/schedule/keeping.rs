@@ -336,7 +336,16 @@ impl<P> Scheduler<P> {
     /// and has not.
     pub fn lanes_read(&mut self, now: Instant, lanes: Vec<(GroupId, Vec<Message<P>>)>) -> usize {
         self.is_lane_read = false;
-        lanes.into_iter().map(|(group, messages)| self.backlog.lane_read(now, group, messages)).sum()
+        let mut missing = 0;
+        for (group, messages) in lanes {
+            let range = self.backlog.lane_range(group);
+            let lost = self.backlog.lane_read(now, group, messages);
+            if let Some((after, last)) = range.filter(|_| lost > 0) {
+                self.undelivered.lose(after, Some(last), lost);
+            }
+            missing += lost;
+        }
+        missing
     }
 
     /// These lanes were not read: they are asked for again.
@@ -345,10 +354,19 @@ impl<P> Scheduler<P> {
         lanes.into_iter().for_each(|group| self.backlog.lane_unread(group));
     }
 
+    /// Where the messages stand that a [`Command::ReadOverflow`] brought, and when they arrived as far as that is known.
+    /// Comes before [`Self::overflow_read`].
+    pub fn pages_came_back(&mut self, messages: impl IntoIterator<Item = (Position, Instant)>) {
+        messages.into_iter().for_each(|(position, arrived)| self.undelivered.page_came_back(arrived, position));
+    }
+
     /// What a [`Command::ReadOverflow`] brought: the messages of the next pages, in order; none: there are no more. Returns
     /// how many the store should have had and has not.
     pub fn overflow_read(&mut self, now: Instant, messages: Vec<Message<P>>) -> usize {
         let missing = self.overflow.read(Some(messages.len()));
+        if missing > 0 {
+            self.undelivered.lose_of_pages(missing);
+        }
         let last = messages.last().map(|message| message.position);
         for message in messages {
             self.admit_again(now, Some(message.position));

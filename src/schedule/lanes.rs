@@ -233,6 +233,11 @@ impl<P> Backlog<P> {
         missing
     }
 
+    /// The store's messages of a lane come after one position and up to another.
+    pub(super) fn lane_range(&self, id: GroupId) -> Option<(Option<Position>, Position)> {
+        self.lanes.get(&id).map(|lane| (lane.after, lane.last))
+    }
+
     /// Counts off what the store should have had and has not.
     fn is_read(&mut self, id: GroupId, is_empty: bool) -> usize {
         let Some(lane) = self.lanes.get_mut(&id) else { return 0 };

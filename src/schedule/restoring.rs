@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{GroupId, Lsn, Position, Scheduler, ScopeId, StoredScope, Tied, Watermark};
+use super::{GroupId, Lsn, Position, Scheduler, ScopeId, StoredScope, StoredSpan, Tied, Watermark};
 
 impl<P> Scheduler<P> {
     /// The store has messages of these groups from a life before. Comes before anything else but [`Self::restore`].
@@ -33,6 +33,13 @@ impl<P> Scheduler<P> {
             self.backlog.barriers.admit(now, &ties, position);
         }
         scopes.into_iter().for_each(|scope| self.backlog.barriers.restore_left(&scope));
+    }
+
+    /// When what the store has arrived, as far as that is known: what is in deliveries and lanes, in no order, and by pages
+    /// what has overflowed.
+    pub fn restore_arrivals(&mut self, stored: Vec<StoredSpan>, pages: impl IntoIterator<Item = (Instant, usize)>) {
+        self.undelivered.restore(stored);
+        self.undelivered.restore_pages(pages);
     }
 
     /// How far it had come in the life before. Comes before anything else.

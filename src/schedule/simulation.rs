@@ -20,6 +20,7 @@
 //!   life what is done.
 //! - Watermark: it is exactly what is resolved: done, or durable in the store. A batch's progress is exactly what is
 //!   resolved once it is durable.
+//! - Age: as old as the oldest message is that is not done, so old it is told to be, wherever it is.
 //! - Kind: while the store is open and prompt no message is unresolved for longer than [`KIND`].
 
 mod attempts;
@@ -105,6 +106,10 @@ enum Fault {
     ForgetHeldUp,
     /// A read fails as a whole because of one message that is damaged.
     FailWhole,
+    /// The age comes from the messages that only the WAL has.
+    AgeOfOneList,
+    /// After a restart it is not told how old what the store has is.
+    ForgetStoredAge,
 }
 
 type Check = Result<(), String>;
@@ -179,6 +184,8 @@ fn planted_bugs_are_caught() {
         (Fault::CountTwice, "stands still"),
         (Fault::ForgetHeldUp, "churn"),
         (Fault::FailWhole, "complete"),
+        (Fault::AgeOfOneList, "age"),
+        (Fault::ForgetStoredAge, "age"),
     ];
     for (fault, rule) in faults {
         let mut other = Vec::new();

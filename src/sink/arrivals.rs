@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::Task;
 use super::content::{Payload, detached};
 use super::feed::Feed;
+use super::restore::arrival;
 use super::tables::Arrival;
 use crate::change::{Change, Lsn};
 use crate::config::SinkConfig;
@@ -55,12 +56,13 @@ impl Task {
         self.largest_bytes = self.largest_bytes.max(change.len_bytes());
         let change = if self.is_tight() { detached(change, &self.sink.memory) } else { change };
         let Ties { groups, scope, .. } = ties;
+        let arrived = arrival(change.transaction.commit_micros, now);
         let message = Message { groups, scope, barrier, bytes, position, payload: Payload::Change(change) };
         if let Some(resume) = &self.resume {
             self.scheduler.set_replaying(resume.is_replaying());
         }
         match admission {
-            Admission::Again => self.scheduler.push_again(now, message),
+            Admission::Again => self.scheduler.push_again(now, message, arrived),
             Admission::New | Admission::Skip => {
                 self.resume = None;
                 self.scheduler.push(now, message)

@@ -76,7 +76,7 @@ impl Payload {
         }
     }
 
-    fn commit_micros(&self) -> i64 {
+    pub(super) fn commit_micros(&self) -> i64 {
         match self {
             Self::Change(change) => change.transaction.commit_micros,
             Self::Kept(kept) => kept.message.facts.commit_micros,

@@ -10,6 +10,7 @@ use tracing::error;
 use super::Task;
 use super::arrivals::alone;
 use super::content::{Delivery, Payload, ReadBack, keep};
+use super::restore::arrival;
 use crate::deliver::frozen::{DeliveryId, Frozen};
 use crate::deliver::omitted;
 use crate::schedule::{DeliveryKey, GroupId, Message, Ties, Want, WriteId};
@@ -120,6 +121,9 @@ impl Task {
             }
             Ok(Read::Pages(Ok(pages))) => {
                 let messages = self.pages_come_back(now, pages);
+                let arrived =
+                    |message: &Message<Payload>| (message.position, arrival(message.payload.commit_micros(), now));
+                self.scheduler.pages_came_back(messages.iter().map(arrived));
                 self.scheduler.overflow_read(now, messages)
             }
             Ok(Read::Lanes(groups, Err(failed))) => {
@@ -156,8 +160,6 @@ impl Task {
         let mut messages = Vec::new();
         for Page { page, messages: kept } in pages {
             self.pages.1 = page + 1;
-            let last = kept.last().map(|(_, kept)| kept.facts.commit_micros);
-            self.report.came_back(last);
             let back = |(index, kept)| self.message_of(kept, Home::Page { page, index }, now);
             messages.extend(kept.into_iter().map(back));
         }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tracing::{debug, error, field, info, warn};
 
 use super::Parts;
-use super::content::{Facts, Payload, time_of};
+use super::content::{Facts, Payload};
 use crate::config::SinkConfig;
 use crate::deliver::attempt::Attempt;
 use crate::deliver::category::Category;
@@ -40,9 +40,6 @@ pub(super) struct Report {
     dead_letters: u64,
     damaged: Vec<DamagedMessage>,
     breaker_was_open: bool,
-    /// Since when messages wait in the store, and when the last one that came back was committed: those left are younger.
-    stored_since: Option<SystemTime>,
-    came_back: Option<SystemTime>,
 }
 
 impl Report {
@@ -59,8 +56,6 @@ impl Report {
             dead_letters: 0,
             damaged: Vec::new(),
             breaker_was_open: false,
-            stored_since: None,
-            came_back: None,
         }
     }
 
@@ -158,23 +153,6 @@ impl Report {
         self.paused_why = Some(why);
     }
 
-    /// Messages came back from the overflow, the last one committed at this time.
-    pub(super) fn came_back(&mut self, commit_micros: Option<i64>) {
-        self.came_back = commit_micros.map(time_of).max(self.came_back);
-    }
-
-    /// When the oldest message that is not delivered arrived, be it in memory or in the store. `parked` is when the oldest
-    /// delivery in the store was formed.
-    fn oldest(&mut self, waiting: Option<SystemTime>, parked: Option<SystemTime>, stored: usize) -> Option<SystemTime> {
-        if stored == 0 {
-            (self.stored_since, self.came_back) = (None, None);
-        } else {
-            self.stored_since.get_or_insert(waiting.unwrap_or_else(SystemTime::now));
-        }
-        let stored = self.stored_since.max(self.came_back);
-        [waiting, parked, stored].into_iter().flatten().min()
-    }
-
     fn breaker(&mut self, state: BreakerState) -> BreakerView {
         let view = match state {
             BreakerState::Closed => BreakerView::Closed,
@@ -200,20 +178,13 @@ impl Report {
     }
 
     /// The sink as it is now.
-    pub(super) fn view(
-        &mut self,
-        sink: &Parts,
-        scheduler: &Scheduler<Payload>,
-        parked: Option<SystemTime>,
-    ) -> SinkView {
+    pub(super) fn view(&mut self, sink: &Parts, scheduler: &Scheduler<Payload>) -> SinkView {
         let counts = scheduler.counts();
         let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
         if counts.failed == 0 && self.last_failure.take().is_some() {
             info!(sink = %self.sink, "all failed deliveries have been acknowledged");
         }
         let wall = |at: Instant| SystemTime::now().checked_sub(at.elapsed());
-        let waiting = scheduler.oldest_arrival().and_then(wall);
-        let oldest = self.oldest(waiting, parked, counts.lane_messages + counts.overflow_messages);
         SinkView {
             source: sink.config.source.clone(),
             paused: scheduler.is_paused(),
@@ -225,7 +196,8 @@ impl Report {
             groups_held: counts.groups_held,
             tables_held: counts.barriers_pending,
             tables_held_since: scheduler.oldest_barrier().and_then(wall),
-            oldest_received_at: oldest,
+            oldest_received_at: scheduler.oldest_undelivered().and_then(wall),
+            undelivered: count(counts.undelivered),
             failures_in_a_row: self.failures_in_a_row,
             failing_since: self.failing_since,
             last_failure: self.last_failure.clone(),

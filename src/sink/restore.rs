@@ -12,14 +12,15 @@ use crate::change::{Lsn, Position};
 use crate::config::OnExhausted;
 use crate::deliver::category::is_splittable_status;
 use crate::deliver::frozen::DeliveryId;
-use crate::schedule::Restored;
 use crate::schedule::resume::Resume;
+use crate::schedule::{Restored, StoredSpan};
 use crate::store::{DeadReason, KeptDelivery, Loaded, Op, Tries};
 
 impl Task {
     pub(super) fn restore(&mut self, loaded: Loaded) {
         let now = Instant::now();
         let (damaged, unreadable) = (loaded.damaged.clone(), loaded.unreadable.clone());
+        let arrivals = arrivals(&loaded, now);
         let Loaded { progress, paused, deliveries, lanes, barriers, scopes, tables, overflow, dead_letters, .. } =
             loaded;
         if let Some(progress) = progress {
@@ -41,6 +42,8 @@ impl Task {
         let lanes = lanes.into_iter().map(|lane| (lane.group, count_of(lane.messages), lane.last));
         self.scheduler.restore_waiting(lanes, count_of(overflow.messages));
         self.scheduler.restore_beginnings(beginnings);
+        let pages = overflow.pages.iter().map(|(micros, messages)| (arrival(*micros, now), count_of(*messages)));
+        self.scheduler.restore_arrivals(arrivals, pages);
         let config = &self.sink.config;
         if config.paused {
             self.scheduler.pause();
@@ -107,6 +110,27 @@ fn restored(kept: &KeptDelivery, now: Instant, wait_max: Duration) -> Restored {
         due: (!kept.blocked).then_some(due),
         is_part: kept.parent.is_some(),
     }
+}
+
+/// When a message arrived that was committed at this time: this process has not seen that.
+pub(super) fn arrival(commit_micros: i64, now: Instant) -> Instant {
+    instant_of(commit_micros, now).min(now)
+}
+
+/// Of the messages in deliveries and lanes.
+fn arrivals(loaded: &Loaded, now: Instant) -> Vec<StoredSpan> {
+    let members = loaded.deliveries.iter().flat_map(|delivery| &delivery.members).map(|member| {
+        let position = member.facts.position;
+        let arrived = arrival(member.facts.commit_micros, now);
+        StoredSpan { first: position, last: position, arrived, messages: 1 }
+    });
+    let lanes = loaded.lane_spans.iter().map(|span| StoredSpan {
+        first: span.first,
+        last: span.last,
+        arrived: span.committed_micros.map_or(now, |micros| arrival(micros, now)),
+        messages: count_of(span.messages),
+    });
+    members.chain(lanes).collect()
 }
 
 fn delivery(kept: KeptDelivery, now: Instant) -> Delivery {

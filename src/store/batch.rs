@@ -274,7 +274,7 @@ pub struct LaneSummary {
 }
 
 /// The overflow of a sink.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct OverflowSummary {
     /// Messages in it.
     pub messages: u64,
@@ -282,6 +282,21 @@ pub struct OverflowSummary {
     pub first_page: Option<u64>,
     /// The number of the next page to be written: higher than any that was.
     pub next_page: u64,
+    /// Of each page, in order: when its first message was committed, and how many are left.
+    pub pages: Vec<(i64, u64)>,
+}
+
+/// Messages in lanes, neighbours in the order of positions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LaneSpan {
+    /// The first.
+    pub first: Position,
+    /// The last.
+    pub last: Position,
+    /// How many.
+    pub messages: u64,
+    /// When the first was committed, microseconds since 1970-01-01 UTC; `None`: it is damaged.
+    pub committed_micros: Option<i64>,
 }
 
 /// What the store has of a sink when the daemon starts: no bodies, no messages.
@@ -295,6 +310,8 @@ pub struct Loaded {
     pub deliveries: Vec<KeptDelivery>,
     /// By group.
     pub lanes: Vec<LaneSummary>,
+    /// When what is in the lanes was committed, in order; roughly, where there is much.
+    pub lane_spans: Vec<LaneSpan>,
     /// Barriers in the lanes, in order.
     pub barriers: Vec<Tied>,
     /// The other messages in the lanes that have groups, by table and in order.

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use rusqlite::{Connection, Row, named_params};
 
 use super::apply::lsn_of;
-use super::batch::{KeptDelivery, KeptProgress, LaneSummary, SinkKey};
+use super::batch::{KeptDelivery, KeptProgress, LaneSpan, LaneSummary, SinkKey};
+use super::error::StoreError;
+use super::reading::committed_micros;
 use super::tables::barrier_of;
 use crate::change::Position;
 use crate::schedule::{Barrier, GroupId, Groups, ScopeId, StoredScope, Tied, Ties};
@@ -89,6 +91,37 @@ fn summaries(
         }
     }
     Ok(lanes)
+}
+
+/// Spans of a sink's lanes whose times are read: each costs the reading of a message.
+const SPANS_MAX: u64 = 2048;
+
+/// When what is in the lanes was committed.
+pub(super) fn spans(db: &Connection, sink: SinkKey) -> Result<Vec<LaneSpan>, StoreError> {
+    let mut spans = positions(db, sink).map_err(StoreError::read("the lanes of a sink"))?;
+    for span in &mut spans {
+        span.committed_micros = committed_micros(db, sink, Some(span.first))?;
+    }
+    Ok(spans)
+}
+
+/// The lanes' positions, in spans of the same number of messages.
+fn positions(db: &Connection, sink: SinkKey) -> rusqlite::Result<Vec<LaneSpan>> {
+    let sink = named_params! { ":sink": sink.0 };
+    let count = |row: &Row<'_>| row.get::<_, i64>(0).map(i64::cast_unsigned);
+    let all = db.prepare_cached("SELECT count(*) FROM lane WHERE sink = :sink")?.query_row(sink, count)?;
+    let each = all.div_ceil(SPANS_MAX);
+    let mut select = db.prepare_cached("SELECT lsn, idx FROM lane WHERE sink = :sink ORDER BY lsn, idx")?;
+    let mut rows = select.query(sink)?;
+    let mut spans: Vec<LaneSpan> = Vec::new();
+    while let Some(row) = rows.next()? {
+        let last = position(row, 0)?;
+        match spans.last_mut().filter(|span| span.messages < each) {
+            Some(span) => (span.last, span.messages) = (last, span.messages + 1),
+            None => spans.push(LaneSpan { first: last, last, messages: 1, committed_micros: None }),
+        }
+    }
+    Ok(spans)
 }
 
 /// Messages that an earlier version put there.

@@ -101,6 +101,7 @@ pub(super) fn load(db: &Connection, source: &str, name: &str) -> Result<(SinkKey
         paused: row.paused,
         deliveries,
         lanes: lanes.summaries,
+        lane_spans: lanes::spans(db, sink)?,
         barriers: lanes.barriers,
         scopes: lanes.scopes,
         tables: tables::load(db, sink).map_err(StoreError::read("what a sink's tables are grouped by"))?,
@@ -243,15 +244,17 @@ fn delivery(row: &Row<'_>) -> rusqlite::Result<(KeptDelivery, usize, Option<Vec<
 
 fn overflow(db: &Connection, sink: SinkKey, next_page: u64) -> rusqlite::Result<OverflowSummary> {
     let mut select =
-        db.prepare_cached("SELECT no, messages, gone, gone_bits FROM page WHERE sink = :sink ORDER BY no")?;
+        db.prepare_cached("SELECT no, messages, gone, gone_bits, oldest FROM page WHERE sink = :sink ORDER BY no")?;
     let mut rows = select.query(named_params! { ":sink": sink.0 })?;
-    let mut summary = OverflowSummary { messages: 0, first_page: None, next_page };
+    let mut summary = OverflowSummary { next_page, ..OverflowSummary::default() };
     while let Some(row) = rows.next()? {
         let messages: u32 = row.get(1)?;
         let bits = true_bits(messages, row.get(2)?, row.get(3)?);
         let gone: u32 = bits.iter().map(|byte| byte.count_ones()).sum();
-        summary.messages += u64::from(messages.saturating_sub(gone));
+        let left = u64::from(messages.saturating_sub(gone));
+        summary.messages += left;
         summary.first_page.get_or_insert(row.get::<_, i64>(0)?.cast_unsigned());
+        summary.pages.push((row.get(4)?, left));
     }
     Ok(summary)
 }

@@ -258,13 +258,26 @@ impl PageRow {
     }
 }
 
-/// When the first message in the lanes of a sink was committed; `None` also when that message is damaged, for whoever wants
-/// to read it hears of that.
+/// When the first message in the lanes of a sink was committed.
 pub(super) fn oldest_in_lanes(db: &Connection, sink: SinkKey) -> Result<Option<i64>, StoreError> {
+    committed_micros(db, sink, None)
+}
+
+/// When the first message in the lanes of a sink from this position on was committed; `None` also when that message is
+/// damaged, for whoever wants to read it hears of that.
+pub(super) fn committed_micros(
+    db: &Connection,
+    sink: SinkKey,
+    from: Option<Position>,
+) -> Result<Option<i64>, StoreError> {
+    let (lsn, index) =
+        from.map_or((i64::MIN, i64::MIN), |from| (from.commit_lsn.0.cast_signed(), from.index.cast_signed()));
     let select = || -> rusqlite::Result<Option<Vec<u8>>> {
-        db.prepare_cached("SELECT message FROM lane WHERE sink = :sink ORDER BY lsn, idx LIMIT 1")?
-            .query_row(named_params! { ":sink": sink.0 }, |row| row.get(0))
-            .optional()
+        db.prepare_cached(
+            "SELECT message FROM lane WHERE sink = :sink AND (lsn, idx) >= (:lsn, :idx) ORDER BY lsn, idx LIMIT 1",
+        )?
+        .query_row(named_params! { ":sink": sink.0, ":lsn": lsn, ":idx": index }, |row| row.get(0))
+        .optional()
     };
     let Some(sealed) = select().map_err(StoreError::read("waiting messages"))? else { return Ok(None) };
     let message = unseal(sealed).and_then(|bytes| message_from_bytes(&bytes, &mut Words::default()));

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use super::model::Model;
+use super::model::{Item, Model};
 use super::resume::{Admission, Resume};
 use super::sink::{LaneReading, PageReading, Sent};
 use super::steps::{any_rules, told};
@@ -223,7 +223,7 @@ impl Life {
             let (ties, bytes, is_poison) = (self.next_ties(), self.rng.usize(1..300), self.rng.u8(0..15) == 0);
             self.wal.push(Entry::Item(self.model.items.len()));
             let position = Position { commit_lsn: Lsn(self.lsn), index };
-            self.model.add(Tied { position, ties }, bytes, is_poison);
+            self.model.add(self.now, Tied { position, ties }, bytes, is_poison);
         }
         if self.rng.bool() {
             self.wal.push(Entry::Mark(Lsn(self.lsn + self.rng.u64(0..10))));
@@ -260,6 +260,7 @@ impl Life {
             return;
         }
         item.arrived = Some(self.now);
+        item.since = Some(if admission == Admission::Again { item.committed } else { self.now });
         let Tied { ties: Ties { groups, scope, barrier }, .. } = item.tied();
         let groups = match (self.fault, groups) {
             (Fault::ForgetGroups, _) => Groups::None,
@@ -278,7 +279,7 @@ impl Life {
             (Fault::LoseOne, _) if index == 3 => return,
             _ => {}
         }
-        let bytes = item.bytes;
+        let (bytes, arrived) = (item.bytes, item.committed);
         self.note(|life| format!("feed {index} {admission:?} {:?}", life.model.items[index]));
         let message = Message {
             groups,
@@ -289,7 +290,7 @@ impl Life {
             payload: Load { item: index, home: None, is_damaged: false },
         };
         match admission {
-            Admission::Again => self.scheduler.push_again(self.now, message),
+            Admission::Again => self.scheduler.push_again(self.now, message, arrived),
             Admission::New | Admission::Skip => self.scheduler.push(self.now, message),
         };
     }
@@ -317,6 +318,7 @@ impl Life {
         self.resume = progress.high.map(|high| Resume::new(high, progress.unresolved.clone()));
         let skips = |position| Some(position) <= progress.high && !progress.unresolved.contains(&position);
         self.model.restart(progress.resolved, skips);
+        self.restore_arrivals();
         if self.has_barriers && self.rng.bool() {
             self.regroup(progress.high, skips);
         }
@@ -400,6 +402,26 @@ impl Life {
         self.next_page_written = self.durable.next_page;
     }
 
+    /// When what the store has arrived: it knows when each was committed, and of a page only that of its first message.
+    fn restore_arrivals(&mut self) {
+        for item in self.durable.items() {
+            let item = &mut self.model.items[item];
+            item.since = (!item.for_ever).then_some(item.committed);
+        }
+        let parked = self.durable.deliveries.values().flat_map(|parked| parked.members.iter());
+        let is_left = |item: &&usize| !self.model.items[**item].for_ever;
+        let spans = parked.chain(self.durable.lanes.keys()).filter(is_left).map(|item| {
+            let Item { position, committed, .. } = self.model.items[*item];
+            StoredSpan { first: position, last: position, arrived: committed, messages: 1 }
+        });
+        let page = |items: &Vec<usize>| {
+            Some((self.model.items[*items.first()?].committed, items.iter().filter(is_left).count()))
+        };
+        let pages: Vec<_> = self.durable.pages.values().filter_map(page).collect();
+        let spans = if self.fault == Fault::ForgetStoredAge { Vec::new() } else { spans.collect() };
+        self.scheduler.restore_arrivals(spans, pages);
+    }
+
     /// The barriers in the lanes, and the lanes' messages of each table between the positions that matter.
     fn stored_scopes(&self) -> (Vec<Tied>, Vec<StoredScope>) {
         let tied = |item: &usize| self.model.items[*item].tied();
@@ -444,10 +466,20 @@ impl Life {
         }
         self.model.check_watermark(self.scheduler.resolved())?;
         self.check_figures()?;
+        self.model.check_age(self.now, self.told_age())?;
         self.check_idle()?;
         let is_kind = self.room == StoreRoom::Open && self.is_prompt && self.rules.keeps && !self.waits_for_replay();
         self.open_since = self.open_since.or(Some(self.now)).filter(|_| is_kind);
         self.open_since.map_or(Ok(()), |since| self.model.check_kind(self.now, since))
+    }
+
+    /// What is told of the age; as it was when it came from the messages that only the WAL has, if the fault wants it so.
+    fn told_age(&self) -> (Option<Instant>, usize) {
+        let counts = self.scheduler.counts();
+        let is_of_one_list = self.fault == Fault::AgeOfOneList;
+        let of_one_list = || self.scheduler.watermark.oldest_arrival();
+        let oldest = if is_of_one_list { of_one_list() } else { self.scheduler.oldest_undelivered() };
+        (oldest, counts.undelivered)
     }
 
     pub(super) fn waits_for_replay(&self) -> bool {

@@ -25,6 +25,9 @@ pub(super) struct Item {
     pub(super) resolved: bool,
     /// When this life got it from the WAL.
     pub(super) arrived: Option<Instant>,
+    pub(super) committed: Instant,
+    /// Its age counts from here, once this life knows of it.
+    pub(super) since: Option<Instant>,
 }
 
 impl Item {
@@ -66,9 +69,9 @@ pub(super) struct Model {
 }
 
 impl Model {
-    pub(super) fn add(&mut self, tied: Tied, bytes: usize, is_poison: bool) {
+    pub(super) fn add(&mut self, committed: Instant, tied: Tied, bytes: usize, is_poison: bool) {
         let Tied { position, ties: Ties { groups, scope, barrier } } = tied;
-        let (done, for_ever, resolved, arrived) = (false, false, false, None);
+        let (done, for_ever, resolved, arrived, since) = (false, false, false, None, None);
         let is_damaged = false;
         self.items.push(Item {
             position,
@@ -82,6 +85,8 @@ impl Model {
             for_ever,
             resolved,
             arrived,
+            committed,
+            since,
         });
         self.list(self.items.len() - 1);
     }
@@ -227,6 +232,18 @@ impl Model {
         Ok(())
     }
 
+    /// The oldest message that is known and not done is told to be as old as it is.
+    pub(super) fn check_age(&self, now: Instant, (told, messages): (Option<Instant>, usize)) -> Check {
+        let known = self.items.iter().filter(|item| !item.done && item.since.is_some());
+        require(known.clone().count() == messages, &format!("age: {messages} are said to be undelivered"))?;
+        let Some(oldest) = known.filter_map(|item| item.since).min() else {
+            return require(told.is_none(), "age: there is none without messages");
+        };
+        let (age, told) = (now - oldest, told.map(|told| now - told));
+        let is_true = told.is_some_and(|told| told >= age && told - age <= GRAIN + age / SHARE);
+        require(is_true, &format!("age: {told:?} is told, and it is {age:?}"))
+    }
+
     /// After a crash: what is not durable is not so. `skips` says which do not come again.
     pub(super) fn restart(&mut self, base: Lsn, skips: impl Fn(Position) -> bool) {
         self.base = base;
@@ -234,7 +251,7 @@ impl Model {
         for item in &mut self.items {
             item.done = item.for_ever;
             item.resolved = item.position.commit_lsn <= base || skips(item.position);
-            item.arrived = None;
+            (item.arrived, item.since) = (None, None);
         }
     }
 }

@@ -394,6 +394,8 @@ impl Life {
         }
         self.next_page_read = if self.fault == Fault::PageTwice { reading.wanted } else { next };
         self.note(|_| format!("page read {messages:?}"));
+        let arrived = |message: &Message<Load>| (message.position, self.model.items[message.payload.item].committed);
+        self.scheduler.pages_came_back(messages.iter().map(arrived));
         let missing = self.scheduler.overflow_read(self.now, messages);
         require(missing == 0, "complete: the store has fewer in its pages than it should")
     }

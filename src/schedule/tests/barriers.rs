@@ -227,7 +227,7 @@ fn what_comes_again_as_a_barrier_holds_up_what_the_lanes_have_after_it() {
     play.scheduler.restore_scopes(play.now, [], left);
     play.scheduler.restore_waiting([(GroupId(2), 1, at(2)), (GroupId(4), 1, at(4))], 0);
     play.scheduler.set_replaying(true);
-    play.scheduler.push_again(play.now, Message { barrier: Barrier::Scope, ..row(7, 3) });
+    play.scheduler.push_again(play.now, Message { barrier: Barrier::Scope, ..row(7, 3) }, play.now);
     assert_eq!(play.told(), [""; 0]);
     play.scheduler.set_replaying(false);
     assert_eq!(play.told(), ["read lanes [2, 4]"]);
@@ -258,8 +258,8 @@ fn what_comes_again_as_a_barrier_waits_for_no_younger_message_of_a_delivery() {
     let mut play = Play::new(keeping());
     play.scheduler.restore(play.now, vec![parked(&[2, 6], Some(play.now)), parked(&[5], None)]);
     play.scheduler.set_replaying(true);
-    play.scheduler.push_again(play.now, Message { barrier: Barrier::Scope, ..row(9, 3) });
-    play.scheduler.push_again(play.now, row(8, 4));
+    play.scheduler.push_again(play.now, Message { barrier: Barrier::Scope, ..row(9, 3) }, play.now);
+    play.scheduler.push_again(play.now, row(8, 4), play.now);
     play.scheduler.set_replaying(false);
     assert_eq!(play.told(), ["attempt 0 for the 2. time"], "2 is older");
     play.ack(0);
@@ -277,7 +277,7 @@ fn a_barrier_of_a_delivery_ends_and_not_an_older_one_that_came_again() {
     let mut delivery = parked(&[5], Some(play.now));
     delivery.members[0].ties.barrier = Barrier::Scope;
     play.scheduler.restore(play.now, vec![parked(&[2], None), delivery]);
-    play.scheduler.push_again(play.now, Message { barrier: Barrier::Scope, ..row(9, 3) });
+    play.scheduler.push_again(play.now, Message { barrier: Barrier::Scope, ..row(9, 3) }, play.now);
     play.arrives(row(8, 6));
     assert_eq!(play.told(), ["attempt 1 for the 2. time"]);
     play.ack(1);

@@ -5,7 +5,7 @@ use super::*;
 
 impl Play {
     fn again(&mut self, group: u64, payload: u64) {
-        self.scheduler.push_again(self.now, message(Groups::One(GroupId(group)), payload));
+        self.scheduler.push_again(self.now, message(Groups::One(GroupId(group)), payload), self.now);
     }
 
     fn wants(&mut self) -> Vec<Want> {

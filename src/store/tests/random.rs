@@ -212,13 +212,19 @@ impl Model {
             assert_eq!(summary.map(|lane| lane.last), messages.last().map(|last| last.facts.position));
             assert_eq!(summary.map_or(0, |lane| lane.messages), messages.len() as u64);
         }
+        let spans = loaded.lane_spans.iter().map(|span| (span.first, span.last, span.messages, span.committed_micros));
+        let one = |(at, message): (&Position, &KeptMessage)| (*at, *at, 1, Some(message.facts.commit_micros));
+        assert!(spans.eq(self.lanes.iter().map(one)), "{:?}", loaded.lane_spans);
         self.assert_pages(&now(store.pages(sink, 0, usize::MAX)).unwrap(), loaded.overflow);
     }
 
     fn assert_pages(&self, pages: &[Page], overflow: OverflowSummary) {
         let messages = self.pages.values().flatten().flatten().count() as u64;
         let first_page = self.pages.keys().next().copied();
-        assert_eq!(overflow, OverflowSummary { messages, first_page, next_page: self.next_page });
+        let left = self.pages.values().map(|page| page.iter().flatten().count() as u64);
+        assert!(overflow.pages.iter().map(|(_, messages)| *messages).eq(left), "{overflow:?}");
+        let (next_page, of_pages) = (self.next_page, overflow.pages.clone());
+        assert_eq!(overflow, OverflowSummary { messages, first_page, next_page, pages: of_pages });
         let expected = self.pages.iter().map(|(page, messages)| {
             let left = (0..).zip(messages).filter_map(|(index, message)| Some((index, message.clone()?)));
             (*page, left.collect::<Vec<_>>())
