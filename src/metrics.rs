@@ -187,6 +187,10 @@ table! {
         "Tables of which a barrier (TRUNCATE, the first change by another key or under another name) waits for earlier changes.";
     SINK_OLDEST_AGE = Gauge "walhook_sink_oldest_undelivered_age_seconds" ["seconds"] SINK,
         "Age of the oldest message received and not delivered, in memory or in the store; 0 when there is none.";
+    SINK_UNDELIVERED = Gauge "walhook_sink_undelivered_messages" ["messages"] SINK,
+        "Messages received and not delivered, in memory or in the store.";
+    SINK_SLOW = Gauge "walhook_sink_slow" [""] SINK,
+        "1 while the endpoint answers so late, or so seldom, that messages wait for it, else 0.";
     SINK_FAILING = Gauge "walhook_sink_consecutive_failures" ["failures"] SINK,
         "Attempts failed in a row, over the sink; 0 after a success.";
     SINK_PAUSED = Gauge "walhook_sink_paused" [""] SINK,

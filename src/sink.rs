@@ -23,6 +23,7 @@ mod ledger;
 mod report;
 mod restore;
 mod rules;
+mod slowness;
 mod stored;
 mod tables;
 mod unsendable;
@@ -348,7 +349,9 @@ impl Task {
             self.sink.text_fallback_values.increment(fallbacks.saturating_sub(self.fallbacks_counted));
             self.fallbacks_counted = fallbacks;
         }
-        let view = self.report.view(&self.sink, &self.scheduler);
+        let now = Instant::now();
+        let under_way = self.deliveries.values().filter_map(|delivery| delivery.under_way);
+        let view = self.report.view(&self.sink, &self.scheduler, (now, under_way));
         self.sink.views.sinks.insert(self.sink.config.name.clone(), view);
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use dashmap::DashMap;
 
@@ -286,6 +286,8 @@ pub struct SinkView {
     pub undelivered: u64,
     /// When the oldest of these was received; by a process before this one: committed.
     pub oldest_received_at: Option<SystemTime>,
+    /// What answers take, while the endpoint is slow: it answers, but messages wait.
+    pub slow: Option<Duration>,
     /// Attempts failed in a row, over the sink.
     pub failures_in_a_row: u64,
     /// When the first of these failed.

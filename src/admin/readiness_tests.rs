@@ -156,7 +156,14 @@ fn sinks_in_trouble_are_named_with_figures_and_stay_ready() {
     let refused = SinkView { retrying: 1, groups_held: 3, ..SinkView::default() };
     let held_since = Some(ago(70));
     let held = SinkView { tables_held: 2, tables_held_since: held_since, ack_pending: 1, ..SinkView::default() };
-    let slow = SinkView { waiting: 9, oldest_received_at: Some(ago(61)), ..SinkView::default() };
+    let answers = Some(Duration::from_secs(29));
+    let slow = SinkView {
+        undelivered: 9,
+        waiting: 3,
+        slow: answers,
+        oldest_received_at: Some(ago(61)),
+        ..SinkView::default()
+    };
     let full = SinkView { ack_pending: 10, max_ack_pending: 10, ..SinkView::default() };
     for (sink, state, severity, parts) in [
         (
@@ -169,7 +176,7 @@ fn sinks_in_trouble_are_named_with_figures_and_stay_ready() {
         (SinkView { paused: true, waiting: 3, ..refused.clone() }, "paused", Severity::Warning, &["3 messages wait"]),
         (refused, "failing", Severity::Warning, &["1 deliveries have failed", "3 groups wait"]),
         (held, "delivering", Severity::Warning, &["2 tables wait for 1 min 10 s: a TRUNCATE"]),
-        (slow, "delivering", Severity::Warning, &["9 messages wait, the oldest since 1 min 1 s"]),
+        (slow, "delivering", Severity::Warning, &["answers take 29 s; 9 messages wait, the oldest since 1 min 1 s"]),
         (full, "delivering", Severity::Warning, &["10 messages are unacknowledged"]),
     ] {
         let readiness = readiness(&views(SourceState::Streaming, sink), now());

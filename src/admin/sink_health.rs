@@ -8,8 +8,6 @@ use crate::view::{BreakerView, LastFailure, SinkView};
 
 /// So many failures in a row speak of the endpoint as a whole, not of one delivery.
 const FAILURES_OF_ENDPOINT: u64 = 5;
-/// An unresolved message of this age is worth a word, even if nothing has failed.
-const OLD: Duration = Duration::from_secs(60);
 /// Damaged messages that are named one by one.
 const DAMAGED_NAMED: usize = 10;
 /// So is a table that is held up for so long.
@@ -60,7 +58,7 @@ pub(super) fn troubles(name: &str, view: &SinkView, now: SystemTime) -> Vec<Trou
 }
 
 fn cause(view: &SinkView, now: SystemTime) -> Option<(Severity, String, &'static str)> {
-    let (waiting, oldest) = (view.waiting, oldest(view, now));
+    let oldest = oldest(view, now);
     if view.paused {
         Some(paused(view, &oldest))
     } else if let BreakerView::Open { until, failures } = view.breaker {
@@ -81,9 +79,10 @@ fn cause(view: &SinkView, now: SystemTime) -> Option<(Severity, String, &'static
         );
         let advice = "the endpoint refuses single deliveries: the log has their categories";
         Some((Severity::Warning, what, advice))
-    } else if oldest_age(view, now).is_some_and(|age| age >= OLD) {
-        let what = format!("slow: {waiting} messages wait{oldest}");
-        let advice = "the endpoint answers, but not fast enough: raise batch_size or max_in_flight, or make it faster";
+    } else if let Some(answers) = view.slow {
+        let (answers, waiting) = (in_words(answers), view.undelivered);
+        let what = format!("slow: answers take {answers}; {waiting} messages wait{oldest}");
+        let advice = "the endpoint answers, but not fast enough: make it faster, or raise batch_size or max_in_flight";
         Some((Severity::Warning, what, advice))
     } else {
         None

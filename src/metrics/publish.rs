@@ -83,6 +83,8 @@ fn publish_sink(name: &str, view: &SinkView, now: SystemTime) {
     set(&super::SINK_HELD_GROUPS, count(view.groups_held));
     set(&super::SINK_HELD_TABLES, count(view.tables_held));
     set(&super::SINK_OLDEST_AGE, age(view.oldest_received_at, now));
+    set(&super::SINK_UNDELIVERED, number(view.undelivered));
+    set(&super::SINK_SLOW, yes(view.slow.is_some()));
     set(&super::SINK_FAILING, number(view.failures_in_a_row));
     set(&super::SINK_PAUSED, yes(view.paused));
     set(&super::SINK_RESOLVED_LSN, number(view.resolved.0));

@@ -50,6 +50,7 @@ impl Task {
             created_at,
             tries: Tries { first_attempt_micros: Some(micros_of(created_at)), ..Tries::default() },
             blocked: false,
+            under_way: None,
         };
         self.deliveries.insert(key, delivery);
         self.start(key, 1);
@@ -61,6 +62,7 @@ impl Task {
         let Some(rendering) = self.rendering.clone() else { return };
         // One that is parked while it hangs has used up this attempt.
         delivery.tries.attempts = number;
+        delivery.under_way = Some(Instant::now());
         delivery.tries.first_attempt_micros.get_or_insert_with(|| micros_of(SystemTime::now()));
         let (content, members) = (delivery.content.clone(), Arc::clone(&delivery.members));
         let (endpoint, memory) = (self.sink.endpoint.clone(), self.sink.memory.clone());
@@ -113,6 +115,10 @@ impl Task {
             }
         };
         let Ended { key, number, frozen, attempt } = ended;
+        let began = self.deliveries.get_mut(&key).and_then(|delivery| delivery.under_way.take());
+        if let Some(began) = began.filter(|_| attempt.status.is_some()) {
+            self.report.answered(began, attempt.duration);
+        }
         failpoint::hit("sink.after_answer");
         let verdict = attempt.verdict.clone();
         if let Verdict::Failed { category: category @ (Category::TooLarge | Category::Damaged), message } = verdict {
@@ -377,6 +383,7 @@ impl Task {
             created_at: SystemTime::now(),
             tries: Tries::default(),
             blocked: false,
+            under_way: None,
         };
         (delivery, frozen)
     }

@@ -112,6 +112,8 @@ pub(super) struct Delivery {
     pub(super) created_at: SystemTime,
     pub(super) tries: Tries,
     pub(super) blocked: bool,
+    /// When the attempt under way began.
+    pub(super) under_way: Option<Instant>,
 }
 
 impl Delivery {

@@ -6,6 +6,7 @@ use tracing::{debug, error, field, info, warn};
 
 use super::Parts;
 use super::content::{Facts, Payload};
+use super::slowness::{self, Change, Slowness};
 use crate::config::SinkConfig;
 use crate::deliver::attempt::Attempt;
 use crate::deliver::category::Category;
@@ -40,6 +41,7 @@ pub(super) struct Report {
     dead_letters: u64,
     damaged: Vec<DamagedMessage>,
     breaker_was_open: bool,
+    slowness: Slowness,
 }
 
 impl Report {
@@ -56,6 +58,7 @@ impl Report {
             dead_letters: 0,
             damaged: Vec::new(),
             breaker_was_open: false,
+            slowness: Slowness::default(),
         }
     }
 
@@ -153,6 +156,25 @@ impl Report {
         self.paused_why = Some(why);
     }
 
+    /// The endpoint answered, whatever it said.
+    pub(super) fn answered(&mut self, began: Instant, took: Duration) {
+        self.slowness.answered(began, took);
+    }
+
+    /// What answers take, while the endpoint is slow.
+    fn slow(&mut self, answers: Duration, facts: slowness::Facts, waiting: usize) -> Option<Duration> {
+        let sink = &self.sink;
+        let (answers_secs, oldest_secs) = (answers.as_secs(), facts.oldest.unwrap_or_default().as_secs());
+        match self.slowness.look(answers, facts) {
+            Some(Change::Begins) => {
+                warn!(sink, answers_secs, waiting, oldest_secs, "endpoint is slow: it answers, but messages wait")
+            }
+            Some(Change::Ends) => info!(sink, answers_secs, waiting, oldest_secs, "endpoint is slow no longer"),
+            None => {}
+        }
+        self.slowness.is_slow().then_some(answers)
+    }
+
     fn breaker(&mut self, state: BreakerState) -> BreakerView {
         let view = match state {
             BreakerState::Closed => BreakerView::Closed,
@@ -178,13 +200,23 @@ impl Report {
     }
 
     /// The sink as it is now.
-    pub(super) fn view(&mut self, sink: &Parts, scheduler: &Scheduler<Payload>) -> SinkView {
+    pub(super) fn view(
+        &mut self,
+        sink: &Parts,
+        scheduler: &Scheduler<Payload>,
+        (now, under_way): (Instant, impl Iterator<Item = Instant>),
+    ) -> SinkView {
         let counts = scheduler.counts();
         let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
         if counts.failed == 0 && self.last_failure.take().is_some() {
             info!(sink = %self.sink, "all failed deliveries have been acknowledged");
         }
         let wall = |at: Instant| SystemTime::now().checked_sub(at.elapsed());
+        let oldest = scheduler.oldest_undelivered();
+        let breaker = self.breaker(counts.breaker);
+        let is_held = scheduler.is_paused() || matches!(breaker, BreakerView::Open { .. });
+        let facts = slowness::Facts { oldest: oldest.map(|at| now.saturating_duration_since(at)), is_held };
+        let slow = self.slow(self.slowness.answers(now, under_way), facts, counts.undelivered);
         SinkView {
             source: sink.config.source.clone(),
             paused: scheduler.is_paused(),
@@ -196,14 +228,15 @@ impl Report {
             groups_held: counts.groups_held,
             tables_held: counts.barriers_pending,
             tables_held_since: scheduler.oldest_barrier().and_then(wall),
-            oldest_received_at: scheduler.oldest_undelivered().and_then(wall),
+            oldest_received_at: oldest.and_then(wall),
+            slow,
             undelivered: count(counts.undelivered),
             failures_in_a_row: self.failures_in_a_row,
             failing_since: self.failing_since,
             last_failure: self.last_failure.clone(),
             resolved: sink.progress.resolved(),
             paused_why: self.paused_why.clone().filter(|_| scheduler.is_paused()),
-            breaker: self.breaker(counts.breaker),
+            breaker,
             stored_deliveries: count(counts.parked),
             lane_messages: count(counts.lane_messages),
             overflow_messages: count(counts.overflow_messages),

@@ -145,6 +145,7 @@ fn delivery(kept: KeptDelivery, now: Instant) -> Delivery {
         created_at: time_of(created_micros),
         tries,
         blocked,
+        under_way: None,
     }
 }
 
