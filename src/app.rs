@@ -23,6 +23,8 @@ use crate::admin::{self, AdminError, AdminState, AdminThread};
 use crate::config::{Config, LimitsConfig, SinkConfig, SourceConfig, StateConfig, UnchangedToast};
 use crate::deliver::endpoint::{Endpoint, EndpointError};
 use crate::logging;
+use crate::machine::clock;
+use crate::machine::descriptors::{self, Allowance, Descriptors};
 use crate::memory::Memory;
 use crate::metrics::{self, MetricsError, SinkMetrics, SourceMetrics};
 use crate::protection;
@@ -32,7 +34,7 @@ use crate::sink::{FEED_BATCHES_MAX, Sink, Stopping};
 use crate::source::fetch::{Fetcher, Worker};
 use crate::source::{Consumer, Source, SourceError, SourceParts, Stop};
 use crate::store::{Store, StoreError};
-use crate::view::{SharedViews, Trouble, Views};
+use crate::view::{OwnKind, SharedViews, Trouble, Views};
 
 /// How long a source may take to confirm and leave.
 const LEAVE_LIMIT: Duration = Duration::from_secs(8);
@@ -111,6 +113,9 @@ pub async fn run(config: Config, orders: Orders) -> Result<(), AppError> {
 }
 
 async fn serve(config: Config, views: &SharedViews, stop: &CancellationToken) -> Result<(), AppError> {
+    // What is found out by a beat concerns the process, so it begins before anything else does.
+    let mut beat = JoinSet::new();
+    beat.spawn(clock::beat(Arc::clone(views)));
     let opened = tokio::select! {
         biased;
         () = stop.cancelled() => return Ok(()),
@@ -150,6 +155,7 @@ fn show_protection(config: &Config, views: &Views) {
 
 fn start(config: Config, mut opened: Opened, views: &SharedViews) -> Result<(Running, Vec<Memory>), AppError> {
     let Config { sources, sinks, limits, state, .. } = config;
+    let descriptors = descriptors(&sources, &sinks, views);
     let mut running = Running {
         sources: JoinSet::new(),
         sinks: JoinSet::new(),
@@ -176,7 +182,15 @@ fn start(config: Config, mut opened: Opened, views: &SharedViews) -> Result<(Run
             let (source, bytes) = (&source.name, memory.message_bytes_max());
             info!(source, bytes, "limits.max_message is a quarter of the source's share of limits.memory_limit");
         }
-        let start = Start { config: source, state: &state, sinks: &own, memory: &memory, views, absent };
+        let start = Start {
+            config: source,
+            state: &state,
+            sinks: &own,
+            memory: &memory,
+            views,
+            descriptors: &descriptors,
+            absent,
+        };
         running.start_source(start, &mut opened)?;
         memories.push(memory);
     }
@@ -184,6 +198,17 @@ fn start(config: Config, mut opened: Opened, views: &SharedViews) -> Result<(Run
         views.show_unread(&source, troubles);
     }
     Ok((running, memories))
+}
+
+/// The connections to endpoints that the limit of open files leaves; told if they may not suffice.
+fn descriptors(sources: &[SourceConfig], sinks: &[SinkConfig], views: &Views) -> Descriptors {
+    let max_in_flight = sinks.iter().map(|sink| sink.max_in_flight);
+    let allowance = Allowance::of(descriptors::raise_limit(), sources.len(), max_in_flight);
+    if let Some(trouble) = allowance.trouble() {
+        warn!(advice = trouble.advice, "{}", trouble.what);
+        views.show_own(OwnKind::Descriptors, Some(trouble));
+    }
+    Descriptors::new(allowance.connections)
 }
 
 /// The memory of one of so many sources. Two large changes and their bodies have to fit into it beside each other.
@@ -199,20 +224,21 @@ struct Start<'a> {
     sinks: &'a [&'a SinkConfig],
     memory: &'a Memory,
     views: &'a SharedViews,
+    descriptors: &'a Descriptors,
     absent: Vec<Trouble>,
 }
 
 impl Running {
     fn start_source(&mut self, start: Start<'_>, opened: &mut Opened) -> Result<(), AppError> {
-        let Start { config, state, sinks, memory, views, absent } = start;
+        let Start { config, state, sinks, memory, views, descriptors, absent } = start;
         let (appetite, metrics) = (Arc::new(Notify::new()), SourceMetrics::new(&config.name));
         let fetcher = self.start_fetcher(config, sinks, memory);
         let mut consumers = Vec::new();
         for sink in sinks {
             let (feed, fed) = mpsc::channel(FEED_BATCHES_MAX);
             let progress = Arc::new(Progress::new(Arc::clone(&appetite)));
-            let endpoint =
-                Endpoint::new(sink).map_err(|source| AppError::Endpoint { sink: sink.name.clone(), source })?;
+            let endpoint = Endpoint::within(sink, descriptors)
+                .map_err(|source| AppError::Endpoint { sink: sink.name.clone(), source })?;
             // Opening loads what every sink of the config has.
             let Some((key, loaded)) = opened.take(&sink.name) else { continue };
             let task = Sink {

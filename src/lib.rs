@@ -13,6 +13,7 @@
 // What flows, and the bound on how much of it.
 pub mod change;
 pub mod memory;
+pub mod machine;
 
 // The way of a change.
 pub mod source;

@@ -82,6 +82,8 @@ table! {
         "limits.memory_limit; each source that has sinks gets an equal share, and is not read while its own is full.";
     RESIDENT_MEMORY = Gauge "walhook_resident_memory_bytes" ["bytes"] NONE,
         "Resident memory of the process; Linux only.";
+    OWN_TROUBLES = Gauge "walhook_process_trouble" [""] &["kind"],
+        "1 while walhook's machine troubles it, by kind: slept (it did not run), clock_jump (the wall clock was set), descriptors (too few files may be open for what the sinks may send at a time), else 0.";
     LOG_LOST = Counter "walhook_log_lost_lines_total" ["lines"] NONE,
         "Lines of the log on standard error that were lost, because whoever reads them was too slow or had gone.";
 
@@ -191,6 +193,8 @@ table! {
         "Messages received and not delivered, in memory or in the store.";
     SINK_SLOW = Gauge "walhook_sink_slow" [""] SINK,
         "1 while the endpoint answers so late, or so seldom, that messages wait for it, else 0.";
+    SINK_OWN_TROUBLE = Gauge "walhook_sink_own_trouble" [""] SINK,
+        "1 while the sink waits for walhook's own machine (own_resources, own_clock, own_dns), else 0.";
     SINK_FAILING = Gauge "walhook_sink_consecutive_failures" ["failures"] SINK,
         "Attempts failed in a row, over the sink; 0 after a success.";
     SINK_PAUSED = Gauge "walhook_sink_paused" [""] SINK,

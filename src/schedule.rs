@@ -18,7 +18,8 @@
 //!    waited as long ([`lanes`]), and every new message while the sink cannot keep up ([`overflow`]).
 //! 7. A message that is a barrier of its table goes when all earlier ones of the table are resolved, and later ones go when it
 //!    is ([`barriers`]).
-//! 8. The parts of a split delivery hold the groups of the whole; of parts with a group in common the older goes first.
+//! 8. While walhook's own machine is in trouble the sink waits as a whole, and that counts for no delivery ([`own`]).
+//! 9. The parts of a split delivery hold the groups of the whole; of parts with a group in common the older goes first.
 //!
 //! All operations cost amortised constant time in the number of messages and groups that wait (retries cost the
 //! logarithm of the number of failed deliveries). Chance comes from a seed, so a whole life can be repeated.
@@ -34,6 +35,7 @@ mod exchange;
 mod keeping;
 mod lanes;
 mod overflow;
+mod own;
 mod queue;
 mod restoring;
 pub mod resume;
@@ -63,6 +65,7 @@ pub use self::exchange::{
 use self::keeping::Write;
 pub use self::lanes::own_lane;
 use self::overflow::Overflow;
+use self::own::Own;
 use self::queue::{Backing, Waiting};
 pub use self::retry::{Exhausted, Limits, RetryRule};
 use self::undelivered::Undelivered;
@@ -89,6 +92,7 @@ pub struct Scheduler<P> {
     loaded: Watermark,
     loaded_bytes: usize,
     breaker: Breaker,
+    own: Own,
     deliveries: HashMap<DeliveryKey, Delivery>,
     /// Parts of split deliveries by the key that holds their groups, in the order of the whole.
     families: HashMap<DeliveryKey, Vec<DeliveryKey>>,
@@ -156,6 +160,7 @@ impl<P> Scheduler<P> {
             loaded: Watermark::new(),
             loaded_bytes: 0,
             breaker: Breaker::new(rules.retry, rules.max_in_flight),
+            own: Own::new(),
             deliveries: HashMap::new(),
             families: HashMap::new(),
             next_key: 0,
@@ -285,6 +290,16 @@ impl<P> Scheduler<P> {
         self.paused
     }
 
+    /// The process has not run for so long since it began: that counts for no delivery's age.
+    pub fn set_slept(&mut self, all: Duration) {
+        self.own.slept(all);
+    }
+
+    /// Since when a trouble of walhook's own machine keeps the sink waiting.
+    pub fn own_trouble(&self) -> Option<Instant> {
+        self.own.since()
+    }
+
     /// Whether new messages go to the store.
     pub fn is_overflowing(&self) -> bool {
         self.overflows || self.overflow.is_active()
@@ -306,7 +321,7 @@ impl<P> Scheduler<P> {
         if self.is_held() || self.held_until.is_some() {
             return None;
         }
-        if self.breaker.allowance(now, self.in_flight) == 0 {
+        if self.breaker.allowance(now, self.in_flight) == 0 || !self.own.may_start(now) {
             return None;
         }
         if self.breaker.is_open() {
@@ -336,9 +351,10 @@ impl<P> Scheduler<P> {
     }
 
     fn start_at(&mut self) -> Option<Instant> {
-        if self.is_held() {
+        if self.is_held() || self.own.is_tried() {
             return None;
         }
+        let held_until = self.held_until.max(self.own.wake_at());
         let due = self.due.front().map(|(at, _)| *at);
         let timer = self.timers.peek().map(|Reverse((at, _))| *at);
         let retry = due.into_iter().chain(timer).min();
@@ -347,9 +363,9 @@ impl<P> Scheduler<P> {
             // A probe need not be due.
             let probe = self.breaker.wake_at()?;
             let next = if retry.is_some() { probe } else { probe.max(fresh?) };
-            return Some(next).max(self.held_until);
+            return Some(next).max(held_until);
         }
-        let next = Some(retry.into_iter().chain(fresh).min()?).max(self.held_until)?;
+        let next = Some(retry.into_iter().chain(fresh).min()?).max(held_until)?;
         // In a ramp-up that is used up, an outcome comes first.
         let is_free = self.breaker.allowance(next, self.in_flight) > 0;
         is_free.then_some(next)

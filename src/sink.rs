@@ -48,6 +48,7 @@ use self::tables::Tables;
 use crate::change::Lsn;
 use crate::config::{Hold, SinkConfig};
 use crate::deliver::endpoint::Endpoint;
+use crate::machine::clock;
 use crate::memory::{Charge, Memory};
 use crate::metrics::SinkMetrics;
 use crate::record::Rendering;
@@ -257,6 +258,7 @@ impl Task {
         self.scheduler.set_crowded(self.is_over_share() || self.sink.progress.is_overdue());
         let is_stalled = self.ledger.is_stalled(now);
         self.scheduler.set_stalled(is_stalled);
+        self.scheduler.set_slept(clock::slept());
         self.scheduler.set_room(self.room());
         while let Some(command) = self.scheduler.poll(now) {
             match command {

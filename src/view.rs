@@ -31,6 +31,7 @@ pub struct Views {
     pub links: OnceLock<BTreeMap<String, String>>,
     store: Mutex<StoreView>,
     unread: Mutex<Vec<(String, Trouble)>>,
+    own: Mutex<BTreeMap<OwnKind, Trouble>>,
 }
 
 impl Views {
@@ -53,6 +54,20 @@ impl Views {
     pub fn show_unread(&self, source: &str, troubles: Vec<Trouble>) {
         let troubles = troubles.into_iter().map(|trouble| (source.to_owned(), trouble));
         self.unread.lock().unwrap_or_else(PoisonError::into_inner).extend(troubles);
+    }
+
+    /// What of the machine troubles the process.
+    pub fn own(&self) -> BTreeMap<OwnKind, Trouble> {
+        self.own.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Shows such a trouble, or that it is over.
+    pub fn show_own(&self, kind: OwnKind, trouble: Option<Trouble>) {
+        let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        match trouble {
+            Some(trouble) => drop(own.insert(kind, trouble)),
+            None => drop(own.remove(&kind)),
+        }
     }
 
     /// Shows the store.
@@ -286,6 +301,8 @@ pub struct SinkView {
     pub undelivered: u64,
     /// When the oldest of these was received; by a process before this one: committed.
     pub oldest_received_at: Option<SystemTime>,
+    /// What of walhook's own machine keeps it waiting.
+    pub own_trouble: Option<OwnTroubleView>,
     /// What answers take, while the endpoint is slow: it answers, but messages wait.
     pub slow: Option<Duration>,
     /// Attempts failed in a row, over the sink.
@@ -332,6 +349,45 @@ pub enum BreakerView {
         /// Requests at a time.
         limit: usize,
     },
+}
+
+/// Why a sink waits whose `hold_reason` this is.
+pub const OWN_TROUBLE: &str = "own_trouble";
+
+/// A trouble of walhook's own machine, as a sink has met it.
+#[derive(Debug, Clone)]
+pub struct OwnTroubleView {
+    /// Its category.
+    pub category: &'static str,
+    /// For a person.
+    pub message: String,
+    /// Since when.
+    pub since: SystemTime,
+}
+
+/// What of the machine troubles the whole process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum OwnKind {
+    /// The process has not run for a while.
+    Slept,
+    /// The wall clock was set.
+    ClockJump,
+    /// Fewer files may be open than the sinks may need.
+    Descriptors,
+}
+
+impl OwnKind {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Slept, Self::ClockJump, Self::Descriptors];
+
+    /// The label of the metric.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Slept => "slept",
+            Self::ClockJump => "clock_jump",
+            Self::Descriptors => "descriptors",
+        }
+    }
 }
 
 /// A sink's last failed attempt.

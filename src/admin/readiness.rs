@@ -117,7 +117,9 @@ pub struct SinkReport {
     pub blocked_deliveries: u64,
     /// Dead letters that the store keeps.
     pub dead_letters: u64,
-    /// Seconds since the oldest unresolved message was received.
+    /// Why the sink as a whole sends nothing: `sink_paused`, `own_trouble`, `breaker_open`.
+    pub hold_reason: Option<&'static str>,
+    /// Seconds since the oldest undelivered message was received.
     pub oldest_undelivered_age_seconds: Option<u64>,
     /// Everything up to here is resolved.
     pub resolved_lsn: String,
@@ -149,6 +151,12 @@ pub fn readiness(views: &Views, now: SystemTime) -> Readiness {
     let mut troubles = Vec::new();
     troubles.extend(process_trouble(stopping, sources.is_empty() && store.trouble.is_none()));
     troubles.extend(log_trouble(&views.log, now));
+    troubles.extend(views.own().into_values().map(|Trouble { what, advice }| TroubleReport {
+        scope: "process".into(),
+        severity: Severity::Warning,
+        what,
+        advice,
+    }));
     troubles.extend(store_trouble(&store, &sources));
     for (name, view) in &sources {
         troubles.extend(source_troubles(name, view, now));
@@ -333,6 +341,7 @@ fn sink_report(view: SinkView, now: SystemTime) -> SinkReport {
         dead_letters: view.dead_letters,
         oldest_undelivered_age_seconds: sink_health::oldest_age(&view, now).map(|age| age.as_secs()),
         resolved_lsn: view.resolved.to_string(),
+        hold_reason: sink_health::hold_reason(&view),
         source: view.source,
     }
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use super::readiness::{Severity, TroubleReport, in_words};
 use crate::store::DamagedMessage;
-use crate::view::{BreakerView, LastFailure, SinkView};
+use crate::view::{BreakerView, LastFailure, OWN_TROUBLE, OwnTroubleView, SinkView};
 
 /// So many failures in a row speak of the endpoint as a whole, not of one delivery.
 const FAILURES_OF_ENDPOINT: u64 = 5;
@@ -61,6 +61,8 @@ fn cause(view: &SinkView, now: SystemTime) -> Option<(Severity, String, &'static
     let oldest = oldest(view, now);
     if view.paused {
         Some(paused(view, &oldest))
+    } else if let Some(own) = &view.own_trouble {
+        Some(own_trouble(view, own, now))
     } else if let BreakerView::Open { until, failures } = view.breaker {
         Some(open(view, (until, failures), now))
     } else if let Some(failure) = view.last_failure.as_ref().filter(|_| view.failures_in_a_row > 0) {
@@ -102,6 +104,29 @@ fn paused(view: &SinkView, oldest: &str) -> (Severity, String, &'static str) {
             format!("paused; {waiting} messages wait{oldest}"),
             "set paused = false on the sink and restart walhook when the endpoint is ready",
         ),
+    }
+}
+
+fn own_trouble(view: &SinkView, own: &OwnTroubleView, now: SystemTime) -> (Severity, String, &'static str) {
+    let what = format!(
+        "waits for walhook's own machine for {}, the endpoint has no part in it: {} ({}); {} messages wait{}",
+        in_words(now.duration_since(own.since).unwrap_or_default()),
+        own.message,
+        own.category,
+        view.undelivered,
+        oldest(view, now),
+    );
+    (Severity::Error, what, advice(own.category))
+}
+
+/// Why the sink as a whole sends nothing.
+pub(super) fn hold_reason(view: &SinkView) -> Option<&'static str> {
+    if view.paused {
+        Some("sink_paused")
+    } else if view.own_trouble.is_some() {
+        Some(OWN_TROUBLE)
+    } else {
+        is_open(view).then_some("breaker_open")
     }
 }
 
@@ -262,10 +287,14 @@ fn advice(category: &str) -> &'static str {
             "a change is larger than limits.max_message and cannot become a dead letter before the store has room"
         }
         "damaged" => "a message in the store is damaged and cannot become a dead letter before the store has room",
-        "out_of_resources" => {
+        "own_resources" => {
             "this machine has nothing left to make a connection with: raise walhook's limit of open files (ulimit -n, or LimitNOFILE= of \
              its service), or lower max_in_flight"
         }
+        "own_clock" => {
+            "if nobody stopped walhook or set the clock, give it more of a processor, and keep its clock right"
+        }
+        "own_dns" => "mend name resolution on this machine: /etc/resolv.conf, and the resolvers it names",
         "unbuildable" => "walhook could not build the request: the log says why, and it is a fault of walhook",
         "shutdown" => "the attempt was cut off by a stop and will be repeated",
         _ => "the log has the details",

@@ -40,7 +40,11 @@ pub enum Category {
     /// The receiver asked that the delivery be given up.
     AbortedByReceiver,
     /// walhook's machine has no file descriptor, port or memory left for a connection.
-    OutOfResources,
+    OwnResources,
+    /// walhook did not run while the request was under way, or its wall clock was set.
+    OwnClock,
+    /// Nobody could be asked for the host's name: this machine's resolver does not answer.
+    OwnDns,
     /// No request could be made of the delivery.
     Unbuildable,
     /// The change is larger than `limits.max_message`: no request is made of it.
@@ -53,7 +57,7 @@ pub enum Category {
 
 impl Category {
     /// All of them, in the order of the documentation.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 25] = [
         Self::DnsError,
         Self::BlockedAddress,
         Self::ConnectRefused,
@@ -72,7 +76,9 @@ impl Category {
         Self::StatusServerError,
         Self::UnexpectedSuccessStatus,
         Self::AbortedByReceiver,
-        Self::OutOfResources,
+        Self::OwnResources,
+        Self::OwnClock,
+        Self::OwnDns,
         Self::Unbuildable,
         Self::TooLarge,
         Self::Damaged,
@@ -100,7 +106,9 @@ impl Category {
             Self::StatusServerError => "status_server_error",
             Self::UnexpectedSuccessStatus => "unexpected_success_status",
             Self::AbortedByReceiver => "aborted_by_receiver",
-            Self::OutOfResources => "out_of_resources",
+            Self::OwnResources => "own_resources",
+            Self::OwnClock => "own_clock",
+            Self::OwnDns => "own_dns",
             Self::Unbuildable => "unbuildable",
             Self::TooLarge => "too_large",
             Self::Damaged => "damaged",
@@ -119,17 +127,19 @@ impl Category {
             | Self::TlsError
             | Self::Timeout
             | Self::ProtocolError
+            | Self::StatusUnauthorized
             | Self::StatusRateLimited
             | Self::StatusServerError => true,
             Self::ProxyError
             | Self::StatusRedirect
             | Self::StatusClientError
-            | Self::StatusUnauthorized
             | Self::StatusGone
             | Self::StatusPayloadTooLarge
             | Self::UnexpectedSuccessStatus
             | Self::AbortedByReceiver
-            | Self::OutOfResources
+            | Self::OwnResources
+            | Self::OwnClock
+            | Self::OwnDns
             | Self::Unbuildable
             | Self::TooLarge
             | Self::Damaged
@@ -139,15 +149,14 @@ impl Category {
 
     /// Whether the fault is on walhook's side: it never counts against the endpoint.
     pub fn is_ours(self) -> bool {
-        matches!(
-            self,
-            Self::ProxyError
-                | Self::OutOfResources
-                | Self::Unbuildable
-                | Self::TooLarge
-                | Self::Damaged
-                | Self::Shutdown
-        )
+        self.is_own_trouble()
+            || matches!(self, Self::ProxyError | Self::Unbuildable | Self::TooLarge | Self::Damaged | Self::Shutdown)
+    }
+
+    /// Whether it says that walhook's own machine is in trouble, whatever the delivery and whoever the endpoint: the sink
+    /// waits as a whole, and nothing counts for the delivery.
+    pub fn is_own_trouble(self) -> bool {
+        matches!(self, Self::OwnResources | Self::OwnClock | Self::OwnDns)
     }
 }
 

@@ -31,9 +31,11 @@ use super::frozen::Frozen;
 use super::sign::{SigningSecret, sign};
 use super::strike::Strike;
 use crate::config::{SinkConfig, SuccessRule};
+use crate::machine::clock::{self, Moment};
+use crate::machine::descriptors::Descriptors;
 use crate::trust::NoAuthorities;
 use crate::trust::file::CertificateFileError;
-use end::{End, Terms, judge};
+use end::{End, Own, Terms, judge};
 use parts::{connector_to, parts, unchanging_headers};
 
 /// Signing more than this (about a millisecond) goes to a thread that may block.
@@ -130,6 +132,11 @@ impl Endpoint {
         Self::with_tls(sink, connector(sink)?, Ways::default())
     }
 
+    /// The same, its connections taking their places of `descriptors`.
+    pub fn within(sink: &SinkConfig, descriptors: &Descriptors) -> Result<Self, EndpointError> {
+        Self::with_tls(sink, connector(sink)?, Ways { descriptors: descriptors.clone(), ..Ways::default() })
+    }
+
     /// The same, trusting `roots` only.
     pub fn with_roots(sink: &SinkConfig, roots: RootCertStore) -> Result<Self, EndpointError> {
         Self::with_ways(sink, roots, Ways::default())
@@ -180,7 +187,7 @@ impl Endpoint {
     /// before its end, it drops the connection.
     pub async fn attempt(&self, frozen: &Frozen, number: u32) -> Attempt {
         let Inner { pool, peer, is_plain, success, request_timeout, .. } = &*self.inner;
-        let (started_at, began) = (SystemTime::now(), pool.now());
+        let (started_at, began, moment) = (SystemTime::now(), pool.now(), Moment::now());
         let (mut seen, is_answered) = (Seen::default(), pool.is_answered());
         let exchange = self.exchange(frozen, number, started_at, &mut seen);
         let end = match tokio::time::timeout(*request_timeout, exchange).await {
@@ -195,7 +202,8 @@ impl Endpoint {
         if matches!(end, End::Late) && answer.status.is_none() {
             pool.unanswered(under, began);
         }
-        let terms = Terms { success, request_timeout: *request_timeout, peer, is_plain: *is_plain, is_answered };
+        let own = Own { has_slept: moment.was_slept_through(), is_astray: clock::is_astray() };
+        let terms = Terms { success, request_timeout: *request_timeout, peer, is_plain: *is_plain, is_answered, own };
         let mut verdict = judge(&answer, end, &terms);
         if !answer.body.is_empty() || !verdict.is_acknowledged() {
             let strike = self.inner.strike.and(signature.as_ref());

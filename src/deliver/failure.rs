@@ -9,10 +9,13 @@ use std::sync::Arc;
 
 use super::category::Category;
 use super::connection::error::SendError;
+use super::connection::lookup::Unasked;
 use crate::tls_fault::{Peer, TlsFault};
 
 /// Characters of what others say that stand in a failure's text.
 const TEXT_MAX: usize = 200;
+/// How the limit of open files is raised.
+const LIMIT: &str = "LimitNOFILE= of its service, or ulimit -n";
 
 /// The category of a failed exchange.
 pub(super) fn classify(error: &SendError) -> Category {
@@ -24,8 +27,10 @@ pub(super) fn classify(error: &SendError) -> Category {
     // Step by step, as the same kind of trouble means another thing at another.
     match error {
         SendError::Lookup(_) | SendError::Connect(_) if io_error.is_some_and(is_of_this_machine) => {
-            Category::OutOfResources
+            Category::OwnResources
         }
+        SendError::NoDescriptor => Category::OwnResources,
+        SendError::Lookup(_) if find::<Unasked>(error).is_some() => Category::OwnDns,
         SendError::Lookup(_) => Category::DnsError,
         SendError::Denied(_) => Category::BlockedAddress,
         SendError::ConnectTimeout => Category::ConnectTimeout,
@@ -50,6 +55,9 @@ pub(super) fn describe(error: &SendError, category: Category, peer: &str) -> Str
             return format!("the port speaks TLS ({peer}), and the sink's url says http://: write https://");
         }
         SendError::NeverTaken { .. } => return format!("{error}: {}", innermost(error)),
+        SendError::NoDescriptor => {
+            return format!("{error}; raise walhook's limit of open files: {LIMIT}, or lower max_in_flight");
+        }
         SendError::Lookup(_)
         | SendError::Connect(_)
         | SendError::ConnectTimeout
@@ -80,9 +88,13 @@ pub(super) fn describe(error: &SendError, category: Category, peer: &str) -> Str
             format!("the connection broke before the whole answer was there: {}", innermost(error))
         }
         Category::ProtocolError => format!("the answer is not valid HTTP: {}", innermost(error)),
-        Category::OutOfResources => format!(
+        Category::OwnResources => format!(
             "this machine has no file descriptor, port or memory left for a connection ({peer}): {}; raise walhook's limit of open \
-             files (ulimit -n, or LimitNOFILE= of its service), or lower max_in_flight",
+             files: {LIMIT}, or lower max_in_flight",
+            innermost(error)
+        ),
+        Category::OwnDns => format!(
+            "nobody could be asked for the host's name ({peer}): {}; this machine's resolver does not answer, or cannot ask others",
             innermost(error)
         ),
         Category::Unbuildable => format!("no request can be made: {}", innermost(error)),
@@ -98,6 +110,7 @@ pub(super) fn describe(error: &SendError, category: Category, peer: &str) -> Str
         | Category::StatusServerError
         | Category::UnexpectedSuccessStatus
         | Category::AbortedByReceiver
+        | Category::OwnClock
         | Category::TooLarge
         | Category::Damaged
         | Category::Shutdown => innermost(error),
@@ -211,7 +224,7 @@ mod tests {
             let error = || io::Error::from_raw_os_error(raw);
             for error in [SendError::Lookup(Arc::new(error())), SendError::Connect(error())] {
                 let category = classify(&error);
-                assert_eq!(category, Category::OutOfResources, "{error:?}");
+                assert_eq!(category, Category::OwnResources, "{error:?}");
                 assert!(category.is_ours() && !category.is_endpoint_trouble());
                 let said = describe(&error, category, "hooks.example:443");
                 assert!(said.contains("hooks.example:443") && said.contains("LimitNOFILE"), "{said}");
@@ -221,6 +234,11 @@ mod tests {
         assert_eq!(classify(&SendError::Connect(io::Error::from_raw_os_error(111))), Category::ConnectRefused);
         assert_eq!(classify(&SendError::Connect(io::Error::from_raw_os_error(101))), Category::ConnectRefused);
         assert_eq!(classify(&SendError::Lookup(Arc::new(io::Error::other("no such name")))), Category::DnsError);
+        assert_eq!(classify(&SendError::NoDescriptor), Category::OwnResources);
+        let unasked = SendError::Lookup(Arc::new(io::Error::other(Unasked("temporary failure".to_owned()))));
+        assert_eq!(classify(&unasked), Category::OwnDns);
+        let said = describe(&unasked, Category::OwnDns, "hooks.example:443");
+        assert!(said.contains("(hooks.example:443): temporary failure; this machine's resolver"), "{said}");
     }
 
     #[test]

@@ -68,7 +68,7 @@ impl ReconnectReason {
 }
 
 /// Values of the label `category`; `unknown` takes whatever is not one of the others.
-pub const CATEGORIES: [&str; 22] = [
+pub const CATEGORIES: [&str; 24] = [
     "dns_error",
     "blocked_address",
     "connect_refused",
@@ -87,7 +87,9 @@ pub const CATEGORIES: [&str; 22] = [
     "status_server_error",
     "unexpected_success_status",
     "aborted_by_receiver",
-    "out_of_resources",
+    "own_resources",
+    "own_clock",
+    "own_dns",
     "unbuildable",
     "shutdown",
     "unknown",

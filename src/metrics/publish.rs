@@ -7,7 +7,7 @@ use super::handles::{counter, gauge};
 use super::{Metric, READY};
 use crate::admin::readiness;
 use crate::store::NoteKind;
-use crate::view::{BreakerView, SinkView, SourceState, SourceView, StoreView, Views, Vital};
+use crate::view::{BreakerView, OwnKind, SinkView, SourceState, SourceView, StoreView, Views, Vital};
 
 /// Sets every gauge to what `views` say at `now`.
 pub fn publish(views: &Views, now: SystemTime) {
@@ -16,6 +16,10 @@ pub fn publish(views: &Views, now: SystemTime) {
     gauge(&super::MEMORY_LIMIT, &[]).set(number(views.memory_limit.load(Ordering::Relaxed)));
     gauge(&super::RESIDENT_MEMORY, &[]).set(number(resident_bytes().unwrap_or_default()));
     counter(&super::LOG_LOST, &[]).absolute(views.log.lost());
+    let own = views.own();
+    for kind in OwnKind::ALL {
+        gauge(&super::OWN_TROUBLES, &[kind.as_str()]).set(yes(own.contains_key(&kind)));
+    }
     publish_store(&views.store());
     for source in &views.sources {
         publish_source(source.key(), source.value(), now);
@@ -85,6 +89,7 @@ fn publish_sink(name: &str, view: &SinkView, now: SystemTime) {
     set(&super::SINK_OLDEST_AGE, age(view.oldest_received_at, now));
     set(&super::SINK_UNDELIVERED, number(view.undelivered));
     set(&super::SINK_SLOW, yes(view.slow.is_some()));
+    set(&super::SINK_OWN_TROUBLE, yes(view.own_trouble.is_some()));
     set(&super::SINK_FAILING, number(view.failures_in_a_row));
     set(&super::SINK_PAUSED, yes(view.paused));
     set(&super::SINK_RESOLVED_LSN, number(view.resolved.0));

@@ -2,9 +2,10 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::breaker::{Heard, Started};
+use super::own::Began;
 use super::watermark::{Place, Token};
 use super::{
     Command, DeliveryKey, Exhausted, Failure, GroupId, Groups, OnExhausted, Outcome, Restored, Scheduler, StoreRoom,
@@ -52,7 +53,9 @@ pub(super) struct Delivery {
     first_attempt: Option<Instant>,
     pub(super) kept: Kept,
     /// The attempt under way.
-    flight: Option<Started>,
+    flight: Option<(Started, Began)>,
+    /// What had been spent in troubles of our own when its first attempt began.
+    spent_before: Duration,
     rest: Rest,
     /// It has failed, or is what is left of one that has.
     has_failed: bool,
@@ -73,6 +76,7 @@ impl Delivery {
             first_attempt: None,
             kept: Kept::No,
             flight: None,
+            spent_before: Duration::ZERO,
             rest: Rest::Time,
             has_failed: false,
             is_part: false,
@@ -96,8 +100,10 @@ impl Delivery {
 impl<P> Scheduler<P> {
     /// An attempt that [`Self::poll`] asked for has ended. `None` if no such attempt is known.
     pub fn outcome(&mut self, now: Instant, key: DeliveryKey, outcome: Outcome) -> Option<Verdict> {
-        let started = self.deliveries.get_mut(&key)?.flight.take()?;
+        let (started, began) = self.deliveries.get_mut(&key)?.flight.take()?;
         self.in_flight -= 1;
+        let is_own = matches!(outcome, Outcome::Failed(Failure { own: true, .. }));
+        self.own.ended(now, began, is_own);
         match outcome {
             Outcome::Acknowledged => {
                 self.breaker.ended(now, &mut self.rng, started, Heard::Life);
@@ -126,13 +132,18 @@ impl<P> Scheduler<P> {
     pub(super) fn started(&mut self, now: Instant, key: DeliveryKey) -> u32 {
         let Some(delivery) = self.deliveries.get_mut(&key) else { return 0 };
         delivery.attempts += 1;
-        delivery.first_attempt.get_or_insert(now);
-        delivery.flight = Some(self.breaker.started());
+        if delivery.first_attempt.is_none() {
+            (delivery.first_attempt, delivery.spent_before) = (Some(now), self.own.spent(now));
+        }
+        delivery.flight = Some((self.breaker.started(), self.own.started()));
         self.in_flight += 1;
         delivery.attempts
     }
 
     fn failed(&mut self, now: Instant, key: DeliveryKey, failure: Failure) -> Option<Verdict> {
+        if failure.own {
+            return self.own_failed(key);
+        }
         let new = self.deliveries.get(&key).filter(|delivery| !delivery.has_failed);
         let held = new.map(Delivery::groups).unwrap_or_default();
         let verdict = self.judge(now, key, failure)?;
@@ -143,6 +154,25 @@ impl<P> Scheduler<P> {
             Verdict::Done | Verdict::Dead { .. } => {}
         }
         Some(verdict)
+    }
+
+    /// As if it had not been tried.
+    fn own_failed(&mut self, key: DeliveryKey) -> Option<Verdict> {
+        let delivery = self.deliveries.get_mut(&key)?;
+        delivery.attempts -= 1;
+        if delivery.attempts == 0 {
+            delivery.first_attempt = None;
+        }
+        delivery.rest = Rest::Time;
+        let due = self.own.until();
+        self.timers.push(Reverse((due, key)));
+        Some(Verdict::Retry(due))
+    }
+
+    /// When a delivery's age began, as far as it counts.
+    fn aged_from(&self, delivery: &Delivery, now: Instant) -> Option<Instant> {
+        let spent = self.own.spent(now).saturating_sub(delivery.spent_before);
+        delivery.first_attempt.map(|first| first + spent)
     }
 
     fn judge(&mut self, now: Instant, key: DeliveryKey, failure: Failure) -> Option<Verdict> {
@@ -169,12 +199,13 @@ impl<P> Scheduler<P> {
             return self.exhaust(now, key, why);
         }
         if !failure.ours {
-            let first = delivery.first_attempt;
+            let attempts = delivery.attempts;
             let enough = if delivery.is_part { 1 } else { self.rules.split_after };
             if failure.refused && delivery.refusals >= enough && delivery.members.len() > 1 {
                 return self.split(now, key);
             }
-            if let Some(why) = retry::exhausted(self.rules.limits, delivery.attempts, first, now).filter(|_| can_die) {
+            let from = self.deliveries.get(&key).and_then(|delivery| self.aged_from(delivery, now));
+            if let Some(why) = retry::exhausted(self.rules.limits, attempts, from, now).filter(|_| can_die) {
                 return self.exhaust(now, key, why);
             }
         }
@@ -182,9 +213,10 @@ impl<P> Scheduler<P> {
     }
 
     fn retry_later(&mut self, now: Instant, key: DeliveryKey) -> Option<Verdict> {
+        let from = self.deliveries.get(&key).and_then(|delivery| self.aged_from(delivery, now));
         let delivery = self.deliveries.get_mut(&key)?;
         let due = now + retry::wait_after(self.rules.retry, delivery.failures, &mut self.rng);
-        let due = retry::due_at(self.rules.limits, delivery.first_attempt, now, due);
+        let due = retry::due_at(self.rules.limits, from, now, due);
         let due = due.max(self.held_until.unwrap_or(now));
         delivery.rest = Rest::Time;
         self.timers.push(Reverse((due, key)));

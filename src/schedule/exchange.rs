@@ -229,8 +229,10 @@ pub enum Outcome {
 /// Why an attempt failed, as far as the scheduler cares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Failure {
-    /// A failure of ours (could not render, stopping): it does not count as an attempt.
+    /// A failure of ours (could not render, stopping, …): it does not count as an attempt.
     pub ours: bool,
+    /// A trouble of walhook's own machine: the sink waits as a whole, and nothing counts for the delivery.
+    pub own: bool,
     /// It speaks of the endpoint, not of this delivery: it counts for the breaker.
     pub trouble: bool,
     /// It may come from one message of the delivery (400, 413, 422): splitting may help.

@@ -280,7 +280,7 @@ impl<P> Scheduler<P> {
         if !self.overflow.has_again() {
             // A probe may have to come out of the store.
             let is_shut = self.breaker.is_open() && self.breaker.allowance(now, self.in_flight) == 0;
-            if self.held_until.is_some() || is_shut || !self.has_appetite() {
+            if self.held_until.is_some() || is_shut || !self.own.may_start(now) || !self.has_appetite() {
                 return None;
             }
             if !self.is_lane_read {
@@ -322,14 +322,14 @@ impl<P> Scheduler<P> {
             return self.read_again_at.filter(|_| self.wants_page());
         }
         let wants_lane = !self.is_lane_read && !self.backlog.lanes_free.is_empty();
-        if !self.has_appetite() || !(wants_lane || self.wants_page()) {
+        if !self.has_appetite() || !(wants_lane || self.wants_page()) || self.own.is_tried() {
             return None;
         }
         let is_open = self.breaker.is_open();
         if is_open && (self.in_flight >= self.rules.max_in_flight || self.breaker.wake_at().is_none()) {
             return None;
         }
-        self.read_again_at.max(self.held_until).max(self.breaker.wake_at())
+        self.read_again_at.max(self.held_until).max(self.breaker.wake_at()).max(self.own.wake_at())
     }
 
     /// What a [`Command::ReadLanes`] brought, for each lane it named. Returns how many messages the store should have had

@@ -21,6 +21,8 @@
 //! - Watermark: it is exactly what is resolved: done, or durable in the store. A batch's progress is exactly what is
 //!   resolved once it is durable.
 //! - Age: as old as the oldest message is that is not done, so old it is told to be, wherever it is.
+//! - Own: while walhook's own machine is in trouble one attempt at a time starts, none before its time; neither that nor its
+//!   sleep counts for a delivery.
 //! - Kind: while the store is open and prompt no message is unresolved for longer than [`KIND`].
 
 mod attempts;
@@ -106,6 +108,12 @@ enum Fault {
     ForgetHeldUp,
     /// A read fails as a whole because of one message that is damaged.
     FailWhole,
+    /// A trouble of walhook's own machine is taken for the endpoint's, …
+    BlameEndpoint,
+    /// … or for one of the delivery.
+    BlameDelivery,
+    /// It is not told how long it has slept.
+    HideSleep,
     /// The age comes from the messages that only the WAL has.
     AgeOfOneList,
     /// After a restart it is not told how old what the store has is.
@@ -184,6 +192,9 @@ fn planted_bugs_are_caught() {
         (Fault::CountTwice, "stands still"),
         (Fault::ForgetHeldUp, "churn"),
         (Fault::FailWhole, "complete"),
+        (Fault::BlameEndpoint, "own"),
+        (Fault::BlameDelivery, "own"),
+        (Fault::HideSleep, "own"),
         (Fault::AgeOfOneList, "age"),
         (Fault::ForgetStoredAge, "age"),
     ];

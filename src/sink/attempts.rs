@@ -186,6 +186,7 @@ impl Task {
         let category = failed.category;
         let failure = Failure {
             ours: category.is_ours(),
+            own: category.is_own_trouble(),
             trouble: category.is_endpoint_trouble(),
             refused: is_splittable(failed.attempt.status, category),
             too_large: false,
@@ -194,6 +195,10 @@ impl Task {
         };
         self.sink.metrics.failed(category.as_str());
         let Some(verdict) = self.judged(key, frozen.as_ref(), &failed, failure) else { return };
+        if category.is_own_trouble() {
+            self.report.own_trouble(category, failed.message);
+            return self.settle_failed(key, frozen, verdict);
+        }
         self.say_failed(key, frozen.as_ref(), &failed, &verdict);
         self.settle_failed(key, frozen, verdict);
     }
@@ -260,6 +265,11 @@ impl Task {
         let now = (Instant::now(), SystemTime::now());
         let tries = &mut delivery.tries;
         tries.attempts = failed.number - u32::from(failed.category.is_ours());
+        if failed.category.is_own_trouble() {
+            // As if it had not been tried.
+            tries.first_attempt_micros = tries.first_attempt_micros.filter(|_| tries.attempts > 0);
+            return;
+        }
         tries.failures = tries.failures.saturating_add(1);
         tries.next_attempt_micros = match verdict {
             schedule::Verdict::Retry(at) => Some(micros_of(now.1 + at.saturating_duration_since(now.0))),

@@ -13,7 +13,7 @@ use crate::deliver::category::Category;
 use crate::deliver::frozen::DeliveryId;
 use crate::schedule::{BreakerState, DeliveryKey, Scheduler, Verdict};
 use crate::store::{DamagedMessage, DeadReason};
-use crate::view::{BreakerView, LastFailure, SinkView};
+use crate::view::{BreakerView, LastFailure, OWN_TROUBLE, OwnTroubleView, SinkView};
 
 /// Warnings of one sink in one second; the rest is counted and told with the next.
 const WARNINGS_A_SECOND: u32 = 5;
@@ -42,6 +42,7 @@ pub(super) struct Report {
     damaged: Vec<DamagedMessage>,
     breaker_was_open: bool,
     slowness: Slowness,
+    own: Option<OwnTroubleView>,
 }
 
 impl Report {
@@ -59,6 +60,7 @@ impl Report {
             damaged: Vec::new(),
             breaker_was_open: false,
             slowness: Slowness::default(),
+            own: None,
         }
     }
 
@@ -156,6 +158,33 @@ impl Report {
         self.paused_why = Some(why);
     }
 
+    /// walhook's own machine is in trouble: the sink waits as a whole.
+    pub(super) fn own_trouble(&mut self, category: Category, message: String) {
+        let (sink, category) = (&self.sink, category.as_str());
+        let since = match &self.own {
+            Some(own) if own.category == category => own.since,
+            Some(_) | None => {
+                warn!(
+                    sink,
+                    category,
+                    error = message,
+                    hold_reason = OWN_TROUBLE,
+                    "sink waits for walhook's own machine"
+                );
+                SystemTime::now()
+            }
+        };
+        self.own = Some(OwnTroubleView { category, message, since });
+    }
+
+    /// It is over once attempts end otherwise.
+    fn own(&mut self, lasts: bool) -> Option<OwnTroubleView> {
+        if !lasts && let Some(own) = self.own.take() {
+            info!(sink = %self.sink, category = own.category, "sink goes on: walhook's own machine is well again");
+        }
+        self.own.clone()
+    }
+
     /// The endpoint answered, whatever it said.
     pub(super) fn answered(&mut self, began: Instant, took: Duration) {
         self.slowness.answered(began, took);
@@ -230,6 +259,7 @@ impl Report {
             tables_held_since: scheduler.oldest_barrier().and_then(wall),
             oldest_received_at: oldest.and_then(wall),
             slow,
+            own_trouble: self.own(scheduler.own_trouble().is_some()),
             undelivered: count(counts.undelivered),
             failures_in_a_row: self.failures_in_a_row,
             failing_since: self.failing_since,

@@ -15,6 +15,9 @@ pub(in crate::deliver) enum SendError {
     /// It may not be connected to.
     #[error(transparent)]
     Denied(Denied),
+    /// All connections that the limit of open files leaves are in use.
+    #[error("all connections that the limit of open files leaves are in use")]
+    NoDescriptor,
     /// No TCP connection.
     #[error("connecting failed")]
     Connect(#[source] io::Error),
@@ -64,7 +67,7 @@ impl SendError {
     /// Whether nobody was reached, so that a connection that is open is better than a new one.
     pub(super) fn is_of_the_way(&self) -> bool {
         match self {
-            Self::Lookup(_) | Self::Denied(_) | Self::Connect(_) | Self::ConnectTimeout => true,
+            Self::Lookup(_) | Self::Denied(_) | Self::NoDescriptor | Self::Connect(_) | Self::ConnectTimeout => true,
             Self::Tls(_)
             | Self::Http1(_)
             | Self::Http2(_)

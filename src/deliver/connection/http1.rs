@@ -16,7 +16,7 @@ use hyper_util::rt::TokioIo;
 
 use super::error::SendError;
 use super::life::Life;
-use super::reach::Socket;
+use super::reach::{Socket, Wire};
 use super::tally::{INTERIM_MAX, Tallied, Tally};
 use super::{Failed, Outgoing};
 use crate::deliver::answer::Answer;
@@ -41,7 +41,7 @@ pub(in crate::deliver) struct Http1 {
 
 impl Http1 {
     pub(super) async fn new(socket: Socket, life: Life) -> Result<Self, SendError> {
-        let is_plain = matches!(socket, Socket::Plain(_));
+        let is_plain = matches!(socket.wire, Wire::Plain(_));
         let tally = Arc::new(Tally::default());
         let (sender, driver) = http1::Builder::new()
             // Old forms that receivers still send and that have one meaning only (RFC 9112, 5.1 and 5.2).
@@ -170,7 +170,7 @@ mod tests {
     }
 
     async fn on(socket: TcpStream) -> Http1 {
-        Http1::new(Socket::Plain(socket), Life::new(Instant::now(), &AGE, 0.0)).await.unwrap()
+        Http1::new(Wire::Plain(socket).into(), Life::new(Instant::now(), &AGE, 0.0)).await.unwrap()
     }
 
     async fn exchange(connection: &mut Http1) -> (Result<(), Failed>, Answer) {

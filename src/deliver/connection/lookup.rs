@@ -8,6 +8,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use dns_lookup::{AddrInfoHints, LookupError, LookupErrorKind, SockType, getaddrinfo};
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -16,9 +17,42 @@ use tokio::task::JoinSet;
 pub(in crate::deliver) type Lookup =
     Arc<dyn Fn(String, u16) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> + Send + Sync>;
 
+/// Nobody could be asked: the name may exist or not.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(in crate::deliver) struct Unasked(pub(in crate::deliver) String);
+
 /// By the system's resolver.
 pub(in crate::deliver) fn system() -> Lookup {
-    Arc::new(|host, port| Box::pin(async move { tokio::net::lookup_host((host, port)).await.map(Iterator::collect) }))
+    Arc::new(|host, port| {
+        Box::pin(async move {
+            let found = tokio::task::spawn_blocking(move || ask_system(&host, port)).await;
+            found.unwrap_or_else(|lost| Err(io::Error::other(lost)))
+        })
+    })
+}
+
+fn ask_system(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    let hints = AddrInfoHints { socktype: SockType::Stream.into(), ..AddrInfoHints::default() };
+    let found = getaddrinfo(Some(host), None, Some(hints)).map_err(error_of)?;
+    found.map(|found| found.map(|found| SocketAddr::new(found.sockaddr.ip(), port))).collect()
+}
+
+/// What getaddrinfo(3) says: that there is no such name, that nobody could be asked, or what this machine lacks.
+fn error_of(error: LookupError) -> io::Error {
+    match error.kind() {
+        LookupErrorKind::Again | LookupErrorKind::Fail => io::Error::other(Unasked(io::Error::from(error).to_string())),
+        LookupErrorKind::Memory => rustix::io::Errno::NOMEM.into(),
+        LookupErrorKind::NoName
+        | LookupErrorKind::NoData
+        | LookupErrorKind::System
+        | LookupErrorKind::Badflags
+        | LookupErrorKind::Family
+        | LookupErrorKind::Socktype
+        | LookupErrorKind::Service
+        | LookupErrorKind::Unknown
+        | LookupErrorKind::IO => error.into(),
+    }
 }
 
 /// The error is the one of the resolver, the same for all that have waited.

@@ -28,6 +28,7 @@ use super::http2::{Http2, Stream};
 use super::reach::{Place, Speaks};
 use super::{Failed, Outgoing};
 use crate::deliver::answer::Answer;
+use crate::machine::descriptors::{Descriptors, Idle as Lender};
 use idle::Idle;
 use shared::Shared;
 
@@ -51,6 +52,8 @@ pub(in crate::deliver) struct Parts {
     pub(in crate::deliver) connect_timeout: Duration,
     pub(in crate::deliver) age: RangeInclusive<Duration>,
     pub(in crate::deliver) idle_max: usize,
+    /// Of which each connection takes one.
+    pub(in crate::deliver) descriptors: Descriptors,
     pub(in crate::deliver) clock: Clock,
     pub(in crate::deliver) pace: Pace,
     /// Of the connections' ages, and of pauses.
@@ -112,7 +115,10 @@ impl Pool {
         let state = Mutex::new(State { idle, shared, speaks, failure, holds_until, look, chance, tasks });
         let (making, lone) = (Semaphore::new(1), Semaphore::new(LONE_MAX));
         let is_answered = AtomicBool::new(false);
-        Arc::new_cyclic(|this| Self { parts, state, making, lone, is_answered, this: Weak::clone(this) })
+        let pool = Arc::new_cyclic(|this| Self { parts, state, making, lone, is_answered, this: Weak::clone(this) });
+        let lender: Weak<Self> = Arc::downgrade(&pool);
+        pool.parts.descriptors.lends(lender);
+        pool
     }
 
     /// A connection for a request; one that nobody else uses if `alone`.
@@ -327,6 +333,15 @@ impl Pool {
             state.look = None;
         }
         goes_on
+    }
+}
+
+impl Lender for Pool {
+    fn give_way(&self) -> bool {
+        let mut state = self.lock();
+        let Some(connection) = state.idle.take_oldest() else { return false };
+        state.close([connection]);
+        true
     }
 }
 

@@ -12,6 +12,7 @@ use rustls::pki_types::ServerName;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -40,10 +41,29 @@ pub(in crate::deliver) struct Place {
     pub(in crate::deliver) user_timeout: Duration,
 }
 
-/// A connected socket.
-pub(super) enum Socket {
+/// A connected socket, and the place that it takes among all connections.
+pub(super) struct Socket {
+    pub(super) wire: Wire,
+    _place: Option<OwnedSemaphorePermit>,
+}
+
+/// What is spoken through.
+pub(super) enum Wire {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Socket {
+    /// The place is given back after the socket is closed.
+    pub(super) fn keeps(self, place: OwnedSemaphorePermit) -> Self {
+        Self { _place: Some(place), ..self }
+    }
+}
+
+impl From<Wire> for Socket {
+    fn from(wire: Wire) -> Self {
+        Self { wire, _place: None }
+    }
 }
 
 /// What the endpoint speaks on a connection.
@@ -60,13 +80,13 @@ impl Place {
             self.egress.allowed(self.addresses().await.map_err(SendError::Lookup)?).map_err(SendError::Denied)?;
         let stream = first(in_turn(addresses), TcpStream::connect).await.map_err(SendError::Connect)?;
         self.tune(&stream).map_err(SendError::Connect)?;
-        let Some((connector, name)) = &self.tls else { return Ok((Socket::Plain(stream), Speaks::Http1)) };
+        let Some((connector, name)) = &self.tls else { return Ok((Wire::Plain(stream).into(), Speaks::Http1)) };
         let stream = connector.connect(name.clone(), stream).await.map_err(SendError::Tls)?;
         let speaks = match stream.get_ref().1.alpn_protocol() {
             Some(b"h2") => Speaks::Http2,
             Some(_) | None => Speaks::Http1,
         };
-        Ok((Socket::Tls(Box::new(stream)), speaks))
+        Ok((Wire::Tls(Box::new(stream)).into(), speaks))
     }
 
     async fn addresses(&self) -> Result<Vec<SocketAddr>, Arc<io::Error>> {
@@ -149,18 +169,18 @@ async fn first<T, C: Future<Output = io::Result<T>>>(
 
 impl AsyncRead for Socket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
-            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
+        match &mut self.get_mut().wire {
+            Wire::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Wire::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
         }
     }
 }
 
 impl AsyncWrite for Socket {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
-            Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+        match &mut self.get_mut().wire {
+            Wire::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Wire::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
         }
     }
 
@@ -169,30 +189,30 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
-            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+        match &mut self.get_mut().wire {
+            Wire::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+            Wire::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
         }
     }
 
     fn is_write_vectored(&self) -> bool {
-        match self {
-            Self::Plain(stream) => stream.is_write_vectored(),
-            Self::Tls(stream) => stream.is_write_vectored(),
+        match &self.wire {
+            Wire::Plain(stream) => stream.is_write_vectored(),
+            Wire::Tls(stream) => stream.is_write_vectored(),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        match &mut self.get_mut().wire {
+            Wire::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Wire::Tls(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        match &mut self.get_mut().wire {
+            Wire::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Wire::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }
@@ -289,7 +309,9 @@ mod tests {
             egress: Egress::default(),
             user_timeout: Duration::from_secs(30),
         };
-        let (Socket::Plain(stream), Speaks::Http1) = place.connect().await.unwrap() else { panic!() };
+        let (Socket { wire: Wire::Plain(stream), .. }, Speaks::Http1) = place.connect().await.unwrap() else {
+            panic!()
+        };
         let socket = SockRef::from(&stream);
         assert_eq!(socket.tcp_keepalive_time().unwrap(), KEEPALIVE);
         assert_eq!(socket.tcp_keepalive_interval().unwrap(), KEEPALIVE);

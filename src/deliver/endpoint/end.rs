@@ -11,6 +11,7 @@ use crate::deliver::attempt::{Verdict, of_status, phrase};
 use crate::deliver::category::Category;
 use crate::deliver::connection::error::SendError;
 use crate::deliver::failure::{classify, describe};
+use crate::tls_fault::{CertificateFault, TlsFault};
 
 /// How an exchange ended.
 pub(super) enum End {
@@ -31,9 +32,14 @@ pub(super) struct Terms<'a> {
     pub(super) is_plain: bool,
     /// The endpoint has answered before.
     pub(super) is_answered: bool,
+    pub(super) own: Own,
 }
 
 pub(super) fn judge(answer: &Answer, end: End, terms: &Terms<'_>) -> Verdict {
+    relieved(sorted(answer, end, terms), answer, terms.own)
+}
+
+fn sorted(answer: &Answer, end: End, terms: &Terms<'_>) -> Verdict {
     match (answer.status.map(|status| (status, of_status(status, terms.success))), end) {
         // A refusal is one, however its body ended.
         (Some((status, refused @ Verdict::Failed { .. })), _) => {
@@ -46,6 +52,39 @@ pub(super) fn judge(answer: &Answer, end: End, terms: &Terms<'_>) -> Verdict {
         (_, End::Broken(error)) => broken(&error, terms),
         (None, End::Whole) => Verdict::failed(Category::ProtocolError, "the answer has no status"),
     }
+}
+
+/// What of walhook's own clock may be why an attempt failed.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Own {
+    /// The process did not run while the attempt was under way.
+    pub(super) has_slept: bool,
+    /// The wall clock was set since the process began.
+    pub(super) is_astray: bool,
+}
+
+/// A deadline that passed while the process slept, and a connection that was given up meanwhile, are not the endpoint's
+/// fault; an answer is one, however long nobody was there to read it.
+fn relieved(verdict: Verdict, answer: &Answer, own: Own) -> Verdict {
+    let is_answered = answer.status.is_some_and(|status| !status.is_success());
+    match verdict {
+        Verdict::Failed { category, message } if own.has_slept && !is_answered && is_of_time(category) => {
+            let message = format!("walhook did not run while the request was under way: {message}");
+            Verdict::failed(Category::OwnClock, message)
+        }
+        Verdict::Failed { .. } | Verdict::Acknowledged => verdict,
+    }
+}
+
+fn is_of_time(category: Category) -> bool {
+    matches!(category, Category::Timeout | Category::ConnectTimeout | Category::ConnectionReset)
+}
+
+/// By a clock that was set a good certificate is over, or has not begun.
+fn is_of_wall_clock(error: &SendError, own: Own) -> bool {
+    let fault = || TlsFault::of(error);
+    let of_time = [CertificateFault::Expired, CertificateFault::NotYetValid].map(TlsFault::Certificate);
+    own.is_astray && fault().is_some_and(|fault| of_time.contains(&fault))
 }
 
 /// Whoever answers before there is a request has not read it, whatever the answer says.
@@ -79,6 +118,10 @@ fn queued(timeout: Duration) -> Verdict {
 fn broken(error: &SendError, terms: &Terms<'_>) -> Verdict {
     let category = classify(error);
     let mut message = describe(error, category, terms.peer);
+    if is_of_wall_clock(error, terms.own) {
+        let message = format!("the wall clock was set since walhook began: {message}");
+        return Verdict::failed(Category::OwnClock, message);
+    }
     // A port with TLS hangs up on what it does not understand, and so may anything else.
     if terms.is_plain && !terms.is_answered && category == Category::ConnectionReset {
         message.push_str("; a port that speaks TLS does this to http://: if it does, write https:// in the sink's url");
@@ -114,13 +157,16 @@ fn says_tls(body: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::*;
 
     fn judged(status: u16, body: &[u8], end: End, (is_plain, is_answered): (bool, bool)) -> (&'static str, String) {
         let mut answer = Answer::default();
         (answer.status, answer.body) = (StatusCode::from_u16(status).ok(), body.to_vec());
         let (success, request_timeout) = (&SuccessRule::Any2xx, Duration::from_secs(3));
-        let terms = Terms { success, request_timeout, peer: "hooks.test:443", is_plain, is_answered };
+        let own = Own::default();
+        let terms = Terms { success, request_timeout, peer: "hooks.test:443", is_plain, is_answered, own };
         match judge(&answer, end, &terms) {
             Verdict::Acknowledged => ("", String::new()),
             Verdict::Failed { category, message } => (category.as_str(), message),
@@ -165,6 +211,7 @@ mod tests {
             peer: "hooks.test:80",
             is_plain: true,
             is_answered: true,
+            own: Own::default(),
         };
         for (status, word) in [(200, "protocol_error"), (204, "protocol_error"), (413, "status_payload_too_large")] {
             let mut answer = Answer::default();
@@ -173,6 +220,45 @@ mod tests {
                 Verdict::Acknowledged => panic!("{status:?}"),
                 Verdict::Failed { category, message } => assert_eq!(category.as_str(), word, "{message}"),
             }
+        }
+    }
+
+    #[test]
+    fn what_our_own_clock_did_is_not_the_endpoints_fault_and_what_it_said_is() {
+        let awake = Own::default();
+        let slept = Own { has_slept: true, ..awake };
+        let astray = Own { is_astray: true, ..awake };
+        let reset = || Arc::new(SendError::Connect(io::ErrorKind::ConnectionReset.into()));
+        let refused = || Arc::new(SendError::Connect(io::ErrorKind::ConnectionRefused.into()));
+        let expired = || {
+            let error = rustls::Error::InvalidCertificate(rustls::CertificateError::Expired);
+            Arc::new(SendError::Tls(io::Error::new(io::ErrorKind::InvalidData, error)))
+        };
+        for (status, end, own, word) in [
+            (0, End::Late, awake, "timeout"),
+            (0, End::Late, slept, "own_clock"),
+            (0, End::Queued, slept, "own_clock"),
+            (200, End::Late, slept, "own_clock"),
+            (200, End::Whole, slept, ""),
+            (503, End::Late, slept, "status_server_error"),
+            (0, End::Broken(reset()), awake, "connection_reset"),
+            (0, End::Broken(reset()), slept, "own_clock"),
+            (0, End::Broken(refused()), slept, "connect_refused"),
+            (0, End::Broken(expired()), awake, "tls_error"),
+            (0, End::Broken(expired()), slept, "tls_error"),
+            (0, End::Broken(expired()), astray, "own_clock"),
+            (0, End::Late, astray, "timeout"),
+        ] {
+            let mut answer = Answer::default();
+            answer.status = StatusCode::from_u16(status).ok();
+            let (success, request_timeout) = (&SuccessRule::Any2xx, Duration::from_secs(3));
+            let (peer, is_plain, is_answered) = ("hooks.test:443", false, true);
+            let terms = Terms { success, request_timeout, peer, is_plain, is_answered, own };
+            let found = match judge(&answer, end, &terms) {
+                Verdict::Acknowledged => "",
+                Verdict::Failed { category, .. } => category.as_str(),
+            };
+            assert_eq!(found, word, "{status} {own:?}");
         }
     }
 }

@@ -15,6 +15,7 @@ use crate::deliver::connection::life::AGE;
 use crate::deliver::connection::lookup::{self, Lookup, Lookups};
 use crate::deliver::connection::pool::Parts;
 use crate::deliver::connection::reach::Place;
+use crate::machine::descriptors::Descriptors;
 use crate::trust::{Trusted, Verifier};
 
 /// Connecting, TLS included, takes no longer, even if `request_timeout` is long.
@@ -28,12 +29,14 @@ pub(in crate::deliver) struct Ways {
     pub(in crate::deliver) clock: Clock,
     pub(in crate::deliver) pace: Pace,
     pub(in crate::deliver) seed: u64,
+    pub(in crate::deliver) descriptors: Descriptors,
 }
 
 impl Default for Ways {
     fn default() -> Self {
         let (clock, pace) = Default::default();
-        Self { lookup: lookup::system(), age: AGE, clock, pace, seed: fastrand::u64(..) }
+        let descriptors = Descriptors::default();
+        Self { lookup: lookup::system(), age: AGE, clock, pace, seed: fastrand::u64(..), descriptors }
     }
 }
 
@@ -55,6 +58,7 @@ pub(super) fn parts(sink: &SinkConfig, connector: Option<TlsConnector>, ways: Wa
         connect_timeout: (sink.request_timeout / 10 * 9).min(CONNECT_TIMEOUT_MAX),
         age: ways.age,
         idle_max: sink.max_in_flight,
+        descriptors: ways.descriptors,
         clock: ways.clock,
         pace: ways.pace,
         seed: ways.seed,

@@ -12,6 +12,11 @@ impl Life {
     pub(super) fn may_start(&self, breaker: BreakerState) -> Check {
         require(!self.paused, "nothing starts in a pause")?;
         require(self.held_until.is_none_or(|held| held <= self.now), "nothing starts before Retry-After")?;
+        if let Some((_, until)) = self.own.lasts {
+            require(until <= self.now, "own: nothing starts before its time")?;
+            let tried = self.flights.values().filter(|one| one.in_flight && one.own_before == self.own.count);
+            require(tried.count() == 0, "own: one attempt at a time")?;
+        }
         let is_closed = breaker == BreakerState::Closed;
         require(!is_closed || self.troubles < 5, "breaker: it opens at five troubles in a row")?;
         match breaker {
@@ -49,7 +54,10 @@ impl Life {
         let flight = self.flights.get_mut(&key).ok_or("known")?;
         flight.in_flight = true;
         flight.attempts += 1;
-        flight.first.get_or_insert(self.now);
+        if flight.first.is_none() {
+            (flight.first, flight.spent_before) = (Some(self.now), self.own.spent(self.now));
+        }
+        flight.own_before = self.own.count;
         flight.openings = self.openings;
         let members: Vec<usize> = flight.members.iter().map(|load| load.item).collect();
         for (place, item) in members.iter().enumerate() {
@@ -81,7 +89,11 @@ impl Life {
         {
             return self.find_damaged(key);
         }
+        if fails && self.rng.u8(0..6) == 0 && !self.is_ending {
+            return self.fail_for_own_reasons(key);
+        }
         let failure = Failure {
+            own: false,
             too_large: false,
             damaged: false,
             ours: fails && !self.is_down && self.rng.u8(0..5) == 0,
@@ -124,8 +136,41 @@ impl Life {
         self.model.check_watermark(self.scheduler.resolved())
     }
 
+    fn fail_for_own_reasons(&mut self, key: DeliveryKey) -> Check {
+        let is_fresh = self.flights[&key].own_before == self.own.count;
+        let trouble = self.fault == Fault::BlameEndpoint;
+        let is_hidden = trouble || self.fault == Fault::BlameDelivery;
+        let failure = Failure { ours: !is_hidden, own: !is_hidden, trouble, ..Failure::default() };
+        let verdict = self.scheduler.outcome(self.now, key, Outcome::Failed(failure)).ok_or("known")?;
+        self.note(|_| format!("{key:?} own {verdict:?}"));
+        let Verdict::Retry(at) = verdict else { return Err("own: nothing comes of it but another attempt".to_owned()) };
+        if is_fresh {
+            let since = self.own.lasts.map_or(self.now, |(since, _)| since);
+            (self.own.count, self.own.lasts) = (self.own.count + 1, Some((since, at)));
+        }
+        let flight = self.flights.get_mut(&key).ok_or("known")?;
+        flight.in_flight = false;
+        flight.attempts -= 1;
+        if flight.attempts == 0 {
+            flight.first = None;
+        }
+        flight.not_before = at;
+        self.failed_again(key);
+        Ok(())
+    }
+
+    /// An attempt ended otherwise: our own machine is well.
+    fn is_well(&mut self, key: DeliveryKey) {
+        if self.flights[&key].own_before == self.own.count
+            && let Some((since, _)) = self.own.lasts.take()
+        {
+            self.own.spent += self.now - since;
+        }
+    }
+
     fn acknowledge(&mut self, key: DeliveryKey) -> Check {
         self.troubles = 0;
+        self.is_well(key);
         let verdict = self.scheduler.outcome(self.now, key, Outcome::Acknowledged);
         self.note(|_| format!("{key:?} acked"));
         require(verdict == Some(Verdict::Done), "acknowledged is done")?;
@@ -146,6 +191,7 @@ impl Life {
 
     fn fail(&mut self, key: DeliveryKey, failure: Failure) -> Check {
         self.hear(key, failure);
+        self.is_well(key);
         let is_hidden = self.fault == Fault::HideTrouble;
         let shown = Failure { trouble: failure.trouble && !is_hidden, ..failure };
         let is_resolved = self.fault == Fault::FailureResolves;
@@ -177,7 +223,8 @@ impl Life {
             Verdict::Done => Ok(()),
             Verdict::Retry(at) => {
                 let full = (self.rules.retry.initial * (1 << (flight.failures - 1).min(20))).min(self.rules.retry.max);
-                let aged = self.rules.limits.max_age.zip(flight.first).map(|(age, first)| first + age);
+                let spent = self.own.spent(self.now).saturating_sub(flight.spent_before);
+                let aged = self.rules.limits.max_age.zip(flight.first).map(|(age, first)| first + age + spent);
                 let earliest = self.now + full / 2 - Duration::from_nanos(1);
                 let held = self.held_until.unwrap_or(self.now);
                 let is_early = at < aged.map_or(earliest, |aged| earliest.min(aged)).max(held);
@@ -190,7 +237,11 @@ impl Life {
                 let whole = self.flights.remove(&key).ok_or("known")?;
                 self.split(whole, parts, write)
             }
-            Verdict::Dead { paused, .. } => {
+            Verdict::Dead { paused, why } => {
+                let spent = self.own.spent(self.now).saturating_sub(flight.spent_before);
+                let age = flight.first.map(|first| (self.now - first).saturating_sub(spent));
+                let is_aged = why != Exhausted::Age || age >= self.rules.limits.max_age;
+                require(is_aged, &format!("own: given up at the age of {age:?}, of which {spent:?} do not count"))?;
                 self.paused |= paused;
                 let flight = self.flights.remove(&key).ok_or("known")?;
                 flight.members.iter().try_for_each(|load| self.model.seen(load.item))?;

@@ -1,7 +1,7 @@
 //! One life: what happens, when, and what must be true after it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::model::{Item, Model};
 use super::resume::{Admission, Resume};
@@ -30,7 +30,11 @@ pub(super) struct Flight {
     /// The scheduler knows that.
     pub(super) is_told: bool,
     pub(super) is_part: bool,
+    /// What of its age does not count: the time spent in our own troubles when it was first tried.
+    pub(super) spent_before: Duration,
     pub(super) has_failed: bool,
+    /// How many troubles of our own there had been when its attempt began.
+    pub(super) own_before: u32,
     pub(super) is_blocked: bool,
     /// How often the breaker had opened when its attempt began.
     pub(super) openings: u32,
@@ -50,7 +54,9 @@ impl Flight {
             is_kept: false,
             is_told: false,
             is_part: false,
+            spent_before: Duration::ZERO,
             has_failed: false,
+            own_before: 0,
             is_blocked: false,
             openings: 0,
         }
@@ -62,6 +68,23 @@ impl Flight {
 pub(super) enum Entry {
     Item(usize),
     Mark(Lsn),
+}
+
+/// What is true of troubles of walhook's own machine.
+#[derive(Default)]
+pub(super) struct OwnTrouble {
+    /// How many there were.
+    pub(super) count: u32,
+    /// Since when one lasts, and before when no attempt starts.
+    pub(super) lasts: Option<(Instant, Instant)>,
+    /// The time that counts for nobody.
+    pub(super) spent: Duration,
+}
+
+impl OwnTrouble {
+    pub(super) fn spent(&self, now: Instant) -> Duration {
+        self.spent + self.lasts.map_or(Duration::ZERO, |(since, _)| now - since)
+    }
 }
 
 /// See the module.
@@ -107,6 +130,8 @@ pub(super) struct Life {
     pub(super) is_down: bool,
     pub(super) troubles: u32,
     pub(super) openings: u32,
+    pub(super) own: OwnTrouble,
+    pub(super) slept: Duration,
     pub(super) is_ending: bool,
     /// What happened, if that is to be told.
     story: Option<Vec<String>>,
@@ -153,6 +178,8 @@ impl Life {
             is_down: false,
             troubles: 0,
             openings: 0,
+            own: OwnTrouble::default(),
+            slept: Duration::ZERO,
             is_ending: false,
             story: None,
             born: now,
@@ -308,6 +335,7 @@ impl Life {
         self.collecting = Batch::default();
         (self.paused, self.cramped, self.held_until) = (false, false, None);
         (self.troubles, self.openings) = (0, 0);
+        (self.own, self.slept) = (OwnTrouble::default(), Duration::ZERO);
         self.vain_reads.clear();
         (self.room, self.is_prompt) = (StoreRoom::Open, true);
         self.scheduler = Scheduler::new(told(self.rules, self.fault), self.rng.u64(..));

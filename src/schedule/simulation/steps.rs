@@ -31,7 +31,8 @@ impl Life {
             58 | 59 => self.crash()?,
             70 => self.damage(),
             60 | 61 => self.advance(6000)?,
-            62..70 => self.advance(1000)?,
+            62 => self.sleep(),
+            63..70 => self.advance(1000)?,
             _ => self.advance(50)?,
         }
         for _ in 0..self.rng.u8(0..3) {
@@ -45,6 +46,20 @@ impl Life {
         let stored: Vec<usize> = self.durable.items().collect();
         if let Some(item) = stored.get(self.rng.usize(0..stored.len().max(1))) {
             self.model.items[*item].is_damaged = true;
+        }
+    }
+
+    /// The process does not run for a while, and finds that out.
+    fn sleep(&mut self) {
+        let slept = MS * self.rng.u32(2000..60_000);
+        self.note(|_| format!("sleeps for {slept:?}"));
+        self.now += slept;
+        self.open_since = None;
+        // While a trouble of our own lasts its time counts for nobody anyway.
+        self.own.spent += slept;
+        if self.fault != Fault::HideSleep {
+            self.slept += slept;
+            self.scheduler.set_slept(self.slept);
         }
     }
 
@@ -190,7 +205,8 @@ impl Life {
             let left = self.known().find(|index| !blocked.contains(index));
             require(left.is_none(), &format!("it stands still, and nobody will wake it: {left:?}"))?;
         }
-        if in_flight >= self.rules.max_in_flight || counts.breaker != BreakerState::Closed {
+        let waits = counts.breaker != BreakerState::Closed || self.own.lasts.is_some();
+        if in_flight >= self.rules.max_in_flight || waits {
             return Ok(());
         }
         let has_room = counts.ack_pending < self.rules.max_ack_pending && !(self.cramped && in_flight > 0);

@@ -40,6 +40,11 @@ impl Idle {
         Some(self.0.remove(at))
     }
 
+    /// The one used longest ago.
+    pub(super) fn take_oldest(&mut self) -> Option<Box<Http1>> {
+        if self.0.is_empty() { None } else { Some(self.0.remove(0)) }
+    }
+
     /// Takes out those that do not fit.
     pub(super) fn part_with(&mut self, fits: impl Fn(&Life) -> bool) -> Gone {
         self.0.extract_if(.., |one| !fits(&one.life)).collect()

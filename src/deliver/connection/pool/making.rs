@@ -48,7 +48,10 @@ impl Pool {
     }
 
     pub(super) async fn make(&self, alone: bool) -> Result<Taken, SendError> {
+        let place = self.parts.descriptors.place(self.parts.connect_timeout / 2).await;
+        let place = place.ok_or(SendError::NoDescriptor)?;
         let (socket, speaks) = self.parts.place.connect().await?;
+        let socket = socket.keeps(place);
         let chance = self.lock().chance.f64();
         let life = Life::new(self.now(), &self.parts.age, chance);
         let made = match speaks {
