@@ -136,8 +136,18 @@ impl Daemon {
 
     /// As [`Self::launch`], with further variables in its environment.
     pub(crate) fn launch_with(config: &Config, environment: &[(&str, &str)]) -> Self {
+        Self::spawn(Command::new(env!("CARGO_BIN_EXE_walhook")), config, environment)
+    }
+
+    /// As [`Self::launch`], after `before` in the shell that becomes it: a limit, say.
+    pub(crate) fn launch_under(before: &str, config: &Config) -> Self {
+        let mut shell = Command::new("sh");
+        shell.arg("-c").arg(format!("{before} && exec \"$0\" \"$@\"")).arg(env!("CARGO_BIN_EXE_walhook"));
+        Self::spawn(shell, config, &[])
+    }
+
+    fn spawn(mut command: Command, config: &Config, environment: &[(&str, &str)]) -> Self {
         let path = config.path();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_walhook"));
         command
             .envs(environment.iter().copied())
             .arg("run")
