@@ -28,6 +28,7 @@
 mod attempts;
 mod life;
 mod model;
+mod restoring;
 mod sink;
 mod steps;
 mod store;
