@@ -27,7 +27,8 @@ impl Life {
         }
         let keys = self.scheduler.restore(self.now, restored);
         for (key, (id, parked)) in keys.into_iter().zip(parked) {
-            let members = parked.members.iter().map(|item| Load { item: *item, home: None, is_damaged: false }).collect();
+            let members =
+                parked.members.iter().map(|item| Load { item: *item, home: None, is_damaged: false }).collect();
             let flight = Flight {
                 attempts: parked.attempts,
                 failures: parked.failures,

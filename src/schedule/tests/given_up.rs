@@ -2,10 +2,24 @@
 
 use super::*;
 
-const REFUSED: Failure =
-    Failure { ours: false, own: false, trouble: false, refused: true, too_large: false, damaged: false, retry_after: None };
-const TROUBLE: Failure =
-    Failure { ours: false, own: false, trouble: true, refused: false, too_large: false, damaged: false, retry_after: None };
+const REFUSED: Failure = Failure {
+    ours: false,
+    own: false,
+    trouble: false,
+    refused: true,
+    too_large: false,
+    damaged: false,
+    retry_after: None,
+};
+const TROUBLE: Failure = Failure {
+    ours: false,
+    own: false,
+    trouble: true,
+    refused: false,
+    too_large: false,
+    damaged: false,
+    retry_after: None,
+};
 
 fn parts(verdict: Verdict) -> [(u64, Vec<usize>); 2] {
     let Verdict::Split { parts: [(one, first), (other, second)], .. } = verdict else { panic!("{verdict:?}") };
