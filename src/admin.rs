@@ -20,6 +20,7 @@ use crate::view::SharedViews;
 
 mod access;
 mod answer;
+mod places;
 mod readiness;
 mod routes;
 mod server;

@@ -38,6 +38,9 @@ use crate::view::{OwnKind, SharedViews, Trouble, Views};
 
 /// How long a source may take to confirm and leave.
 const LEAVE_LIMIT: Duration = Duration::from_secs(8);
+/// How long a stop takes at most beyond `limits.shutdown_grace`, with everything in it. A service manager that waits for some
+/// seconds more (`TimeoutStopSec` in docs/OPERATING.md) never has to kill.
+const STOP_MARGIN: Duration = Duration::from_secs(10);
 /// How often the memory held and the store are shown.
 const SHOW_EVERY: Duration = Duration::from_millis(250);
 
@@ -96,6 +99,7 @@ pub async fn run(config: Config, orders: Orders) -> Result<(), AppError> {
     let prometheus = metrics::install()?;
     let views: SharedViews = Arc::new(Views::new(logging::health()));
     show_protection(&config, &views);
+    let grace = config.limits.shutdown_grace;
     let admin_stop = CancellationToken::new();
     let state = AdminState::new(&config.admin, Arc::clone(&views), prometheus, SystemTime::now());
     let admin = admin::spawn(&config.admin, state, admin_stop.clone())?;
@@ -105,11 +109,22 @@ pub async fn run(config: Config, orders: Orders) -> Result<(), AppError> {
             warn!("left at once: requests under way were cut off, and their messages come again");
             Ok(())
         }
+        () = overdue(&orders.stop, grace.saturating_add(STOP_MARGIN)) => {
+            warn!("the stop took too long: left at once; what was not written or confirmed comes again");
+            orders.abort.cancel();
+            Ok(())
+        }
         result = serve(config, &views, &orders.stop) => result,
     };
     admin_stop.cancel();
     end(admin, &orders).await;
     result
+}
+
+/// Ends when a stop has taken longer than `limit`.
+async fn overdue(stop: &CancellationToken, limit: Duration) {
+    stop.cancelled().await;
+    tokio::time::sleep(limit).await;
 }
 
 async fn serve(config: Config, views: &SharedViews, stop: &CancellationToken) -> Result<(), AppError> {
@@ -349,6 +364,24 @@ fn seed() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_stop_has_one_deadline_for_all_that_is_in_it() {
+        let stop = CancellationToken::new();
+        let mut ended = Box::pin(overdue(&stop, Duration::ZERO));
+        assert!(timeout(Duration::from_millis(50), &mut ended).await.is_err(), "nobody has asked for a stop");
+        stop.cancel();
+        ended.await;
+    }
+
+    #[test]
+    fn the_unit_of_the_docs_waits_longer_than_a_stop_takes() {
+        let unit = include_str!("../docs/OPERATING.md").lines().find_map(|line| line.strip_prefix("TimeoutStopSec="));
+        let unit = Duration::from_secs(unit.unwrap().parse().unwrap());
+        let grace = Duration::from_secs(30);
+        assert!(include_str!("../config.example.toml").contains("shutdown_grace = \"30s\""));
+        assert!(grace + STOP_MARGIN < unit);
+    }
 
     #[test]
     fn pitfall_51_the_bound_on_a_change_is_divided_with_the_memory() {

@@ -16,11 +16,14 @@ use crate::source::address::PgAddress;
 use crate::source::slot::{PrepareError, server, survey};
 use crate::source::{chain, connection};
 
+/// No address is longer.
+const INPUT_BYTES_MAX: u64 = 64 << 10;
+
 /// Arguments of `walhook init`.
 #[derive(clap::Args, Clone)]
 pub struct InitArgs {
-    /// The database, as libpq has it
-    #[arg(long, value_name = "URL")]
+    /// The database, as libpq has it; - reads it from standard input, so that no password stands in the list of processes
+    #[arg(long, value_name = "URL", env = "DATABASE_URL", hide_env_values = true)]
     pub url: String,
     /// Where to write; - is standard output
     #[arg(long, short, value_name = "FILE", default_value = "walhook.toml")]
@@ -68,15 +71,24 @@ async fn work(args: &InitArgs) -> Result<String, Failure> {
         let error = anyhow::anyhow!("{} exists; --force overwrites it", args.output.display());
         return Err(Failure { code: 1, error });
     }
-    let address = PgAddress::parse(&args.url).context("--url is not the address of a database");
+    let url = if args.url == "-" { from_input(io::stdin().lock()).map_err(Failure::of(78))? } else { args.url.clone() };
+    let address = PgAddress::parse(&url).context("--url is not the address of a database");
     let address = address.map_err(Failure::of(78))?;
-    let draft = look(&address, &args.url).await.map_err(Failure::of(69))?;
+    let draft = look(&address, &url).await.map_err(Failure::of(69))?;
     if to_stdout {
         io::stdout().lock().write_all(draft.text.as_bytes()).context("could not write").map_err(Failure::of(1))?;
     } else {
         write(&args.output, &draft.text, args.force).map_err(Failure::of(1))?;
     }
     Ok(next_steps(&args.output, &draft))
+}
+
+/// The first line; what comes after it is nobody's.
+fn from_input(input: impl io::BufRead) -> anyhow::Result<String> {
+    let mut line = String::new();
+    io::BufRead::read_line(&mut input.take(INPUT_BYTES_MAX), &mut line)
+        .context("could not read the address of the database from standard input")?;
+    Ok(line.trim().to_owned())
 }
 
 async fn look(address: &PgAddress, url: &str) -> anyhow::Result<Draft> {

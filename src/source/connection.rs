@@ -21,6 +21,7 @@ use super::pgoutput::POSTGRES_EPOCH_MICROS;
 use crate::change::Lsn;
 use crate::memory::Memory;
 
+mod bounds;
 mod error;
 mod guard;
 mod gulp;
@@ -36,6 +37,8 @@ mod tls;
 mod tries;
 mod unreached;
 
+pub use bounds::Limits;
+pub(crate) use bounds::excess;
 pub use error::{ConnectError, ServerError, StreamError};
 pub use gulp::{Frame, Gulp, read_frames};
 pub use socket::{Socket, open};
@@ -60,12 +63,30 @@ pub async fn sql(address: &PgAddress) -> Result<(tokio_postgres::Client, SqlDriv
     sql_somewhere(address).await.map(|(client, driver, _)| (client, driver))
 }
 
+/// The same for a session that reads more at a time, or less.
+///
+/// # Errors
+/// As [`sql`].
+pub async fn sql_within(
+    address: &PgAddress,
+    limits: Limits,
+) -> Result<(tokio_postgres::Client, SqlDriver), ConnectError> {
+    enter_sql(address, limits).await.map(|(client, driver, _)| (client, driver))
+}
+
 /// The same, with the address of the one server that it leads to, for further sessions that are to be with that one.
 ///
 /// # Errors
 /// As [`sql`].
 pub async fn sql_somewhere(
     address: &PgAddress,
+) -> Result<(tokio_postgres::Client, SqlDriver, PgAddress), ConnectError> {
+    enter_sql(address, bounds::ORDINARY).await
+}
+
+async fn enter_sql(
+    address: &PgAddress,
+    limits: Limits,
 ) -> Result<(tokio_postgres::Client, SqlDriver, PgAddress), ConnectError> {
     let mut config = tokio_postgres::Config::new();
     config.user(&address.user).dbname(&address.dbname).application_name(&address.application_name);
@@ -82,7 +103,7 @@ pub async fn sql_somewhere(
     });
     let config = &config;
     let entered = socket::enter_somewhere(address, |socket| async move {
-        let (client, mut driver) = config.connect_raw(socket, AsItIs).await?;
+        let (client, mut driver) = config.connect_raw(socket.within(limits), AsItIs).await?;
         tokio::select! {
             set_up = set_up(&client, address) => set_up?,
             ended = &mut driver => {

@@ -300,7 +300,12 @@ impl Source {
         let source = self.config.name.clone();
         tasks.spawn(async move {
             if let Err(error) = driver.await {
-                debug!(source, %error, "sql connection ended");
+                match connection::excess(&error) {
+                    Some(excess) => {
+                        warn!(source, %excess, "a session was given up: the server sends what it should not")
+                    }
+                    None => debug!(source, %error, "sql connection ended"),
+                }
             }
         });
         slot::trust_the_catalogue(&client).await?;

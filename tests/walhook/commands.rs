@@ -1,6 +1,6 @@
 //! The commands and their exit codes: 0 ok, 1 failed while running, 69 database or prerequisite missing, 78 bad config.
 
-use std::io::{BufRead as _, BufReader, Read};
+use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::daemon::{Config, Daemon, text_of, walhook};
+use crate::daemon::{Config, Daemon, text_of, troubles, walhook};
 use crate::order::counters;
 use crate::postgres::{Postgres, state, until, until_within};
 use crate::receiver::{Receiver, Reply};
@@ -242,6 +242,72 @@ async fn init_writes_a_config_that_check_accepts() {
     let again = walhook(&["init", "--url", &postgres.url(), "--output", &file.to_string_lossy()]);
     assert!(!again.status.success(), "an existing file is not overwritten");
     assert_eq!(std::fs::read_to_string(&file).unwrap(), written);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn init_takes_the_address_from_where_no_list_of_processes_shows_it() {
+    let postgres = Postgres::start();
+    counters(&postgres).await;
+    let init = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_walhook"));
+        command.arg("init").args(arguments).args(["--output", "-"]).env_remove("DATABASE_URL");
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    };
+    let mut piped = init(&["--url", "-"]).spawn().unwrap();
+    piped.stdin.take().unwrap().write_all(format!("{}\n", postgres.url()).as_bytes()).unwrap();
+    let from_environment = init(&[]).env("DATABASE_URL", postgres.url()).output().unwrap();
+    for output in [piped.wait_with_output().unwrap(), from_environment] {
+        assert!(output.status.success(), "{}", text_of(&output));
+        assert!(String::from_utf8_lossy(&output.stdout).contains("public.counters"), "{}", text_of(&output));
+    }
+    let neither = init(&[]).output().unwrap();
+    assert_eq!(neither.status.code(), Some(2), "{}", text_of(&neither));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hangup_ends_nothing_and_says_that_nothing_is_read_again() {
+    let postgres = Postgres::start();
+    counters(&postgres).await;
+    let receiver = Receiver::start().await;
+    let daemon = Daemon::start(&Config::one_sink(&postgres, &receiver.url(), "")).await;
+    for _ in 0..2 {
+        daemon.signal(Signal::SIGHUP);
+        daemon.wait_logged("the configuration is read at the start only").await;
+    }
+    postgres.sql("INSERT INTO counters VALUES (1, 0)").await;
+    receiver.wait_messages(1).await;
+    assert_eq!(daemon.sigterm().await.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_start_readyz_and_check_say_how_each_link_is_protected() {
+    let postgres = Postgres::start();
+    counters(&postgres).await;
+    let receiver = Receiver::start().await;
+    let text = Config::source(&postgres)
+        + &Config::sink("orders", &receiver.url(), "")
+        + &Config::sink("cloud", "http://169.254.169.254/latest", "headers = { authorization = \"Bearer tok-1\" }");
+    let config = Config::new(&text);
+    let daemon = Daemon::start(&config).await;
+    daemon.wait_logged("how each link is protected").await;
+    daemon.wait_logged("the url says http://").await;
+    let (_, body) = daemon.ready().await.unwrap();
+    assert_eq!(body["links"]["source.app"], "on this machine");
+    assert_eq!(body["links"]["sink.orders"], "http on this machine");
+    assert_eq!(body["links"]["sink.cloud"], "http, not encrypted");
+    let check = text_of(&walhook(&["check", "--config", &config.path().to_string_lossy()]));
+    assert!(check.contains("sink.cloud: http, not encrypted") && check.contains("the url says http://"), "{check}");
+    assert!(check.contains("egress.deny has 169.254.0.0/16"), "{check}");
+    postgres.sql("INSERT INTO counters VALUES (1, 0)").await;
+    receiver.wait_messages(1).await;
+    until("the denied address to be told", || async {
+        let metrics = daemon.metrics().await;
+        let blocked = metrics.sum("walhook_sink_failures_total", &[("sink", "cloud"), ("category", "blocked_address")]);
+        let said = daemon.ready().await.map(|(_, body)| troubles(&body)).unwrap_or_default();
+        state(blocked > Some(0.0) && said.contains("must not reach"), (blocked, said))
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

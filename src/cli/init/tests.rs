@@ -42,3 +42,12 @@ async fn what_init_writes_passes_check_and_is_never_overwritten_unasked() {
     stage.cluster.stop("fast").unwrap();
     assert_eq!(init(InitArgs { force: true, ..args }).await, 69);
 }
+
+#[test]
+fn an_address_from_standard_input_is_its_first_line() {
+    assert_eq!(from_input(&b"  postgres://u:p@h/d \nmore"[..]).unwrap(), "postgres://u:p@h/d");
+    assert_eq!(from_input(&b""[..]).unwrap(), "");
+    let endless = std::io::BufReader::new(std::io::repeat(b'x'));
+    assert_eq!(from_input(endless).unwrap().len(), 64 << 10);
+    assert!(from_input(&b"\xff\n"[..]).is_err());
+}

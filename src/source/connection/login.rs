@@ -16,8 +16,12 @@ use crate::source::wire::Cursor;
 
 /// Largest frame outside the stream, bytes.
 const FRAME_MAX: usize = 1 << 20;
-/// Most rows of a query; none of ours has more than a few.
+/// Most rows of a query, and their bytes; none of ours has more than a few. The history of a timeline is the longest.
 const ROWS_MAX: usize = 1000;
+const ROWS_BYTES_MAX: usize = 4 << 20;
+/// What the server reports of itself: some twenty short texts.
+const PARAMETERS_MAX: usize = 200;
+const PARAMETER_BYTES_MAX: usize = 4096;
 
 /// A socket with what came from it and what is yet to be sent.
 #[derive(Debug)]
@@ -85,6 +89,10 @@ impl Session {
                     let mut cursor = Cursor::new(&body);
                     let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
                     let (name, value) = (text(cursor.cstr()?), text(cursor.cstr()?));
+                    let is_new = !self.parameters.contains_key(&name);
+                    if body.len() > PARAMETER_BYTES_MAX || (is_new && self.parameters.len() >= PARAMETERS_MAX) {
+                        return Err(StreamError::Malformed { what: "more parameters than a server has" });
+                    }
                     self.parameters.insert(name, value);
                 }
                 b'E' => return Err(StreamError::Server(Box::new(ServerError::parse(&body)?))),
@@ -98,10 +106,13 @@ impl Session {
     /// The rows of a query of one statement.
     pub(super) async fn query(&mut self, sql: &str) -> Result<Rows, StreamError> {
         self.send(|out| frontend::query(sql, out)).await?;
-        let mut rows = Rows::new();
+        let (mut rows, mut bytes) = (Rows::new(), 0);
         loop {
             match self.frame().await {
-                Ok((b'D', body)) if rows.len() < ROWS_MAX => rows.push(row(&body)?),
+                Ok((b'D', body)) if rows.len() < ROWS_MAX && bytes <= ROWS_BYTES_MAX => {
+                    bytes += body.len();
+                    rows.push(row(&body)?);
+                }
                 Ok((b'D', _)) => return Err(StreamError::Malformed { what: "more rows than were asked for" }),
                 Ok((b'T' | b'C' | b'I', _)) => {}
                 Ok((b'Z', _)) => return Ok(rows),

@@ -19,6 +19,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, Re
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::client::TlsStream;
 
+use super::bounds::{Bounds, Limits};
 use super::error::{ConnectError, StreamError};
 use super::guard::{Guard, Unwanted, Watched};
 use super::tls;
@@ -35,6 +36,8 @@ pub struct Socket {
     offers_tls: Option<bool>,
     /// Looks at what the server asks for until it lets us in.
     guard: Option<Guard>,
+    /// Counts what the server sends.
+    bounds: Option<Bounds>,
 }
 
 /// The first byte of an answer, 0 before it came.
@@ -272,7 +275,13 @@ impl Attempt<'_> {
         };
         let stream = tls::handshake(tls, name, stream).await?;
         let binding = tls::end_point(&stream);
-        Ok(Socket { kind: Kind::Tls(Box::new(stream), binding), first: None, offers_tls: Some(true), guard: None })
+        Ok(Socket {
+            kind: Kind::Tls(Box::new(stream), binding),
+            first: None,
+            offers_tls: Some(true),
+            guard: None,
+            bounds: None,
+        })
     }
 }
 
@@ -308,7 +317,12 @@ async fn offers_tls(stream: &mut TcpStream) -> io::Result<u8> {
 
 impl Socket {
     fn plain(kind: Kind) -> Self {
-        Self { kind, first: Some(FirstByte::default()), offers_tls: None, guard: None }
+        Self { kind, first: Some(FirstByte::default()), offers_tls: None, guard: None, bounds: None }
+    }
+
+    /// The same socket, on which no more is read than that.
+    pub(super) fn within(self, limits: Limits) -> Self {
+        Self { bounds: Some(Bounds::new(limits)), ..self }
     }
 
     /// What SCRAM ties the password exchange to (`tls-server-end-point`, RFC 5929), on TLS.
@@ -349,6 +363,12 @@ impl AsyncRead for Socket {
                     return Poll::Ready(Err(io::Error::other(unwanted)));
                 }
             }
+        }
+        if let Some(bounds) = &mut socket.bounds
+            && let Err(excess) = bounds.look(buffer.filled().get(before..).unwrap_or_default())
+        {
+            buffer.set_filled(before);
+            return Poll::Ready(Err(io::Error::other(excess)));
         }
         polled
     }

@@ -21,6 +21,11 @@ impl Room {
         Self { memory: memory.clone(), own: Memory::new(memory.limit() / 8) }
     }
 
+    /// Bytes of values that are ever asked for at a time.
+    pub(super) fn bytes_max(&self) -> usize {
+        self.memory.message_bytes_max().min(1 << 30)
+    }
+
     /// Bytes of values that may be asked for.
     pub(super) async fn wait(&self) -> usize {
         let room = async {

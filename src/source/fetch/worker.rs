@@ -23,6 +23,7 @@ use crate::change::TableName;
 use crate::config::Numbers;
 use crate::memory::Memory;
 use crate::source::address::PgAddress;
+use crate::source::connection::Limits;
 use crate::source::{chain, connection};
 
 /// How long the server lets a query run, and what it keeps out of it. A policy of row level security that hides rows would look
@@ -294,7 +295,7 @@ impl Worker {
         }
         // Also where it takes longer than anybody waits.
         self.connect_at = Some(now + LEFT_ALONE);
-        let (client, connection) = connection::sql(&self.address)
+        let (client, connection) = connection::sql_within(&self.address, Limits::of_values(self.room.bytes_max()))
             .await
             .map_err(|error| unavailable(format!("{}; {}", chain(&error), error.advice())))?;
         let mut driver = JoinSet::new();
