@@ -23,6 +23,10 @@ const AHEAD_MAX: u64 = 16 << 20;
 
 const DOING: &str = "ask for the end of the WAL";
 
+/// A position beyond the server's end is asked for once more before it counts: right after a switch to another WAL file the stream
+/// may be at the file's end a moment before the server says so.
+const SURE_AFTER: Duration = Duration::from_secs(1);
+
 /// Written on a primary, replayed on a standby: a walsender sends nothing beyond.
 const END: &str = "case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_lsn() end";
 
@@ -45,6 +49,8 @@ pub(super) async fn ask(client: &Client) -> Result<Option<Lsn>, PrepareError> {
 pub(super) enum Verdict {
     /// They were there when the server was asked.
     Within,
+    /// Not all of them, or there was no answer; it is asked again soon.
+    Open,
     /// They are not: all of the first, the server's end is the second.
     Beyond(Lsn, Lsn),
 }
@@ -58,6 +64,8 @@ pub(super) struct End {
     /// The first question since then.
     waits_since: Option<Instant>,
     question: Option<Asked>,
+    /// Since when the server has not been where it should.
+    doubted_since: Option<Instant>,
     /// A keepalive beyond what is known.
     claimed: Lsn,
 }
@@ -83,7 +91,7 @@ pub(super) struct Answer {
 impl End {
     /// Of a session that begins with the server at `known`.
     pub(super) fn new(known: Option<Lsn>, now: Instant) -> Self {
-        Self { known, answered_at: now, waits_since: None, question: None, claimed: Lsn::ZERO }
+        Self { known, answered_at: now, waits_since: None, question: None, doubted_since: None, claimed: Lsn::ZERO }
     }
 
     /// The server's end as it last said.
@@ -125,8 +133,9 @@ impl End {
     /// Asks, unless a question is open: when there is something beyond the last answer, or that is old.
     pub(super) fn ask(&mut self, client: &Arc<Client>, seen: Lsn, now: Instant) {
         let reached = seen.max(self.claimed);
-        let is_due =
-            now.duration_since(self.answered_at) >= ASK_EVERY || self.known.is_some_and(|known| reached > known);
+        let beyond = self.known.is_some_and(|known| reached > known);
+        let doubted = self.doubted_since.is_some() && now.duration_since(self.answered_at) < SURE_AFTER / 4;
+        let is_due = (beyond && !doubted) || now.duration_since(self.answered_at) >= ASK_EVERY;
         if is_due {
             self.ask_now(client, reached, now);
         }
@@ -157,10 +166,10 @@ impl End {
         let (reached, claimed) = (asked.reached, asked.claimed);
         self.question = None;
         match answer {
-            Ok(Ok(known)) => Ok(self.learn(known, reached, claimed)),
+            Ok(Ok(known)) => Ok(self.learn(known, reached, claimed, Instant::now())),
             // A server that is silent is asked again, and so is one whose answer was lost with its task.
             Ok(Err(PrepareError::Passing(Passing::Timeout { .. }))) | Err(_) => {
-                Ok(Answer { verdict: Verdict::Within, claimed: Lsn::ZERO })
+                Ok(Answer { verdict: Verdict::Open, claimed: Lsn::ZERO })
             }
             Ok(Err(error)) => Err(error),
         }
@@ -174,18 +183,21 @@ impl End {
         if self.question.is_none() { Ok(()) } else { self.answer().await.map(drop) }
     }
 
-    fn learn(&mut self, known: Option<Lsn>, reached: Lsn, claimed: Lsn) -> Answer {
-        self.answered_at = Instant::now();
+    fn learn(&mut self, known: Option<Lsn>, reached: Lsn, claimed: Lsn, now: Instant) -> Answer {
+        self.answered_at = now;
         self.waits_since = None;
         self.known = known;
-        let verdict = match known {
-            Some(end) if reached > end => Verdict::Beyond(reached, end),
-            Some(_) | None => Verdict::Within,
-        };
+        if let Some(end) = known.filter(|end| reached > *end) {
+            let since = *self.doubted_since.get_or_insert(now);
+            let is_sure = now.duration_since(since) >= SURE_AFTER;
+            let verdict = if is_sure { Verdict::Beyond(reached, end) } else { Verdict::Open };
+            return Answer { verdict, claimed: Lsn::ZERO };
+        }
+        self.doubted_since = None;
         if self.claimed <= claimed {
             self.claimed = Lsn::ZERO;
         }
-        Answer { verdict, claimed }
+        Answer { verdict: Verdict::Within, claimed }
     }
 }
 
@@ -213,7 +225,7 @@ mod tests {
         let mut end = end(100);
         assert!(end.claim(Lsn(100)));
         assert!(!end.claim(Lsn(101)));
-        let answer = end.learn(Some(Lsn(120)), Lsn(101), Lsn(101));
+        let answer = end.learn(Some(Lsn(120)), Lsn(101), Lsn(101), Instant::now());
         assert_eq!((answer.verdict, answer.claimed), (Verdict::Within, Lsn(101)));
         assert!(end.claim(Lsn(120)) && !end.claim(Lsn(121)));
     }
@@ -222,8 +234,22 @@ mod tests {
     fn a_keepalive_that_the_server_does_not_stand_by_is_told_with_both_positions() {
         let mut end = end(100);
         assert!(!end.claim(Lsn(u64::MAX)));
-        let answer = end.learn(Some(Lsn(120)), Lsn(u64::MAX), Lsn(u64::MAX));
-        assert_eq!(answer.verdict, Verdict::Beyond(Lsn(u64::MAX), Lsn(120)));
+        let start = Instant::now();
+        let answer = end.learn(Some(Lsn(120)), Lsn(u64::MAX), Lsn(u64::MAX), start);
+        assert_eq!((answer.verdict, answer.claimed), (Verdict::Open, Lsn::ZERO), "it is not believed meanwhile");
+        let answer = end.learn(Some(Lsn(130)), Lsn(u64::MAX), Lsn(u64::MAX), start + SURE_AFTER);
+        assert_eq!(answer.verdict, Verdict::Beyond(Lsn(u64::MAX), Lsn(130)));
+    }
+
+    #[test]
+    fn a_server_that_is_there_a_moment_later_was_only_slow_to_say_so() {
+        let (mut end, start) = (end(100), Instant::now());
+        assert!(!end.claim(Lsn(128)));
+        assert_eq!(end.learn(Some(Lsn(120)), Lsn(128), Lsn(128), start).verdict, Verdict::Open);
+        let answer = end.learn(Some(Lsn(128)), Lsn(128), Lsn(128), start + SURE_AFTER / 2);
+        assert_eq!((answer.verdict, answer.claimed), (Verdict::Within, Lsn(128)));
+        let later = start + SURE_AFTER * 3;
+        assert_eq!(end.learn(Some(Lsn(130)), Lsn(140), Lsn(140), later).verdict, Verdict::Open, "it begins anew");
     }
 
     #[test]
@@ -231,7 +257,7 @@ mod tests {
         let mut end = end(100);
         assert!(!end.claim(Lsn(101)));
         assert!(!end.claim(Lsn(130)));
-        let answer = end.learn(Some(Lsn(120)), Lsn(101), Lsn(101));
+        let answer = end.learn(Some(Lsn(120)), Lsn(101), Lsn(101), Instant::now());
         assert_eq!((answer.verdict, answer.claimed), (Verdict::Within, Lsn(101)));
         assert_eq!(end.claimed, Lsn(130));
     }

@@ -188,8 +188,10 @@ impl Source {
     /// What was read lies within the server's own end, or nothing goes on.
     async fn learn_end(&mut self, stream: &mut Stream, answer: Result<Answer, PrepareError>) -> Result<(), Problem> {
         let Answer { verdict, claimed } = answer?;
-        if let Verdict::Beyond(seen, end) = verdict {
-            return Err(standing::beyond(&self.config.name, seen, end).into());
+        match verdict {
+            Verdict::Beyond(seen, end) => return Err(standing::beyond(&self.config.name, seen, end).into()),
+            Verdict::Open => return Ok(()),
+            Verdict::Within => {}
         }
         if let Some(mut view) = self.views.sources.get_mut(&self.config.name) {
             view.progress.server = stream.end.known().unwrap_or(view.progress.server);

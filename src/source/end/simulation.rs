@@ -128,7 +128,12 @@ impl Play {
     /// Whether the reader goes on with the answer.
     fn ask(&mut self) -> bool {
         let (claimed, end) = (self.reader.end.claimed, self.server.end);
-        let answer = self.reader.end.learn(Some(Lsn(end)), Lsn(self.reader.seen).max(claimed), claimed);
+        let (reached, now) = (Lsn(self.reader.seen).max(claimed), Instant::now());
+        let answer = self.reader.end.learn(Some(Lsn(end)), reached, claimed, now);
+        let answer = match answer.verdict {
+            Verdict::Open => self.reader.end.learn(Some(Lsn(end)), reached, claimed, now + SURE_AFTER),
+            Verdict::Within | Verdict::Beyond(..) => answer,
+        };
         if answer.verdict == Verdict::Within {
             self.reader.seen = self.reader.seen.max(answer.claimed.0);
         }

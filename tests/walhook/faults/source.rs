@@ -386,3 +386,23 @@ async fn a_forged_keepalive_poisons_neither_slot_nor_store() {
 async fn a_forged_transaction_far_ahead_poisons_neither_slot_nor_store() {
     forge("forged transaction", |relay| relay.add_transaction(0xFFFF_FFFF_FFFF_FF00)).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn switches_of_wal_files_are_no_going_back() {
+    let stand = Stand::new().await;
+    let reader = stand.postgres.reader(SLOT).await;
+    let admin = stand.postgres.admin_client().await;
+    for id in 2..=20 {
+        admin.batch_execute("SELECT pg_switch_wal()").await.unwrap();
+        stand.deliver(id).await;
+        admin.batch_execute("SELECT pg_switch_wal()").await.unwrap();
+        let confirmed = "SELECT confirmed_flush_lsn >= pg_current_wal_lsn() - 8192 FROM pg_replication_slots";
+        until("the slot to follow", || async {
+            let follows = stand.postgres.value(confirmed).await;
+            state(follows == "t", stand.daemon.ready().await)
+        })
+        .await;
+    }
+    assert_eq!(stand.postgres.reader(SLOT).await, reader, "the session should go on");
+    assert!(stand.daemon.sigterm().await.success());
+}
