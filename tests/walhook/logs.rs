@@ -1,6 +1,9 @@
 //! The log: whoever reads it, and whatever is in it, holds nothing up; and no row value is told in it.
 
+use std::time::Instant;
+
 use crate::daemon::{Config, Daemon, Reading, troubles};
+use crate::faults::Fault;
 use crate::postgres::{Postgres, state, until};
 use crate::receiver::Receiver;
 use crate::reply::Reply;
@@ -29,7 +32,9 @@ async fn a_reader_of_the_log_that_stands_still_holds_nothing_up_and_is_told() {
     let daemon = Daemon::launch_with(&config, &[("WALHOOK_LOG", "trace")]);
     daemon.wait_ready().await;
     daemon.set_reading(Reading::Stands);
+    let since = Instant::now();
     until_told(&daemon, &postgres, "nobody has taken a line of the log for").await;
+    Fault::ended("log reader stalled", since);
     postgres.sql("INSERT INTO t VALUES ('last', 1)").await;
     until("the last row to arrive", || async {
         let came = receiver.messages().iter().any(|message| message["record"]["k"] == "last");
@@ -38,12 +43,14 @@ async fn a_reader_of_the_log_that_stands_still_holds_nothing_up_and_is_told() {
     .await;
     assert!(daemon.get("/healthz").await.is_some_and(|(status, _)| status == 200));
     daemon.set_reading(Reading::Goes);
+    let since = Instant::now();
     until("/readyz to say that the log is read", || async {
         let (_, body) = daemon.ready().await.ok_or("it does not answer".to_owned())?;
         let said = troubles(&body);
         if said.contains("the log") { Err(said) } else { Ok(()) }
     })
     .await;
+    println!("fault: log reader stalled: cleared after {:.1} s", since.elapsed().as_secs_f64());
     assert!(daemon.sigterm().await.success());
 }
 
@@ -67,7 +74,9 @@ async fn a_reader_of_the_log_that_has_gone_ends_nothing_and_is_told() {
     let daemon = Daemon::launch_with(&config, &[("WALHOOK_LOG", "debug")]);
     daemon.wait_ready().await;
     daemon.set_reading(Reading::Gone);
+    let since = Instant::now();
     until_told(&daemon, &postgres, "the log cannot be written").await;
+    Fault::ended("log reader gone", since);
     assert!(daemon.metrics().await.sum("walhook_log_lost_lines_total", &[]) > Some(0.0));
     let sent: usize = postgres.value("SELECT count(*) FROM t").await.parse().unwrap();
     receiver.wait_acknowledged(sent).await;
