@@ -3,7 +3,7 @@
 # components clippy and rustfmt.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-bare test-versions fuzz bench bench-micro faults lint fmt doc
+.PHONY: help setup demo test test-bare test-versions fuzz bench bench-micro faults lint fmt doc audit
 
 help: ## list of targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -49,3 +49,6 @@ fmt: ## format
 
 doc: ## the documentation of the code, private parts too; warnings are errors
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --no-deps --document-private-items
+
+audit: ## licences, sources, duplicates and known vulnerabilities of the dependencies; needs cargo-deny
+	scripts/audit
