@@ -40,13 +40,16 @@ mod ledger;
 mod loading;
 pub mod log;
 mod logbook;
+mod marker;
 pub mod mend;
 mod notes;
 mod pages;
 mod quota;
 mod readers;
 mod reading;
+mod running;
 mod schema;
+mod seals;
 mod sweep;
 mod tables;
 #[cfg(test)]
@@ -60,7 +63,6 @@ use std::thread::JoinHandle;
 use rusqlite::Connection;
 use tokio::sync::oneshot;
 
-use self::apply::Keeping;
 pub use self::batch::*;
 pub use self::bindings::{AbsentSink, NewBinding};
 pub use self::encoding::Corrupt;
@@ -123,9 +125,9 @@ impl Store {
         let inbox = Arc::new(Inbox::new(sinks));
         let health = Arc::new(HealthCell::new(config.max_bytes));
         let readers = Arc::new(Readers::new(&paths.state));
-        let keeping = Keeping { dead_letter_retention: config.dead_letter_retention };
         let logbook = Logbook::new(log, paths.clone(), config, &budget);
-        let ledger = Ledger::new(state, keeping, paths, budget);
+        let ledger = Ledger::new(state, config.dead_letter_retention, paths, budget);
+        let ledger = ledger.map_err(StoreError::write("the time that walhook has run"))?;
         let writer = Writer::new(Arc::clone(&inbox), Arc::clone(&health), ledger, logbook, lock);
         let thread = std::thread::Builder::new().name("store".to_owned()).spawn(move || writer.run());
         let writer = Mutex::new(Some(thread.map_err(StoreError::Thread)?));
@@ -288,7 +290,9 @@ impl Store {
     /// # Errors
     /// When it cannot be read.
     pub async fn body(&self, sink: SinkKey, delivery: DeliveryId) -> Result<Option<KeptBody>, StoreError> {
-        self.shared.readers.read(move |db| reading::of_sink(db, sink, reading::body(db, sink, delivery))).await
+        let read =
+            self.shared.readers.read(move |db| reading::of_sink(db, sink, reading::body(db, sink, delivery))).await;
+        self.shared.told(read)
     }
 
     /// The next messages of lanes: of each at most `messages_max`, of all at most `bytes_max` bytes of JSON, but at least
@@ -304,10 +308,12 @@ impl Store {
         messages_max: usize,
         bytes_max: usize,
     ) -> Result<Vec<LaneRead>, StoreError> {
-        self.shared
+        let read = self
+            .shared
             .readers
             .read(move |db| reading::of_sink(db, sink, reading::lanes(db, sink, &wants, messages_max, bytes_max)))
-            .await
+            .await;
+        self.shared.told(read)
     }
 
     /// The pages of the overflow from number `from` on, in order: at most `bytes_max` bytes of JSON before any left, but at
@@ -317,7 +323,12 @@ impl Store {
     /// # Errors
     /// When they cannot be read.
     pub async fn pages(&self, sink: SinkKey, from: u64, bytes_max: usize) -> Result<Vec<Page>, StoreError> {
-        self.shared.readers.read(move |db| reading::of_sink(db, sink, reading::pages(db, sink, from, bytes_max))).await
+        let read = self
+            .shared
+            .readers
+            .read(move |db| reading::of_sink(db, sink, reading::pages(db, sink, from, bytes_max)))
+            .await;
+        self.shared.told(read)
     }
 
     /// Hands over a row of the log. One for which there is no room is lost, and counted in [`Health::log_rows_lost`].
@@ -368,6 +379,16 @@ fn require_room(config: &StateConfig, sinks: usize) -> Result<(), StoreError> {
 }
 
 impl Shared {
+    /// Shows whether what waits can be read.
+    fn told<T>(&self, read: Result<T, StoreError>) -> Result<T, StoreError> {
+        match &read {
+            Ok(_) => self.health.set_reading(None),
+            Err(StoreError::Closed) => {}
+            Err(error) => self.health.set_reading(Some(health::reading_trouble(error))),
+        }
+        read
+    }
+
     fn close(&self) {
         self.inbox.close();
         let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();

@@ -13,7 +13,7 @@ use super::{FAILED, UNAVAILABLE, of_faults, say};
 use crate::config::{self, Config};
 use crate::source::chain;
 use crate::source::notes;
-use crate::store::mend::{self, Dropped, Resumed, SinkSummary};
+use crate::store::mend::{self, Accepted, Dropped, Resumed, SinkSummary};
 use crate::store::{Note, StoreError};
 
 /// Arguments of `walhook state`.
@@ -60,6 +60,8 @@ enum StateCommand {
         #[arg(long, value_name = "SOURCE")]
         source: Option<String>,
     },
+    /// Begin anew where the store was lost or is damaged, although what it held is lost
+    AcceptLoss,
     /// Drop one message that is damaged in the store, or that is not to be delivered
     DropMessage {
         /// As /readyz and the log name it: msg_…, or dlv_… of a delivery whose messages cannot be told
@@ -156,6 +158,7 @@ fn carry_out(args: &StateArgs, config: &Config) -> Result<String, Refusal> {
                  there is none. Changes between are not delivered: compare the receivers' data with the tables\n"
             )
         }
+        StateCommand::AcceptLoss => accepted_loss(&mend::accept_loss(state)?),
         StateCommand::DropMessage { id } => {
             let Dropped { source, sink, place } = mend::drop_message(state, &id)?;
             format!(
@@ -168,6 +171,27 @@ fn carry_out(args: &StateArgs, config: &Config) -> Result<String, Refusal> {
 
 fn accepted(source: &str, found: &[Note]) -> String {
     found.iter().map(|note| format!("accepted: {}\n", notes::told(source, note).trouble.what)).collect()
+}
+
+fn accepted_loss(accepted: &Accepted) -> String {
+    let compare = "compare the receivers' data with the tables: what the store held is not delivered";
+    match accepted {
+        Accepted::Nothing => "the store is whole; nothing is changed\n".to_owned(),
+        Accepted::SetAside(None) => {
+            format!("accepted: the next start makes a new store and goes on from the slots' positions; {compare}\n")
+        }
+        Accepted::SetAside(Some(aside)) => format!(
+            "accepted: what was there is called {} from here on; the next start makes a new store and goes on from the slots' \
+             positions; {compare}\n",
+            aside.display()
+        ),
+        Accepted::Forgotten(what) => {
+            let forgotten: String = what.iter().map(|what| format!("forgot: {what}\n")).collect();
+            forgotten
+                + "the next start goes on from the slot's position there; changes that were delivered may come again\n"
+        }
+        Accepted::Adopted => format!("accepted: the store that is there is used from here on; {compare}\n"),
+    }
 }
 
 fn resumed(sink: &str, Resumed { paused, unblocked }: &Resumed) -> String {
@@ -216,6 +240,10 @@ fn told(refusal: Refusal, config: &Config) -> (String, u8) {
                     "\n  give the table a replica identity, or let walhook run: it takes the table out where it may"
                 }
                 StoreError::Directory { .. }
+                | StoreError::Lost { .. }
+                | StoreError::Ruined { .. }
+                | StoreError::Tampered { .. }
+                | StoreError::Another { .. }
                 | StoreError::Regrouped { .. }
                 | StoreError::TooSmall { .. }
                 | StoreError::File { .. }

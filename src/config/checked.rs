@@ -339,7 +339,7 @@ pub struct StateConfig {
     pub hold: Hold,
     /// Bytes of disk that the store may use; at least 8 MiB.
     pub max_bytes: u64,
-    /// How long a dead letter is kept.
+    /// How long a dead letter is kept, counted in the time that walhook runs.
     pub dead_letter_retention: Duration,
     /// How long a delivered delivery stays in the log.
     pub log_retention: Duration,

@@ -283,7 +283,7 @@ pub(crate) struct RawState {
     hold: &'static str,
     /// Bytes of disk that the store may use, at least 8MiB and half a MiB for each sink.
     max_bytes: SizeText,
-    /// How long a dead letter is kept, 1m to 3650d.
+    /// How long a dead letter is kept, counted in the time that walhook runs, 1m to 3650d.
     dead_letter_retention: DurationText,
     /// How long deliveries and attempts that have ended stay in the log, 1m to 3650d.
     log_retention: DurationText,

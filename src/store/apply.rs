@@ -7,15 +7,13 @@
 mod delivery;
 mod waiting;
 
-use std::time::Duration;
-
 use rusqlite::{Connection, OptionalExtension as _, named_params};
 
 pub(super) use self::delivery::{BLOCKED, RETRYING, id_column, remove_key};
 pub(super) use self::waiting::leave;
 use super::batch::{Batch, KeptProgress, Op, SinkKey};
-use super::encoding::positions_to_bytes;
 use super::pages::Pages;
+use super::seals;
 use super::tables;
 use crate::change::{Lsn, Position};
 use crate::failpoint;
@@ -36,7 +34,8 @@ pub(super) enum Refusal {
 /// What does not change from batch to batch.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Keeping {
-    pub(super) dead_letter_retention: Duration,
+    /// When a dead letter of this batch expires, by the clock that retention goes by.
+    pub(super) expires_micros: i64,
 }
 
 /// What the store has of a sink that a batch must not take back.
@@ -111,7 +110,7 @@ fn apply_op(db: &Connection, pages: &mut Pages, keeping: &Keeping, sink: SinkKey
         Op::Dead { id, at_micros, reason, tries } => {
             delivery::tried(db, sink, *id, tries, false)?;
             failpoint::hit("store.in_dead");
-            delivery::dead(db, sink, *id, *at_micros, *reason, keeping.dead_letter_retention)
+            delivery::dead(db, sink, *id, *at_micros, *reason, keeping.expires_micros)
         }
         Op::Split { parent, parts } => delivery::split(db, sink, *parent, parts),
         Op::Lanes(messages) => waiting::lanes(db, sink, messages),
@@ -131,21 +130,26 @@ fn pause(db: &Connection, sink: SinkKey, why: &str) -> rusqlite::Result<()> {
 /// Raises what is confirmed of each source to what all its active sinks have resolved. While one of them has no progress it
 /// stays, as the slot does: that sink begins there.
 pub(super) fn raise_confirmed(db: &Connection) -> rusqlite::Result<()> {
-    db.prepare_cached(
-        "UPDATE source SET confirmed = lowest.resolved
-         FROM (SELECT source, min(resolved) AS resolved FROM sink
-               WHERE active GROUP BY source HAVING count(resolved) = count(*)) AS lowest
-         WHERE source.name = lowest.source AND ifnull(source.confirmed, 0) < lowest.resolved",
-    )?
-    .execute([])
-    .map(drop)
+    let raised: Vec<String> = db
+        .prepare_cached(
+            "UPDATE source SET confirmed = lowest.resolved
+             FROM (SELECT source, min(resolved) AS resolved FROM sink
+                   WHERE active GROUP BY source HAVING count(resolved) = count(*)) AS lowest
+             WHERE source.name = lowest.source AND ifnull(source.confirmed, 0) < lowest.resolved
+             RETURNING source.name",
+        )?
+        .query_map([], |row| row.get(0))?
+        .collect::<rusqlite::Result<_>>()?;
+    raised.iter().try_for_each(|source| seals::seal_source(db, source))
 }
 
 /// Sets how far the sink is, whatever it was.
 pub(super) fn write_progress(db: &Connection, sink: SinkKey, progress: &KeptProgress) -> rusqlite::Result<()> {
-    let KeptProgress { resolved, high, unresolved } = progress;
+    let KeptProgress { resolved, high, .. } = progress;
+    let (seal, unresolved) = seals::of_progress(sink, progress);
     db.prepare_cached(
-        "UPDATE sink SET resolved = :resolved, high_lsn = :high_lsn, high_idx = :high_idx, unresolved = :unresolved
+        "UPDATE sink SET resolved = :resolved, high_lsn = :high_lsn, high_idx = :high_idx, unresolved = :unresolved,
+             seal = :seal
          WHERE key = :sink",
     )?
     .execute(named_params! {
@@ -153,7 +157,8 @@ pub(super) fn write_progress(db: &Connection, sink: SinkKey, progress: &KeptProg
         ":resolved": resolved.0.cast_signed(),
         ":high_lsn": high.map(|high| high.commit_lsn.0.cast_signed()),
         ":high_idx": high.map(|high| high.index.cast_signed()),
-        ":unresolved": positions_to_bytes(unresolved),
+        ":unresolved": unresolved,
+        ":seal": seal,
     })
     .map(drop)
 }

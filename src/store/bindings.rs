@@ -7,6 +7,7 @@ use super::apply::lsn_of;
 use super::batch::SinkKey;
 use super::error::StoreError;
 use super::holdings::{Holdings, holdings};
+use super::seals;
 use crate::change::Lsn;
 
 /// What the store is to be bound to.
@@ -65,7 +66,9 @@ fn bind_in_transaction(db: &mut Connection, binding: &NewBinding) -> rusqlite::R
         for statement in [confirm, forward] {
             transaction.execute(statement, (&binding.name, from.0.cast_signed()))?;
         }
+        seals::seal_sinks(&transaction, &binding.name)?;
     }
+    seals::seal_source(&transaction, &binding.name)?;
     transaction.commit()
 }
 
@@ -149,6 +152,7 @@ fn bring_forward(db: &Transaction<'_>, source: &str, sinks: &[String]) -> rusqli
             .optional()?;
         let Some(from) = behind else { continue };
         db.execute("UPDATE sink SET resolved = ?3 WHERE source = ?1 AND name = ?2", (source, sink, confirmed))?;
+        seals::seal_sinks(db, source)?;
         warn!(
             source, sink, from = %lsn_of(from), to = %lsn_of(confirmed),
             "a sink is back that was absent from the config: of the changes between these positions it gets only what the \

@@ -245,6 +245,11 @@ fn unpack(payload: &[u8], length: usize) -> Result<Bytes, Corrupt> {
     }
 }
 
+/// A checksum of bytes that are kept elsewhere.
+pub(super) fn sum_of(bytes: &[u8]) -> u64 {
+    checksum(0, bytes.len(), bytes)
+}
+
 fn checksum(kind: u8, length: usize, payload: &[u8]) -> u64 {
     xxh3_64_with_seed(payload, u64::from(kind) << 56 ^ length as u64)
 }

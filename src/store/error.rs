@@ -12,7 +12,7 @@ use super::encoding::Corrupt;
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// `state.path` cannot be a directory.
-    #[error("the state directory {} cannot be used", path.display())]
+    #[error("the state directory {} cannot be used{}", path.display(), mending(source))]
     Directory {
         /// The directory.
         path: PathBuf,
@@ -29,6 +29,52 @@ pub enum StoreError {
     #[error("there is no store in {}", path.display())]
     Missing {
         /// The directory.
+        path: PathBuf,
+    },
+    /// There was a store, and its file holds nothing any more.
+    #[error(
+        "{} is {found}, but there was a store in it, as state.id beside it says: what it held is lost with it. Put the file back; \
+         if it cannot be had, `walhook state accept-loss` lets the next start begin with an empty store, where the slots are",
+        path.display()
+    )]
+    Lost {
+        /// `state.db`.
+        path: PathBuf,
+        /// What is found.
+        found: &'static str,
+    },
+    /// The file is no database any more.
+    #[error(
+        "{} is damaged: {what}. Put a whole copy back; if there is none, `walhook state accept-loss` sets the file aside and lets the \
+         next start begin with an empty store, where the slots are",
+        path.display()
+    )]
+    Ruined {
+        /// `state.db`.
+        path: PathBuf,
+        /// What SQLite says.
+        what: String,
+    },
+    /// What decides which changes are passed over is not what was written.
+    #[error(
+        "{} is damaged: {what}. Nothing is read, since changes could be passed over. `walhook state accept-loss` forgets what is \
+         damaged: the next start goes on from the slot's position there, and changes that were delivered may come again",
+        path.display()
+    )]
+    Tampered {
+        /// `state.db`.
+        path: PathBuf,
+        /// Which rows.
+        what: String,
+    },
+    /// Another store's file.
+    #[error(
+        "{} is not the store that was used here, as state.id beside it says: what that one held is not in it. Put the right file \
+         back; to go on with this one, run `walhook state accept-loss`",
+        path.display()
+    )]
+    Another {
+        /// `state.db`.
         path: PathBuf,
     },
     /// Messages wait that were grouped by another rule than the config has.
@@ -58,7 +104,7 @@ pub enum StoreError {
         least_bytes: u64,
     },
     /// A file of it cannot be opened.
-    #[error("{} cannot be opened", path.display())]
+    #[error("{} cannot be opened{}", path.display(), mending(source))]
     File {
         /// The file.
         path: PathBuf,
@@ -220,6 +266,10 @@ impl StoreError {
             Self::Directory { source, .. } | Self::File { source, .. } => is_lasting_io(source),
             Self::Locked { .. }
             | Self::Missing { .. }
+            | Self::Lost { .. }
+            | Self::Ruined { .. }
+            | Self::Tampered { .. }
+            | Self::Another { .. }
             | Self::Regrouped { .. }
             | Self::TooSmall { .. }
             | Self::Foreign { .. }
@@ -244,6 +294,19 @@ impl StoreError {
         }
     }
 
+    /// Says of a database that cannot be opened that it is damaged, if it is. `was_used`: it is known to have been one of ours.
+    pub(super) fn of_ruin(self, was_used: bool) -> Self {
+        match self {
+            Self::Open { path, source } | Self::Migrate { path, source, .. } if is_ruin(&source, was_used) => {
+                Self::Ruined { path, what: source.to_string() }
+            }
+            Self::Foreign { path } if was_used => {
+                Self::Ruined { path, what: "it is not as walhook made it".to_owned() }
+            }
+            other => other,
+        }
+    }
+
     /// Makes a [`StoreError::Read`] of an error of SQLite.
     pub(super) fn read(what: &'static str) -> impl Fn(rusqlite::Error) -> Self {
         move |source| Self::Read { what, source }
@@ -264,6 +327,24 @@ impl StoreError {
     pub(super) fn of_sink(self, of_source: &str, sink: &str) -> Self {
         let Self::Damaged { what, source } = self else { return self };
         Self::DamagedSink { what, sink: sink.to_owned(), of_source: of_source.to_owned(), source }
+    }
+}
+
+/// Whether a database is damaged. What is none at all may be somebody else's file.
+pub(super) fn is_ruin(error: &rusqlite::Error, was_used: bool) -> bool {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::DatabaseCorrupt) => true,
+        code => was_used && code == Some(ErrorCode::NotADatabase),
+    }
+}
+
+/// What a person does about it, where that is plain.
+fn mending(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            " (let walhook's user write there, or choose another state.path)"
+        }
+        _ => "",
     }
 }
 

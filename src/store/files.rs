@@ -1,18 +1,20 @@
 //! The store's directory: its lock, its two databases, and how their connections are set.
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
-use std::io;
+use std::io::{self, Read as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
 use rustix::fs::{Access, access};
-use tracing::debug;
+use tracing::{debug, warn};
 
-use super::error::StoreError;
-use super::quota::Budget;
+use super::error::{StoreError, is_ruin};
+use super::marker::{self, Marker, StoreId};
+use super::quota::{Budget, PAGE_BYTES};
 use super::schema::{self, Schema};
+use super::seals::{self, BrokenRow};
 
 /// How long a connection waits for another that looks at the files.
 pub(super) const BUSY_LIMIT: Duration = Duration::from_secs(2);
@@ -30,11 +32,14 @@ pub(super) struct Paths {
     pub(super) state: PathBuf,
     /// The log of deliveries.
     pub(super) log: PathBuf,
+    /// Says that there was a store.
+    pub(super) marker: PathBuf,
 }
 
 impl Paths {
     pub(super) fn of(directory: &Path) -> Self {
-        Self { directory: directory.to_owned(), state: directory.join("state.db"), log: directory.join("log.db") }
+        let at = |name: &str| directory.join(name);
+        Self { directory: directory.to_owned(), state: at("state.db"), log: at("log.db"), marker: at("state.id") }
     }
 
     /// Makes the directory, for this user only, so that it is there after a crash too.
@@ -45,12 +50,20 @@ impl Paths {
         synced.map_err(|source| StoreError::Directory { path: self.directory.clone(), source })
     }
 
-    /// Whether `state.db` is there.
+    /// Whether `state.db` is there. If it is not, and there was a store, that is damage.
     pub(super) fn require(&self) -> Result<(), StoreError> {
         match self.state.try_exists() {
             Ok(true) => Ok(()),
-            Ok(false) => Err(StoreError::Missing { path: self.directory.clone() }),
+            Ok(false) => Err(self.absent("gone")),
             Err(source) => Err(StoreError::File { path: self.state.clone(), source }),
+        }
+    }
+
+    /// There is no store: there never was one, or what is found instead of it is damage.
+    pub(super) fn absent(&self, found: &'static str) -> StoreError {
+        match marker::read(&self.marker) {
+            Ok(Marker::Absent) => StoreError::Missing { path: self.directory.clone() },
+            Ok(Marker::Of(_) | Marker::Unreadable) | Err(_) => StoreError::Lost { path: self.state.clone(), found },
         }
     }
 
@@ -123,7 +136,7 @@ fn entries_in(directory: &Path) -> Vec<&Path> {
 }
 
 /// Some directories may be written and not read, and some file systems sync no directory: then it is as safe as it gets.
-fn sync_directory(path: &Path) -> io::Result<()> {
+pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
     use io::ErrorKind::{InvalidInput, PermissionDenied, Unsupported};
     match File::open(path).and_then(|directory| directory.sync_all()) {
         Err(error) if [InvalidInput, PermissionDenied, Unsupported].contains(&error.kind()) => {
@@ -145,18 +158,164 @@ fn create(path: &Path) -> Result<File, StoreError> {
     opened.map_err(|source| StoreError::File { path: path.to_owned(), source })
 }
 
-/// The connection that writes `state.db`: a commit is on the disk when it returns.
+/// The connection that writes `state.db`: a commit is on the disk when it returns. Rows whose seals are broken are damage.
 pub(super) fn open_state(paths: &Paths, budget: &Budget) -> Result<Connection, StoreError> {
-    open_to_write(&paths.state, &schema::STATE, |db| {
+    open_state_if(paths, budget, |db| {
+        let broken = seals::broken(db).map_err(StoreError::read("the seals"))?;
+        let what = broken.iter().map(BrokenRow::what).collect::<Vec<_>>().join("; ");
+        if broken.is_empty() { Ok(()) } else { Err(StoreError::Tampered { path: paths.state.clone(), what }) }
+    })
+}
+
+/// The same, whatever the seals say: for whoever forgets what is damaged.
+pub(super) fn open_state_anyway(paths: &Paths, budget: &Budget) -> Result<Connection, StoreError> {
+    open_state_if(paths, budget, |_| Ok(()))
+}
+
+fn open_state_if(
+    paths: &Paths,
+    budget: &Budget,
+    look: impl FnOnce(&Connection) -> Result<(), StoreError>,
+) -> Result<Connection, StoreError> {
+    let unreadable = |source| StoreError::File { path: paths.marker.clone(), source };
+    let marker = marker::read(&paths.marker).map_err(unreadable)?;
+    if marker != Marker::Absent
+        && let Some(found) = emptiness(&paths.state)?
+    {
+        return Err(StoreError::Lost { path: paths.state.clone(), found });
+    }
+    let is_short = is_shorter_than_it_says(&paths.state);
+    let opened = open_to_write(&paths.state, &schema::STATE, |db| {
         db.pragma_update(None, "synchronous", "FULL")?;
         db.pragma_update(None, "cache_size", -16384)?;
         db.pragma_update(None, "journal_size_limit", budget.wal_bytes.cast_signed())?;
         set_pages_max(db, budget.state_pages_max())
-    })
+    });
+    let db = opened.map_err(|error| error.of_ruin(marker != Marker::Absent))?;
+    if is_short {
+        require_whole(&db, &paths.state)?;
+    }
+    look(&db)?;
+    settle_marker(&db, paths, marker)?;
+    Ok(db)
 }
 
-/// The connection that writes `log.db`: after a crash its last rows may be missing.
+/// What is wrong with a file that should hold a store and holds none. Its first page is on the disk since before the marker.
+fn emptiness(path: &Path) -> Result<Option<&'static str>, StoreError> {
+    let failed = |source| StoreError::File { path: path.to_owned(), source };
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Some("gone")),
+        Err(error) => return Err(failed(error)),
+    };
+    let mut header = [0; HEADER_BYTES];
+    match file.read_exact(&mut header) {
+        Ok(()) => {
+            let is_blank = field(&header, VERSION_AT) == 0 && header.starts_with(b"SQLite format 3\0");
+            // Somebody who read it kept its WAL from being emptied.
+            let is_blank = is_blank && bytes_of(&path.with_extension("db-wal")) == 0;
+            Ok(is_blank.then_some("without tables"))
+        }
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            let bytes = file.metadata().map_err(failed)?.len();
+            Ok(Some(if bytes == 0 { "empty" } else { "cut off" }))
+        }
+        Err(error) => Err(failed(error)),
+    }
+}
+
+/// The header of an SQLite file, and where its number of pages and our version stand in it (<https://sqlite.org/fileformat.html>).
+const HEADER_BYTES: usize = 100;
+const PAGES_AT: usize = 28;
+const VERSION_AT: usize = 60;
+
+fn field(header: &[u8; HEADER_BYTES], at: usize) -> u32 {
+    let bytes = header.get(at..).and_then(|rest| rest.first_chunk::<4>());
+    bytes.map_or(0, |bytes| u32::from_be_bytes(*bytes))
+}
+
+/// A file with fewer pages than it says was cut off, unless its WAL has the others, as after a crash while it was emptied.
+fn is_shorter_than_it_says(path: &Path) -> bool {
+    let mut header = [0; HEADER_BYTES];
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut header));
+    read.is_ok() && u64::from(field(&header, PAGES_AT)) * PAGE_BYTES > bytes_of(path)
+}
+
+fn require_whole(db: &Connection, path: &Path) -> Result<(), StoreError> {
+    let said: Result<String, _> = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0));
+    match said {
+        Ok(said) if said == "ok" => Ok(()),
+        Ok(said) => Err(StoreError::Ruined { path: path.to_owned(), what: said }),
+        Err(error) => Err(StoreError::Ruined { path: path.to_owned(), what: error.to_string() }),
+    }
+}
+
+/// The store has an identity, and the marker beside it says which.
+fn settle_marker(db: &Connection, paths: &Paths, marker: Marker) -> Result<(), StoreError> {
+    let known = identity(db).map_err(StoreError::read("the identity of the store"))?;
+    let id = match (known, marker) {
+        (Some(id), Marker::Of(other)) if other == id => return Ok(()),
+        (Some(_), Marker::Of(_)) => return Err(StoreError::Another { path: paths.state.clone() }),
+        (Some(id), Marker::Absent | Marker::Unreadable) => id,
+        (None, Marker::Of(id)) => id,
+        (None, Marker::Absent | Marker::Unreadable) => StoreId::new(&paths.state),
+    };
+    if marker == Marker::Unreadable {
+        warn!(path = %paths.marker.display(), "the store's marker is damaged; it is written anew");
+    }
+    mark(db, paths, id)
+}
+
+/// Notes the identity, and writes the marker once it is on the disk.
+pub(super) fn mark(db: &Connection, paths: &Paths, id: StoreId) -> Result<(), StoreError> {
+    let noted = db.execute("DELETE FROM store_id", []).and_then(|_| {
+        db.execute("INSERT INTO store_id (id) VALUES (?1)", [id.bytes()])?;
+        empty_wal(db, BUSY_LIMIT)
+    });
+    noted.map_err(StoreError::write("the identity of the store"))?;
+    let failed = |source| StoreError::File { path: paths.marker.clone(), source };
+    marker::write(&paths.marker, id).map_err(failed)
+}
+
+/// What the store calls itself.
+pub(super) fn identity(db: &Connection) -> rusqlite::Result<Option<StoreId>> {
+    let select = db.query_row("SELECT id FROM store_id LIMIT 1", [], |row| row.get::<_, [u8; 16]>(0)).optional();
+    select.map(|id| id.map(StoreId::of_bytes))
+}
+
+/// The connection that writes `log.db`: after a crash its last rows may be missing. One that is damaged is set aside: losing it
+/// loses no change.
 pub(super) fn open_log(paths: &Paths, budget: &Budget) -> Result<Connection, StoreError> {
+    match try_to_open_log(paths, budget) {
+        Err(StoreError::Open { source, .. } | StoreError::Migrate { source, .. }) if is_ruin(&source, true) => {
+            let aside = set_aside(&paths.log)?;
+            warn!(error = %source, aside = %aside.display(), "the log of deliveries is damaged; a new one begins");
+            try_to_open_log(paths, budget)
+        }
+        opened => opened,
+    }
+}
+
+/// Renames a database with all that belongs to it; how it is called from then on.
+pub(super) fn set_aside(path: &Path) -> Result<PathBuf, StoreError> {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let aside = path.with_file_name(format!("{}.damaged-{}", name(path), since.as_secs()));
+    for end in ["", "-wal", "-shm"] {
+        let [from, to] = [path, &aside].map(|path| path.with_file_name(name(path) + end));
+        match std::fs::rename(&from, &to) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(StoreError::File { path: from, source: error });
+            }
+            Ok(()) | Err(_) => {}
+        }
+    }
+    let directory = path.parent().unwrap_or(Path::new("."));
+    sync_directory(directory).map_err(|source| StoreError::File { path: directory.to_owned(), source })?;
+    Ok(aside)
+}
+
+fn try_to_open_log(paths: &Paths, budget: &Budget) -> Result<Connection, StoreError> {
     open_to_write(&paths.log, &schema::LOG, |db| {
         db.busy_timeout(LOG_BUSY_LIMIT)?;
         db.pragma_update(None, "synchronous", "NORMAL")?;

@@ -5,6 +5,7 @@ use rusqlite::{Connection, Row, TransactionBehavior, named_params};
 use super::apply::lsn_of;
 use super::error::StoreError;
 use super::loading::AcceptedBy;
+use super::seals;
 use crate::change::Lsn;
 
 /// Gaps of a source that are kept, the newest.
@@ -32,8 +33,12 @@ impl Gap {
 
 /// See [`super::Store::accept_gap`].
 pub(super) fn accept(db: &Connection, source: &str, by: Option<AcceptedBy>) -> Result<(), StoreError> {
-    let noted = db.execute("UPDATE source SET gap_accepted = ?2 WHERE name = ?1", (source, AcceptedBy::code(by)));
-    noted.map(drop).map_err(StoreError::write("whether a gap is accepted"))
+    let failed = StoreError::write("whether a gap is accepted");
+    let transaction = db.unchecked_transaction().map_err(&failed)?;
+    let code = AcceptedBy::code(by);
+    transaction.execute("UPDATE source SET gap_accepted = ?2 WHERE name = ?1", (source, code)).map_err(&failed)?;
+    seals::seal_source(&transaction, source).map_err(&failed)?;
+    transaction.commit().map_err(failed)
 }
 
 /// See [`super::Store::note_gap`].

@@ -3,7 +3,9 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use super::error::{StoreError, is_ruin};
 use super::quota::{Budget, Shortage, Usage, until_full};
+use crate::source::chain;
 use crate::view::Trouble;
 
 /// How the store is.
@@ -46,6 +48,7 @@ pub(super) struct HealthCell {
 #[derive(Debug, Default)]
 struct Troubles {
     writing: Option<Trouble>,
+    reading: Option<Trouble>,
     room: Option<Trouble>,
 }
 
@@ -67,8 +70,8 @@ impl HealthCell {
         let troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
         Health {
             is_full: self.is_full.load(Ordering::Acquire),
-            is_failing: troubles.writing.is_some(),
-            trouble: troubles.writing.clone().or_else(|| troubles.room.clone()),
+            is_failing: troubles.writing.is_some() || troubles.reading.is_some(),
+            trouble: [&troubles.writing, &troubles.reading, &troubles.room].into_iter().flatten().next().cloned(),
             used_bytes: self.used_bytes.load(Ordering::Relaxed),
             wal_bytes: self.wal_bytes.load(Ordering::Relaxed),
             max_bytes: self.max_bytes,
@@ -85,6 +88,11 @@ impl HealthCell {
     /// Shows why writes fail, or that they do no longer.
     pub(super) fn set_writing(&self, trouble: Option<Trouble>) {
         self.troubles.lock().unwrap_or_else(PoisonError::into_inner).writing = trouble;
+    }
+
+    /// Shows why reading fails, or that it does no longer.
+    pub(super) fn set_reading(&self, trouble: Option<Trouble>) {
+        self.troubles.lock().unwrap_or_else(PoisonError::into_inner).reading = trouble;
     }
 
     /// Shows how much is used and whether there is room.
@@ -156,6 +164,21 @@ pub(super) fn lasting_trouble(error: &rusqlite::Error) -> Trouble {
         advice: "stop walhook and keep a copy of state.path; check its state.db with `PRAGMA integrity_check`, and please report \
                  it with the log"
             .to_owned(),
+    }
+}
+
+/// What is kept cannot be read.
+pub(super) fn reading_trouble(error: &StoreError) -> Trouble {
+    let is_damage = matches!(error, StoreError::Read { source, .. } if is_ruin(source, true));
+    let advice = if is_damage {
+        "stop walhook, keep a copy of state.path, and put a whole copy back or let sqlite3's `.recover` save what can be saved; \
+         `walhook state accept-loss` begins anew only where state.db cannot be opened"
+    } else {
+        "look at the disk of state.path; it is tried again every second"
+    };
+    Trouble {
+        what: format!("the store cannot be read, and what waits in it stands still: {}", chain(error)),
+        advice: advice.to_owned(),
     }
 }
 

@@ -1,6 +1,6 @@
 //! `state.db` in the writer's hands: transactions, the length of the WAL, what has expired, what is free.
 
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 use tracing::{info, warn};
@@ -12,6 +12,7 @@ use super::files::{self, BUSY_LIMIT, Paths};
 use super::health::{disk_trouble, lasting_trouble, quota_trouble};
 use super::pages::Pages;
 use super::quota::{self, Budget, PAGE_BYTES, Usage};
+use super::running::RunningClock;
 use super::sweep;
 use crate::deliver::frozen::DeliveryId;
 use crate::failpoint;
@@ -27,7 +28,8 @@ const DISK_FULL_BYTES: u64 = 1 << 20;
 pub(super) struct Ledger {
     db: Connection,
     pages: Pages,
-    keeping: Keeping,
+    retention: Duration,
+    clock: RunningClock,
     paths: Paths,
     budget: Budget,
     /// The WAL is to be emptied when it is longer.
@@ -40,9 +42,11 @@ pub(super) struct Ledger {
 pub(super) type Written = Vec<Result<(), Refusal>>;
 
 impl Ledger {
-    pub(super) fn new(db: Connection, keeping: Keeping, paths: Paths, budget: Budget) -> Self {
+    /// `retention`: how long dead letters are kept.
+    pub(super) fn new(db: Connection, retention: Duration, paths: Paths, budget: Budget) -> rusqlite::Result<Self> {
         let wal_mark = budget.wal_bytes;
-        Self { db, pages: Pages::default(), keeping, paths, budget, wal_mark, wal_is_beyond: false }
+        let clock = RunningClock::resume(&db, SystemTime::now(), Instant::now())?;
+        Ok(Self { db, pages: Pages::default(), retention, clock, paths, budget, wal_mark, wal_is_beyond: false })
     }
 
     pub(super) fn db(&mut self) -> &mut Connection {
@@ -63,6 +67,7 @@ impl Ledger {
     }
 
     fn transact<'a>(&mut self, batches: impl Iterator<Item = &'a Batch>) -> rusqlite::Result<Written> {
+        let keeping = Keeping { expires_micros: self.clock.after(Instant::now(), self.retention) };
         let transaction = self.db.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let mut written = Vec::new();
         let mut has_progress = false;
@@ -70,7 +75,7 @@ impl Ledger {
             has_progress |= batch.progress.is_some();
             let checked = apply::check(&transaction, batch)?;
             if checked.is_ok() {
-                apply::apply(&transaction, &mut self.pages, &self.keeping, batch)?;
+                apply::apply(&transaction, &mut self.pages, &keeping, batch)?;
             }
             written.push(checked);
         }
@@ -151,9 +156,20 @@ impl Ledger {
     }
 
     /// Removes a few rows of what goes by itself. True: there may be more.
-    pub(super) fn sweep(&mut self, now: SystemTime) -> rusqlite::Result<bool> {
+    pub(super) fn sweep(&mut self, now: Instant) -> rusqlite::Result<bool> {
         self.keep_wal_short()?;
-        Ok(sweep::expired(&mut self.db, now)? || sweep::forgotten(&mut self.db)?)
+        self.clock.keep(&self.db, now)?;
+        Ok(sweep::expired(&mut self.db, self.clock.at(now))? || sweep::forgotten(&mut self.db)?)
+    }
+
+    /// Notes how long it has run.
+    pub(super) fn keep_clock(&mut self) -> rusqlite::Result<()> {
+        self.clock.keep(&self.db, Instant::now())
+    }
+
+    /// What the wall clock would say if it had not jumped in this life.
+    pub(super) fn wall_micros(&self, now: Instant) -> i64 {
+        self.clock.wall_at(now)
     }
 
     /// Gives free pages back to the system. True: there are more.

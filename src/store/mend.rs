@@ -1,10 +1,13 @@
-//! What `walhook state` does with the files: show, forget, accept a gap, drop a message, resume.
+//! What `walhook state` does with the files: show, forget, accept a gap or a loss, drop a message, resume.
 //!
 //! Showing reads only, and works beside a running daemon. The others take the lock, so no daemon may run.
 
-use rusqlite::{Connection, Row};
+use std::io;
+use std::path::PathBuf;
 
-use super::apply::{BLOCKED, Keeping, RETRYING, lsn_of};
+use rusqlite::{Connection, Row, TransactionBehavior};
+
+use super::apply::{BLOCKED, RETRYING, lsn_of};
 use super::batch::SinkKey;
 use super::dropping;
 pub use super::dropping::Dropped;
@@ -14,10 +17,12 @@ use super::gaps::{self, Gap};
 use super::grouping;
 use super::holdings::{Holdings, holdings};
 use super::ledger::Ledger;
-use super::loading::{SourceBinding, binding};
+use super::loading::{AcceptedBy, SourceBinding, binding};
+use super::marker;
 use super::notes::{self, Note, NoteKind};
 use super::quota::{Budget, disk};
 use super::schema::{STATE, checked_version};
+use super::seals::{self, BrokenRow};
 use super::sweep;
 use crate::change::Lsn;
 use crate::config::StateConfig;
@@ -33,6 +38,8 @@ pub struct StateSummary {
     pub notes: Vec<(String, Vec<Note>)>,
     /// Its sinks, by source and name.
     pub sinks: Vec<SinkSummary>,
+    /// What is not what was written, so that nothing would be read.
+    pub damage: Vec<String>,
     /// Bytes of its files.
     pub used_bytes: u64,
     /// `state.max_bytes`.
@@ -63,7 +70,7 @@ pub struct SinkSummary {
 pub fn open_to_show(config: &StateConfig) -> Result<StateSummary, StoreError> {
     let paths = Paths::of(&config.path);
     paths.require()?;
-    let db = files::open_to_read(&paths.state, &STATE)?;
+    let db = files::open_to_read(&paths.state, &STATE).map_err(|error| error.of_ruin(paths.marker.exists()))?;
     require_tables(&db, &paths)?;
     let view = db.unchecked_transaction().map_err(StoreError::read("state.db"))?;
     let (mut sources, mut gaps, mut notes) = (Vec::new(), Vec::new(), Vec::new());
@@ -75,7 +82,8 @@ pub fn open_to_show(config: &StateConfig) -> Result<StateSummary, StoreError> {
         }
     }
     let sinks = sinks(&view, None)?.into_iter().map(|(_, sink)| sink).collect();
-    Ok(StateSummary { sources, gaps, notes, sinks, used_bytes: paths.all_bytes(), max_bytes: config.max_bytes })
+    let damage = seals::broken(&view).map_err(StoreError::read("the seals"))?.iter().map(BrokenRow::what).collect();
+    Ok(StateSummary { sources, gaps, notes, sinks, damage, used_bytes: paths.all_bytes(), max_bytes: config.max_bytes })
 }
 
 /// Of these sinks, each with its source and the rule that it groups by, those that a start would refuse because messages wait that
@@ -102,7 +110,7 @@ pub fn regrouped(
 fn require_tables(db: &Connection, paths: &Paths) -> Result<(), StoreError> {
     let known = i64::try_from(STATE.steps.len()).unwrap_or(i64::MAX);
     match checked_version(db, &paths.state, &STATE)? {
-        0 => Err(StoreError::Missing { path: paths.directory.clone() }),
+        0 => Err(paths.absent("empty")),
         found if found < known => Err(StoreError::Older { path: paths.state.clone(), found, known }),
         _ => Ok(()),
     }
@@ -147,7 +155,7 @@ fn sink(row: &Row<'_>) -> rusqlite::Result<(SinkKey, SinkSummary)> {
 /// # Errors
 /// When the store knows no such sink or several, a daemon runs, or it cannot be written.
 pub fn forget(config: &StateConfig, source: Option<&str>, sink: &str) -> Result<SinkSummary, StoreError> {
-    let mut files = Files::open(config)?;
+    let mut files = Files::open_anyway(config)?;
     let (key, found) = only(sinks(files.ledger.db(), Some(sink))?, source, sink)?;
     let failed = StoreError::write("that a sink is forgotten");
     sweep::forget(files.ledger.db(), key.0).map_err(&failed)?;
@@ -180,10 +188,12 @@ fn only(
 /// When the store knows no such source, a daemon runs, or it cannot be written.
 pub fn accept_gap(config: &StateConfig, source: &str) -> Result<(), StoreError> {
     let mut files = Files::open(config)?;
-    let noted = files.ledger.db().execute("UPDATE source SET gap_accepted = 1 WHERE name = ?1", [source]);
-    let noted = noted.map_err(StoreError::write("that a gap is accepted"))?;
-    files.close()?;
-    if noted == 0 { Err(StoreError::UnknownSource { name: source.to_owned() }) } else { Ok(()) }
+    let db = files.ledger.db();
+    if binding(db, source)?.is_none() {
+        return Err(StoreError::UnknownSource { name: source.to_owned() });
+    }
+    gaps::accept(db, source, Some(AcceptedBy::Person))?;
+    files.close()
 }
 
 /// Notes that a person knows of the gap of a table, whose note goes. Blocks.
@@ -238,12 +248,74 @@ fn accept_notes(
 /// # Errors
 /// When the store has no such message or has it among others of a delivery, a daemon runs, or it cannot be written.
 pub fn drop_message(config: &StateConfig, id: &str) -> Result<Dropped, StoreError> {
-    let mut files = Files::open(config)?;
+    let mut files = Files::open_anyway(config)?;
     let known = sinks(files.ledger.db(), None)?;
     let known: Vec<_> = known.into_iter().map(|(key, sink)| (key, sink.source, sink.name)).collect();
     let dropped = dropping::drop_message(files.ledger.db(), &known, id)?;
     files.close()?;
     Ok(dropped)
+}
+
+/// What [`accept_loss`] did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Accepted {
+    /// There is nothing to be accepted.
+    Nothing,
+    /// The store is gone, or was damaged as a whole and is called so from here on: the next start makes a new one.
+    SetAside(Option<PathBuf>),
+    /// These rows are forgotten.
+    Forgotten(Vec<String>),
+    /// The store that is there is the store from here on.
+    Adopted,
+}
+
+/// Accepts that what a damaged store held is lost: it is set aside, or what is damaged of it is forgotten. Blocks.
+///
+/// # Errors
+/// When there never was a store, a daemon runs, or it cannot be read or written.
+pub fn accept_loss(config: &StateConfig) -> Result<Accepted, StoreError> {
+    let paths = Paths::of(&config.path);
+    if !paths.state.exists() && !paths.marker.exists() {
+        return Err(StoreError::Missing { path: paths.directory.clone() });
+    }
+    let lock = paths.lock()?;
+    let budget = Budget::new(config.max_bytes, u64::MAX);
+    match files::open_state(&paths, &budget) {
+        Ok(_) => Ok(Accepted::Nothing),
+        Err(StoreError::Tampered { .. }) => {
+            let mut db = files::open_state_anyway(&paths, &budget)?;
+            forget_broken(&mut db).map(Accepted::Forgotten)
+        }
+        Err(StoreError::Another { .. }) => {
+            let db = files::open_to_read(&paths.state, &STATE)?;
+            let id = files::identity(&db).map_err(StoreError::read("the identity of the store"))?;
+            drop(db);
+            let failed = |source| StoreError::File { path: paths.marker.clone(), source };
+            id.map_or(Ok(()), |id| marker::write(&paths.marker, id)).map_err(failed)?;
+            Ok(Accepted::Adopted)
+        }
+        Err(StoreError::Lost { .. } | StoreError::Ruined { .. }) => {
+            let aside = paths.state.exists().then(|| files::set_aside(&paths.state)).transpose()?;
+            match std::fs::remove_file(&paths.marker) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(StoreError::File { path: paths.marker, source });
+                }
+                Ok(()) | Err(_) => {}
+            }
+            drop(lock);
+            Ok(Accepted::SetAside(aside))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn forget_broken(db: &mut Connection) -> Result<Vec<String>, StoreError> {
+    let failed = StoreError::write("that what is damaged is forgotten");
+    let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate).map_err(&failed)?;
+    let broken = seals::broken(&transaction).map_err(StoreError::read("the seals"))?;
+    seals::forget(&transaction, &broken).map_err(&failed)?;
+    transaction.commit().map_err(failed)?;
+    Ok(broken.iter().map(BrokenRow::what).collect())
 }
 
 /// What [`resume`] changed.
@@ -281,14 +353,27 @@ struct Files {
 
 impl Files {
     fn open(config: &StateConfig) -> Result<Self, StoreError> {
+        Self::open_by(config, files::open_state)
+    }
+
+    /// Whatever the seals say: for what neither trusts them nor seals anything anew.
+    fn open_anyway(config: &StateConfig) -> Result<Self, StoreError> {
+        Self::open_by(config, files::open_state_anyway)
+    }
+
+    fn open_by(
+        config: &StateConfig,
+        open: impl FnOnce(&Paths, &Budget) -> Result<Connection, StoreError>,
+    ) -> Result<Self, StoreError> {
         let paths = Paths::of(&config.path);
         paths.require()?;
         let lock = paths.lock()?;
         let disk_bytes = disk(&paths.directory).map_or(u64::MAX, |(all, _)| all);
         let budget = Budget::new(config.max_bytes, disk_bytes);
-        let keeping = Keeping { dead_letter_retention: config.dead_letter_retention };
-        let db = files::open_state(&paths, &budget)?;
-        Ok(Self { ledger: Ledger::new(db, keeping, paths, budget), _lock: lock })
+        let db = open(&paths, &budget)?;
+        let ledger = Ledger::new(db, config.dead_letter_retention, paths, budget);
+        let ledger = ledger.map_err(StoreError::write("the time that walhook has run"))?;
+        Ok(Self { ledger, _lock: lock })
     }
 
     fn close(mut self) -> Result<(), StoreError> {

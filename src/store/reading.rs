@@ -101,7 +101,11 @@ fn in_its_place(message: KeptMessage, lane: GroupId, columns: &Tied) -> Result<K
         Groups::None => lane == UNGROUPED,
         Groups::One(_) | Groups::Two(..) => facts.groups.iter().any(|group| group == lane),
     };
-    if is_of_lane && facts.position == columns.position { Ok(message) } else { Err(Corrupt::Place) }
+    if is_of_lane && facts.position == columns.position && facts.barrier == columns.ties.barrier {
+        Ok(message)
+    } else {
+        Err(Corrupt::Place)
+    }
 }
 
 /// A message in a lane, and its place as the columns say.

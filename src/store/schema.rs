@@ -9,6 +9,7 @@ use std::path::Path;
 use rusqlite::{Connection, TransactionBehavior};
 
 use super::error::StoreError;
+use super::seals;
 use crate::failpoint;
 
 /// A database of the store.
@@ -18,16 +19,19 @@ pub(super) struct Schema {
     pub(super) application: i64,
     /// The statements that bring a file from the version that is their index to the next.
     pub(super) steps: &'static [&'static str],
+    /// What SQL cannot do of the step to a version, in the same transaction.
+    pub(super) finish: fn(&Connection, i64) -> rusqlite::Result<()>,
 }
 
 /// `state.db`.
 pub(super) const STATE: Schema = Schema {
     application: 0x7761_6C68,
-    steps: &[STATE_1, STATE_2, STATE_3, STATE_4, STATE_5, STATE_6, STATE_7, STATE_8],
+    steps: &[STATE_1, STATE_2, STATE_3, STATE_4, STATE_5, STATE_6, STATE_7, STATE_8, STATE_9],
+    finish: |db, version| if version == SEALS_FROM { seals::seal_all(db) } else { Ok(()) },
 };
 
 /// `log.db`.
-pub(super) const LOG: Schema = Schema { application: 0x7761_6C6C, steps: &[LOG_1] };
+pub(super) const LOG: Schema = Schema { application: 0x7761_6C6C, steps: &[LOG_1], finish: |_, _| Ok(()) };
 
 /// Deliveries are kept apart from their members and body, and pages from their messages, so that a failed attempt or a
 /// message that leaves does not write these anew.
@@ -192,6 +196,22 @@ const STATE_7: &str = "
 /// Which relation a note speaks of, whatever its name.
 const STATE_8: &str = "ALTER TABLE source_note ADD COLUMN oid INTEGER;";
 
+/// Seals of what decides which changes are passed over, what the marker beside the file calls it, and a clock that does not jump.
+const STATE_9: &str = "
+    ALTER TABLE source ADD COLUMN seal INTEGER;
+    ALTER TABLE sink ADD COLUMN seal INTEGER;     -- of how far it is; NULL: it has never told
+    ALTER TABLE grouped ADD COLUMN seal INTEGER;
+
+    CREATE TABLE store_id (
+        id BLOB NOT NULL                  -- 16 bytes, in one row
+    ) STRICT;
+
+    CREATE TABLE running (
+        micros INTEGER NOT NULL           -- what the clock says that retention goes by, in one row
+    ) STRICT;
+";
+const SEALS_FROM: i64 = 9;
+
 const LOG_1: &str = "
     CREATE TABLE delivery (
         seq INTEGER PRIMARY KEY,
@@ -264,6 +284,7 @@ fn identity(db: &Connection) -> rusqlite::Result<(i64, i64, i64)> {
 fn migrate_to(db: &mut Connection, schema: &Schema, step: &str, version: i64) -> rusqlite::Result<()> {
     let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
     transaction.execute_batch(step)?;
+    (schema.finish)(&transaction, version)?;
     failpoint::hit("store.in_migration");
     transaction.pragma_update(None, "application_id", schema.application)?;
     transaction.pragma_update(None, "user_version", version)?;

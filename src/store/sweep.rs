@@ -1,11 +1,8 @@
 //! What goes by itself, a few rows at a time: dead letters that have expired, and whatever forgotten sinks held.
 
-use std::time::SystemTime;
-
 use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior};
 
 use super::apply::remove_key;
-use super::ledger::micros;
 
 /// Rows with large contents removed in one step.
 const LARGE_MAX: i64 = 64;
@@ -16,11 +13,11 @@ const SMALL_MAX: i64 = 512;
 const LISTS: [(&str, &str); 3] =
     [("lane", "sink, lsn, idx"), ("lane_group", "sink, grp, lsn, idx"), ("grouped", "sink, oid, since_lsn, since_idx")];
 
-/// Removes dead letters that have expired. True: there may be more.
-pub(super) fn expired(db: &mut Connection, now: SystemTime) -> rusqlite::Result<bool> {
+/// Removes dead letters that have expired by the clock that retention goes by. True: there may be more.
+pub(super) fn expired(db: &mut Connection, now_micros: i64) -> rusqlite::Result<bool> {
     let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let sql = "SELECT key FROM delivery WHERE state = 2 AND expires_at <= ?1 LIMIT ?2";
-    let removed = remove_deliveries(&transaction, sql, micros(now))?;
+    let removed = remove_deliveries(&transaction, sql, now_micros)?;
     transaction.commit()?;
     Ok(removed)
 }

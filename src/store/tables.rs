@@ -7,6 +7,7 @@ use rusqlite::{Connection, Row, named_params};
 
 use super::apply::lsn_of;
 use super::batch::{Grouped, SinkKey};
+use super::seals;
 use crate::change::Position;
 use crate::schedule::{Barrier, ScopeId};
 
@@ -41,8 +42,8 @@ pub(super) fn write(
         ":scope": scope.0.cast_signed(),
         ":rule": rule,
         ":barrier": barrier_column(*barrier),
-    })
-    .map(drop)
+    })?;
+    seals::seal_grouped(db, [sink.0, i64::from(*oid), since.commit_lsn.0.cast_signed(), since.index.cast_signed()])
 }
 
 /// All of a sink.

@@ -6,6 +6,7 @@ mod life;
 mod logging;
 mod ops;
 mod random;
+mod seals;
 mod speed;
 mod tables;
 mod wal;

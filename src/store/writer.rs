@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use tracing::{debug, error, info, warn};
 
@@ -99,6 +99,9 @@ impl Writer {
         while !self.turn() {}
         if !self.waiting.is_empty() {
             warn!(batches = self.waiting.len(), "closed with batches that could not be written");
+        }
+        if let Err(error) = self.ledger.keep_clock() {
+            debug!(%error, "the time that walhook has run could not be noted");
         }
         let checkpoints = [self.ledger.checkpoint(), self.logbook.checkpoint()];
         for error in checkpoints.into_iter().filter_map(Result::err) {
@@ -284,12 +287,12 @@ impl Writer {
 
     fn trim_log(&mut self) -> rusqlite::Result<bool> {
         let Self { ledger, logbook, .. } = self;
-        logbook.trim(SystemTime::now(), &|id| ledger.keeps(id))
+        logbook.trim(ledger.wall_micros(Instant::now()), &|id| ledger.keeps(id))
     }
 
     /// One step of it. True: there is more to be done now.
     fn upkeep(&mut self) -> bool {
-        let steps = [self.ledger.sweep(SystemTime::now()), self.trim_log(), self.ledger.shrink()];
+        let steps = [self.ledger.sweep(Instant::now()), self.trim_log(), self.ledger.shrink()];
         let mut more = false;
         for step in steps {
             match step {

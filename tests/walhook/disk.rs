@@ -142,6 +142,13 @@ impl Tmpfs {
         while std::io::Write::write_all(&mut file, &[1; 4096]).is_ok() {}
     }
 
+    /// It may be written (`rw`), or only read (`ro`), by whoever has no file open in it.
+    pub(crate) fn remount(&self, how: &str) {
+        let options = format!("remount,{how}");
+        let output = Command::new("mount").args(["-o", &options]).arg(self.path()).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
     /// The file goes away.
     pub(crate) fn free(&self) {
         std::fs::remove_file(self.path().join("filler")).unwrap();

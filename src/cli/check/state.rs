@@ -22,7 +22,12 @@ pub(super) fn look(state: &StateConfig, sinks: usize) -> Vec<Finding> {
     let (there, exists) = nearest(&state.path);
     let mut all = vec![directory(subject, state, &there, exists)];
     let used = match mend::open_to_show(state) {
-        Ok(summary) => summary.used_bytes,
+        Ok(summary) => {
+            let mend = "stop walhook and run `walhook state accept-loss`: it forgets what is damaged, and changes that were \
+                        delivered may come again";
+            all.extend(summary.damage.iter().map(|what| Finding::fail(subject, what.clone(), mend)));
+            summary.used_bytes
+        }
         Err(StoreError::Missing { .. }) => 0,
         // Said above.
         Err(StoreError::File { .. }) if !there.is_dir() => 0,

@@ -17,6 +17,9 @@ const GAPS_MAX: usize = 10;
 pub(super) fn as_text(path: &Path, summary: &StateSummary) -> String {
     let (used, max) = (bytes_in_words(summary.used_bytes), bytes_in_words(summary.max_bytes));
     let mut text = format!("store   {}, {used} of {max}\n", path.display());
+    for what in &summary.damage {
+        text += &format!("damaged {what}; `walhook state accept-loss` forgets it\n");
+    }
     for (name, source) in &summary.sources {
         text += &format!(
             "source  {name}: slot {} of database {} in cluster {}, resolved by all sinks up to {}\n",
@@ -129,6 +132,7 @@ pub(super) fn as_json(path: &Path, summary: &StateSummary) -> String {
     });
     let all = json!({
         "path": path.display().to_string(),
+        "damage": summary.damage,
         "used_bytes": summary.used_bytes,
         "max_bytes": summary.max_bytes,
         "sources": sources.collect::<Vec<_>>(),

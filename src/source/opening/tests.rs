@@ -12,7 +12,7 @@ use crate::metrics::SourceMetrics;
 use crate::sink::feed::Progress;
 use crate::source::slot::tests::{Stage, sink};
 use crate::source::{Consumer, SourceParts};
-use crate::store::{Batch, KeptProgress, SourceBinding};
+use crate::store::{AcceptedBy, Batch, KeptProgress, SourceBinding};
 use crate::view::Views;
 
 /// A server with a table, and a directory for a store.
@@ -37,15 +37,19 @@ impl House {
         self.live_with("walhook_app")
     }
 
-    fn live_with(&self, slot: &str) -> Life {
-        let state = StateConfig {
+    fn state_config(&self) -> StateConfig {
+        StateConfig {
             path: self.directory.path().join("state"),
             hold: Hold::Store,
             max_bytes: 64 << 20,
             dead_letter_retention: Duration::from_secs(60),
             log_retention: Duration::from_secs(60),
             log_max_rows: 10,
-        };
+        }
+    }
+
+    fn live_with(&self, slot: &str) -> Life {
+        let state = self.state_config();
         let store = Store::open(&state, 1).unwrap();
         store.register("app", &["s"]).unwrap();
         let appetite = Arc::new(Notify::new());
@@ -98,7 +102,9 @@ impl House {
 
     /// What `walhook state accept-gap` notes.
     fn accept_gap(&self) {
-        self.write("UPDATE source SET gap_accepted = 1");
+        let store = Store::open(&self.state_config(), 1).unwrap();
+        store.accept_gap("app", Some(AcceptedBy::Person)).unwrap();
+        store.close();
     }
 
     /// Changes one row of the store.

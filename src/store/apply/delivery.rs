@@ -1,7 +1,5 @@
 //! Deliveries that failed: parked, tried, delivered, split, dead.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension as _, named_params};
 use tracing::debug;
@@ -105,9 +103,8 @@ pub(super) fn dead(
     id: DeliveryId,
     at_micros: i64,
     reason: DeadReason,
-    retention: Duration,
+    expires_micros: i64,
 ) -> rusqlite::Result<()> {
-    let kept_micros = i64::try_from(retention.as_micros()).unwrap_or(i64::MAX);
     db.prepare_cached(
         "UPDATE delivery SET state = 2, next_attempt = NULL, dead_at = :at, dead_reason = :reason, expires_at = :expires
          WHERE id = :id AND sink = :sink AND state <> 2",
@@ -117,7 +114,7 @@ pub(super) fn dead(
         ":id": id_column(id),
         ":at": at_micros,
         ":reason": reason.as_str(),
-        ":expires": at_micros.saturating_add(kept_micros),
+        ":expires": expires_micros,
     })
     .map(drop)
 }

@@ -3,14 +3,12 @@
 //!
 //! Attempts go with their delivery. Failures of a delivery that the store still keeps stay, unless room is short.
 
-use std::time::SystemTime;
-
 use rusqlite::{Transaction, TransactionBehavior};
 
 use super::{ATTEMPTS_PER_ROW_MAX, Keeps, Logbook};
 use crate::deliver::frozen::DeliveryId;
 use crate::store::apply::id_column;
-use crate::store::ledger::{micros, shrink};
+use crate::store::ledger::shrink;
 
 /// Rows looked at in one step.
 const STEP_ROWS: usize = 1024;
@@ -30,14 +28,14 @@ struct Limits {
 
 impl Logbook {
     /// One step of trimming. True: there is more to be done now.
-    pub(in crate::store) fn trim(&mut self, now: SystemTime, keeps: Keeps<'_>) -> rusqlite::Result<bool> {
+    pub(in crate::store) fn trim(&mut self, now_micros: i64, keeps: Keeps<'_>) -> rusqlite::Result<bool> {
         self.keep_wal_short()?;
         // Between seven and eight eighths of its share the oldest rows make room.
         if self.used_bytes()? > self.bytes_max / 8 * 7 {
             self.drop_oldest()?;
             return Ok(self.used_bytes()? > self.bytes_max / 8 * 6);
         }
-        let limits = self.limits(now)?;
+        let limits = self.limits(now_micros)?;
         let transaction = self.db.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let deliveries = trim_deliveries(&transaction, &limits, keeps)?;
         let attempts = trim_attempts(&transaction, &limits, self.scanned, keeps)?;
@@ -46,8 +44,8 @@ impl Logbook {
         Ok(deliveries || attempts.is_some() || shrink(&self.db, self.wal_bytes)?)
     }
 
-    fn limits(&self, now: SystemTime) -> rusqlite::Result<Limits> {
-        let before = micros(now).saturating_sub(i64::try_from(self.retention.as_micros()).unwrap_or(i64::MAX));
+    fn limits(&self, now_micros: i64) -> rusqlite::Result<Limits> {
+        let before = now_micros.saturating_sub(i64::try_from(self.retention.as_micros()).unwrap_or(i64::MAX));
         // Rows go at the lower end only (but for attempts that stay), so this is how many there are at most.
         let rows = |table: &str| -> rusqlite::Result<u64> {
             let sql = format!("SELECT ifnull(max(seq) - min(seq) + 1, 0) FROM {table}");

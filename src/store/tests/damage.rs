@@ -148,7 +148,6 @@ fn what_is_damaged_is_counted_and_can_be_forgotten() {
             damage(&rig, table, column);
         }
         damage(&rig, "page_content", "messages");
-        damage(&rig, "sink", "unresolved");
         let store = Store::open(&rig.config, 1).unwrap();
         let absent = store.register("app", &["new"]).unwrap();
         let orders = absent.iter().find(|sink| sink.name == "orders").unwrap().holds;

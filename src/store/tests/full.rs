@@ -2,7 +2,6 @@
 
 use rusqlite::{Connection, ErrorCode};
 
-use super::super::apply::Keeping;
 use super::super::files::{Paths, open_state};
 use super::super::ledger::Ledger;
 use super::super::quota::Budget;
@@ -180,8 +179,7 @@ fn ledger(rig: &Rig, max_bytes: u64) -> (Ledger, SinkKey) {
     let sink = rig.one().1;
     let paths = Paths::of(&rig.config.path);
     let budget = Budget::new(max_bytes, u64::MAX);
-    let keeping = Keeping { dead_letter_retention: rig.config.dead_letter_retention };
-    (Ledger::new(open_state(&paths, &budget).unwrap(), keeping, paths, budget), sink)
+    (Ledger::new(open_state(&paths, &budget).unwrap(), rig.config.dead_letter_retention, paths, budget).unwrap(), sink)
 }
 
 #[test]
