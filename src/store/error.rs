@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rusqlite::ErrorCode;
 
@@ -296,15 +296,27 @@ impl StoreError {
 
     /// Says of a database that cannot be opened that it is damaged, if it is. `was_used`: it is known to have been one of ours.
     pub(super) fn of_ruin(self, was_used: bool) -> Self {
-        match self {
-            Self::Open { path, source } | Self::Migrate { path, source, .. } if is_ruin(&source, was_used) => {
-                Self::Ruined { path, what: source.to_string() }
-            }
-            Self::Foreign { path } if was_used => {
-                Self::Ruined { path, what: "it is not as walhook made it".to_owned() }
-            }
-            other => other,
+        if let Self::Open { path, source } | Self::Migrate { path, source, .. } = &self
+            && is_ruin(source, was_used)
+        {
+            return Self::Ruined { path: path.clone(), what: source.to_string() };
         }
+        if let Self::Foreign { path } = &self
+            && was_used
+        {
+            return Self::Ruined { path: path.clone(), what: "it is not as walhook made it".to_owned() };
+        }
+        self
+    }
+
+    /// The same of what was read or written in a database of ours.
+    pub(super) fn of_ruin_in(self, path: &Path) -> Self {
+        if let Self::Read { source, .. } | Self::Write { source, .. } = &self
+            && is_ruin(source, true)
+        {
+            return Self::Ruined { path: path.to_owned(), what: source.to_string() };
+        }
+        self
     }
 
     /// Makes a [`StoreError::Read`] of an error of SQLite.
@@ -340,12 +352,8 @@ pub(super) fn is_ruin(error: &rusqlite::Error, was_used: bool) -> bool {
 
 /// What a person does about it, where that is plain.
 fn mending(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-            " (let walhook's user write there, or choose another state.path)"
-        }
-        _ => "",
-    }
+    let is_forbidden = [io::ErrorKind::PermissionDenied, io::ErrorKind::ReadOnlyFilesystem].contains(&error.kind());
+    if is_forbidden { " (let walhook's user write there, or choose another state.path)" } else { "" }
 }
 
 fn is_lasting_io(error: &io::Error) -> bool {

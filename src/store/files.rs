@@ -241,7 +241,8 @@ fn is_shorter_than_it_says(path: &Path) -> bool {
     read.is_ok() && u64::from(field(&header, PAGES_AT)) * PAGE_BYTES > bytes_of(path)
 }
 
-fn require_whole(db: &Connection, path: &Path) -> Result<(), StoreError> {
+/// Looks through all of it.
+pub(super) fn require_whole(db: &Connection, path: &Path) -> Result<(), StoreError> {
     let said: Result<String, _> = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0));
     match said {
         Ok(said) if said == "ok" => Ok(()),

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use super::error::{StoreError, is_ruin};
+use super::error::StoreError;
 use super::quota::{Budget, Shortage, Usage, until_full};
 use crate::source::chain;
 use crate::view::Trouble;
@@ -169,10 +169,10 @@ pub(super) fn lasting_trouble(error: &rusqlite::Error) -> Trouble {
 
 /// What is kept cannot be read.
 pub(super) fn reading_trouble(error: &StoreError) -> Trouble {
-    let is_damage = matches!(error, StoreError::Read { source, .. } if is_ruin(source, true));
+    let is_damage = matches!(error, StoreError::Ruined { .. });
     let advice = if is_damage {
-        "stop walhook, keep a copy of state.path, and put a whole copy back or let sqlite3's `.recover` save what can be saved; \
-         `walhook state accept-loss` begins anew only where state.db cannot be opened"
+        "stop walhook, keep a copy of state.path, and put a whole copy back or let sqlite3's `.recover` save what can be saved; if \
+         nothing can, `walhook state accept-loss` sets the file aside, and the next start begins with an empty store"
     } else {
         "look at the disk of state.path; it is tried again every second"
     };

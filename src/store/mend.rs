@@ -276,12 +276,13 @@ pub enum Accepted {
 pub fn accept_loss(config: &StateConfig) -> Result<Accepted, StoreError> {
     let paths = Paths::of(&config.path);
     if !paths.state.exists() && !paths.marker.exists() {
-        return Err(StoreError::Missing { path: paths.directory.clone() });
+        return Err(StoreError::Missing { path: paths.directory });
     }
     let lock = paths.lock()?;
     let budget = Budget::new(config.max_bytes, u64::MAX);
-    match files::open_state(&paths, &budget) {
-        Ok(_) => Ok(Accepted::Nothing),
+    let opened = files::open_state(&paths, &budget).and_then(|db| files::require_whole(&db, &paths.state));
+    match opened.map_err(|error| error.of_ruin_in(&paths.state)) {
+        Ok(()) => Ok(Accepted::Nothing),
         Err(StoreError::Tampered { .. }) => {
             let mut db = files::open_state_anyway(&paths, &budget)?;
             forget_broken(&mut db).map(Accepted::Forgotten)

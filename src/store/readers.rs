@@ -39,7 +39,7 @@ impl Readers {
         read.await.map_err(|_| StoreError::Closed)?
     }
 
-    /// Reads on this thread, in one view of the database.
+    /// Reads on this thread, in one view of the database. Says of a database that cannot be read for damage that it is so.
     pub(super) fn read_here<T>(
         &self,
         read: impl FnOnce(&Connection) -> Result<T, StoreError>,
@@ -56,7 +56,7 @@ impl Readers {
         if done.is_ok() {
             self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(db);
         }
-        done
+        done.map_err(|error| error.of_ruin_in(&self.path))
     }
 
     /// Closes those that are idle.

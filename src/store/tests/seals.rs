@@ -30,7 +30,7 @@ fn db(rig: &Rig) -> Connection {
 }
 
 fn opening(rig: &Rig) -> StoreError {
-    Store::open(&rig.config, 1).err().expect("the store is not opened")
+    Store::open(&rig.config, 1).expect_err("the store is not opened")
 }
 
 #[test]
@@ -131,7 +131,8 @@ fn a_store_of_an_earlier_version_is_sealed_as_it_is() {
 #[test]
 fn a_store_that_is_gone_emptied_cut_off_or_another_is_damage_that_a_person_accepts() {
     let other = filled();
-    let cases: [(&str, &dyn Fn(&Path)); 6] = [
+    type Damage<'a> = (&'a str, &'a dyn Fn(&Path));
+    let cases: [Damage<'_>; 6] = [
         ("is gone", &|path| std::fs::remove_file(path).unwrap()),
         ("is empty", &|path| std::fs::write(path, "").unwrap()),
         ("is cut off", &|path| cut(path, 50)),
@@ -224,4 +225,33 @@ fn a_log_that_is_damaged_is_set_aside() {
         .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
         .collect();
     assert!(names.iter().any(|name| name.starts_with("log.db.damaged-")), "{names:?}");
+}
+
+#[test]
+fn damage_that_shows_only_when_it_is_read_is_named_and_accepted_too() {
+    let rig = filled();
+    let (store, sink) = rig.one();
+    write(&store, sink, (2..200).map(park).collect());
+    store.close();
+    let path = rig.config.path.join("state.db");
+    // Tables that are read at a start, and later.
+    let pages: i64 = db(&rig).pragma_query_value(None, "page_count", |row| row.get(0)).unwrap();
+    assert!(pages > 30);
+    let mut bytes = std::fs::read(&path).unwrap();
+    for table in ["delivery", "lane_group"] {
+        let root = "SELECT rootpage FROM sqlite_schema WHERE name = ?1";
+        let root: i64 = db(&rig).query_row(root, [table], |row| row.get(0)).unwrap();
+        let at = usize::try_from((root - 1) * 4096).unwrap();
+        bytes[at..at + 4096].fill(0xA5);
+    }
+    std::fs::write(&path, bytes).unwrap();
+    let store = Store::open(&rig.config, 1).unwrap();
+    let error = store.load("app", "orders").unwrap_err();
+    assert!(matches!(error, StoreError::Ruined { .. }) && error.is_lasting(), "{error:?}");
+    assert!(now(store.lanes(sink, vec![LaneWant { group: GroupId(1), after: None }], 9, 1 << 20)).is_err());
+    let trouble = store.health().trouble.unwrap();
+    assert!(store.health().is_failing && trouble.what.contains("cannot be read"), "{trouble:?}");
+    store.close();
+    assert!(matches!(accept_loss(&rig.config), Ok(Accepted::SetAside(Some(_)))));
+    drop(rig.one());
 }
