@@ -1,6 +1,8 @@
 //! A hostile database: whatever it says, memory stays flat, nothing panics, no password goes out that should not, nothing is lost,
 //! and once it behaves everything goes on by itself.
 
+#[path = "link/endpoint.rs"]
+mod endpoint;
 #[path = "link/hostile.rs"]
 mod hostile;
 
