@@ -207,9 +207,9 @@ impl Endpoint {
         let mut verdict = judge(&answer, end, &terms);
         if !answer.body.is_empty() || !verdict.is_acknowledged() {
             let strike = self.inner.strike.and(signature.as_ref());
-            answer.body = strike.from_bytes(answer.body, answer.truncated);
+            answer.body = strike.out_of_bytes(answer.body, answer.truncated);
             if let Verdict::Failed { message, .. } = &mut verdict {
-                *message = strike.from_text(std::mem::take(message));
+                *message = strike.out_of_text(std::mem::take(message));
             }
         }
         Attempt {

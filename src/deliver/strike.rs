@@ -43,7 +43,7 @@ impl Strike {
     }
 
     /// Without them. Of one that is cut off at the end nothing is left either.
-    pub(super) fn from_bytes(&self, mut bytes: Vec<u8>, is_cut: bool) -> Vec<u8> {
+    pub(super) fn out_of_bytes(&self, mut bytes: Vec<u8>, is_cut: bool) -> Vec<u8> {
         for needle in &self.needles {
             if memmem::find(&bytes, needle).is_some() {
                 bytes = replaced(&bytes, needle);
@@ -57,12 +57,12 @@ impl Strike {
     }
 
     /// The same of a text.
-    pub(super) fn from_text(&self, text: String) -> String {
+    pub(super) fn out_of_text(&self, text: String) -> String {
         if self.needles.is_empty() {
             return text;
         }
         // A needle begins and ends at a character's border, since a header's value is no piece of one.
-        String::from_utf8_lossy(&self.from_bytes(text.into_bytes(), false)).into_owned()
+        String::from_utf8_lossy(&self.out_of_bytes(text.into_bytes(), false)).into_owned()
     }
 }
 
@@ -118,7 +118,7 @@ mod tests {
     }
 
     fn left(strike: &Strike, text: &str) -> String {
-        strike.from_text(text.to_owned())
+        strike.out_of_text(text.to_owned())
     }
 
     #[test]
@@ -149,7 +149,7 @@ mod tests {
     #[test]
     fn one_that_is_cut_off_leaves_nothing_of_itself() {
         let strike = strike(&["Bearer secret-token"]);
-        let cut = |text: &str, is_cut| String::from_utf8(strike.from_bytes(text.into(), is_cut)).unwrap();
+        let cut = |text: &str, is_cut| String::from_utf8(strike.out_of_bytes(text.into(), is_cut)).unwrap();
         assert_eq!(cut("got secret-tok", true), "got ");
         assert_eq!(cut("got Bearer secret-tok", true), "got ");
         assert_eq!(cut("got secret-tok", false), "got secret-tok");
