@@ -59,7 +59,7 @@ use crate::config::{SinkConfig, SourceConfig};
 use crate::memory::Memory;
 use crate::metrics::SourceMetrics;
 use crate::sink::feed::{Feed, Progress};
-use crate::store::{AcceptedBy, Store};
+use crate::store::{AcceptedBy, Store, WentBack};
 use crate::view::{SharedViews, SourceState, SourceView, Trouble};
 
 /// Waits between sessions: doubled from the first to the last, each spread over its upper half.
@@ -153,6 +153,8 @@ pub struct Source {
     /// Where the last change that was read stands.
     last_read: Lsn,
     overdue: Overdue,
+    /// The server was not where it should be; no session begins any more.
+    went_back: Option<WentBack>,
     /// A session of this run has streamed: faults from here on are waited out, not fatal.
     has_streamed: bool,
     failures: u32,
@@ -193,6 +195,7 @@ impl Source {
             confirmed: Lsn::ZERO,
             last_read: Lsn::ZERO,
             overdue: Overdue::default(),
+            went_back: None,
             has_streamed: false,
             failures: 0,
         }
@@ -204,7 +207,10 @@ impl Source {
     /// Before its first stream, when a person has to change something; after that such a source waits, and says so.
     pub async fn run(mut self, stop: Stop) -> Result<(), SourceError> {
         loop {
-            let Err(problem) = self.session(&stop).await else { return Ok(()) };
+            let Err(mut problem) = self.session(&stop).await else { return Ok(()) };
+            if let Err(stopped) = self.stay_stopped().await {
+                problem = stopped;
+            }
             let problem = self.with_advice(problem).await;
             if stop.reading.is_cancelled() {
                 let source = &self.config.name;

@@ -68,7 +68,7 @@ pub use self::bindings::{AbsentSink, NewBinding};
 pub use self::encoding::Corrupt;
 pub use self::error::StoreError;
 use self::files::Paths;
-pub use self::gaps::Gap;
+pub use self::gaps::{Gap, WentBack};
 pub use self::health::Health;
 use self::health::HealthCell;
 pub use self::holdings::Holdings;
@@ -161,6 +161,15 @@ impl Store {
     pub fn accept_gap(&self, source: &str, by: Option<AcceptedBy>) -> Result<(), StoreError> {
         let source = source.to_owned();
         self.call(move |db| gaps::accept(db, &source, by))
+    }
+
+    /// Notes that the server of a source was not where it should be, until a person accepts a gap. Durable when it returns. Blocks.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn note_went_back(&self, source: &str, went_back: WentBack) -> Result<(), StoreError> {
+        let source = source.to_owned();
+        self.call(move |db| gaps::note_went_back(db, &source, went_back))
     }
 
     /// Notes changes that were never read. Durable when it returns; only the newest hundred of a source are kept. Blocks.

@@ -121,7 +121,7 @@ pub struct Intake {
     doubts: Doubts,
     open: Option<Open>,
     fed: Option<Position>,
-    /// A change was skipped since this was last asked.
+    /// See [`Self::has_skipped`].
     has_skipped: bool,
     received: Lsn,
     batches: Vec<Vec<Feed>>,
@@ -282,9 +282,14 @@ impl Intake {
         self.received.max(behind_fed)
     }
 
-    /// Whether a change was skipped since the last call, because it was fed before.
-    pub fn take_skipped(&mut self) -> bool {
-        std::mem::take(&mut self.has_skipped)
+    /// Whether a change was skipped, because it was fed before, and nobody has forgotten it.
+    pub fn has_skipped(&self) -> bool {
+        self.has_skipped
+    }
+
+    /// It was fed before indeed.
+    pub fn forget_skipped(&mut self) {
+        self.has_skipped = false;
     }
 
     /// What came in since the last call.

@@ -12,6 +12,8 @@ use crate::view::Trouble;
 pub(super) const ASK_AFTER: Duration = Duration::from_secs(5);
 /// Silence that is told: a sign of life was asked for, and time enough for it has gone by.
 const TOLD_AFTER: Duration = Duration::from_secs(8);
+/// The same over SQL, where it counts from a question that is asked every 5 s.
+const SQL_TOLD_AFTER: Duration = Duration::from_secs(4);
 /// Silence after which a connection is given up, if SQL does not answer either.
 const CUT_AFTER: Duration = Duration::from_secs(60);
 
@@ -49,7 +51,7 @@ impl Silence {
     /// Which side is to be told of. While the stream is silent SQL is asked every second, so that one answer that is due says
     /// as much as the silence of the other.
     pub(super) fn side(self) -> Option<Side> {
-        match (self.stream >= TOLD_AFTER, self.sql >= TOLD_AFTER) {
+        match (self.stream >= TOLD_AFTER, self.sql >= SQL_TOLD_AFTER) {
             (true, _) if self.sql >= SQL_ANSWERS => Some(Side::Both),
             (true, _) => Some(Side::Stream),
             (false, true) => Some(Side::Sql),
@@ -94,12 +96,12 @@ mod tests {
 
     #[test]
     fn silence_is_told_before_ten_seconds_and_says_on_which_side_it_is() {
-        assert_eq!(silence(7, 7).trouble(), None);
+        assert_eq!(silence(7, 3).trouble(), None);
         for (stream, sql, expected) in [
             (8, 9, "neither on the stream nor"),
             (8, 2, "neither on the stream nor"),
             (9, 1, "while SQL answers"),
-            (0, 8, "over SQL for 8 s"),
+            (0, 4, "over SQL for 4 s"),
         ] {
             let Trouble { what, advice } = silence(stream, sql).trouble().unwrap();
             assert!(what.contains(expected) && !advice.is_empty(), "{what}");

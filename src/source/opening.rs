@@ -11,7 +11,7 @@ use tracing::{debug, info, warn};
 use super::Source;
 use super::ahead::Ahead;
 use super::connection::{self, Replication, SystemIdentity};
-use super::end::{self, End};
+use super::end::{self, End, Said};
 use super::hold::Hold;
 use super::housekeeping::Housekeeping;
 use super::identity::Watch;
@@ -37,9 +37,16 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(super) struct Server {
     identity: SystemIdentity,
-    /// End of its log, as SQL has it; `None`: the role may not ask.
-    said_end: Option<Lsn>,
+    /// What it says of its end.
+    said: Said,
     in_recovery: bool,
+}
+
+impl Server {
+    /// Where it does not say over SQL, the replication connection has told it, before it streams.
+    fn end(&self) -> Lsn {
+        self.said.end().unwrap_or(self.identity.xlogpos)
+    }
 }
 
 impl Source {
@@ -103,7 +110,7 @@ impl Source {
             client,
             catalogue: Catalogue::new(),
             housekeeper,
-            end: End::new(server.said_end, now),
+            end: End::new(server.said, now),
             silent: None,
             tasks,
             last_status: now,
@@ -111,6 +118,7 @@ impl Source {
             flushed: Lsn::ZERO,
             hold: Hold::new(now),
             listening_since: now,
+            turned_at: now,
             began: now,
         })
     }
@@ -141,7 +149,7 @@ impl Source {
         let step = decide(&standing, &Facts { promotion, ..self.facts(&server, found) });
         let progress = bound.as_ref().and_then(standing::progress);
         match &step {
-            Step::Stop(_) | Step::Wait(_) => hindrance(&step)?,
+            Step::Stop(_) | Step::Wait(_) | Step::WentBack(_) => self.heed(&step)?,
             Step::Lost(trouble) => {
                 let dropped = || LostSlot::dropped(progress, trouble.clone());
                 return Err(Problem::Lost(lost.unwrap_or_else(|| Box::new(dropped()))));
@@ -185,8 +193,7 @@ impl Source {
             store: &self.store_path,
             system_id: server.identity.system_id,
             database: &server.identity.dbname,
-            // Before it streams, the replication connection tells it too.
-            server_end: server.said_end.unwrap_or(server.identity.xlogpos),
+            server_end: server.end(),
             in_recovery: server.in_recovery,
             promotion: None,
             slot: &self.config.slot,
@@ -239,7 +246,7 @@ impl Source {
     async fn settle(&mut self, step: &Step, prepared: &Prepared) -> Result<(), Problem> {
         let (source, slot, at) = (&self.config.name, &self.config.slot, prepared.confirmed);
         let from = match step {
-            Step::GoOn | Step::Lost(_) | Step::Wait(_) | Step::Stop(_) => {
+            Step::GoOn | Step::Lost(_) | Step::Wait(_) | Step::WentBack(_) | Step::Stop(_) => {
                 if let Some(known) = self.resolved_before.filter(|known| *known < at && !self.has_streamed) {
                     return Err(standing::gap(source, slot, known, Some(at)).into());
                 }
@@ -339,7 +346,7 @@ impl Source {
         }
         let prepared = slot::prepare_again(site, Some(ahead)).await?;
         let found = SlotFound::At(prepared.confirmed);
-        hindrance(&decide(&self.streamed(&server.identity), &self.facts(server, found)))?;
+        self.hindrance(&decide(&self.streamed(&server.identity), &self.facts(server, found)))?;
         Ok(prepared)
     }
 
@@ -347,8 +354,8 @@ impl Source {
     async fn check_server(&mut self, replication: &mut Replication, client: &Client) -> Result<Server, Problem> {
         let identity = replication.identify_system().await?;
         let in_recovery = slot::is_standby(client).await?;
-        let said_end = end::ask(client).await?;
-        let server = Server { identity, said_end, in_recovery };
+        let said = end::ask(client, false).await?;
+        let server = Server { identity, said, in_recovery };
         if let Some(known) = &self.known {
             let same = known.system_id == server.identity.system_id;
             let before = Some(known.timeline).filter(|_| same && self.has_streamed);
@@ -356,13 +363,41 @@ impl Source {
             let mut standing = self.streamed(known);
             // Before the first stream, that is decided by what the store knows.
             standing.on_standby |= !self.has_streamed;
-            hindrance(&decide(&standing, &Facts { promotion, ..self.facts(&server, SlotFound::Unknown) }))?;
+            let step = decide(&standing, &Facts { promotion, ..self.facts(&server, SlotFound::Unknown) });
+            self.heed(&step)?;
         }
         self.known = Some(server.identity.clone());
         if let Some(mut view) = self.views.sources.get_mut(&self.config.name) {
-            view.progress.server = server.said_end.unwrap_or(server.identity.xlogpos);
+            view.progress.server = server.end();
         }
         Ok(server)
+    }
+
+    /// As [`Self::hindrance`]; that a server went back is never forgotten.
+    pub(super) fn heed(&mut self, step: &Step) -> Result<(), Problem> {
+        if let Step::WentBack(went_back) = step {
+            self.went_back = Some(*went_back);
+        }
+        self.hindrance(step)
+    }
+
+    /// Why nothing may be read now, if that is the step.
+    fn hindrance(&self, step: &Step) -> Result<(), Problem> {
+        match step {
+            Step::Begin { .. } | Step::GoOn | Step::AcceptGap => Ok(()),
+            Step::Wait(why) => Err(PrepareError::from(Passing::Standby(why)).into()),
+            Step::WentBack(went_back) => Err(standing::beyond(&self.config.name, *went_back).into()),
+            Step::Lost(trouble) | Step::Stop(trouble) => Err(trouble.clone().into()),
+        }
+    }
+
+    /// Once a server went back, no session begins, so that what it writes since is not taken for what was read: the store has
+    /// it, or gets it now.
+    pub(super) async fn stay_stopped(&self) -> Result<(), Problem> {
+        let Some(went_back) = self.went_back else { return Ok(()) };
+        let name = self.config.name.clone();
+        self.ask_store(move |store| store.note_went_back(&name, went_back)).await?;
+        self.hindrance(&Step::WentBack(went_back))
     }
 
     async fn start(&mut self, replication: &mut Replication, confirmed: Lsn) -> Result<(), Problem> {
@@ -405,15 +440,6 @@ impl Source {
             view.progress.confirmed = self.confirmed;
         }
         self.enter(SourceState::Streaming);
-    }
-}
-
-/// Why nothing may be read now, if that is the step.
-fn hindrance(step: &Step) -> Result<(), Problem> {
-    match step {
-        Step::Begin { .. } | Step::GoOn | Step::AcceptGap => Ok(()),
-        Step::Wait(why) => Err(PrepareError::from(Passing::Standby(why)).into()),
-        Step::Lost(trouble) | Step::Stop(trouble) => Err(trouble.clone().into()),
     }
 }
 

@@ -32,6 +32,8 @@ const STATUS_EVERY: Duration = Duration::from_millis(100);
 const STATUS_AT_LEAST_EVERY: Duration = Duration::from_millis(400);
 /// A session that has lasted so long is a good one: the waits between sessions begin anew.
 const SETTLED_AFTER: Duration = Duration::from_secs(15);
+/// The stream is looked at every [`STATUS_EVERY`]; after a longer while without, nothing could be heard.
+const DEAF_FOR: Duration = Duration::from_secs(2);
 /// Longest wait for the server's end before the last confirmation.
 const LEAVE_LIMIT: Duration = Duration::from_secs(2);
 /// Longest look-up of a table in the catalogue.
@@ -58,12 +60,15 @@ pub(super) struct Stream {
     pub(super) hold: Hold,
     /// Since when the source has been listening: silence counts from here.
     pub(super) listening_since: Instant,
+    /// When the loop last turned.
+    pub(super) turned_at: Instant,
     pub(super) began: Instant,
 }
 
 impl Source {
     /// A session: `Ok` when it was stopped.
     pub(super) async fn session(&mut self, stop: &Stop) -> Result<(), Problem> {
+        self.stay_stopped().await?;
         let opened = tokio::select! {
             biased;
             () = stop.reading.cancelled() => return Ok(()),
@@ -84,7 +89,10 @@ impl Source {
         let mut tick = interval(STATUS_EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let full_sink = self.hand_over();
+            self.mind_the_gap_in_time(&mut stream);
+            // Nothing goes on that the server does not stand by.
+            let waits_for_end = self.waits_for_end(&mut stream);
+            let full_sink = if waits_for_end { None } else { self.hand_over() };
             let is_stopping = stop.reading.is_cancelled();
             if is_stopping && full_sink.is_none() {
                 self.end_feeds();
@@ -93,7 +101,7 @@ impl Source {
             // Sinks that have enough, or one that has no room at all; each tells when that is over.
             let is_sated = self.is_sated();
             let waits_for_sinks = is_sated || self.is_held_by_a_sink();
-            let reads = !is_stopping && full_sink.is_none() && !is_full && !waits_for_sinks;
+            let reads = !is_stopping && full_sink.is_none() && !is_full && !waits_for_sinks && !waits_for_end;
             if !reads {
                 stream.listening_since = Instant::now();
             }
@@ -152,8 +160,9 @@ impl Source {
                         stream.end.ask(&stream.client, self.intake.seen(), now);
                     }
                     if reply_requested {
-                        self.stay_within(stream).await?;
-                        self.hand_over();
+                        if !self.waits_for_end(stream) {
+                            self.hand_over();
+                        }
                         self.status(stream, false).await?;
                     }
                 }
@@ -161,35 +170,42 @@ impl Source {
             }
         }
         self.count();
-        self.stay_within(stream).await
+        Ok(())
     }
 
-    /// Before anything goes on that is far ahead of what the server last said of its end, the server says more.
-    async fn stay_within(&mut self, stream: &mut Stream) -> Result<(), Problem> {
-        let mut tick = interval_at(tokio::time::Instant::now() + STATUS_AT_LEAST_EVERY, STATUS_AT_LEAST_EVERY);
-        let has_skipped = self.intake.take_skipped();
-        while stream.end.is_far_behind(self.intake.seen(), has_skipped) {
-            stream.end.ask(&stream.client, self.intake.seen(), Instant::now());
-            tokio::select! {
-                biased;
-                answer = stream.end.answer() => self.learn_end(stream, answer).await?,
-                _ = tick.tick() => {
-                    if stream.client.is_closed() {
-                        return Err(gone());
-                    }
-                    let (received, flushed) = self.positions(stream);
-                    stream.replication.status(received, flushed, false).await?;
-                }
-            }
+    /// Whether the server has to say first how far it is: what was read is far ahead of its last word, or ahead at all while a
+    /// change was skipped as known.
+    fn waits_for_end(&mut self, stream: &mut Stream) -> bool {
+        let seen = self.intake.seen();
+        if !stream.end.is_far_behind(seen, self.intake.has_skipped()) {
+            self.intake.forget_skipped();
+            return false;
         }
-        Ok(())
+        stream.end.ask(&stream.client, seen, Instant::now());
+        true
+    }
+
+    /// A look-up, or walhook's own sleep, is no silence of the server's.
+    fn mind_the_gap_in_time(&mut self, stream: &mut Stream) {
+        let now = Instant::now();
+        if now.duration_since(stream.turned_at) > DEAF_FOR {
+            stream.listening_since = now;
+            stream.end.forgive(now);
+        }
+        stream.turned_at = now;
+    }
+
+    /// The server is not where it should be by its own word.
+    fn is_beyond(&mut self, reached: Lsn, end: Lsn, in_recovery: bool) -> Problem {
+        let step = standing::not_there(reached, end, in_recovery);
+        self.heed(&step).err().unwrap_or_else(Problem::silent)
     }
 
     /// What was read lies within the server's own end, or nothing goes on.
     async fn learn_end(&mut self, stream: &mut Stream, answer: Result<Answer, PrepareError>) -> Result<(), Problem> {
         let Answer { verdict, claimed } = answer?;
         match verdict {
-            Verdict::Beyond(seen, end) => return Err(standing::beyond(&self.config.name, seen, end).into()),
+            Verdict::Beyond { reached, end, in_recovery } => return Err(self.is_beyond(reached, end, in_recovery)),
             Verdict::Open => return Ok(()),
             Verdict::Within => {}
         }
@@ -210,6 +226,7 @@ impl Source {
     async fn look_up(&mut self, stream: &mut Stream, relation: pgoutput::Relation) -> Result<(), Problem> {
         self.metrics.catalogue_lookups.increment(1);
         let (received, flushed) = self.positions(stream);
+        self.may_be_confirmed(stream, flushed);
         let mut tick = interval_at(tokio::time::Instant::now() + STATUS_AT_LEAST_EVERY, STATUS_AT_LEAST_EVERY);
         let mut looked_up = pin!(timeout(CATALOGUE_LIMIT, stream.catalogue.table(&stream.client, &relation)));
         let table = loop {
@@ -267,7 +284,7 @@ impl Source {
         if ask || moved || stream.last_status.elapsed() >= STATUS_AT_LEAST_EVERY {
             self.status(stream, ask).await?;
         }
-        self.show_progress();
+        self.show_progress(stream);
         Ok(())
     }
 
@@ -348,37 +365,48 @@ impl Source {
         if moves {
             failpoint::hit("source.before_confirm");
         }
+        self.may_be_confirmed(stream, flushed);
         stream.replication.status(received, flushed, ask).await?;
         if moves {
             failpoint::hit("source.after_confirm");
         }
-        stream.flushed = flushed;
         stream.last_status = Instant::now();
         if ask {
             stream.last_asked = Instant::now();
         }
-        self.confirmed = self.confirmed.max(flushed);
         Ok(())
     }
 
-    fn show_progress(&self) {
+    /// Before a status leaves: once it has, the server may have taken it whatever becomes of the session.
+    fn may_be_confirmed(&mut self, stream: &mut Stream, flushed: Lsn) {
+        stream.flushed = flushed;
+        self.confirmed = self.confirmed.max(flushed);
+    }
+
+    fn show_progress(&self, stream: &Stream) {
         if let Some(mut view) = self.views.sources.get_mut(&self.config.name) {
             let received = self.intake.received();
-            view.progress = WalProgress { received, confirmed: self.confirmed, ..view.progress };
+            // Where the role may not ask for it, the stream is all there is.
+            let server = stream.end.known().unwrap_or_else(|| view.progress.server.max(received));
+            view.progress = WalProgress { received, confirmed: self.confirmed, server, ..view.progress };
         }
     }
 
     /// So that the last confirmation says all that is resolved. Without an answer the rest comes again, and is known.
     async fn ask_once_more(&mut self, stream: &mut Stream) -> Result<(), Problem> {
+        let resolved = self.resolved().unwrap_or_default();
         let answered = async {
             // An open question may be of before the last change.
-            drop(stream.end.open_answer().await);
-            stream.end.ask(&stream.client, self.intake.seen(), Instant::now());
+            let open = stream.end.open_answer().await?;
+            if let Some(answer) = open.filter(|_| stream.end.bound(resolved) == resolved) {
+                return Ok(answer);
+            }
+            stream.end.ask_now(&stream.client, self.intake.seen(), Instant::now());
             stream.end.answer().await
         };
         match timeout(LEAVE_LIMIT, answered).await {
-            Ok(Ok(Answer { verdict: Verdict::Beyond(seen, end), .. })) => {
-                Err(standing::beyond(&self.config.name, seen, end).into())
+            Ok(Ok(Answer { verdict: Verdict::Beyond { reached, end, in_recovery }, .. })) => {
+                Err(self.is_beyond(reached, end, in_recovery))
             }
             Ok(_) | Err(_) => Ok(()),
         }

@@ -9,7 +9,7 @@
 use std::path::Path;
 
 use crate::change::Lsn;
-use crate::store::{AcceptedBy, SourceBinding};
+use crate::store::{AcceptedBy, SourceBinding, WentBack};
 use crate::view::Trouble;
 
 /// What is known on this side.
@@ -102,6 +102,8 @@ pub(crate) enum Step {
     Lost(Trouble),
     /// The server is a standby, which is not where the source reads, or not yet where it was: wait for another.
     Wait(&'static str),
+    /// The server is not where it should be: nothing is read before a person has acted, wherever it is later.
+    WentBack(WentBack),
     /// Nothing may be read before a person has acted.
     Stop(Trouble),
 }
@@ -129,12 +131,16 @@ fn first(bound: &SourceBinding, on_standby: bool, facts: &Facts<'_>) -> Step {
     if let Some(trouble) = other_database(bound, facts) {
         return Step::Stop(trouble);
     }
+    // One that has written on since would be taken for the one that was read.
+    if let Some(noted) = bound.went_back {
+        return Step::WentBack(noted);
+    }
     let seen = bound.seen.unwrap_or(Lsn::ZERO);
     if let Some(trouble) = facts.promotion.and_then(|promotion| promoted_without(promotion, seen)) {
         return Step::Stop(trouble);
     }
-    if let Some(step) = not_there(seen, facts) {
-        return step;
+    if seen > facts.server_end {
+        return not_there(seen, facts.server_end, facts.in_recovery);
     }
     // A standby that the address leads to for a moment does not decide that changes are given up.
     let waits = facts.in_recovery && !on_standby && facts.found == SlotFound::Missing;
@@ -166,8 +172,8 @@ fn again(life: Streamed, on_standby: bool, facts: &Facts<'_>) -> Step {
     if facts.in_recovery && !on_standby {
         return Step::Wait(NOT_THE_PRIMARY);
     }
-    if let Some(step) = not_there(seen, facts) {
-        return step;
+    if seen > facts.server_end {
+        return not_there(seen, facts.server_end, facts.in_recovery);
     }
     match facts.found {
         _ if life.replaces_slot => Step::GoOn,
@@ -177,13 +183,9 @@ fn again(life: Streamed, on_standby: bool, facts: &Facts<'_>) -> Step {
     }
 }
 
-/// What follows where changes up to `seen` were read, and the server does not have all of them.
-fn not_there(seen: Lsn, facts: &Facts<'_>) -> Option<Step> {
-    match seen > facts.server_end {
-        true if facts.in_recovery => Some(Step::Wait(NOT_REPLAYED)),
-        true => Some(Step::Stop(beyond(facts.source, seen, facts.server_end))),
-        false => None,
-    }
+/// What follows where changes up to `seen` were read, and the server's end lies before.
+pub(crate) fn not_there(seen: Lsn, end: Lsn, in_recovery: bool) -> Step {
+    if in_recovery { Step::Wait(NOT_REPLAYED) } else { Step::WentBack(WentBack { seen, end }) }
 }
 
 /// What follows where the slot is at `at`, which is confirmed no farther than to `known`, if that is known.
@@ -192,8 +194,7 @@ fn at_slot(at: Lsn, known: Option<Lsn>, facts: &Facts<'_>) -> Step {
         return Step::Stop(gap(facts.source, facts.slot, known, Some(at)));
     }
     match at > facts.server_end {
-        true if facts.in_recovery => Step::Wait(NOT_REPLAYED),
-        true => Step::Stop(beyond(facts.source, at, facts.server_end)),
+        true => not_there(at, facts.server_end, facts.in_recovery),
         false => Step::GoOn,
     }
 }
@@ -249,16 +250,17 @@ fn other_database(bound: &SourceBinding, facts: &Facts<'_>) -> Option<Trouble> {
 
 /// A server that was restored from a backup, or promoted without all that was read from the one before, or that says more on
 /// its stream than when it is asked.
-pub(crate) fn beyond(source: &str, seen: Lsn, end: Lsn) -> Trouble {
+pub(crate) fn beyond(source: &str, WentBack { seen, end }: WentBack) -> Trouble {
     Trouble {
         what: format!(
             "the server's log ends at {end}, but changes of source {source} up to {seen} were read: some of them never happened \
              there, as after a restore or the promotion of a standby that lacked them"
         ),
-        advice:
-            "point the source's url to the server with all changes; to begin with this one as it is, stop walhook, point \
-             state.path to another directory and start it again, and compare the receivers' data with the tables"
-                .to_owned(),
+        advice: format!(
+            "to begin with this server as it is, stop walhook, point state.path to another directory and start it again, and compare \
+             the receivers' data with the tables. If the source's url led elsewhere and leads to the server with all changes again, stop \
+             walhook, run `walhook state accept-gap {source}` and start it again"
+        ),
     }
 }
 

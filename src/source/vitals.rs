@@ -44,10 +44,12 @@ impl Vitals {
         let mut ticks = interval(LOOK_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut first, mut told) = (None, Vec::new());
+        let mut is_blind = false;
         while !self.client.is_closed() {
             ticks.tick().await;
             match self.look().await {
                 Ok(look) => {
+                    is_blind = false;
                     let first = first.get_or_insert_with(|| look.clone());
                     let alarms = alarms(&self.source, first, &look);
                     self.tell(&told, &alarms);
@@ -57,9 +59,11 @@ impl Vitals {
                     }
                     told = alarms;
                 }
-                Err(error) => {
+                // Said once; a connection that does not answer is told as silence.
+                Err(error) if !std::mem::replace(&mut is_blind, true) => {
                     warn!(source = %self.source.name, error = %chain(&error), "could not look at slot, publication and role");
                 }
+                Err(_) => {}
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Gaps: changes of a source that were never read, because its slot was lost.
 
-use rusqlite::{Connection, Row, TransactionBehavior, named_params};
+use rusqlite::{Connection, OptionalExtension as _, Row, TransactionBehavior, named_params};
 
 use super::apply::lsn_of;
 use super::error::StoreError;
@@ -31,6 +31,15 @@ impl Gap {
     }
 }
 
+/// A server whose end lay before what was read from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WentBack {
+    /// All that was read lies before this.
+    pub seen: Lsn,
+    /// The server's end when that was found.
+    pub end: Lsn,
+}
+
 /// See [`super::Store::accept_gap`].
 pub(super) fn accept(db: &Connection, source: &str, by: Option<AcceptedBy>) -> Result<(), StoreError> {
     let failed = StoreError::write("whether a gap is accepted");
@@ -38,7 +47,28 @@ pub(super) fn accept(db: &Connection, source: &str, by: Option<AcceptedBy>) -> R
     let code = AcceptedBy::code(by);
     transaction.execute("UPDATE source SET gap_accepted = ?2 WHERE name = ?1", (source, code)).map_err(&failed)?;
     seals::seal_source(&transaction, source).map_err(&failed)?;
+    if by == Some(AcceptedBy::Person) {
+        transaction.execute("DELETE FROM source_went_back WHERE source = ?1", [source]).map_err(&failed)?;
+    }
     transaction.commit().map_err(failed)
+}
+
+/// See [`super::Store::note_went_back`].
+pub(super) fn note_went_back(db: &Connection, source: &str, went_back: WentBack) -> Result<(), StoreError> {
+    let (seen, end) = (went_back.seen.0.cast_signed(), went_back.end.0.cast_signed());
+    let note = "INSERT INTO source_went_back (source, seen, end_lsn) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING";
+    db.execute(note, (source, seen, end)).map(drop).map_err(StoreError::write("that a server went back"))
+}
+
+/// What is noted of that, and no person has answered; a store of an older version has no place for it.
+pub(super) fn went_back(db: &Connection, source: &str) -> rusqlite::Result<Option<WentBack>> {
+    let place = "SELECT count(*) FROM sqlite_schema WHERE name = 'source_went_back'";
+    if db.query_row(place, [], |row| row.get::<_, i64>(0))? == 0 {
+        return Ok(None);
+    }
+    let noted = "SELECT seen, end_lsn FROM source_went_back WHERE source = ?1";
+    let of_row = |row: &Row<'_>| Ok(WentBack { seen: lsn_of(row.get(0)?), end: lsn_of(row.get(1)?) });
+    db.query_row(noted, [source], of_row).optional()
 }
 
 /// See [`super::Store::note_gap`].
@@ -107,5 +137,22 @@ mod tests {
         assert_eq!(all.len(), usize::try_from(KEPT_MAX).unwrap());
         assert_eq!((all[0].at_micros, all[99].at_micros), (109, 10), "the oldest is gone");
         assert_eq!(read(&db, "other").unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_server_that_went_back_is_noted_until_a_person_accepts() {
+        let mut db = Connection::open_in_memory().unwrap();
+        migrate(&mut db, std::path::Path::new("state.db"), &STATE).unwrap();
+        let first = WentBack { seen: Lsn(9), end: Lsn(7) };
+        note_went_back(&db, "app", first).unwrap();
+        note_went_back(&db, "app", WentBack { seen: Lsn(9), end: Lsn(8) }).unwrap();
+        assert_eq!(went_back(&db, "app").unwrap(), Some(first), "as it was found");
+        for by in [None, Some(AcceptedBy::Setting)] {
+            accept(&db, "app", by).unwrap();
+            assert_eq!(went_back(&db, "app").unwrap(), Some(first));
+        }
+        assert_eq!(went_back(&db, "other").unwrap(), None);
+        accept(&db, "app", Some(AcceptedBy::Person)).unwrap();
+        assert_eq!(went_back(&db, "app").unwrap(), None);
     }
 }

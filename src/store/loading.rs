@@ -9,6 +9,7 @@ use super::batch::{
 use super::damaged::is_somewhere;
 use super::encoding::{Corrupt, members_from_bytes, positions_from_bytes, twice_unsealed};
 use super::error::StoreError;
+use super::gaps::{self, WentBack};
 use super::pages::true_bits;
 use super::{lanes, tables};
 use crate::change::{Lsn, Position};
@@ -32,6 +33,8 @@ pub struct SourceBinding {
     pub seen: Option<Lsn>,
     /// What lies between here and the slot may be missing, as somebody has said.
     pub gap_accepted: Option<AcceptedBy>,
+    /// The server was not where it should be; nothing is read before a person has looked, wherever it is now.
+    pub went_back: Option<WentBack>,
 }
 
 /// Who has accepted a gap.
@@ -76,7 +79,11 @@ pub(super) fn binding(db: &Connection, name: &str) -> Result<Option<SourceBindin
             let (database, slot, gap_accepted) = (row.get(1)?, row.get(2)?, AcceptedBy::of_code(row.get(3)?));
             let seen = Some(lsn_of(row.get(6)?));
             let (timeline, seen) = (row.get(5)?, seen.filter(|seen| *seen > Lsn::ZERO));
-            Ok((row.get(0)?, SourceBinding { system_id: 0, timeline, database, slot, confirmed, seen, gap_accepted }))
+            let went_back = gaps::went_back(db, name)?;
+            let (system_id, text) = (0, row.get(0)?);
+            let binding =
+                SourceBinding { system_id, timeline, database, slot, confirmed, seen, gap_accepted, went_back };
+            Ok((text, binding))
         })
         .optional()
     };

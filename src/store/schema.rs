@@ -26,7 +26,7 @@ pub(super) struct Schema {
 /// `state.db`.
 pub(super) const STATE: Schema = Schema {
     application: 0x7761_6C68,
-    steps: &[STATE_1, STATE_2, STATE_3, STATE_4, STATE_5, STATE_6, STATE_7, STATE_8, STATE_9],
+    steps: &[STATE_1, STATE_2, STATE_3, STATE_4, STATE_5, STATE_6, STATE_7, STATE_8, STATE_9, STATE_10],
     finish: |db, version| if version == SEALS_FROM { seals::seal_all(db) } else { Ok(()) },
 };
 
@@ -211,6 +211,15 @@ const STATE_9: &str = "
     ) STRICT;
 ";
 const SEALS_FROM: i64 = 9;
+
+/// Servers that were not where they should be by their own word.
+const STATE_10: &str = "
+    CREATE TABLE source_went_back (
+        source TEXT PRIMARY KEY,
+        seen INTEGER NOT NULL,            -- LSN; all that was read lies before
+        end_lsn INTEGER NOT NULL          -- of the server, when it was found
+    ) STRICT, WITHOUT ROWID;
+";
 
 const LOG_1: &str = "
     CREATE TABLE delivery (

@@ -12,7 +12,7 @@ use crate::config::{Hold, SinkConfig, SourceConfig, StateConfig};
 use crate::source::chain;
 use crate::source::slot::Survey;
 use crate::source::slot::unseen::{Question, Unseen, ask};
-use crate::source::standing::{Facts, Life, SlotFound, Standing, Step, decide};
+use crate::source::standing::{Facts, Life, SlotFound, Standing, Step, beyond, decide};
 use crate::store::{SourceBinding, StoreError, least_max_bytes, mend};
 use crate::view::Trouble;
 
@@ -157,6 +157,10 @@ fn finding(facts: &Facts<'_>, step: &Step) -> Option<Finding> {
             let mend = "let the source's url lead to the primary, or wait until it does";
             Some(Finding::warn(subject, format!("the server is a standby, and {why}"), mend))
         }
+        Step::WentBack(went_back) => {
+            let Trouble { what, advice } = beyond(facts.source, *went_back);
+            Some(Finding::fail(subject, what, advice))
+        }
         Step::Stop(Trouble { what, advice }) | Step::Lost(Trouble { what, advice }) => {
             Some(Finding::fail(subject, what, advice))
         }
@@ -166,7 +170,7 @@ fn finding(facts: &Facts<'_>, step: &Step) -> Option<Finding> {
 /// What `IDENTIFY_SYSTEM` would tell, where the role may ask for it in SQL.
 async fn identify(client: &Client) -> Result<Option<(u64, Lsn)>, Unseen> {
     let leaves_open = "whether store and slot agree; the start asks on a replication connection";
-    let end = "case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_lsn() end";
+    let end = "case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_insert_lsn() end";
     let questions = [
         Question::new("the cluster's identity", "select system_identifier from pg_control_system()", leaves_open),
         Question::new("the end of the WAL", end, leaves_open),

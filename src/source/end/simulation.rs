@@ -57,7 +57,7 @@ struct Play {
 impl Play {
     fn new(seed: u64, planted: Planted) -> Self {
         let server = Server { end: 100, slot: 100, ..Server::default() };
-        let end = End::new(Some(Lsn(100)), Instant::now());
+        let end = End::new(Said::End { at: Lsn(100), in_recovery: false }, Instant::now());
         let reader = Reader { seen: 100, confirmed: 100, taken: Vec::new(), end };
         Self { rng: fastrand::Rng::with_seed(seed), planted, kept: server.clone(), server, reader }
     }
@@ -129,11 +129,8 @@ impl Play {
     fn ask(&mut self) -> bool {
         let (claimed, end) = (self.reader.end.claimed, self.server.end);
         let (reached, now) = (Lsn(self.reader.seen).max(claimed), Instant::now());
-        let answer = self.reader.end.learn(Some(Lsn(end)), reached, claimed, now);
-        let answer = match answer.verdict {
-            Verdict::Open => self.reader.end.learn(Some(Lsn(end)), reached, claimed, now + SURE_AFTER),
-            Verdict::Within | Verdict::Beyond(..) => answer,
-        };
+        let said = Said::End { at: Lsn(end), in_recovery: false };
+        let answer = self.reader.end.learn(said, reached, claimed, now);
         if answer.verdict == Verdict::Within {
             self.reader.seen = self.reader.seen.max(answer.claimed.0);
         }
@@ -191,7 +188,7 @@ impl Play {
             found: SlotFound::At(Lsn(self.server.slot)),
         };
         let step = decide(&Standing { life: Life::Streamed(life), on_standby: false }, &facts);
-        self.reader.end = End::new(Some(Lsn(self.server.end)), Instant::now());
+        self.reader.end = End::new(Said::End { at: Lsn(self.server.end), in_recovery: false }, Instant::now());
         self.server.slot = self.server.slot.max(self.reader.confirmed);
         step == Step::GoOn
     }

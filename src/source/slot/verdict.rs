@@ -78,8 +78,9 @@ impl Survey {
     pub(crate) fn fetches_as_superuser(&self) -> Option<Trouble> {
         let Trouble { what, advice } = self.server.is_overpowered().filter(|_| !self.fetching.is_empty())?;
         let sinks = self.fetching.join(", ");
-        let what =
-            format!("{what}; sink {sinks} (unchanged_toast = \"fetch\") reads tables, which walhook does as none");
+        let what = format!(
+            "{what}; sink {sinks} (unchanged_toast = \"fetch\") reads tables, which walhook does not do as a superuser"
+        );
         Some(Trouble { what, advice })
     }
 

@@ -7,7 +7,16 @@ const KNOWN: Lsn = Lsn(0x500);
 fn bound() -> SourceBinding {
     let (database, slot) = ("app".to_owned(), "walhook_app".to_owned());
     let seen = Some(Lsn(0x600));
-    SourceBinding { system_id: 7, timeline: Some(1), database, slot, confirmed: Some(KNOWN), seen, gap_accepted: None }
+    SourceBinding {
+        system_id: 7,
+        timeline: Some(1),
+        database,
+        slot,
+        confirmed: Some(KNOWN),
+        seen,
+        gap_accepted: None,
+        went_back: None,
+    }
 }
 
 fn found(confirmed: Option<Lsn>) -> Facts<'static> {
@@ -31,6 +40,7 @@ fn start(bound: Option<&SourceBinding>, facts: &Facts<'_>) -> Step {
 fn refused(bound: &SourceBinding, facts: &Facts<'_>) -> Trouble {
     match start(Some(bound), facts) {
         Step::Stop(trouble) | Step::Lost(trouble) => trouble,
+        Step::WentBack(went_back) => beyond("app", went_back),
         other @ (Step::Begin { .. } | Step::GoOn | Step::AcceptGap | Step::Wait(_)) => {
             panic!("should be refused: {other:?}")
         }
@@ -100,6 +110,17 @@ fn after_a_promotion_all_that_was_read_must_be_part_of_the_new_history() {
     }
     let nothing_read = SourceBinding { confirmed: None, seen: None, ..bound() };
     assert_eq!(start(Some(&nothing_read), &promoted(Some(Lsn(1)))), Step::GoOn);
+}
+
+#[test]
+fn pitfall_62_a_server_that_went_back_is_not_read_though_it_has_written_on_since_and_a_gap_is_accepted() {
+    let noted = WentBack { seen: Lsn(0x600), end: Lsn(0x499) };
+    for gap_accepted in [None, Some(AcceptedBy::Setting)] {
+        let bound = SourceBinding { went_back: Some(noted), gap_accepted, ..bound() };
+        let trouble = refused(&bound, &found(Some(KNOWN)));
+        assert!(trouble.what.contains("ends at 0/499") && trouble.what.contains("up to 0/600"), "{}", trouble.what);
+        assert!(trouble.advice.contains("accept-gap app"), "{}", trouble.advice);
+    }
 }
 
 #[test]

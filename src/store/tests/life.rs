@@ -73,12 +73,12 @@ fn a_file_of_a_later_version_is_refused() {
     let rig = Rig::new();
     rig.one().0.close();
     let path = rig.config.path.join("state.db");
-    Connection::open(&path).unwrap().pragma_update(None, "user_version", 10).unwrap();
+    Connection::open(&path).unwrap().pragma_update(None, "user_version", 11).unwrap();
     let error = Store::open(&rig.config, 1).unwrap_err();
     assert!(error.is_lasting());
     assert_eq!(
         error.to_string(),
-        format!("{} has version 10, and this walhook knows versions up to 9: use a newer one", path.display())
+        format!("{} has version 11, and this walhook knows versions up to 10: use a newer one", path.display())
     );
 }
 
@@ -95,7 +95,7 @@ fn a_file_of_an_earlier_version_is_brought_to_this_one_with_what_it_holds() {
     let db = Connection::open(rig.config.path.join("state.db")).unwrap();
     db.execute_batch(
         "ALTER TABLE source DROP COLUMN timeline; ALTER TABLE source DROP COLUMN confirmed; ALTER TABLE sink DROP COLUMN grouping;
-         DROP INDEX lane_unknown; DROP INDEX lane_barrier; DROP TABLE grouped; DROP TABLE store_id; DROP TABLE running;
+         DROP INDEX lane_unknown; DROP INDEX lane_barrier; DROP TABLE grouped; DROP TABLE store_id; DROP TABLE running; DROP TABLE source_went_back;
          ALTER TABLE source DROP COLUMN seal; ALTER TABLE sink DROP COLUMN seal; DROP TABLE source_gap; DROP TABLE source_note;
          DROP TABLE source_watch; ALTER TABLE lane DROP COLUMN scope;
          ALTER TABLE lane DROP COLUMN barrier; ALTER TABLE lane_group DROP COLUMN scope; PRAGMA user_version = 1",
@@ -141,7 +141,7 @@ fn files_that_were_made_and_not_filled_are_filled() {
 fn both_files_shrink_and_sync_as_the_design_says() {
     let rig = Rig::new();
     rig.one().0.close();
-    for (name, application, version) in [("state.db", 0x7761_6C68, 9), ("log.db", 0x7761_6C6C, 1)] {
+    for (name, application, version) in [("state.db", 0x7761_6C68, 10), ("log.db", 0x7761_6C6C, 1)] {
         let db = Connection::open(rig.config.path.join(name)).unwrap();
         let pragma = |name: &str| db.pragma_query_value(None, name, |row| row.get::<_, i64>(0)).unwrap();
         let is = ["application_id", "user_version", "auto_vacuum", "page_size"].map(pragma);
@@ -170,6 +170,7 @@ fn a_binding_is_kept_and_knows_how_far_its_active_sinks_are() {
         confirmed: None,
         seen: None,
         gap_accepted: None,
+        went_back: None,
     };
     assert_eq!(store.source("app").unwrap(), Some(bound.clone()));
     let confirmed = |store: &Store| store.source("app").unwrap().unwrap().confirmed;

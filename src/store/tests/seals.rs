@@ -115,7 +115,7 @@ fn a_store_of_an_earlier_version_is_sealed_as_it_is() {
     let rig = filled();
     let before =
         "ALTER TABLE source DROP COLUMN seal; ALTER TABLE sink DROP COLUMN seal; ALTER TABLE grouped DROP COLUMN seal;
-                  DROP TABLE store_id; DROP TABLE running; PRAGMA user_version = 8";
+                  DROP TABLE store_id; DROP TABLE running; DROP TABLE source_went_back; PRAGMA user_version = 8";
     db(&rig).execute_batch(before).unwrap();
     std::fs::remove_file(rig.config.path.join("state.id")).unwrap();
     let (store, _) = rig.one();

@@ -188,6 +188,14 @@ async fn a_snapshot_of_the_database_that_is_put_back_stops_the_source_before_a_r
     assert_eq!(stand.receiver.message_count(), delivered, "something of another history was delivered");
     let behind = "SELECT confirmed_flush_lsn <= pg_current_wal_lsn() FROM pg_replication_slots";
     assert_eq!(stand.postgres.value(behind).await, "t", "the slot is confirmed beyond the server's end");
+    // Nor when the server has written past what was read.
+    stand.postgres.sql("INSERT INTO counters SELECT i, 0, repeat('x', 1000) FROM generate_series(1000, 2000) i").await;
+    for _ in 0..2 {
+        let looks = daemon.logs().len();
+        until("another look", || async { state(daemon.logs().len() > looks, ()) }).await;
+    }
+    WENT_BACK.told(&daemon, since).await;
+    assert_eq!(stand.receiver.message_count(), delivered, "something of another history was delivered");
     assert!(daemon.sigterm().await.success());
 
     // A start says the same, and ends.
@@ -371,6 +379,10 @@ async fn forge(name: &'static str, forge: impl Fn(&Relay)) {
     assert!(daemon.sigterm().await.success());
     let shown = crate::daemon::text_of(&config.state_command(&["show"]));
     assert!(!shown.contains("FFFFFF"), "the store was poisoned: {shown}");
+    // Only a person knows that the server is the right one.
+    let mut refused = Daemon::launch(&config).allow_error("the server's log ends at");
+    assert_eq!(refused.wait_exit().await.code(), Some(69));
+    assert!(config.state_command(&["accept-gap"]).status.success());
     let daemon = Daemon::start(&config).await;
     postgres.sql("INSERT INTO counters VALUES (3, 0)").await;
     receiver.wait("all rows", |receiver| has(receiver, 2) && has(receiver, 3)).await;
@@ -404,5 +416,33 @@ async fn switches_of_wal_files_are_no_going_back() {
         .await;
     }
     assert_eq!(stand.postgres.reader(SLOT).await, reader, "the session should go on");
+    assert!(stand.daemon.sigterm().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_sql_session_that_is_stopped_under_load_is_told_and_clears() {
+    let stand = Stand::new().await;
+    let others = "SELECT pid FROM pg_stat_activity WHERE usename = 'walhook' AND backend_type = 'client backend'";
+    let sessions = stand.postgres.admin_rows(others).await;
+    let pids: Vec<i32> = sessions.into_iter().flatten().flatten().map(|pid| pid.parse().unwrap()).collect();
+    assert!(!pids.is_empty());
+    kill("-STOP", &pids);
+    let since = Instant::now();
+    // More than what the stream may be ahead of the server's last word.
+    for from in [10_000, 20_000, 30_000] {
+        let rows = format!("SELECT i, 0, repeat('x', 3000) FROM generate_series({from}, {from} + 2999) i");
+        stand.postgres.sql(&format!("INSERT INTO counters {rows}")).await;
+    }
+    let fault = Fault {
+        name: "SQL sessions stopped (SIGSTOP) under load",
+        says: &["the database has not answered over SQL for"],
+        logs: "the database has not answered over SQL for",
+        ..SILENT
+    };
+    fault.told(&stand.daemon, since).await;
+    kill("-CONT", &pids);
+    let since = Instant::now();
+    fault.cleared(&stand.daemon, since).await;
+    stand.receiver.wait("all rows", |receiver| receiver.message_count() >= 9_001).await;
     assert!(stand.daemon.sigterm().await.success());
 }
