@@ -25,6 +25,7 @@ use crate::deliver::endpoint::{Endpoint, EndpointError};
 use crate::logging;
 use crate::machine::clock;
 use crate::machine::descriptors::{self, Allowance, Descriptors};
+use crate::machine::room::{self, InForce};
 use crate::memory::Memory;
 use crate::metrics::{self, MetricsError, SinkMetrics, SourceMetrics};
 use crate::protection;
@@ -169,7 +170,9 @@ fn show_protection(config: &Config, views: &Views) {
 }
 
 fn start(config: Config, mut opened: Opened, views: &SharedViews) -> Result<(Running, Vec<Memory>), AppError> {
-    let Config { sources, sinks, limits, state, .. } = config;
+    let Config { sources, sinks, mut limits, state, .. } = config;
+    limits.memory_limit = memory_in_force(limits.memory_limit, sinks.len());
+    limits.message_bytes_max = limits.message_bytes_max.min(limits.memory_limit / 4);
     let descriptors = descriptors(&sources, &sinks, views);
     let mut running = Running {
         sources: JoinSet::new(),
@@ -223,7 +226,21 @@ fn descriptors(sources: &[SourceConfig], sinks: &[SinkConfig], views: &Views) ->
         warn!(advice = trouble.advice, "{}", trouble.what);
         views.show_own(OwnKind::Descriptors, Some(trouble));
     }
-    Descriptors::new(allowance.connections)
+    Descriptors::new(allowance.connections, sinks.len())
+}
+
+/// `limits.memory_limit`, or what of it fits into the control group.
+fn memory_in_force(set: usize, sinks: usize) -> usize {
+    let in_force = InForce::of(set, sinks, room::limit(&room::Places::default()));
+    if let Some(said) = in_force.said(set) {
+        warn!(advice = room::ADVICE, "{said}");
+    }
+    in_force.bytes
+}
+
+/// Batches on their way to each of so many sinks: all together they are no more than of a few.
+fn feed_batches(sinks: usize) -> usize {
+    FEED_BATCHES_MAX.min(8 * FEED_BATCHES_MAX / sinks.max(1)).max(1)
 }
 
 /// The memory of one of so many sources. Two large changes and their bodies have to fit into it beside each other.
@@ -250,7 +267,7 @@ impl Running {
         let fetcher = self.start_fetcher(config, sinks, memory);
         let mut consumers = Vec::new();
         for sink in sinks {
-            let (feed, fed) = mpsc::channel(FEED_BATCHES_MAX);
+            let (feed, fed) = mpsc::channel(feed_batches(sinks.len()));
             let progress = Arc::new(Progress::new(Arc::clone(&appetite)));
             let endpoint = Endpoint::within(sink, descriptors)
                 .map_err(|source| AppError::Endpoint { sink: sink.name.clone(), source })?;

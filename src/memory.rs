@@ -1,8 +1,9 @@
 //! The bound on memory: a gauge of bytes held in changes and bodies, charged by what really stays allocated.
 //!
 //! Every read buffer and every frozen body is charged while it lives, whoever holds a slice of it. The source stops
-//! reading at seven eighths of the limit, so that the bodies of deliveries find room in the rest; at the limit itself
-//! sinks make new bodies one at a time. Whoever waits is told when bytes were given back.
+//! reading at half of the limit, so that the bodies of deliveries find room beside it; at five eighths sinks make new bodies
+//! one at a time. The rest is what an allocator takes beside what it was asked for: sizes are rounded up, and
+//! what was freed stays for a while. Whoever waits is told when bytes were given back.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,6 +22,8 @@ struct Inner {
     held: AtomicUsize,
     /// From here on reading waits.
     full: usize,
+    /// From here on bodies are made one at a time.
+    short: usize,
     limit: usize,
     message_bytes_max: usize,
     freed: Notify,
@@ -38,9 +41,9 @@ impl Memory {
 
     /// A gauge for `limit` bytes; of a change that has more than `message_bytes_max` on the wire not all is taken in.
     pub fn with_message_bound(limit: usize, message_bytes_max: usize) -> Self {
-        let (held, full) = (AtomicUsize::new(0), limit - limit / 8);
+        let (held, full, short) = (AtomicUsize::new(0), limit / 2, limit / 8 * 5);
         let (freed, relieved) = (Notify::new(), Notify::new());
-        Self { inner: Arc::new(Inner { held, full, limit, message_bytes_max, freed, relieved }) }
+        Self { inner: Arc::new(Inner { held, full, short, limit, message_bytes_max, freed, relieved }) }
     }
 
     /// Bytes of one change, as the server sends it, beyond which not all of it is taken in.
@@ -58,6 +61,12 @@ impl Memory {
         self.inner.limit
     }
 
+    /// What one of so many may have of a part of the limit, the part being one in `parts`; never less than `least`, with
+    /// which one can live.
+    pub fn share(&self, parts: usize, sharers: usize, least: usize) -> usize {
+        (self.inner.limit / parts.max(1) / sharers.max(1)).max(least)
+    }
+
     /// Whether reading must wait. One read buffer may go past the mark, so that a row larger than the limit passes.
     pub fn is_full(&self) -> bool {
         self.held() >= self.inner.full
@@ -65,7 +74,7 @@ impl Memory {
 
     /// Whether even bodies must be made one at a time.
     pub fn is_exhausted(&self) -> bool {
-        self.held() >= self.inner.limit
+        self.held() >= self.inner.short
     }
 
     /// Resolves at once if there is room to read, else when there is again.
@@ -133,7 +142,7 @@ async fn until(notify: &Notify, holds: impl Fn() -> bool) {
 fn give_back(inner: &Inner, bytes: usize) {
     let before = inner.held.fetch_sub(bytes, Ordering::Relaxed);
     let after = before.saturating_sub(bytes);
-    for (mark, notify) in [(inner.full, &inner.freed), (inner.limit, &inner.relieved)] {
+    for (mark, notify) in [(inner.full, &inner.freed), (inner.short, &inner.relieved)] {
         if before >= mark && after < mark {
             notify.notify_waiters();
         }

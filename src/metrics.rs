@@ -79,7 +79,7 @@ table! {
     MEMORY_HELD = Gauge "walhook_memory_held_bytes" ["bytes"] NONE,
         "Bytes of changes and bodies held in memory, over all sources.";
     MEMORY_LIMIT = Gauge "walhook_memory_limit_bytes" ["bytes"] NONE,
-        "limits.memory_limit; each source that has sinks gets an equal share, and is not read while its own is full.";
+        "limits.memory_limit, or what of it fits into the control group; each source that has sinks gets an equal share, and is not read while its own is full.";
     RESIDENT_MEMORY = Gauge "walhook_resident_memory_bytes" ["bytes"] NONE,
         "Resident memory of the process; Linux only.";
     OWN_TROUBLES = Gauge "walhook_process_trouble" [""] &["kind"],

@@ -79,6 +79,9 @@ pub const KEEP_AFTER: Duration = Duration::from_secs(3);
 /// A sink whose deliverable messages wait so long cannot keep up: new ones go to the store.
 const BEHIND_AFTER: Duration = Duration::from_millis(1500);
 
+/// Places for messages that stay when all are empty: who fills them again and again need not ask for them each time.
+const PLACES_KEPT: usize = 4096;
+
 /// See the module. `P` is what a message carries.
 #[derive(Debug)]
 pub struct Scheduler<P> {
@@ -191,6 +194,18 @@ impl<P> Scheduler<P> {
         }
     }
 
+    /// Of many schedulers each keeps fewer places for messages when all are empty.
+    pub fn keep_places(&mut self, of: usize) {
+        let kept = (PLACES_KEPT / of.max(1)).max(64);
+        self.backlog.kept = kept;
+        [&mut self.watermark, &mut self.loaded].into_iter().for_each(|list| list.keep_places(kept));
+    }
+
+    /// Places for messages that it has, in use or not.
+    pub fn places(&self) -> usize {
+        self.backlog.slots.capacity().max(self.watermark.places())
+    }
+
     /// A message arrived; it comes after all that arrived before. False: it has to wait for another message of its groups.
     pub fn push(&mut self, now: Instant, message: Message<P>) -> bool {
         let token = self.watermark.arrive(now, message.position, Place::Buffered);
@@ -261,6 +276,11 @@ impl<P> Scheduler<P> {
     /// Memory is short, or no longer: see the rules.
     pub fn set_cramped(&mut self, cramped: bool) {
         self.cramped = cramped;
+    }
+
+    /// Whether memory is short, as it was last told.
+    pub fn is_cramped(&self) -> bool {
+        self.cramped
     }
 
     /// The store has not taken anything for long, or it does again: until then no attempt starts, since what is delivered

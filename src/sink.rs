@@ -63,11 +63,15 @@ pub const FEED_BATCHES_MAX: usize = 4;
 const READY_MESSAGES_ENOUGH: usize = 8192;
 /// The same in bytes.
 const READY_BYTES_ENOUGH: usize = 4 << 20;
+/// What a sink gathers for the store, writes or reads back at once is a sixteenth of the memory for all sinks together, and
+/// at least this for one.
+const AT_ONCE_PARTS: usize = 16;
+const AT_ONCE_LEAST: usize = 32 << 10;
 /// What an unresolved message costs beside its row values: its places in the scheduler's queues, the message in them, and
 /// the slack of containers that grow by doubling.
 const MESSAGE_OVERHEAD_BYTES: usize = Scheduler::<Payload>::MESSAGE_BYTES * 3 / 2;
 /// What a message in a delivery of the store costs: what is known of it.
-const MEMBER_BYTES: usize = 256;
+const MEMBER_BYTES: usize = 512;
 /// How often the view and the gauges are brought up to date.
 const VIEW_EVERY: Duration = Duration::from_millis(250);
 
@@ -180,12 +184,14 @@ impl Task {
             fetching: sink.fetching,
             keeps: hold == Hold::Store,
         };
+        let at_once = sink.memory.share(AT_ONCE_PARTS, sink.sharers, AT_ONCE_LEAST).min(store.batch_bytes_max() / 2);
+        let ready = sink.memory.share(AT_ONCE_PARTS / 2, sink.sharers, 2 * AT_ONCE_LEAST).min(READY_BYTES_ENOUGH);
         let mut task = Self {
             feed,
-            scheduler: Scheduler::new(rules::rules(&sink.config, sink.keeps, store.batch_bytes_max() / 2), seed),
+            scheduler: Scheduler::new(rules::rules(&sink.config, sink.keeps, (at_once, ready)), seed),
             deliveries: HashMap::new(),
             attempts: JoinSet::new(),
-            ledger: Ledger::new(store, key),
+            ledger: Ledger::new(store, key, at_once),
             reads: JoinSet::new(),
             parked: HashMap::new(),
             resume: None,
@@ -201,6 +207,7 @@ impl Task {
             sink,
         };
         task.restore(loaded);
+        task.scheduler.keep_places(task.sink.sharers);
         task
     }
 
@@ -208,8 +215,6 @@ impl Task {
         let mut tick = interval(VIEW_EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let cramped = self.sink.memory.is_exhausted();
-            self.scheduler.set_cramped(cramped);
             // What the store holds may be another database's until the source has said which one it is.
             let may_begin = self.rendering.is_some();
             if may_begin {
@@ -219,6 +224,7 @@ impl Task {
             self.tell_source();
             let wake = [self.scheduler.poll_timeout(), self.ledger.due_at()].into_iter().flatten().min();
             let wake = wake.filter(|_| may_begin);
+            let cramped = self.scheduler.is_cramped();
             tokio::select! {
                 biased;
                 // 1. A stop goes before work.
@@ -260,6 +266,7 @@ impl Task {
         self.scheduler.set_stalled(is_stalled);
         self.scheduler.set_slept(clock::slept());
         self.scheduler.set_room(self.room());
+        self.scheduler.set_cramped(self.sink.memory.is_exhausted());
         while let Some(command) = self.scheduler.poll(now) {
             match command {
                 Command::Form { delivery, messages } => self.form(delivery, messages),
@@ -271,6 +278,8 @@ impl Task {
                 Command::ReadOverflow => self.read_overflow(),
             }
             self.scheduler.set_room(self.room());
+            // Each body that is begun is charged at once, so that many at a time cannot overlook each other.
+            self.scheduler.set_cramped(self.sink.memory.is_exhausted());
         }
     }
 
@@ -341,7 +350,9 @@ impl Task {
         self.sink.progress.set_holds(!is_replaying && (has_no_room || is_stalled));
         let waiting = (counts.unresolved + counts.waiting).saturating_sub(counts.ack_pending);
         let lanes = self.scheduler.lanes() * Scheduler::<Payload>::LANE_BYTES * 2;
-        self.overhead.set(waiting * MESSAGE_OVERHEAD_BYTES + counts.ack_pending * MEMBER_BYTES + lanes);
+        let places =
+            (waiting * MESSAGE_OVERHEAD_BYTES).max(self.scheduler.places() * Scheduler::<Payload>::MESSAGE_BYTES);
+        self.overhead.set(places + counts.ack_pending * MEMBER_BYTES + lanes);
     }
 
     fn show(&mut self) {

@@ -328,7 +328,11 @@ impl Source {
                 continue;
             };
             match feed.try_reserve() {
-                Ok(permit) => permit.send(std::mem::take(batch)),
+                Ok(permit) => {
+                    let charge = self.memory.charge(batch.capacity() * size_of::<Feed>());
+                    batch.push(Feed::Weight(charge));
+                    permit.send(std::mem::take(batch));
+                }
                 // A sink that has ended takes nothing; that happens only in a stop.
                 Err(mpsc::error::TrySendError::Closed(())) => batch.clear(),
                 Err(mpsc::error::TrySendError::Full(())) => full = full.or(Some(index)),

@@ -77,6 +77,8 @@ mod keys;
 mod logs;
 #[path = "walhook/lost_slot.rs"]
 mod lost_slot;
+#[path = "walhook/memory.rs"]
+mod memory;
 #[path = "walhook/message.rs"]
 mod message;
 #[path = "walhook/mismatch.rs"]

@@ -26,6 +26,8 @@ pub(crate) use self::findings::{Finding, Level};
 use self::print::as_text;
 
 use crate::config::{self, Config, SinkConfig, SourceConfig};
+use crate::machine::descriptors::{self, Allowance};
+use crate::machine::room::{self, InForce};
 use crate::protection;
 use crate::source::connection;
 use crate::source::slot::by_hand::Whose;
@@ -77,6 +79,7 @@ pub(crate) async fn look(file: &Path, offline: bool) -> Vec<Finding> {
     all.push(Finding::ok("links", protection::in_one_line(&protection::links(&config))));
     let warned = protection::warnings(&config).into_iter();
     all.extend(warned.map(|(key, Trouble { what, advice })| Finding::warn(key, what, advice)));
+    all.extend(of_machine(&config));
     if offline {
         return all;
     }
@@ -87,6 +90,17 @@ pub(crate) async fn look(file: &Path, offline: bool) -> Vec<Finding> {
     }
     all.extend(endpoint::look(&config.sinks).await);
     all
+}
+
+/// Whether the machine leaves the process what it may want: open files and memory.
+fn of_machine(config: &Config) -> Vec<Finding> {
+    let max_in_flight = config.sinks.iter().map(|sink| sink.max_in_flight);
+    let files = Allowance::of(descriptors::limit(), config.sources.len(), max_in_flight).trouble();
+    let files = files.map(|Trouble { what, advice }| Finding::warn("limit of open files", what, advice));
+    let set = config.limits.memory_limit;
+    let memory = InForce::of(set, config.sinks.len(), room::limit(&room::Places::default())).said(set);
+    let memory = memory.map(|what| Finding::warn("limits.memory_limit", what, room::ADVICE));
+    files.into_iter().chain(memory).collect()
 }
 
 fn sinks_of(config: &Config, source: &SourceConfig) -> Vec<SinkConfig> {

@@ -21,6 +21,10 @@ const SOURCE: u64 = 4;
 const ADMIN: u64 = 12;
 /// Connections to endpoints, however low the limit is.
 const ENDPOINTS_MIN: u64 = 4;
+/// Connections that lie idle, all together: each keeps its buffers.
+const IDLE_MAX: usize = 1024;
+/// Those of one endpoint, however many there are.
+const IDLE_EACH: usize = 4;
 /// As many as no limit.
 const ENDPOINTS_MAX: u64 = 1 << 20;
 
@@ -38,20 +42,27 @@ pub struct Descriptors {
 
 struct Inner {
     places: Arc<Semaphore>,
+    endpoints: usize,
     idle: Mutex<Vec<Weak<dyn Idle>>>,
 }
 
 impl Default for Descriptors {
     fn default() -> Self {
-        Self::new(ENDPOINTS_MAX)
+        Self::new(ENDPOINTS_MAX, 1)
     }
 }
 
 impl Descriptors {
-    /// So many connections.
-    pub fn new(connections: u64) -> Self {
+    /// So many connections, to so many endpoints.
+    pub fn new(connections: u64, endpoints: usize) -> Self {
         let places = usize::try_from(connections.min(ENDPOINTS_MAX)).unwrap_or(Semaphore::MAX_PERMITS);
-        Self { inner: Arc::new(Inner { places: Arc::new(Semaphore::new(places)), idle: Mutex::default() }) }
+        let (places, idle) = (Arc::new(Semaphore::new(places)), Mutex::default());
+        Self { inner: Arc::new(Inner { places, endpoints, idle }) }
+    }
+
+    /// How many connections of one endpoint may lie idle, of so many that it may have.
+    pub fn idle_max(&self, connections: usize) -> usize {
+        connections.min((IDLE_MAX / self.inner.endpoints.max(1)).max(IDLE_EACH))
     }
 
     /// Makes known whose idle connections may give way.
@@ -152,18 +163,25 @@ mod tests {
 
     #[tokio::test]
     async fn idle_connections_give_way_and_else_one_waits_for_another() {
-        let descriptors = Descriptors::new(2);
+        let descriptors = Descriptors::new(2, 1);
         let lends = Arc::new(Lends(Mutex::default()));
         let idle: Weak<dyn Idle> = Arc::downgrade(&(Arc::clone(&lends) as Arc<dyn Idle>));
         descriptors.lends(idle);
         let patience = Duration::from_millis(200);
         let busy = descriptors.place(patience).await.unwrap();
-        lends.0.lock().unwrap().push(descriptors.place(patience).await.unwrap());
+        let idle = descriptors.place(patience).await.unwrap();
+        lends.0.lock().unwrap().push(idle);
         let third = descriptors.place(patience).await.expect("the idle one gives way");
         assert!(descriptors.place(patience).await.is_none(), "all are in use");
         let (fourth, ()) = tokio::join!(descriptors.place(patience), async { drop(busy) });
         assert!(fourth.is_some());
         drop(third);
+    }
+
+    #[test]
+    fn many_endpoints_keep_few_connections_each() {
+        let kept = [1, 10, 50, 200, 1000].map(|endpoints| Descriptors::new(1 << 20, endpoints).idle_max(32));
+        assert_eq!(kept, [32, 32, 20, 5, 4]);
     }
 
     #[test]

@@ -13,6 +13,10 @@ const SINK: u64 = 512 << 10;
 /// The limit in force, however small the machine: what the configuration allows.
 const LEAST: usize = 32 << 20;
 
+/// What mends a limit that does not fit.
+pub const ADVICE: &str =
+    "give the container or service more memory (--memory, MemoryMax=), or set limits.memory_limit to what fits";
+
 /// Where control groups are to be found.
 #[derive(Debug)]
 pub struct Places {

@@ -23,7 +23,7 @@ use hashbrown::hash_map::Entry as MapEntry;
 use super::barriers::{Barriers, Whereabouts};
 use super::lanes::Lane;
 use super::queue::{ByGroup, Group, NONE, Queue, ReadyItem, Slot, State, Waiting, place};
-use super::{Barrier, DeliveryKey, GroupId, Groups};
+use super::{Barrier, DeliveryKey, GroupId, Groups, PLACES_KEPT};
 use crate::change::Position;
 
 /// See the module.
@@ -45,6 +45,8 @@ pub(super) struct Backlog<P> {
     pub(super) ready_messages: usize,
     pub(super) ready_bytes: usize,
     pub(super) bytes: usize,
+    /// Places that stay when all are empty.
+    pub(super) kept: usize,
 }
 
 impl<P> Backlog<P> {
@@ -71,6 +73,7 @@ impl<P> Backlog<P> {
             ready_messages: 0,
             ready_bytes: 0,
             bytes: 0,
+            kept: PLACES_KEPT,
         }
     }
 
@@ -340,15 +343,15 @@ impl<P> Backlog<P> {
 
     /// Gives back the memory of a past crowd.
     fn shrink_when_empty(&mut self) {
-        const KEPT: usize = 4096;
-        if self.free.len() == self.slots.len() && self.slots.capacity() > KEPT {
+        let kept = self.kept;
+        if self.free.len() == self.slots.len() && self.slots.capacity() > kept {
             self.slots.clear();
             self.free.clear();
-            self.slots.shrink_to(KEPT);
-            self.free.shrink_to(KEPT);
-            self.ready.shrink_to(KEPT);
-            self.groups.shrink_to(KEPT);
-            self.lanes.shrink_to(KEPT);
+            self.slots.shrink_to(kept);
+            self.free.shrink_to(kept);
+            self.ready.shrink_to(kept);
+            self.groups.shrink_to(kept);
+            self.lanes.shrink_to(kept);
         }
     }
 }

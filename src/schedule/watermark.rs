@@ -9,7 +9,7 @@
 
 use std::time::Instant;
 
-use super::{DeliveryKey, Progress};
+use super::{DeliveryKey, PLACES_KEPT, Progress};
 use crate::change::{Lsn, Position};
 
 const NONE: u32 = u32::MAX;
@@ -52,6 +52,8 @@ pub(super) struct Watermark {
     high: Option<Position>,
     /// The newest that ever left for the store.
     leaving_high: Option<Position>,
+    /// Places that stay when all are empty.
+    kept: usize,
 }
 
 impl Watermark {
@@ -64,7 +66,18 @@ impl Watermark {
 
     /// After a restart: everything up to `resolved` is resolved, and `high` is the newest position that is.
     pub(super) fn resumed(resolved: Lsn, high: Option<Position>) -> Self {
-        Self { nodes: Vec::new(), free: Vec::new(), oldest: NONE, youngest: NONE, resolved, high, leaving_high: high }
+        let (nodes, free, kept) = (Vec::new(), Vec::new(), PLACES_KEPT);
+        Self { nodes, free, oldest: NONE, youngest: NONE, resolved, high, leaving_high: high, kept }
+    }
+
+    /// So many places stay when all are empty.
+    pub(super) fn keep_places(&mut self, kept: usize) {
+        self.kept = kept;
+    }
+
+    /// Places that it has, in use or not.
+    pub(super) fn places(&self) -> usize {
+        self.nodes.capacity()
     }
 
     /// A message arrived, younger than all before.
@@ -178,9 +191,9 @@ impl Watermark {
         if self.oldest == NONE {
             self.nodes.clear();
             self.free.clear();
-            if self.nodes.capacity() > 4096 {
-                self.nodes.shrink_to(4096);
-                self.free.shrink_to(4096);
+            if self.nodes.capacity() > self.kept {
+                self.nodes.shrink_to(self.kept);
+                self.free.shrink_to(self.kept);
             }
         }
     }

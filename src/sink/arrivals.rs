@@ -33,6 +33,7 @@ impl Task {
                     let barrier = if barrier { Barrier::Scope } else { Barrier::None };
                     self.admit(now, change, Ties { groups, scope, barrier });
                 }
+                Feed::Weight(charge) => drop(charge),
                 Feed::Mark(lsn) => {
                     self.scheduler.mark(lsn);
                     self.passed(lsn);

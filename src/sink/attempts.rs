@@ -18,6 +18,9 @@ use crate::failpoint;
 use crate::schedule::{self, DeliveryKey, Exhausted, Failure, Outcome, WriteId};
 use crate::store::{DeadReason, LastFailure, Member, Op, Tries};
 
+/// What a request under way takes beside its body: its task, its connection's buffers.
+const REQUEST_BYTES: usize = 16 << 10;
+
 /// An attempt that ended.
 pub(super) struct Ended {
     key: DeliveryKey,
@@ -68,6 +71,8 @@ impl Task {
         let (endpoint, memory) = (self.sink.endpoint.clone(), self.sink.memory.clone());
         let (config, fetching) = (Arc::clone(&self.sink.config), self.sink.fetching.clone());
         let place = (self.ledger.store().clone(), self.ledger.key());
+        let room = memory.charge(content.bytes_to_come(&members));
+        let request = memory.charge(REQUEST_BYTES);
         self.attempts.spawn(async move {
             let started_at = SystemTime::now();
             let work = AssertUnwindSafe(async {
@@ -89,11 +94,14 @@ impl Task {
                         Err(why) => return (None, Attempt::unbuildable(started_at, &why)),
                     },
                 };
+                // It is charged for itself by here.
+                drop(room);
                 let attempt = match unsendable(&frozen) {
                     Some(Unsendable::TooLarge(why)) => Attempt::too_large(started_at, &why),
                     Some(Unsendable::Damaged) => Attempt::damaged(started_at, DAMAGED),
                     None => endpoint.attempt(&frozen, number).await,
                 };
+                drop(request);
                 (Some(frozen), attempt)
             });
             // A panic is a failure of ours: the delivery stays, and comes again.

@@ -3,8 +3,6 @@
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
-use bytes::Bytes;
-
 use crate::change::{Change, OldRow, Position, Row, Tuple};
 use crate::config::SinkConfig;
 use crate::deliver::frozen::{DeliveryId, Frozen};
@@ -90,7 +88,8 @@ impl Payload {
         }
     }
 
-    fn len_bytes(&self) -> usize {
+    /// About what it takes in a body.
+    pub(super) fn len_bytes(&self) -> usize {
         match self {
             Self::Change(change) => change.len_bytes() + MESSAGE_FRAME_BYTES,
             Self::Kept(kept) => kept.message.json.len() + 1,
@@ -153,6 +152,17 @@ pub(super) enum Content {
 }
 
 impl Content {
+    /// About what its body takes once it is made or fetched; nothing if it is there.
+    pub(super) fn bytes_to_come(&self, members: &[Member]) -> usize {
+        match self {
+            Self::Messages(messages, rendered) if rendered.get().is_none() => {
+                messages.iter().map(Payload::len_bytes).sum()
+            }
+            Self::Messages(..) | Self::Frozen(_) => 0,
+            Self::Stored(_) => members.last().map_or(0, |member| member.bytes.end),
+        }
+    }
+
     /// The body, if it is in memory.
     pub(super) fn frozen(&self) -> Option<&Frozen> {
         match self {
@@ -215,8 +225,13 @@ pub(super) fn freeze(config: &SinkConfig, rendering: &Rendering, memory: &Memory
     )
 }
 
-/// Messages as the store keeps them: those that are changes are rendered, into one buffer.
-pub(super) fn keep(config: &SinkConfig, rendering: &Rendering, messages: &[(Ties, Payload)]) -> Vec<KeptMessage> {
+/// Messages as the store keeps them: those that are changes are rendered, into one buffer, which is charged until it is
+/// written.
+pub(super) fn keep(
+    (config, memory): (&SinkConfig, &Memory),
+    rendering: &Rendering,
+    messages: &[(Ties, Payload)],
+) -> Vec<KeptMessage> {
     let mut buffer = Vec::with_capacity(messages.iter().map(|(_, payload)| payload.len_bytes()).sum());
     let mut ends = Vec::with_capacity(messages.len());
     for (_, payload) in messages {
@@ -225,7 +240,8 @@ pub(super) fn keep(config: &SinkConfig, rendering: &Rendering, messages: &[(Ties
         }
         ends.push(buffer.len());
     }
-    let rendered = Bytes::from(buffer);
+    buffer.shrink_to_fit();
+    let rendered = memory.hold(buffer);
     let mut start = 0;
     let kept = messages.iter().zip(ends).map(|((ties, payload), end)| {
         let json = match payload {

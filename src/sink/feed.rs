@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tokio::sync::Notify;
 
 use crate::change::{Change, Lsn};
+use crate::memory::Charge;
 use crate::schedule::{Groups, ScopeId};
 
 /// One thing a source tells a sink, in stream order.
@@ -39,6 +40,8 @@ pub enum Feed {
     },
     /// Once all that was fed before is resolved, everything up to here is.
     Mark(Lsn),
+    /// What the batch itself weighs, until it is taken in: the list of changes, not what is in them.
+    Weight(Charge),
 }
 
 /// What a sink tells its source. Shared by both, written by the sink only.

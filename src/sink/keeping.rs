@@ -7,10 +7,10 @@ use std::time::Instant;
 
 use tracing::error;
 
-use super::Task;
 use super::arrivals::alone;
 use super::content::{Delivery, Payload, ReadBack, keep};
 use super::restore::arrival;
+use super::{AT_ONCE_LEAST, AT_ONCE_PARTS, Task};
 use crate::deliver::frozen::{DeliveryId, Frozen};
 use crate::deliver::omitted;
 use crate::schedule::{DeliveryKey, GroupId, Message, Ties, Want, WriteId};
@@ -18,8 +18,8 @@ use crate::source::chain;
 use crate::store::damaged::is_damaged;
 use crate::store::{Home, KeptMessage, LaneRead, LaneWant, Op, Page, StoreError};
 
-/// Bytes of messages that are read back at once.
-const READ_BYTES: usize = 1 << 20;
+/// Bytes of messages that are read back at once, at most.
+const READ_BYTES_MAX: usize = 1 << 20;
 
 /// What was read back.
 pub(super) enum Read {
@@ -68,7 +68,7 @@ impl Task {
             .map(|message| (message.ties(), message.payload))
             .collect();
         let leaves: Vec<Home> = messages.iter().filter_map(|(_, payload)| payload.home()).collect();
-        let kept = keep(&self.sink.config, &rendering, &messages);
+        let kept = keep((&self.sink.config, &self.sink.memory), &rendering, &messages);
         if !leaves.is_empty() {
             self.ledger.note(Op::Leave(leaves), 0);
         }
@@ -84,27 +84,32 @@ impl Task {
         let Some(rendering) = self.rendering.clone() else { return };
         let messages: Vec<(Ties, Payload)> =
             messages.into_iter().map(|message| (message.ties(), message.payload)).collect();
-        let kept = keep(&self.sink.config, &rendering, &messages);
+        let kept = keep((&self.sink.config, &self.sink.memory), &rendering, &messages);
         let (bytes, page) = (bytes_of(&kept), self.pages.0);
         self.pages.0 += 1;
         self.ledger.note(Op::Page { page, messages: kept }, bytes);
         self.ledger.answers(write);
     }
 
+    fn read_bytes(&self) -> usize {
+        self.sink.memory.share(AT_ONCE_PARTS, self.sink.sharers, AT_ONCE_LEAST).min(READ_BYTES_MAX)
+    }
+
     pub(super) fn read_lanes(&mut self, wants: Vec<Want>) {
         let (store, key) = (self.ledger.store().clone(), self.ledger.key());
         // No more than a delivery takes: what is left of a lane when its group's delivery fails stays in memory.
-        let each = self.sink.config.batch_size.max(2);
+        let (each, bytes) = (self.sink.config.batch_size.max(2), self.read_bytes());
         self.reads.spawn(async move {
             let groups = wants.iter().map(|want| want.group).collect();
             let wants = wants.into_iter().map(|Want { group, after }| LaneWant { group, after }).collect();
-            Read::Lanes(groups, store.lanes(key, wants, each, READ_BYTES).await)
+            Read::Lanes(groups, store.lanes(key, wants, each, bytes).await)
         });
     }
 
     pub(super) fn read_overflow(&mut self) {
         let (store, key, from) = (self.ledger.store().clone(), self.ledger.key(), self.pages.1);
-        self.reads.spawn(async move { Read::Pages(store.pages(key, from, READ_BYTES).await) });
+        let bytes = self.read_bytes();
+        self.reads.spawn(async move { Read::Pages(store.pages(key, from, bytes).await) });
     }
 
     pub(super) fn read(&mut self, read: Result<Read, tokio::task::JoinError>) {

@@ -64,9 +64,9 @@ pub(super) struct Durable {
 pub(super) struct Lost;
 
 impl Ledger {
-    pub(super) fn new(store: Store, key: SinkKey) -> Self {
+    /// Of a sink that gathers about so many bytes at a time.
+    pub(super) fn new(store: Store, key: SinkKey, batch_bytes: usize) -> Self {
         let (ops, writes) = (Vec::new(), Vec::new());
-        let batch_bytes = store.batch_bytes_max() / 2;
         let tried = HashMap::new();
         Self {
             store,

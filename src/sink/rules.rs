@@ -1,14 +1,14 @@
 //! The sink's rules, as its scheduler needs them.
 
-use super::{READY_BYTES_ENOUGH, READY_MESSAGES_ENOUGH};
+use super::READY_MESSAGES_ENOUGH;
 use crate::config::{OnExhausted, SinkConfig};
 use crate::schedule::{self, Limits, RetryRule, Rules};
 
 /// The most that stands around the messages of a body: `{"data":[]}`.
 const BODY_FRAME_BYTES: usize = 11;
 
-/// `write_bytes` is what the store takes at once.
-pub(super) fn rules(config: &SinkConfig, keeps: bool, write_bytes: usize) -> Rules {
+/// `write_bytes` is what the store takes at once, `ready_bytes` what is enough of it to have been read back.
+pub(super) fn rules(config: &SinkConfig, keeps: bool, (write_bytes, ready_bytes): (usize, usize)) -> Rules {
     let retry = config.retry;
     let slots_twice = config.max_in_flight.saturating_mul(config.batch_size).saturating_mul(2);
     Rules {
@@ -26,7 +26,7 @@ pub(super) fn rules(config: &SinkConfig, keeps: bool, write_bytes: usize) -> Rul
         },
         split_after: retry.split_after,
         keeps,
-        enough: (READY_MESSAGES_ENOUGH.max(slots_twice), READY_BYTES_ENOUGH),
+        enough: (READY_MESSAGES_ENOUGH.max(slots_twice), ready_bytes),
         write_bytes,
     }
 }

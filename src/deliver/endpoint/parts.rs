@@ -57,7 +57,7 @@ pub(super) fn parts(sink: &SinkConfig, connector: Option<TlsConnector>, ways: Wa
         // A tenth of the deadline is left, so that a slow connect is told from a slow answer.
         connect_timeout: (sink.request_timeout / 10 * 9).min(CONNECT_TIMEOUT_MAX),
         age: ways.age,
-        idle_max: sink.max_in_flight,
+        idle_max: ways.descriptors.idle_max(sink.max_in_flight),
         descriptors: ways.descriptors,
         clock: ways.clock,
         pace: ways.pace,

@@ -71,7 +71,7 @@ fn fed(intake: &mut Intake, sink: usize) -> String {
         .iter()
         .filter_map(|item| match item {
             Feed::Database { system_id } => Some(format!("db{system_id}")),
-            Feed::Table { .. } => None,
+            Feed::Table { .. } | Feed::Weight(_) => None,
             Feed::Change { change, .. } => Some(format!("{}.{}", change.transaction.commit_lsn.0, change.index)),
             Feed::Mark(lsn) => Some(format!("={}", lsn.0)),
         })
@@ -117,7 +117,7 @@ fn pitfall_55_what_was_altered_after_the_rows_is_not_believed_and_asked_for_agai
         let items = intake.batch(0).map(std::mem::take).unwrap_or_default();
         let rules = items.into_iter().filter_map(|item| match item {
             Feed::Table { rule, .. } => Some(rule.to_string()),
-            Feed::Database { .. } | Feed::Change { .. } | Feed::Mark(_) => None,
+            Feed::Database { .. } | Feed::Change { .. } | Feed::Mark(_) | Feed::Weight(_) => None,
         });
         rules.collect::<Vec<_>>()
     };
@@ -206,7 +206,7 @@ fn annotations_stay_until_cleared_or_committed() {
         .iter()
         .filter_map(|item| match item {
             Feed::Change { change, .. } => Some(change.annotations.as_deref().map(str::to_owned)),
-            Feed::Mark(_) | Feed::Database { .. } | Feed::Table { .. } => None,
+            Feed::Mark(_) | Feed::Database { .. } | Feed::Table { .. } | Feed::Weight(_) => None,
         })
         .collect();
     let annotations: Vec<Option<&str>> = annotations.iter().map(Option::as_deref).collect();
@@ -255,7 +255,7 @@ fn pitfall_09_a_truncate_is_a_change_of_each_table_in_the_lists_order_and_a_barr
             Feed::Change { change, barrier, .. } => {
                 Some((change.index, &**change.table.event(change.action()), *barrier))
             }
-            Feed::Mark(_) | Feed::Database { .. } | Feed::Table { .. } => None,
+            Feed::Mark(_) | Feed::Database { .. } | Feed::Table { .. } | Feed::Weight(_) => None,
         })
         .collect();
     let expected = [
@@ -353,7 +353,7 @@ fn messages_carry_the_annotation_come_once_over_a_reconnect_and_belong_to_a_tran
                 assert!(!barrier);
                 Some(change.annotations.as_deref())
             }
-            Feed::Mark(_) | Feed::Database { .. } | Feed::Table { .. } => None,
+            Feed::Mark(_) | Feed::Database { .. } | Feed::Table { .. } | Feed::Weight(_) => None,
         })
         .collect();
     assert_eq!(annotations, [None, Some("7")]);
