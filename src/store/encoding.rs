@@ -7,6 +7,7 @@
 //! What holds many messages is no sealed whole but a [`pack`], in which each message has a seal of its own.
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
+mod dictionary;
 mod message;
 mod pack;
 mod page;

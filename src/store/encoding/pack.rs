@@ -11,7 +11,8 @@
 use bytes::Bytes;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::{Corrupt, LZ4_FACTOR_MAX, Reader, put_bytes, put_varint};
+use super::dictionary::{self, Dictionary};
+use super::{Corrupt, Reader, put_bytes, put_varint};
 
 /// Follows [`super::PLAIN`] and [`super::LZ4`].
 const PACK: u8 = 3;
@@ -22,10 +23,8 @@ const SEAL_BYTES: usize = 8;
 const DICTIONARY_MAX: usize = 2048;
 /// Fewer contents do not repay a dictionary that is there twice.
 const DICTIONARY_FROM: usize = 16;
-/// Less is not worth compressing by itself, …
+/// Less is not worth compressing by itself.
 const COMPRESSED_FROM: usize = 256;
-/// … and beside a dictionary.
-const COMPRESSED_FROM_WITH: usize = 32;
 
 /// What [`pack`] was given, as far as it is whole.
 #[derive(Debug, PartialEq, Eq)]
@@ -56,6 +55,7 @@ pub(in crate::store) fn pack(front: &[u8], contents: &[&[u8]]) -> Vec<u8> {
         .first()
         .filter(|_| contents.len() >= DICTIONARY_FROM)
         .map_or(&[][..], |first| first.get(..DICTIONARY_MAX).unwrap_or(first));
+    let index = (!dictionary.is_empty()).then(|| Dictionary::new(dictionary));
     let mut packed = Vec::with_capacity(contents.iter().map(|content| content.len()).sum::<usize>() >> 1);
     let mut head = Vec::with_capacity(front.len().saturating_add(contents.len().saturating_mul(8)).saturating_add(64));
     put_bytes(&mut head, front);
@@ -63,7 +63,7 @@ pub(in crate::store) fn pack(front: &[u8], contents: &[&[u8]]) -> Vec<u8> {
     put_varint(&mut head, contents.len() as u64);
     for content in contents {
         let start = packed.len();
-        match compressed(content, dictionary) {
+        match compressed(content, index.as_ref()) {
             Some(bytes) => packed.extend_from_slice(&bytes),
             None => packed.extend_from_slice(content),
         }
@@ -88,12 +88,11 @@ pub(in crate::store) fn pack(front: &[u8], contents: &[&[u8]]) -> Vec<u8> {
 }
 
 /// `None`: it is no smaller.
-fn compressed(content: &[u8], dictionary: &[u8]) -> Option<Vec<u8>> {
-    let from = if dictionary.is_empty() { COMPRESSED_FROM } else { COMPRESSED_FROM_WITH };
-    let packed = (content.len() >= from).then(|| match dictionary {
-        [] => lz4_flex::block::compress(content),
-        dictionary => lz4_flex::block::compress_with_dict(content, dictionary),
-    });
+fn compressed(content: &[u8], dictionary: Option<&Dictionary<'_>>) -> Option<Vec<u8>> {
+    let packed = match dictionary {
+        None => (content.len() >= COMPRESSED_FROM).then(|| lz4_flex::block::compress(content)),
+        Some(dictionary) => Some(dictionary.write(content)),
+    };
     packed.filter(|packed| packed.len() < content.len())
 }
 
@@ -172,18 +171,10 @@ fn content(entry: &Entry, kept: &[u8], dictionary: &[u8]) -> Result<Bytes, Corru
     if kept.len() == length {
         return Ok(Bytes::copy_from_slice(kept));
     }
-    if length > kept.len().saturating_mul(LZ4_FACTOR_MAX).saturating_add(DICTIONARY_MAX) {
-        return Err(Corrupt::Number);
+    if !dictionary.is_empty() {
+        return dictionary::read(kept, dictionary, length).map(Bytes::from);
     }
-    let mut bytes = vec![0; length];
-    let written = match dictionary {
-        [] => lz4_flex::block::decompress_into(kept, &mut bytes),
-        dictionary => lz4_flex::block::decompress_into_with_dict(kept, &mut bytes, dictionary),
-    };
-    match written {
-        Ok(written) if written == length => Ok(Bytes::from(bytes)),
-        Ok(_) | Err(_) => Err(Corrupt::Compression),
-    }
+    super::unpack(kept, length)
 }
 
 fn seal_of(length: usize, kept: &[u8]) -> u32 {
