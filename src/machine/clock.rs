@@ -150,7 +150,8 @@ fn trouble_of_sleep(slept: Duration) -> Trouble {
 }
 
 fn trouble_of_jump(by_millis: i64) -> Trouble {
-    let seconds = by_millis.unsigned_abs() / 1000;
+    // Two clocks are not read in the same millisecond.
+    let seconds = by_millis.unsigned_abs().saturating_add(500) / 1000;
     let way = if by_millis > 0 { "forward" } else { "back" };
     let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
     Trouble {
@@ -213,6 +214,7 @@ mod tests {
     #[test]
     fn a_jump_is_told_with_its_way_and_length() {
         assert!(trouble_of_jump(-93_784_000).what.contains("set back by 1 d 2 h 3 min 4 s"));
+        assert!(trouble_of_jump(-86_399_999).what.contains("set back by 1 d 0 h 0 min 0 s"));
         assert!(trouble_of_jump(8 * 86_400_000).what.contains("set forward by 8 d 0 h 0 min 0 s"));
     }
 }
