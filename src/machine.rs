@@ -2,7 +2,7 @@
 //!
 //! [`clock`] knows when the process has not run, and when the wall clock was set; [`descriptors`] how many files and
 //! connections it may have open, and keeps some for the admin side and the store; [`room`] how much memory the machine
-//! leaves it. Each tells what it knows as a [`crate::view::OwnTrouble`]; none of it counts against an endpoint.
+//! leaves it. Each tells what it knows as a [`crate::view::OwnTroubleView`]; none of it counts against an endpoint.
 
 pub mod clock;
 pub mod descriptors;

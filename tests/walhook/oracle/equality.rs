@@ -218,7 +218,7 @@ fn listed(name: &str) -> String {
 /// Made by hand: the relation as its message would announce it.
 async fn announced(client: &Client, table: &str) -> Relation {
     let sql = format!(
-        "SELECT attrelid, atttypid, atttypmod FROM pg_attribute WHERE attrelid = '{table}'::regclass AND attnum = 1"
+        "SELECT attrelid, atttypid, atttypmod FROM pg_attribute WHERE attrelid = 'public.{table}'::regclass AND attnum = 1"
     );
     let row = client.query_one(&sql, &[]).await.unwrap();
     let column =
