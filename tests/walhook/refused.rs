@@ -5,7 +5,7 @@ use std::net::TcpListener;
 
 use crate::daemon::{Config, Daemon, text_of, troubles, walhook};
 use crate::order::counters;
-use crate::postgres::Postgres;
+use crate::postgres::{Postgres, state, until};
 
 /// Takes every connection, reads once, answers so and hangs up; the port.
 fn service(answer: &'static [u8]) -> u16 {
@@ -61,8 +61,12 @@ async fn the_connection_limit_of_the_role_is_named_and_waited_for() {
     assert!(text.contains("the role's CONNECTION LIMIT is used up"), "{text}");
     let daemon = Daemon::launch(&config);
     daemon.wait_logged("CONNECTION LIMIT").await;
-    let told = troubles(&daemon.wait_not_ready().await);
-    assert!(told.contains("ALTER ROLE … CONNECTION LIMIT …, or -1 for none") && !told.contains("password"), "{told}");
+    until("readyz to tell of the limit", || async {
+        let told = troubles(&daemon.wait_not_ready().await);
+        let mends = told.contains("ALTER ROLE … CONNECTION LIMIT …, or -1 for none");
+        state(mends && !told.contains("password"), told)
+    })
+    .await;
     // What the advice says is enough.
     postgres.admin_sql("ALTER ROLE walhook CONNECTION LIMIT 10").await;
     daemon.wait_ready().await;
@@ -77,8 +81,11 @@ async fn a_role_that_may_not_log_in_ends_a_start_with_69_and_is_waited_for_by_on
     postgres.admin_sql("ALTER ROLE walhook NOLOGIN").await;
     postgres.admin_sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'walhook'").await;
     daemon.wait_logged("may not log in").await;
-    let told = troubles(&daemon.wait_not_ready().await);
-    assert!(told.contains("ALTER ROLE … LOGIN") && !told.contains("password"), "{told}");
+    until("readyz to tell of the role", || async {
+        let told = troubles(&daemon.wait_not_ready().await);
+        state(told.contains("ALTER ROLE … LOGIN") && !told.contains("password"), told)
+    })
+    .await;
     // The application writes on meanwhile.
     postgres.sql("INSERT INTO counters VALUES (1, 0, 'x')").await;
 

@@ -287,7 +287,10 @@ async fn while_the_database_is_down_the_sinks_go_on_with_what_the_store_holds_bu
     life.source.let_sinks_begin().await;
     let told = fed.try_recv().unwrap();
     let system_id = life.binding().system_id;
-    assert!(matches!(told.as_slice(), [Feed::Database { system_id: told }, Feed::Weight(_)] if *told == system_id), "{told:?}");
+    assert!(
+        matches!(told.as_slice(), [Feed::Database { system_id: told }, Feed::Weight(_)] if *told == system_id),
+        "{told:?}"
+    );
     life.source.let_sinks_begin().await;
     assert!(fed.try_recv().is_err(), "once is enough");
 }
@@ -309,7 +312,10 @@ async fn after_an_accepted_gap_the_sinks_begin_where_the_store_is_bound_and_not_
     house.stage.cluster.resume().unwrap();
     drop(life.source.open().await.unwrap_or_else(|problem| panic!("{problem}")));
     let (told, bound) = (fed.try_recv().unwrap(), life.binding().confirmed.unwrap());
-    assert!(matches!(told.as_slice(), [Feed::Database { .. }, Feed::Mark(at), Feed::Weight(_)] if *at == bound), "{bound}: {told:?}");
+    assert!(
+        matches!(told.as_slice(), [Feed::Database { .. }, Feed::Mark(at), Feed::Weight(_)] if *at == bound),
+        "{bound}: {told:?}"
+    );
 }
 
 #[tokio::test]

@@ -325,6 +325,8 @@ async fn pitfall_55_keys_are_one_group_exactly_where_the_server_calls_them_equal
     let address: PgAddress = PgAddress::parse(&postgres.url()).unwrap();
     let (own, driver) = connection::sql(&address).await.unwrap();
     tokio::spawn(driver);
+    // Texts are to be those of the stream, whose session has this path.
+    own.batch_execute("RESET search_path").await.unwrap();
     let owner = postgres.client().await;
 
     let (mut keys, mut pairs, mut no_keys) = (0, 0, Vec::new());
