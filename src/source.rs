@@ -64,9 +64,9 @@ use crate::view::{SharedViews, SourceState, SourceView, Trouble};
 
 /// Waits between sessions: doubled from the first to the last, each spread over its upper half.
 const RECONNECT_INITIAL: Duration = Duration::from_millis(250);
-const RECONNECT_MAX: Duration = Duration::from_secs(10);
+const RECONNECT_MAX: Duration = Duration::from_secs(8);
 /// How often a source that needs a person looks whether one has been, and whether the application's own writes fail meanwhile.
-const STOPPED_RECHECK: Duration = Duration::from_secs(10);
+const STOPPED_RECHECK: Duration = Duration::from_secs(5);
 
 /// A sink as its source sees it.
 #[derive(Debug)]
