@@ -121,7 +121,7 @@ table! {
     SOURCE_LAG_SECONDS = Gauge "walhook_source_lag_seconds" ["seconds"] SOURCE,
         "Seconds since the commit of the last transaction read, while the server's WAL has more; else seconds since the server was last heard, if it is silent or not connected; 0 when all is read.";
     SOURCE_SILENT = Gauge "walhook_source_silent" [""] SOURCE,
-        "1 while the server has not answered for 8 s or more, on the stream or over SQL, else 0.";
+        "1 while the server has sent nothing for 8 s or not answered over SQL for 4 s, else 0.";
     SOURCE_LACKS = Gauge "walhook_source_lacks" [""] &["source", "what"],
         "1 while the source lacks what it needs to go on (publication, slot, role), though the stream may not have noticed yet, else 0.";
     SOURCE_CHANGES = Counter "walhook_source_changes_total" ["changes"] &["source", "action"],

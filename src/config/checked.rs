@@ -53,6 +53,23 @@ pub struct SourceConfig {
     pub on_slot_lost: OnSlotLost,
 }
 
+#[cfg(test)]
+impl SourceConfig {
+    /// One as the defaults make it, without heartbeats.
+    pub(crate) fn example() -> Self {
+        Self {
+            name: "app".to_owned(),
+            url: PgAddress::parse("postgres://walhook@h/app").unwrap_or_else(|error| panic!("{error}")),
+            slot: "walhook_app".to_owned(),
+            publication: "walhook_app".to_owned(),
+            create: true,
+            heartbeat: None,
+            failover: false,
+            on_slot_lost: OnSlotLost::Stop,
+        }
+    }
+}
+
 /// `on_slot_lost`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnSlotLost {

@@ -103,7 +103,7 @@ impl Undelivered {
             span.messages += 1;
             return;
         }
-        // Positions and times have the same order, but for clocks that differ.
+        // Positions and times have the same order; where clocks differ, the position decides.
         let before = at.checked_sub(1).and_then(|before| self.spans.get_mut(before));
         let earliest = before.as_ref().map(|span| span.until);
         let arrived = earliest.map_or(arrived, |earliest| arrived.max(earliest));
@@ -139,7 +139,7 @@ impl Undelivered {
     /// What the store has of a life before, in no order, without its pages.
     pub(super) fn restore(&mut self, mut stored: Vec<StoredSpan>) {
         stored.sort_unstable_by_key(|span| span.first);
-        // Positions and times have the same order, but for clocks that differ and times that are not known.
+        // Positions and times have the same order; where clocks differ, or a time is not known, the position decides.
         let mut earliest = None;
         for span in stored.iter_mut().rev() {
             span.arrived = earliest.map_or(span.arrived, |earliest: Instant| earliest.min(span.arrived));

@@ -114,7 +114,8 @@ impl Source {
                 // 3. Statuses go out whether or not anything is read, or the server would give us up.
                 _ = tick.tick() => {
                     self.mind_the_distance(is_sated && !is_stopping);
-                    self.on_tick(&mut stream, reads || is_stopping).await?;
+                    // A server that does not say its end is told as silent; nobody holds the source then.
+                    self.on_tick(&mut stream, reads || is_stopping || waits_for_end).await?;
                 }
                 // 4. What keeps reading from going on.
                 () = reserved(self, full_sink), if full_sink.is_some() => {}

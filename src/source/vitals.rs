@@ -151,22 +151,6 @@ fn alarms(source: &SourceConfig, first: &Look, now: &Look) -> Vec<Alarm> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::OnSlotLost;
-    use crate::source::address::PgAddress;
-
-    fn source() -> SourceConfig {
-        SourceConfig {
-            name: "app".to_owned(),
-            url: PgAddress::parse("postgres://walhook@h/app").unwrap(),
-            slot: "walhook_app".to_owned(),
-            publication: "walhook_app".to_owned(),
-            create: true,
-            heartbeat: None,
-            failover: false,
-            on_slot_lost: OnSlotLost::Stop,
-        }
-    }
-
     fn healthy() -> Look {
         let yes = Some(true);
         Look {
@@ -196,18 +180,18 @@ mod tests {
             (Look { is_valid: no, ..healthy() }, Vital::Role, "has expired", "VALID UNTIL 'infinity'"),
             (Look { may_connect: no, ..healthy() }, Vital::Role, "may not connect", "GRANT CONNECT ON DATABASE"),
         ] {
-            let found = alarms(&source(), &healthy(), &look);
+            let found = alarms(&SourceConfig::example(), &healthy(), &look);
             let [alarm] = found.as_slice() else { panic!("{found:?}") };
             assert_eq!(alarm.vital, vital);
             assert!(alarm.trouble.what.contains(what) && alarm.trouble.advice.contains(advice), "{alarm:?}");
         }
-        assert_eq!(alarms(&source(), &healthy(), &healthy()), []);
-        assert_eq!(alarms(&source(), &healthy(), &Look::default()), []);
+        assert_eq!(alarms(&SourceConfig::example(), &healthy(), &healthy()), []);
+        assert_eq!(alarms(&SourceConfig::example(), &healthy(), &Look::default()), []);
     }
 
     #[test]
     fn a_role_that_never_had_an_attribute_has_not_lost_it() {
         let by_membership = Look { replicates: Some(false), ..healthy() };
-        assert_eq!(alarms(&source(), &by_membership, &by_membership), []);
+        assert_eq!(alarms(&SourceConfig::example(), &by_membership, &by_membership), []);
     }
 }

@@ -82,7 +82,7 @@ impl PgAddress {
 }
 
 impl Host {
-    /// Whether it is this machine by what is written: a name may lead anywhere, but for `localhost`.
+    /// Whether it is this machine by what is written. Of names only `localhost` is: any other may lead anywhere.
     fn is_here(&self) -> bool {
         match self {
             Self::Unix { .. } => true,

@@ -105,22 +105,7 @@ pub(super) fn begun(before: &Note, end: Lsn) -> Note {
 mod tests {
     use super::super::key;
     use super::*;
-    use crate::config::OnSlotLost;
-    use crate::source::address::PgAddress;
     use crate::source::slot::identity::Fault;
-
-    fn config() -> SourceConfig {
-        SourceConfig {
-            name: "app".to_owned(),
-            url: PgAddress::parse("postgres://u@h/app").unwrap(),
-            slot: "walhook_app".to_owned(),
-            publication: "walhook_app".to_owned(),
-            create: true,
-            heartbeat: None,
-            failover: false,
-            on_slot_lost: OnSlotLost::Stop,
-        }
-    }
 
     fn named(table: &str) -> TableName {
         TableName { schema: "public".to_owned(), table: table.to_owned() }
@@ -177,25 +162,25 @@ mod tests {
             mended: names(&["never_out", "other_hand"]),
             whole: names(&["back"]),
         };
-        assert_eq!(decided(&config(), &found, &noted), expected);
+        assert_eq!(decided(&SourceConfig::example(), &found, &noted), expected);
         // Of tables that a look did not reach nothing is known.
-        let cut = decided(&config(), &Look { is_cut: true, ..found }, &noted);
+        let cut = decided(&SourceConfig::example(), &Look { is_cut: true, ..found }, &noted);
         assert_eq!((cut.mended, cut.whole), (Vec::new(), Vec::new()));
     }
 
     #[test]
     fn only_a_member_of_a_publication_of_our_own_is_taken_out() {
         let ours = look(vec![bare_of("t")]);
-        assert_eq!(decided(&config(), &ours, &[]).take_out, [bare_of("t")]);
+        assert_eq!(decided(&SourceConfig::example(), &ours, &[]).take_out, [bare_of("t")]);
         let whole = Bare { is_member: false, ..bare_of("t") };
         let partial = Bare { is_partial: true, ..bare_of("t") };
         for (looks, source) in [
-            (Look { is_ours: false, ..ours.clone() }, config()),
-            (Look { is_owned: false, ..ours.clone() }, config()),
-            (Look { in_recovery: true, ..ours.clone() }, config()),
-            (look(vec![whole]), config()),
-            (look(vec![partial]), config()),
-            (ours, SourceConfig { create: false, ..config() }),
+            (Look { is_ours: false, ..ours.clone() }, SourceConfig::example()),
+            (Look { is_owned: false, ..ours.clone() }, SourceConfig::example()),
+            (Look { in_recovery: true, ..ours.clone() }, SourceConfig::example()),
+            (look(vec![whole]), SourceConfig::example()),
+            (look(vec![partial]), SourceConfig::example()),
+            (ours, SourceConfig { create: false, ..SourceConfig::example() }),
         ] {
             let found = decided(&source, &looks, &[]);
             assert_eq!((found.begin, found.take_out), (vec![named("t")], Vec::new()), "{looks:?}");
@@ -241,7 +226,7 @@ mod tests {
     fn a_harm_says_since_when_why_and_both_ways_out() {
         let found = look(Vec::new());
         let leaf = Bare { relation: named("leaf"), ..bare_of("t") };
-        let trouble = found.harm(&config(), &leaf, Some("noon"), "it is locked");
+        let trouble = found.harm(&SourceConfig::example(), &leaf, Some("noon"), "it is locked");
         let what = "public.t is published and its own UPDATE and DELETE fail since noon: its partition public.leaf has no \
                     primary key and no replica identity; it is not taken out of the publication: it is locked";
         assert_eq!(trouble.what, what);
@@ -249,12 +234,17 @@ mod tests {
         assert!(mend.contains("ALTER TABLE \"public\".\"leaf\" REPLICA IDENTITY FULL;"), "{mend}");
         assert!(out.contains("ALTER PUBLICATION \"walhook_app\" DROP TABLE ONLY \"public\".\"t\";"), "{out}");
         let partial = Bare { is_partial: true, ..leaf };
-        let trouble = found.harm(&config(), &partial, None, found.hindrance(&config(), &partial).unwrap());
+        let trouble = found.harm(
+            &SourceConfig::example(),
+            &partial,
+            None,
+            found.hindrance(&SourceConfig::example(), &partial).unwrap(),
+        );
         assert!(trouble.what.ends_with("the column list or row filter that a person gave it there would be lost"));
         assert!(trouble.advice.contains("take it out of the tables of every sink"), "{}", trouble.advice);
         let only = Look { deletes: false, ..look(Vec::new()) };
         let all = Bare { is_member: false, fault: Fault::Nothing, ..bare_of("t") };
-        let trouble = only.harm(&config(), &all, None, "no");
+        let trouble = only.harm(&SourceConfig::example(), &all, None, "no");
         assert!(
             trouble.what.starts_with("public.t is published and its own UPDATE fails: it has REPLICA IDENTITY NOTHING")
         );

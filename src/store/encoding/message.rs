@@ -95,8 +95,8 @@ pub(super) fn old_page_from_bytes(
     Ok(messages)
 }
 
-/// Where the messages of such a page stood, from the first on, when its seal is broken. Those are believed whose id is the one
-/// that belongs to their place; of what they say beside that, nothing is.
+/// Where the messages of such a page stood, from the first on, when its seal is broken. A place is believed if the message's id
+/// belongs to it. Nothing else that the message says is believed.
 pub(super) fn places_of_old_page<E>(
     bytes: &[u8],
     mut id_at: impl FnMut(Position) -> Result<MessageId, E>,

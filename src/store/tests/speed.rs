@@ -48,7 +48,7 @@ fn core_seconds() -> f64 {
 }
 
 #[test]
-#[ignore = "prints rates"]
+#[ignore = "prints rates: cargo test --release --lib -- --ignored --nocapture store::tests::speed"]
 fn rates() {
     let rig = Rig::of_bytes(10 << 30);
     let (store, sink) = rig.one();

@@ -430,7 +430,8 @@ async fn an_sql_session_that_is_stopped_under_load_is_told_and_clears() {
     let since = Instant::now();
     // More than what the stream may be ahead of the server's last word.
     for from in [10_000, 20_000, 30_000] {
-        let rows = format!("SELECT i, 0, repeat('x', 3000) FROM generate_series({from}, {from} + 2999) i");
+        let body = "(SELECT string_agg(md5(i::text || j), '') FROM generate_series(1, 94) j)";
+        let rows = format!("SELECT i, 0, {body} FROM generate_series({from}, {from} + 2999) i");
         stand.postgres.sql(&format!("INSERT INTO counters {rows}")).await;
     }
     let fault = Fault {
@@ -440,6 +441,13 @@ async fn an_sql_session_that_is_stopped_under_load_is_told_and_clears() {
         ..SILENT
     };
     fault.told(&stand.daemon, since).await;
+    // Nor is it told as what it is not, though nothing is read for longer than a source that is held waits before it says so.
+    until("lag_seconds to grow", || async {
+        let lag = stand.daemon.metrics().await.sum("walhook_source_lag_seconds", &[]);
+        state(lag > Some(8.0), lag)
+    })
+    .await;
+    assert!(!stand.daemon.logged("reading is held"), "the sinks were blamed");
     kill("-CONT", &pids);
     let since = Instant::now();
     fault.cleared(&stand.daemon, since).await;

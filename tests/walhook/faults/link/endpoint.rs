@@ -1,5 +1,5 @@
-//! A hostile endpoint against the binary: early answers, interim ones, heads and bodies without an end. Nothing counts as an
-//! acknowledgement that is none, memory stays flat, and once it behaves the row arrives.
+//! A hostile endpoint against the binary: early answers, interim ones, heads and bodies without an end. Only a whole
+//! answer to a whole request acknowledges, memory stays flat, and once the endpoint behaves the row arrives.
 //!
 //! What needs HTTP/2 is held beside the code, frame by frame: GOAWAY and refused streams (`deliver::tests::goaway`), connections that answer
 //! pings and nothing else (`bursts`), frames without an answer (`floods`), connections that close at the wrong moment (`closing`).
