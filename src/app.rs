@@ -171,8 +171,9 @@ fn show_protection(config: &Config, views: &Views) {
 
 fn start(config: Config, mut opened: Opened, views: &SharedViews) -> Result<(Running, Vec<Memory>), AppError> {
     let Config { sources, sinks, mut limits, state, .. } = config;
+    let asked = limits.message_bytes_max;
     limits.memory_limit = memory_in_force(limits.memory_limit, sinks.len());
-    limits.message_bytes_max = limits.message_bytes_max.min(limits.memory_limit / 4);
+    limits.message_bytes_max = asked.min(limits.memory_limit / 4);
     let descriptors = descriptors(&sources, &sinks, views);
     let mut running = Running {
         sources: JoinSet::new(),
@@ -196,9 +197,14 @@ fn start(config: Config, mut opened: Opened, views: &SharedViews) -> Result<(Run
         }
         // A share for each, so that one source's dead sinks do not hold another.
         let memory = share(&limits, shares);
-        if memory.message_bytes_max() < limits.message_bytes_max {
+        if memory.message_bytes_max() < asked {
             let (source, bytes) = (&source.name, memory.message_bytes_max());
-            info!(source, bytes, "limits.max_message is a quarter of the source's share of limits.memory_limit");
+            let what = "limits.max_message is a quarter of the source's share of the memory limit in force";
+            let advice = "larger changes become dead letters (too_large): give the container or service more memory";
+            match limits.message_bytes_max < asked {
+                true => warn!(source, bytes, advice, "{what}"),
+                false => info!(source, bytes, "{what}"),
+            }
         }
         let start = Start {
             config: source,

@@ -202,7 +202,7 @@ impl Endpoint {
         if matches!(end, End::Late) && answer.status.is_none() {
             pool.unanswered(under, began);
         }
-        let own = Own { has_slept: moment.was_slept_through(), is_astray: clock::is_astray() };
+        let own = Own { has_slept: moment.was_slept_through(), astray_secs: clock::astray_secs() };
         let terms = Terms { success, request_timeout: *request_timeout, peer, is_plain: *is_plain, is_answered, own };
         let mut verdict = judge(&answer, end, &terms);
         if !answer.body.is_empty() || !verdict.is_acknowledged() {

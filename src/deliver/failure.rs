@@ -94,7 +94,7 @@ pub(super) fn describe(error: &SendError, category: Category, peer: &str) -> Str
             innermost(error)
         ),
         Category::OwnDns => format!(
-            "nobody could be asked for the host's name ({peer}): {}; this machine's resolver does not answer, or cannot ask others",
+            "nobody could be asked for the host's name ({peer}): {}; this machine's resolver does not answer for any name, or cannot ask others",
             innermost(error)
         ),
         Category::Unbuildable => format!("no request can be made: {}", innermost(error)),
@@ -176,7 +176,7 @@ fn is_refused(error: &io::Error) -> bool {
 
 /// The first error of type `E` in the chain. An `io::Error` hides what it wraps from `source`, and an `Arc` itself, so
 /// these are asked too.
-fn find<'a, E: StdError + 'static>(error: &'a SendError) -> Option<&'a E> {
+pub(super) fn find<'a, E: StdError + 'static>(error: &'a SendError) -> Option<&'a E> {
     let mut next: Option<&'a (dyn StdError + 'static)> = Some(error);
     while let Some(error) = next {
         if let Some(found) = error.downcast_ref::<E>() {

@@ -72,8 +72,8 @@ fn add(needles: &mut Vec<Vec<u8>>, value: &[u8]) {
     if let Some(at) = value.iter().position(|byte| *byte == b' ') {
         let (scheme, rest) = (value.get(..at).unwrap_or_default(), value.get(at + 1..).unwrap_or_default());
         values.push(rest.to_vec());
-        let plain = STANDARD.decode(rest).ok().filter(|_| scheme.eq_ignore_ascii_case(b"basic"));
-        if let Some(plain) = plain {
+        let is_basic = scheme.eq_ignore_ascii_case(b"basic");
+        if let Some(plain) = is_basic.then(|| STANDARD.decode(rest).ok()).flatten() {
             values.extend(
                 plain.iter().position(|byte| *byte == b':').map(|at| plain.get(at + 1..).unwrap_or_default().to_vec()),
             );

@@ -38,6 +38,13 @@ struct Found {
 static FOUND: Found =
     Found { beat: AtomicU64::new(0), woke: AtomicU64::new(0), slept: AtomicU64::new(0), astray: AtomicI64::new(0) };
 
+/// The clock that nobody sets, and that goes on while the machine sleeps.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+const STEADY: ClockId = ClockId::Boottime;
+/// On macOS this one does.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+const STEADY: ClockId = ClockId::Monotonic;
+
 /// A moment by the clock that nobody sets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Moment(u64);
@@ -45,7 +52,7 @@ pub struct Moment(u64);
 impl Moment {
     /// Now.
     pub fn now() -> Self {
-        let now = clock_gettime(ClockId::Boottime);
+        let now = clock_gettime(STEADY);
         let (seconds, nanos) = (now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs());
         Self(seconds.saturating_mul(1000).saturating_add(nanos / 1_000_000))
     }
@@ -68,9 +75,10 @@ pub fn slept() -> Duration {
     Duration::from_millis(FOUND.slept.load(Ordering::Relaxed))
 }
 
-/// Whether the wall clock is not where it was when the process began.
-pub fn is_astray() -> bool {
-    FOUND.astray.load(Ordering::Relaxed).unsigned_abs() >= millis(JUMPED)
+/// How far the wall clock was set since the process began, in seconds, forward or back; 0 where it was not.
+pub fn astray_secs() -> i64 {
+    let millis_astray = FOUND.astray.load(Ordering::Relaxed);
+    if millis_astray.unsigned_abs() >= millis(JUMPED) { millis_astray / 1000 } else { 0 }
 }
 
 fn millis(span: Duration) -> u64 {

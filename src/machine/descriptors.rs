@@ -2,8 +2,9 @@
 //!
 //! Connections to endpoints are the only thing of which there are many, so they are bounded: they take what the limit leaves
 //! when the store, the sources and the admin side have theirs. A connection that is wanted and finds none left makes an idle
-//! one give way, whosever it is, and else waits for one that ends. So `/healthz` answers whatever the endpoints do.
+//! one give way, whosever it is, and else waits for one that ends or has nothing to do. So `/healthz` answers whatever the endpoints do.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -44,6 +45,8 @@ struct Inner {
     places: Arc<Semaphore>,
     endpoints: usize,
     idle: Mutex<Vec<Weak<dyn Idle>>>,
+    /// How many wait for a place.
+    waiting: AtomicUsize,
 }
 
 impl Default for Descriptors {
@@ -57,7 +60,7 @@ impl Descriptors {
     pub fn new(connections: u64, endpoints: usize) -> Self {
         let places = usize::try_from(connections.min(ENDPOINTS_MAX)).unwrap_or(Semaphore::MAX_PERMITS);
         let (places, idle) = (Arc::new(Semaphore::new(places)), Mutex::default());
-        Self { inner: Arc::new(Inner { places, endpoints, idle }) }
+        Self { inner: Arc::new(Inner { places, endpoints, idle, waiting: AtomicUsize::new(0) }) }
     }
 
     /// How many connections of one endpoint may lie idle, of so many that it may have.
@@ -78,9 +81,16 @@ impl Descriptors {
         if let Ok(place) = Arc::clone(places).try_acquire_owned() {
             return Some(place);
         }
+        self.inner.waiting.fetch_add(1, Ordering::Relaxed);
+        let _waits = Waits(&self.inner.waiting);
         self.give_way();
         let place = tokio::time::timeout(patience, Arc::clone(places).acquire_owned()).await;
         place.ok().and_then(Result::ok)
+    }
+
+    /// Somebody waits for a place: a connection that nobody needs at once gives its own up.
+    pub fn is_wanted(&self) -> bool {
+        self.inner.waiting.load(Ordering::Relaxed) > 0
     }
 
     /// One idle connection goes, of whoever has one.
@@ -91,6 +101,15 @@ impl Descriptors {
         if let Some(at) = at {
             all.rotate_left(at + 1);
         }
+    }
+}
+
+/// One that waits, until it has a place or gives up.
+struct Waits<'a>(&'a AtomicUsize);
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -173,8 +192,12 @@ mod tests {
         lends.0.lock().unwrap().push(idle);
         let third = descriptors.place(patience).await.expect("the idle one gives way");
         assert!(descriptors.place(patience).await.is_none(), "all are in use");
-        let (fourth, ()) = tokio::join!(descriptors.place(patience), async { drop(busy) });
-        assert!(fourth.is_some());
+        assert!(!descriptors.is_wanted(), "nobody waits any more");
+        let (fourth, ()) = tokio::join!(descriptors.place(patience), async {
+            assert!(descriptors.is_wanted(), "so that one that becomes idle is given up");
+            drop(busy);
+        });
+        assert!(fourth.is_some() && !descriptors.is_wanted());
         drop(third);
     }
 

@@ -91,10 +91,12 @@ impl InForce {
         let number = |bytes: usize| u64::try_from(bytes).unwrap_or(u64::MAX);
         self.lowered_for.map(|machine| {
             format!(
-                "limits.memory_limit is {} MiB, and the control group has {} MiB in all: {} MiB are in force",
+                "limits.memory_limit is {} MiB, and the control group has {} MiB in all: {} MiB are in force, and a change has {} MiB \
+                 at most (max_message)",
                 mib(number(set)),
                 mib(machine),
-                mib(number(self.bytes))
+                mib(number(self.bytes)),
+                mib(number(self.bytes / 4))
             )
         })
     }
@@ -160,7 +162,8 @@ mod tests {
         let said = InForce::of(256 << 20, 1, Some(128 * MIB)).said(256 << 20).unwrap();
         assert_eq!(
             said,
-            "limits.memory_limit is 256 MiB, and the control group has 128 MiB in all: 63 MiB are in force"
+            "limits.memory_limit is 256 MiB, and the control group has 128 MiB in all: 63 MiB are in force, \
+             and a change has 15 MiB at most (max_message)"
         );
     }
 }

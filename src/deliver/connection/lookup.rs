@@ -7,8 +7,9 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use dns_lookup::{AddrInfoHints, LookupError, LookupErrorKind, SockType, getaddrinfo};
+use dns_lookup::{AddrInfo, AddrInfoHints, LookupError, LookupErrorKind, SockType, getaddrinfo};
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -16,6 +17,11 @@ use tokio::task::JoinSet;
 /// How a name is looked up.
 pub(in crate::deliver) type Lookup =
     Arc<dyn Fn(String, u16) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> + Send + Sync>;
+
+/// A name that nobody has.
+const NOBODYS: &str = "walhook.invalid.";
+/// A resolver that answers at all answers within this.
+const QUICK: Duration = Duration::from_secs(3);
 
 /// Nobody could be asked: the name may exist or not.
 #[derive(Debug, thiserror::Error)]
@@ -33,14 +39,34 @@ pub(in crate::deliver) fn system() -> Lookup {
 }
 
 fn ask_system(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
-    let hints = AddrInfoHints { socktype: SockType::Stream.into(), ..AddrInfoHints::default() };
-    let found = getaddrinfo(Some(host), None, Some(hints)).map_err(error_of)?;
-    found.map(|found| found.map(|found| SocketAddr::new(found.sockaddr.ip(), port))).collect()
+    let began = Instant::now();
+    let found = getaddrinfo(Some(host), None, Some(hints())).map_err(|error| error_of(error, began.elapsed()))?;
+    let address = |found: AddrInfo| {
+        let mut address = found.sockaddr;
+        address.set_port(port);
+        address
+    };
+    found.map(|found| found.map(address)).collect()
 }
 
-/// What getaddrinfo(3) says: that there is no such name, that nobody could be asked, or what this machine lacks.
-fn error_of(error: LookupError) -> io::Error {
+fn hints() -> AddrInfoHints {
+    AddrInfoHints { socktype: SockType::Stream.into(), ..AddrInfoHints::default() }
+}
+
+/// Whether the resolver answers for other names: getaddrinfo(3) says the same of a resolver that is away and of a name whose
+/// own servers fail. Nobody has this one (RFC 6761, 6.4), so an answer says so, and comes from nearby.
+fn answers_others() -> bool {
+    match getaddrinfo(Some(NOBODYS), None, Some(hints())) {
+        Ok(_) => true,
+        Err(error) => matches!(error.kind(), LookupErrorKind::NoName | LookupErrorKind::NoData),
+    }
+}
+
+/// What getaddrinfo(3) says: that there is no such name, that nobody could be asked, or what this machine lacks. A resolver that
+/// took its time for that is away itself, and not asked for more.
+fn error_of(error: LookupError, took: Duration) -> io::Error {
     match error.kind() {
+        LookupErrorKind::Again | LookupErrorKind::Fail if took < QUICK && answers_others() => error.into(),
         LookupErrorKind::Again | LookupErrorKind::Fail => io::Error::other(Unasked(io::Error::from(error).to_string())),
         LookupErrorKind::Memory => rustix::io::Errno::NOMEM.into(),
         LookupErrorKind::NoName

@@ -294,7 +294,8 @@ impl Pool {
         connection.life.hear(now);
         let mut state = self.lock();
         // One that is due stays until the next is made.
-        if !connection.life.lingers(now) || state.idle.len() >= self.parts.idle_max {
+        let is_wanted = self.parts.descriptors.is_wanted();
+        if !connection.life.lingers(now) || state.idle.len() >= self.parts.idle_max || is_wanted {
             return state.close([connection]);
         }
         state.idle.put(connection);

@@ -4,14 +4,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::StatusCode;
+use rustls::CertificateError;
+use rustls::pki_types::UnixTime;
 
 use crate::config::SuccessRule;
 use crate::deliver::answer::Answer;
 use crate::deliver::attempt::{Verdict, of_status, phrase};
 use crate::deliver::category::Category;
 use crate::deliver::connection::error::SendError;
-use crate::deliver::failure::{classify, describe};
-use crate::tls_fault::{CertificateFault, TlsFault};
+use crate::deliver::failure::{classify, describe, find};
 
 /// How an exchange ended.
 pub(super) enum End {
@@ -59,8 +60,8 @@ fn sorted(answer: &Answer, end: End, terms: &Terms<'_>) -> Verdict {
 pub(super) struct Own {
     /// The process did not run while the attempt was under way.
     pub(super) has_slept: bool,
-    /// The wall clock was set since the process began.
-    pub(super) is_astray: bool,
+    /// How far the wall clock was set since the process began, in seconds.
+    pub(super) astray_secs: i64,
 }
 
 /// A deadline that passed while the process slept, and a connection that was given up meanwhile, are not the endpoint's
@@ -80,11 +81,19 @@ fn is_of_time(category: Category) -> bool {
     matches!(category, Category::Timeout | Category::ConnectTimeout | Category::ConnectionReset)
 }
 
-/// By a clock that was set a good certificate is over, or has not begun.
+/// By a clock that was set a good certificate is over, or has not begun: by the clock as it was it holds.
 fn is_of_wall_clock(error: &SendError, own: Own) -> bool {
-    let fault = || TlsFault::of(error);
-    let of_time = [CertificateFault::Expired, CertificateFault::NotYetValid].map(TlsFault::Certificate);
-    own.is_astray && fault().is_some_and(|fault| of_time.contains(&fault))
+    if own.astray_secs == 0 {
+        return false;
+    }
+    let Some(rustls::Error::InvalidCertificate(fault)) = find::<rustls::Error>(error) else { return false };
+    let unset = |now: &UnixTime| i128::from(now.as_secs()) - i128::from(own.astray_secs);
+    match fault {
+        CertificateError::ExpiredContext { time, not_after } => unset(time) <= i128::from(not_after.as_secs()),
+        CertificateError::NotValidYetContext { time, not_before } => unset(time) >= i128::from(not_before.as_secs()),
+        // Of anything else the clock knows nothing.
+        _ => false,
+    }
 }
 
 /// Whoever answers before there is a request has not read it, whatever the answer says.
@@ -227,13 +236,16 @@ mod tests {
     fn what_our_own_clock_did_is_not_the_endpoints_fault_and_what_it_said_is() {
         let awake = Own::default();
         let slept = Own { has_slept: true, ..awake };
-        let astray = Own { is_astray: true, ..awake };
+        let astray = Own { astray_secs: 86_400, ..awake };
         let reset = || Arc::new(SendError::Connect(io::ErrorKind::ConnectionReset.into()));
         let refused = || Arc::new(SendError::Connect(io::ErrorKind::ConnectionRefused.into()));
-        let expired = || {
-            let error = rustls::Error::InvalidCertificate(rustls::CertificateError::Expired);
+        let ended = |secs_ago: u64| {
+            let [time, not_after] =
+                [1_000_000, 1_000_000 - secs_ago].map(|secs| UnixTime::since_unix_epoch(Duration::from_secs(secs)));
+            let error = rustls::Error::InvalidCertificate(CertificateError::ExpiredContext { time, not_after });
             Arc::new(SendError::Tls(io::Error::new(io::ErrorKind::InvalidData, error)))
         };
+        let expired = || ended(3600);
         for (status, end, own, word) in [
             (0, End::Late, awake, "timeout"),
             (0, End::Late, slept, "own_clock"),
@@ -247,6 +259,8 @@ mod tests {
             (0, End::Broken(expired()), awake, "tls_error"),
             (0, End::Broken(expired()), slept, "tls_error"),
             (0, End::Broken(expired()), astray, "own_clock"),
+            // It was over before the clock was set, too.
+            (0, End::Broken(ended(90_000)), astray, "tls_error"),
             (0, End::Late, astray, "timeout"),
         ] {
             let mut answer = Answer::default();

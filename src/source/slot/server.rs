@@ -322,6 +322,11 @@ impl ServerFacts {
         })
     }
 
+    /// It has `restrict_nonsystem_relation_kind`, which came with minor releases of August 2024.
+    pub(super) fn keeps_views_apart(&self) -> bool {
+        matches!(self.version, 140_013..=149_999 | 150_008..=159_999 | 160_004..)
+    }
+
     /// `15.18`
     pub(crate) fn version_text(&self) -> String {
         format!("{}.{}", self.version / 10_000, self.version % 10_000)
@@ -388,5 +393,20 @@ mod tests {
         assert_eq!(older.to_string(), "failover = true needs Postgres 17 or later; the server is Postgres 16.14");
         let standby = ServerFacts { in_recovery: true, ..facts() }.keeps_copies().unwrap_err();
         assert!(matches!(standby, PrepareError::Passing(Passing::Standby(_))), "{standby}");
+    }
+
+    #[test]
+    fn views_are_kept_apart_from_the_minor_releases_of_august_2024_on() {
+        for (version, keeps) in [
+            (140_012, false),
+            (140_013, true),
+            (150_007, false),
+            (150_008, true),
+            (160_003, false),
+            (160_004, true),
+            (170_000, true),
+        ] {
+            assert_eq!(ServerFacts { version, ..facts() }.keeps_views_apart(), keeps, "{version}");
+        }
     }
 }

@@ -84,6 +84,19 @@ impl Survey {
         Some(Trouble { what, advice })
     }
 
+    /// Minor releases that cannot be kept from reading a view in a table's place: nothing is fetched there.
+    fn fetches_nothing(&self) -> Option<Trouble> {
+        (!self.fetching.is_empty() && !self.server.keeps_views_apart()).then(|| Trouble {
+            what: format!(
+                "sink {} (unchanged_toast = \"fetch\") gets no values from this server, {}: it cannot be kept from reading a view in \
+                 a table's place",
+                self.fetching.join(", "),
+                self.server.version_text()
+            ),
+            advice: "upgrade the server to 14.13, 15.8, 16.4 or later".to_owned(),
+        })
+    }
+
     /// Whether there is anything that the role may publish, or that is published, where sinks take tables at all.
     fn any_readable(&self, source: &SourceConfig) -> Result<(), PrepareError> {
         let held = &self.steps.held;
@@ -112,6 +125,7 @@ impl Survey {
         let slot = self.slot.as_ref().and_then(|slot| slot.warning(&source.slot));
         let without_copy = self.slot.as_ref().filter(|slot| source.failover && !source.create && !slot.is_failover);
         let slot = slot.into_iter().chain(without_copy.map(|_| no_copy(source))).chain(self.server.impatience());
+        let slot = slot.chain(self.fetches_nothing());
         self.plan.troubles.iter().chain(&self.steps.troubles).cloned().chain(slot).collect()
     }
 

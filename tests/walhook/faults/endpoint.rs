@@ -204,7 +204,21 @@ async fn a_name_that_is_gone_is_the_endpoints_and_a_resolver_that_is_gone_is_our
     names.say("here");
     theirs.cleared(&daemon, since).await;
     receiver.wait_acknowledged(60).await;
-    assert_complete(&receiver, 60, 0);
+
+    // A name whose own servers fail, while the resolver answers for others.
+    let before = daemon.metrics().await.sum("walhook_sink_failures_total", &[("category", "own_dns")]);
+    let theirs = Fault { name: "endpoint's name servers fail", ..theirs };
+    let since = Instant::now();
+    names.say("broken");
+    insert(&postgres, 61, 90).await;
+    theirs.told(&daemon, since).await;
+    let after = daemon.metrics().await.sum("walhook_sink_failures_total", &[("category", "own_dns")]);
+    assert_eq!(after, before, "walhook's machine was blamed");
+    let since = Instant::now();
+    names.say("here");
+    theirs.cleared(&daemon, since).await;
+    receiver.wait_acknowledged(90).await;
+    assert_complete(&receiver, 90, 0);
     assert!(daemon.sigterm().await.success());
 }
 
