@@ -364,6 +364,7 @@ impl Task {
         }
         let now = Instant::now();
         let under_way = self.deliveries.values().filter_map(|delivery| delivery.under_way);
+        self.report.expired(&self.ledger.take_expired());
         let view = self.report.view(&self.sink, &self.scheduler, (now, under_way));
         self.sink.views.sinks.insert(self.sink.config.name.clone(), view);
     }

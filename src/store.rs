@@ -69,8 +69,8 @@ pub use self::encoding::Corrupt;
 pub use self::error::StoreError;
 use self::files::Paths;
 pub use self::gaps::{Gap, WentBack};
-pub use self::health::Health;
 use self::health::HealthCell;
+pub use self::health::{Expired, Health};
 pub use self::holdings::Holdings;
 use self::inbox::{Inbox, Submitted};
 use self::ledger::Ledger;
@@ -276,7 +276,19 @@ impl Store {
     /// # Errors
     /// When it cannot be read, or the sink is not known.
     pub fn load(&self, source: &str, sink: &str) -> Result<(SinkKey, Loaded), StoreError> {
-        self.shared.readers.read_here(|db| loading::load(db, source, sink).map_err(|error| error.of_sink(source, sink)))
+        let (source, sink) = (source.to_owned(), sink.to_owned());
+        let health = Arc::clone(&self.shared.health);
+        // By the thread that sweeps, so that no dead letter is counted that has expired, nor one left out.
+        self.shared.readers.told(self.call(move |db| {
+            let loaded = loading::load(db, &source, &sink).map_err(|error| error.of_sink(&source, &sink))?;
+            health.watch_expiry(loaded.0);
+            Ok(loaded)
+        }))
+    }
+
+    /// Dead letters of the sink that expired since the last call, or since it was loaded.
+    pub fn take_expired(&self, sink: SinkKey) -> Expired {
+        self.shared.health.take_expired(sink)
     }
 
     /// Hands over a batch. The answer comes when it is durable, and never before; its sender is dropped when that will not
@@ -301,7 +313,7 @@ impl Store {
     pub async fn body(&self, sink: SinkKey, delivery: DeliveryId) -> Result<Option<KeptBody>, StoreError> {
         let read =
             self.shared.readers.read(move |db| reading::of_sink(db, sink, reading::body(db, sink, delivery))).await;
-        self.shared.told(read)
+        self.shared.told(sink, "body", read)
     }
 
     /// The next messages of lanes: of each at most `messages_max`, of all at most `bytes_max` bytes of JSON, but at least
@@ -322,7 +334,7 @@ impl Store {
             .readers
             .read(move |db| reading::of_sink(db, sink, reading::lanes(db, sink, &wants, messages_max, bytes_max)))
             .await;
-        self.shared.told(read)
+        self.shared.told(sink, "lanes", read)
     }
 
     /// The pages of the overflow from number `from` on, in order: at most `bytes_max` bytes of JSON before any left, but at
@@ -337,7 +349,7 @@ impl Store {
             .readers
             .read(move |db| reading::of_sink(db, sink, reading::pages(db, sink, from, bytes_max)))
             .await;
-        self.shared.told(read)
+        self.shared.told(sink, "pages", read)
     }
 
     /// Hands over a row of the log. One for which there is no room is lost, and counted in [`Health::log_rows_lost`].
@@ -388,12 +400,12 @@ fn require_room(config: &StateConfig, sinks: usize) -> Result<(), StoreError> {
 }
 
 impl Shared {
-    /// Shows whether what waits can be read.
-    fn told<T>(&self, read: Result<T, StoreError>) -> Result<T, StoreError> {
+    /// Shows whether `what` of a sink can be read.
+    fn told<T>(&self, sink: SinkKey, what: &'static str, read: Result<T, StoreError>) -> Result<T, StoreError> {
         match &read {
-            Ok(_) => self.health.set_reading(None),
+            Ok(_) => self.health.set_reading(sink, what, None),
             Err(StoreError::Closed) => {}
-            Err(error) => self.health.set_reading(Some(health::reading_trouble(error))),
+            Err(error) => self.health.set_reading(sink, what, Some(health::reading_trouble(error))),
         }
         read
     }

@@ -329,6 +329,8 @@ pub struct SinkView {
     pub dead_letters: u64,
     /// Messages that were damaged in the store: dead letters, or their groups wait for a person.
     pub damaged: Vec<DamagedMessage>,
+    /// How many there are, of which those above are the newest.
+    pub damaged_count: u64,
 }
 
 /// A sink's breaker.

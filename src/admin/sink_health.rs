@@ -185,11 +185,12 @@ fn tables_held(view: &SinkView, now: SystemTime) -> Option<(Severity, String, &'
 fn damaged(view: &SinkView) -> Option<(Severity, String, &'static str)> {
     let all = &view.damaged;
     let named: Vec<String> = all.iter().rev().take(DAMAGED_NAMED).map(damaged_message).collect();
-    let more = if all.len() > named.len() { format!(" and {} more", all.len() - named.len()) } else { String::new() };
-    (!all.is_empty()).then(|| {
+    let more = view.damaged_count.saturating_sub(u64::try_from(named.len()).unwrap_or(u64::MAX));
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    (view.damaged_count > 0).then(|| {
         let what = format!(
             "{} messages in the store are damaged, and are not delivered: {}{more}",
-            all.len(),
+            view.damaged_count,
             named.join("; ")
         );
         let advice = "keep a copy of state.path and look at its disk and memory; read the rows from the tables and bring the receiver up \
@@ -199,7 +200,7 @@ fn damaged(view: &SinkView) -> Option<(Severity, String, &'static str)> {
 }
 
 fn damaged_message(message: &DamagedMessage) -> String {
-    let DamagedMessage { id, position, group, blocked } = message;
+    let DamagedMessage { id, position, group, blocked, .. } = message;
     let place = position.map_or_else(
         || "its place is not known".to_owned(),
         |position| format!("commit_lsn {}, commit_idx {}", position.commit_lsn.0, position.index),

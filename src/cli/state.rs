@@ -185,10 +185,15 @@ fn accepted_loss(accepted: &Accepted) -> String {
              positions; {compare}\n",
             aside.display()
         ),
-        Accepted::Forgotten(what) => {
-            let forgotten: String = what.iter().map(|what| format!("forgot: {what}\n")).collect();
-            forgotten
-                + "the next start goes on from the slot's position there; changes that were delivered may come again\n"
+        Accepted::Forgotten { rows, moves } => {
+            let forgotten: String = rows.iter().map(|what| format!("forgot: {what}\n")).collect();
+            let then = match moves {
+                true => {
+                    "the next start goes on from the slot's position there; changes that were delivered may come again\n"
+                }
+                false => "the first change of the table waits for all of it that is in the store\n",
+            };
+            forgotten + then
         }
         Accepted::Adopted => format!("accepted: the store that is there is used from here on; {compare}\n"),
     }

@@ -97,7 +97,7 @@ fn publish_sink(name: &str, view: &SinkView, now: SystemTime) {
     set(&super::SINK_LANES, number(view.lane_messages));
     set(&super::SINK_OVERFLOW, number(view.overflow_messages));
     set(&super::SINK_KEPT_DEAD, number(view.dead_letters));
-    set(&super::SINK_DAMAGED, number(u64::try_from(view.damaged.len()).unwrap_or(u64::MAX)));
+    set(&super::SINK_DAMAGED, number(view.damaged_count));
     set(&super::SINK_BREAKER_OPEN, yes(matches!(view.breaker, BreakerView::Open { .. })));
 }
 

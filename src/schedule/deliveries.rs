@@ -102,7 +102,12 @@ impl<P> Scheduler<P> {
     pub fn outcome(&mut self, now: Instant, key: DeliveryKey, outcome: Outcome) -> Option<Verdict> {
         let (started, began) = self.deliveries.get_mut(&key)?.flight.take()?;
         self.in_flight -= 1;
-        let is_own = matches!(outcome, Outcome::Failed(Failure { own: true, .. }));
+        let is_own = match outcome {
+            Outcome::Failed(Failure { own: true, .. }) => Some(true),
+            // No request was made, so nothing was found out.
+            Outcome::Failed(Failure { ours: true, .. }) => None,
+            Outcome::Acknowledged | Outcome::Failed(_) => Some(false),
+        };
         self.own.ended(now, began, is_own);
         match outcome {
             Outcome::Acknowledged => {

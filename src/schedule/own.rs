@@ -41,19 +41,26 @@ impl Own {
         Began(self.troubles)
     }
 
-    /// An attempt ended. To be called once for each [`Self::started`].
-    pub(super) fn ended(&mut self, now: Instant, began: Began, is_own: bool) {
+    /// An attempt ended, by our own trouble or not; `None`: it says nothing of that. To be called once for each
+    /// [`Self::started`].
+    pub(super) fn ended(&mut self, now: Instant, began: Began, is_own: Option<bool>) {
         if began.0 != self.troubles {
             return;
         }
-        if is_own {
-            self.until = now + (WAIT * (1 << self.waits.min(8))).min(WAIT_MAX);
-            self.troubles += 1;
-            self.waits += 1;
-            self.since.get_or_insert(now);
-        } else if let Some(since) = self.since.take() {
-            self.spent += now.saturating_duration_since(since);
-            self.waits = 0;
+        match is_own {
+            Some(true) => {
+                self.until = now + (WAIT * (1 << self.waits.min(8))).min(WAIT_MAX);
+                self.troubles += 1;
+                self.waits += 1;
+                self.since.get_or_insert(now);
+            }
+            Some(false) => {
+                if let Some(since) = self.since.take() {
+                    self.spent += now.saturating_duration_since(since);
+                    self.waits = 0;
+                }
+            }
+            None => {}
         }
         self.is_tried = false;
     }
@@ -108,8 +115,8 @@ mod tests {
         let begun = [own.started(), own.started(), own.started()];
         assert!(own.may_start(now) && own.wake_at().is_none());
         // All of one rush are one trouble.
-        own.ended(now, begun[0], true);
-        own.ended(now, begun[1], true);
+        own.ended(now, begun[0], Some(true));
+        own.ended(now, begun[1], Some(true));
         let mut waits = Vec::new();
         for _ in 0..6 {
             let until = own.wake_at().expect("a time");
@@ -118,14 +125,18 @@ mod tests {
             let began = own.started();
             assert!(!own.may_start(until) && own.wake_at().is_none(), "one at a time");
             now = until + MS * 100;
-            own.ended(now, began, true);
+            own.ended(now, began, Some(true));
         }
         assert_eq!(waits, [500, 1000, 2000, 4000, 4000, 4000]);
-        own.ended(now, begun[2], false);
+        own.ended(now, begun[2], Some(false));
         assert!(own.since().is_some(), "it began before");
         now = own.until();
+        // One that made no request found nothing out.
         let began = own.started();
-        own.ended(now + MS * 100, began, false);
+        own.ended(now, began, None);
+        assert!(own.since().is_some() && own.may_start(now), "the next one may find out");
+        let began = own.started();
+        own.ended(now + MS * 100, began, Some(false));
         assert!(own.may_start(now));
         assert_eq!(own.spent(now + MS * 5000), MS * (500 + 1000 + 2000 + 4 * 4000 + 7 * 100));
         own.slept(MS * 30);

@@ -57,13 +57,13 @@ impl Task {
         self.largest_bytes = self.largest_bytes.max(change.len_bytes());
         let change = if self.is_tight() { detached(change, &self.sink.memory) } else { change };
         let Ties { groups, scope, .. } = ties;
-        let arrived = arrival(change.transaction.commit_micros, now);
+        let commit_micros = change.transaction.commit_micros;
         let message = Message { groups, scope, barrier, bytes, position, payload: Payload::Change(change) };
         if let Some(resume) = &self.resume {
             self.scheduler.set_replaying(resume.is_replaying());
         }
         match admission {
-            Admission::Again => self.scheduler.push_again(now, message, arrived),
+            Admission::Again => self.scheduler.push_again(now, message, arrival(commit_micros, now)),
             Admission::New | Admission::Skip => {
                 self.resume = None;
                 self.scheduler.push(now, message)

@@ -71,8 +71,7 @@ impl Task {
         let (endpoint, memory) = (self.sink.endpoint.clone(), self.sink.memory.clone());
         let (config, fetching) = (Arc::clone(&self.sink.config), self.sink.fetching.clone());
         let place = (self.ledger.store().clone(), self.ledger.key());
-        let room = memory.charge(content.bytes_to_come(&members));
-        let request = memory.charge(REQUEST_BYTES);
+        let mut charge = memory.charge(REQUEST_BYTES + content.bytes_to_come(&members));
         self.attempts.spawn(async move {
             let started_at = SystemTime::now();
             let work = AssertUnwindSafe(async {
@@ -94,14 +93,14 @@ impl Task {
                         Err(why) => return (None, Attempt::unbuildable(started_at, &why)),
                     },
                 };
-                // It is charged for itself by here.
-                drop(room);
+                // The body is charged for itself by here.
+                charge.set(REQUEST_BYTES);
                 let attempt = match unsendable(&frozen) {
                     Some(Unsendable::TooLarge(why)) => Attempt::too_large(started_at, &why),
                     Some(Unsendable::Damaged) => Attempt::damaged(started_at, DAMAGED),
                     None => endpoint.attempt(&frozen, number).await,
                 };
-                drop(request);
+                drop(charge);
                 (Some(frozen), attempt)
             });
             // A panic is a failure of ours: the delivery stays, and comes again.

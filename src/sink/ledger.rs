@@ -14,7 +14,7 @@ use crate::change::Lsn;
 use crate::deliver::frozen::DeliveryId;
 use crate::failpoint;
 use crate::schedule::{StoreRoom, WriteId};
-use crate::store::{Batch, KeptProgress, Op, SinkKey, Store};
+use crate::store::{Batch, Expired, KeptProgress, Op, SinkKey, Store};
 
 /// What an op takes at least: its row.
 const OP_BYTES: usize = 128;
@@ -91,6 +91,11 @@ impl Ledger {
         self.key
     }
 
+    /// Dead letters that expired since the last call.
+    pub(super) fn take_expired(&self) -> Expired {
+        self.store.take_expired(self.key)
+    }
+
     /// Something happened; `bytes` is about what it takes in the store beside a row.
     pub(super) fn note(&mut self, op: Op, bytes: usize) {
         self.bytes += bytes + OP_BYTES;
@@ -122,7 +127,7 @@ impl Ledger {
     /// Whether the store takes more now, the next thing being of so many bytes.
     pub(super) fn room(&self, next_bytes: usize) -> StoreRoom {
         let health = self.store.health();
-        if health.is_full || health.trouble.is_some() || !fits(self.bytes() + next_bytes, health.room_bytes) {
+        if health.is_shut || !fits(self.bytes() + next_bytes, health.room_bytes) {
             return StoreRoom::Shut;
         }
         if self.bytes >= self.batch_bytes { StoreRoom::Busy } else { StoreRoom::Open }

@@ -12,11 +12,13 @@ use crate::deliver::attempt::Attempt;
 use crate::deliver::category::Category;
 use crate::deliver::frozen::DeliveryId;
 use crate::schedule::{BreakerState, DeliveryKey, Scheduler, Verdict};
-use crate::store::{DamagedMessage, DeadReason};
+use crate::store::{DamagedMessage, DeadReason, Expired};
 use crate::view::{BreakerView, LastFailure, OWN_TROUBLE, OwnTroubleView, SinkView};
 
 /// Warnings of one sink in one second; the rest is counted and told with the next.
 const WARNINGS_A_SECOND: u32 = 5;
+/// Damaged messages that are kept to be named; as many as are loaded.
+const DAMAGED_MAX: usize = 100;
 
 /// A failed attempt.
 pub(super) struct Failed<'a> {
@@ -39,7 +41,9 @@ pub(super) struct Report {
     unsaid: u64,
     paused_why: Option<String>,
     dead_letters: u64,
+    /// The newest damaged messages, the last one last, and how many there are in all.
     damaged: Vec<DamagedMessage>,
+    damaged_count: u64,
     breaker_was_open: bool,
     slowness: Slowness,
     own: Option<OwnTroubleView>,
@@ -58,6 +62,7 @@ impl Report {
             paused_why: None,
             dead_letters: 0,
             damaged: Vec::new(),
+            damaged_count: 0,
             breaker_was_open: false,
             slowness: Slowness::default(),
             own: None,
@@ -126,7 +131,7 @@ impl Report {
 
     /// A message was found to be damaged, and is given up.
     pub(super) fn damaged(&mut self, message: DamagedMessage) {
-        let DamagedMessage { id, position, group, blocked } = &message;
+        let DamagedMessage { id, position, group, blocked, .. } = &message;
         let position = position.map(|position| format!("{} {}", position.commit_lsn, position.index));
         let (sink, group_hash, group_waits) = (&self.sink, group.map(field::display), *blocked);
         error!(
@@ -137,20 +142,36 @@ impl Report {
             group_waits,
             "a message in the store is damaged: its content is lost to walhook, and it is not delivered"
         );
-        self.known_damaged(vec![message]);
+        // One that was let go on is found once more.
+        let known = self.damaged.iter().position(|known| known.id == message.id);
+        match known {
+            Some(at) => drop(self.damaged.remove(at)),
+            None => self.damaged_count += 1,
+        }
+        if self.damaged.len() >= DAMAGED_MAX {
+            self.damaged.remove(0);
+        }
+        self.damaged.push(message);
     }
 
     /// The same of a delivery whose messages cannot be told: it is a dead letter.
     pub(super) fn lost(&mut self, id: DeliveryId) {
         self.dead_letters += 1;
-        self.damaged(DamagedMessage { id: id.to_string(), position: None, group: None, blocked: false });
+        let (delivery, id) = (Some(id), id.to_string());
+        self.damaged(DamagedMessage { delivery, id, position: None, group: None, blocked: false });
     }
 
-    /// These are in the store from before.
-    pub(super) fn known_damaged(&mut self, messages: Vec<DamagedMessage>) {
-        // One that was let go on is found once more.
-        self.damaged.retain(|known| messages.iter().all(|message| message.id != known.id));
-        self.damaged.extend(messages);
+    /// So many are in the store from before; these are the newest, the last one last.
+    pub(super) fn known_damaged(&mut self, newest: Vec<DamagedMessage>, count: u64) {
+        self.damaged = newest;
+        self.damaged_count = count;
+    }
+
+    /// What has expired is not there any more.
+    pub(super) fn expired(&mut self, Expired { letters, damaged }: &Expired) {
+        self.dead_letters = self.dead_letters.saturating_sub(*letters);
+        self.damaged_count = self.damaged_count.saturating_sub(u64::try_from(damaged.len()).unwrap_or(u64::MAX));
+        self.damaged.retain(|known| known.delivery.is_none_or(|delivery| !damaged.contains(&delivery)));
     }
 
     /// The sink was paused by `retry.on_exhausted`.
@@ -273,6 +294,7 @@ impl Report {
             blocked_deliveries: count(counts.blocked),
             dead_letters: self.dead_letters,
             damaged: self.damaged.clone(),
+            damaged_count: self.damaged_count,
         }
     }
 }

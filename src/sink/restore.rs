@@ -19,7 +19,8 @@ use crate::store::{DeadReason, KeptDelivery, Loaded, Op, Tries};
 impl Task {
     pub(super) fn restore(&mut self, loaded: Loaded) {
         let now = Instant::now();
-        let (damaged, unreadable) = (loaded.damaged.clone(), loaded.unreadable.clone());
+        let (damaged, damaged_count) = (loaded.damaged.clone(), loaded.damaged_count);
+        let unreadable = loaded.unreadable.clone();
         let arrivals = arrivals(&loaded, now);
         let Loaded { progress, paused, deliveries, lanes, barriers, scopes, tables, overflow, dead_letters, .. } =
             loaded;
@@ -55,7 +56,7 @@ impl Task {
             self.report.paused(why);
         }
         self.report.dead_letters(dead_letters);
-        self.report.known_damaged(damaged);
+        self.report.known_damaged(damaged, damaged_count);
         if count + lane_count > 0 || overflow.messages > 0 {
             info!(
                 sink = %config.name,

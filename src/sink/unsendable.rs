@@ -31,6 +31,7 @@ pub(super) fn unsendable(frozen: &Frozen) -> Option<Unsendable> {
 pub(super) fn damaged_message(delivery: &Delivery) -> DamagedMessage {
     let facts = delivery.members.first().map(|member| &member.facts);
     DamagedMessage {
+        delivery: delivery.stored,
         id: facts.map_or_else(String::new, |facts| format!("msg_{}", facts.id)),
         position: facts.map(|facts| facts.position).filter(|position| is_somewhere(*position)),
         group: delivery.facts.group,

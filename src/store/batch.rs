@@ -324,6 +324,8 @@ pub struct Loaded {
     pub dead_letters: u64,
     /// Messages that were found to be damaged, as far as the store still has them.
     pub damaged: Vec<DamagedMessage>,
+    /// How many there are, of which those above are the newest, the last one last.
+    pub damaged_count: u64,
     /// Deliveries of which nobody knows the messages any more.
     pub unreadable: Vec<(DeliveryId, Tries)>,
 }
@@ -358,6 +360,8 @@ pub struct KeptBody {
 /// A message that was damaged in the store, and is a dead letter or waits for a person.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DamagedMessage {
+    /// The delivery that the store has for it.
+    pub delivery: Option<DeliveryId>,
     /// `msg_…`; or `dlv_…` of a delivery whose messages cannot be told.
     pub id: String,
     /// Where it stood, if that is known.

@@ -4,7 +4,7 @@ use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
 use rustix::fs::{Access, access};
@@ -289,7 +289,8 @@ pub(super) fn identity(db: &Connection) -> rusqlite::Result<Option<StoreId>> {
 pub(super) fn open_log(paths: &Paths, budget: &Budget) -> Result<Connection, StoreError> {
     match try_to_open_log(paths, budget) {
         Err(StoreError::Open { source, .. } | StoreError::Migrate { source, .. }) if is_ruin(&source, true) => {
-            let aside = set_aside(&paths.log)?;
+            // Nobody asked for it: one is kept, so that a disk that damages it again and again is not filled.
+            let aside = set_aside(&paths.log, ".damaged")?;
             warn!(error = %source, aside = %aside.display(), "the log of deliveries is damaged; a new one begins");
             try_to_open_log(paths, budget)
         }
@@ -297,18 +298,19 @@ pub(super) fn open_log(paths: &Paths, budget: &Budget) -> Result<Connection, Sto
     }
 }
 
-/// Renames a database with all that belongs to it; how it is called from then on.
-pub(super) fn set_aside(path: &Path) -> Result<PathBuf, StoreError> {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+/// Renames a database with all that belongs to it, in the place of what had that name.
+pub(super) fn set_aside(path: &Path, end: &str) -> Result<PathBuf, StoreError> {
     let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let aside = path.with_file_name(format!("{}.damaged-{}", name(path), since.as_secs()));
+    let aside = path.with_file_name(name(path) + end);
     for end in ["", "-wal", "-shm"] {
         let [from, to] = [path, &aside].map(|path| path.with_file_name(name(path) + end));
         match std::fs::rename(&from, &to) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(StoreError::File { path: from, source: error });
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                // What belonged to the one before does not belong to this one.
+                drop(std::fs::remove_file(&to));
             }
-            Ok(()) | Err(_) => {}
+            Err(error) => return Err(StoreError::File { path: from, source: error }),
+            Ok(()) => {}
         }
     }
     let directory = path.parent().unwrap_or(Path::new("."));

@@ -1,10 +1,14 @@
 //! How the store is, as its writer sees it and everybody may ask.
 
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use super::batch::SinkKey;
 use super::error::StoreError;
 use super::quota::{Budget, Shortage, Usage, until_full};
+use super::sweep::Gone;
+use crate::deliver::frozen::DeliveryId;
 use crate::source::chain;
 use crate::view::Trouble;
 
@@ -13,7 +17,9 @@ use crate::view::Trouble;
 pub struct Health {
     /// Nothing more should be put in: what is left is for progress, acknowledgements and dead marks.
     pub is_full: bool,
-    /// Writes fail, and are tried again.
+    /// Nothing more can be put in for now: it is full, or writes fail. What cannot be read closes nothing.
+    pub is_shut: bool,
+    /// Writes or reads fail, and are tried again.
     pub is_failing: bool,
     /// What is wrong: writes that fail, or no room.
     pub trouble: Option<Trouble>,
@@ -43,13 +49,24 @@ pub(super) struct HealthCell {
     is_full: AtomicBool,
     log_rows_lost: AtomicU64,
     troubles: Mutex<Troubles>,
+    expired: Mutex<HashMap<SinkKey, Expired>>,
 }
 
 #[derive(Debug, Default)]
 struct Troubles {
     writing: Option<Trouble>,
-    reading: Option<Trouble>,
+    /// By the sink, and what of it is read: that one thing can be read says nothing of another.
+    reading: BTreeMap<(SinkKey, &'static str), Trouble>,
     room: Option<Trouble>,
+}
+
+/// Dead letters of a sink that went because they had expired.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Expired {
+    /// All of them.
+    pub letters: u64,
+    /// Those that were damaged.
+    pub damaged: Vec<DeliveryId>,
 }
 
 impl HealthCell {
@@ -63,15 +80,41 @@ impl HealthCell {
             is_full: AtomicBool::new(false),
             log_rows_lost: AtomicU64::new(0),
             troubles: Mutex::default(),
+            expired: Mutex::default(),
         }
+    }
+
+    /// From here on it is noted what of the sink expires: its dead letters were counted just now, on the thread that sweeps.
+    pub(super) fn watch_expiry(&self, sink: SinkKey) {
+        self.expired.lock().unwrap_or_else(PoisonError::into_inner).insert(sink, Expired::default());
+    }
+
+    /// These have gone. Of sinks that nobody watches nothing is noted.
+    pub(super) fn expire(&self, gone: &[Gone]) {
+        let mut all = self.expired.lock().unwrap_or_else(PoisonError::into_inner);
+        for Gone { sink, delivery, is_damaged } in gone {
+            if let Some(expired) = all.get_mut(sink) {
+                expired.letters += 1;
+                expired.damaged.extend(is_damaged.then_some(*delivery));
+            }
+        }
+    }
+
+    /// What has expired since the last call.
+    pub(super) fn take_expired(&self, sink: SinkKey) -> Expired {
+        let mut all = self.expired.lock().unwrap_or_else(PoisonError::into_inner);
+        all.get_mut(&sink).map(std::mem::take).unwrap_or_default()
     }
 
     pub(super) fn show(&self) -> Health {
         let troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_full = self.is_full.load(Ordering::Acquire);
+        let reading = troubles.reading.values().next();
         Health {
-            is_full: self.is_full.load(Ordering::Acquire),
-            is_failing: troubles.writing.is_some() || troubles.reading.is_some(),
-            trouble: [&troubles.writing, &troubles.reading, &troubles.room].into_iter().flatten().next().cloned(),
+            is_full,
+            is_shut: is_full || troubles.writing.is_some() || troubles.room.is_some(),
+            is_failing: troubles.writing.is_some() || reading.is_some(),
+            trouble: troubles.writing.iter().chain(reading).chain(&troubles.room).next().cloned(),
             used_bytes: self.used_bytes.load(Ordering::Relaxed),
             wal_bytes: self.wal_bytes.load(Ordering::Relaxed),
             max_bytes: self.max_bytes,
@@ -90,9 +133,13 @@ impl HealthCell {
         self.troubles.lock().unwrap_or_else(PoisonError::into_inner).writing = trouble;
     }
 
-    /// Shows why reading fails, or that it does no longer.
-    pub(super) fn set_reading(&self, trouble: Option<Trouble>) {
-        self.troubles.lock().unwrap_or_else(PoisonError::into_inner).reading = trouble;
+    /// Shows why `what` of a sink cannot be read, or that it can be again.
+    pub(super) fn set_reading(&self, sink: SinkKey, what: &'static str, trouble: Option<Trouble>) {
+        let reading = &mut self.troubles.lock().unwrap_or_else(PoisonError::into_inner).reading;
+        match trouble {
+            Some(trouble) => drop(reading.insert((sink, what), trouble)),
+            None => drop(reading.remove(&(sink, what))),
+        }
     }
 
     /// Shows how much is used and whether there is room.
@@ -238,5 +285,33 @@ mod tests {
         cell.set_writing(None);
         cell.set_room(&budget, &Usage::default(), None);
         assert_eq!((cell.show().is_full, cell.show().trouble), (false, None));
+    }
+
+    #[test]
+    fn what_cannot_be_read_closes_nothing_and_is_over_only_when_the_same_can_be_read() {
+        let cell = HealthCell::new(1 << 20);
+        let (bad, good) = (SinkKey(1), SinkKey(2));
+        let trouble = |what: &str| Some(Trouble { what: what.to_owned(), advice: String::new() });
+        cell.set_reading(bad, "lanes", trouble("lanes"));
+        cell.set_reading(bad, "body", None);
+        cell.set_reading(good, "lanes", None);
+        let health = cell.show();
+        assert_eq!((health.is_failing, health.is_shut), (true, false));
+        cell.set_writing(trouble("writes"));
+        assert_eq!((cell.show().is_shut, cell.show().trouble), (true, trouble("writes")));
+        cell.set_writing(None);
+        cell.set_reading(bad, "lanes", None);
+        assert_eq!((cell.show().is_failing, cell.show().trouble), (false, None));
+    }
+
+    #[test]
+    fn what_expires_is_noted_of_sinks_that_are_watched_and_told_once() {
+        let cell = HealthCell::new(1 << 20);
+        let gone = |sink, id, is_damaged| Gone { sink: SinkKey(sink), delivery: DeliveryId(id), is_damaged };
+        cell.watch_expiry(SinkKey(1));
+        cell.expire(&[gone(1, 7, false), gone(1, 8, true), gone(2, 9, true)]);
+        assert_eq!(cell.take_expired(SinkKey(1)), Expired { letters: 2, damaged: vec![DeliveryId(8)] });
+        assert_eq!(cell.take_expired(SinkKey(1)), Expired::default());
+        assert_eq!(cell.take_expired(SinkKey(2)), Expired::default());
     }
 }

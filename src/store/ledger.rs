@@ -13,13 +13,15 @@ use super::health::{disk_trouble, lasting_trouble, quota_trouble};
 use super::pages::Pages;
 use super::quota::{self, Budget, PAGE_BYTES, Usage};
 use super::running::RunningClock;
-use super::sweep;
+use super::sweep::{self, Gone};
 use crate::deliver::frozen::DeliveryId;
 use crate::failpoint;
 use crate::view::Trouble;
 
 /// Free pages given back to the system in one step at most. Fewer stay for what comes.
 const FREED_MAX: u64 = 256;
+/// How often it is written what the running clock says.
+const CLOCK_KEPT_EVERY: Duration = Duration::from_secs(600);
 /// A disk with less than this is called full.
 const DISK_FULL_BYTES: u64 = 1 << 20;
 
@@ -30,6 +32,7 @@ pub(super) struct Ledger {
     pages: Pages,
     retention: Duration,
     clock: RunningClock,
+    clock_kept_at: Instant,
     paths: Paths,
     budget: Budget,
     /// The WAL is to be emptied when it is longer.
@@ -45,8 +48,10 @@ impl Ledger {
     /// `retention`: how long dead letters are kept.
     pub(super) fn new(db: Connection, retention: Duration, paths: Paths, budget: Budget) -> rusqlite::Result<Self> {
         let wal_mark = budget.wal_bytes;
-        let clock = RunningClock::resume(&db, SystemTime::now(), Instant::now())?;
-        Ok(Self { db, pages: Pages::default(), retention, clock, paths, budget, wal_mark, wal_is_beyond: false })
+        let now = Instant::now();
+        let clock = RunningClock::resume(&db, SystemTime::now(), now)?;
+        let (pages, wal_is_beyond) = (Pages::default(), false);
+        Ok(Self { db, pages, retention, clock, clock_kept_at: now, paths, budget, wal_mark, wal_is_beyond })
     }
 
     pub(super) fn db(&mut self) -> &mut Connection {
@@ -155,11 +160,17 @@ impl Ledger {
         }
     }
 
-    /// Removes a few rows of what goes by itself. True: there may be more.
-    pub(super) fn sweep(&mut self, now: Instant) -> rusqlite::Result<bool> {
+    /// Removes a few rows of what goes by itself. The dead letters among them, and whether there may be more.
+    pub(super) fn sweep(&mut self, now: Instant) -> rusqlite::Result<(Vec<Gone>, bool)> {
         self.keep_wal_short()?;
-        self.clock.keep(&self.db, now)?;
-        Ok(sweep::expired(&mut self.db, self.clock.at(now))? || sweep::forgotten(&mut self.db)?)
+        // What a crash loses of the clock keeps dead letters longer, and no write is worth it more often.
+        if now.saturating_duration_since(self.clock_kept_at) >= CLOCK_KEPT_EVERY {
+            self.clock.keep(&self.db, now)?;
+            self.clock_kept_at = now;
+        }
+        let gone = sweep::expired(&mut self.db, self.clock.at(now))?;
+        let more = !gone.is_empty() || sweep::forgotten(&mut self.db)?;
+        Ok((gone, more))
     }
 
     /// Notes how long it has run.

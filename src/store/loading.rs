@@ -115,6 +115,7 @@ pub(super) fn load(db: &Connection, source: &str, name: &str) -> Result<(SinkKey
         overflow: overflow(db, sink, row.next_page).map_err(StoreError::read("the overflow of a sink"))?,
         dead_letters: dead_letters(db, sink).map_err(StoreError::read("dead letters"))?,
         damaged: damaged_messages(db, sink).map_err(StoreError::read("damaged messages"))?,
+        damaged_count: damaged_count(db, sink).map_err(StoreError::read("damaged messages"))?,
         unreadable,
     };
     Ok((sink, loaded))
@@ -194,29 +195,41 @@ fn members(sealed: Option<Vec<u8>>, body_bytes: usize) -> Result<Vec<Member>, Co
 }
 
 /// The newest of those that are named one by one.
-const DAMAGED_MAX: u32 = 100;
+pub(crate) const DAMAGED_MAX: u32 = 100;
 
 fn damaged_messages(db: &Connection, sink: SinkKey) -> rusqlite::Result<Vec<DamagedMessage>> {
-    let mut select = db.prepare_cached(
+    let mut select = db.prepare_cached(&format!(
         "SELECT delivery.id, delivery.body_bytes, delivery.state, content.members FROM delivery
              LEFT JOIN delivery_content AS content ON content.delivery = delivery.key
-         WHERE delivery.sink = :sink
-             AND (delivery.state = 2 AND dead_reason = 'damaged' OR delivery.state = 1 AND last_category = 'damaged')
-         ORDER BY delivery.key DESC LIMIT :limit",
-    )?;
+         WHERE {OF_DAMAGED} ORDER BY delivery.key DESC LIMIT :limit"
+    ))?;
     let damaged = |row: &Row<'_>| {
         let id = DeliveryId(u128::from_be_bytes(row.get(0)?));
         let body_bytes = usize::try_from(row.get::<_, i64>(1)?).unwrap_or_default();
         let members = members(row.get(3)?, body_bytes).unwrap_or_default();
         let facts = members.first().map(|member| &member.facts);
         Ok(DamagedMessage {
+            delivery: Some(id),
             id: facts.map_or_else(|| id.to_string(), |facts| format!("msg_{}", facts.id)),
             position: facts.map(|facts| facts.position).filter(|position| is_somewhere(*position)),
             group: facts.and_then(|facts| facts.groups.iter().last()),
             blocked: row.get::<_, i64>(2)? == BLOCKED,
         })
     };
-    select.query_map(named_params! { ":sink": sink.0, ":limit": DAMAGED_MAX }, damaged)?.collect()
+    let newest_first = select.query_map(named_params! { ":sink": sink.0, ":limit": DAMAGED_MAX }, damaged)?;
+    let mut found = newest_first.collect::<rusqlite::Result<Vec<_>>>()?;
+    found.reverse();
+    Ok(found)
+}
+
+/// Deliveries of one damaged message that have ended, or wait for a person.
+const OF_DAMAGED: &str = "delivery.sink = :sink
+    AND (delivery.state = 2 AND dead_reason = 'damaged' OR delivery.state = 1 AND last_category = 'damaged')";
+
+fn damaged_count(db: &Connection, sink: SinkKey) -> rusqlite::Result<u64> {
+    db.prepare_cached(&format!("SELECT count(*) FROM delivery WHERE {OF_DAMAGED}"))?
+        .query_row(named_params! { ":sink": sink.0 }, |row| row.get::<_, i64>(0))
+        .map(i64::cast_unsigned)
 }
 
 /// A delivery without its members, the length of its body, and its members as they are kept.
@@ -260,7 +273,10 @@ fn overflow(db: &Connection, sink: SinkKey, next_page: u64) -> rusqlite::Result<
         let gone: u32 = bits.iter().map(|byte| byte.count_ones()).sum();
         let left = u64::from(messages.saturating_sub(gone));
         summary.messages += left;
-        summary.first_page.get_or_insert(row.get::<_, i64>(0)?.cast_unsigned());
+        let no = row.get::<_, i64>(0)?.cast_unsigned();
+        summary.first_page.get_or_insert(no);
+        // A page that is there is not put in once more, whatever the number of the next one has become.
+        summary.next_page = summary.next_page.max(no.saturating_add(1));
         summary.pages.push((row.get(4)?, left));
     }
     Ok(summary)

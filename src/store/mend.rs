@@ -4,6 +4,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 use rusqlite::{Connection, Row, TransactionBehavior};
 
@@ -264,7 +265,12 @@ pub enum Accepted {
     /// The store is gone, or was damaged as a whole and is called so from here on: the next start makes a new one.
     SetAside(Option<PathBuf>),
     /// These rows are forgotten.
-    Forgotten(Vec<String>),
+    Forgotten {
+        /// What they were.
+        rows: Vec<String>,
+        /// Positions are among them: the next start goes on from the slot's there.
+        moves: bool,
+    },
     /// The store that is there is the store from here on.
     Adopted,
 }
@@ -285,7 +291,7 @@ pub fn accept_loss(config: &StateConfig) -> Result<Accepted, StoreError> {
         Ok(()) => Ok(Accepted::Nothing),
         Err(StoreError::Tampered { .. }) => {
             let mut db = files::open_state_anyway(&paths, &budget)?;
-            forget_broken(&mut db).map(Accepted::Forgotten)
+            forget_broken(&mut db)
         }
         Err(StoreError::Another { .. }) => {
             let db = files::open_to_read(&paths.state, &STATE)?;
@@ -296,7 +302,9 @@ pub fn accept_loss(config: &StateConfig) -> Result<Accepted, StoreError> {
             Ok(Accepted::Adopted)
         }
         Err(StoreError::Lost { .. } | StoreError::Ruined { .. }) => {
-            let aside = paths.state.exists().then(|| files::set_aside(&paths.state)).transpose()?;
+            let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            let end = format!(".damaged-{}", since.as_secs());
+            let aside = paths.state.exists().then(|| files::set_aside(&paths.state, &end)).transpose()?;
             match std::fs::remove_file(&paths.marker) {
                 Err(source) if source.kind() != io::ErrorKind::NotFound => {
                     return Err(StoreError::File { path: paths.marker, source });
@@ -310,13 +318,14 @@ pub fn accept_loss(config: &StateConfig) -> Result<Accepted, StoreError> {
     }
 }
 
-fn forget_broken(db: &mut Connection) -> Result<Vec<String>, StoreError> {
+fn forget_broken(db: &mut Connection) -> Result<Accepted, StoreError> {
     let failed = StoreError::write("that what is damaged is forgotten");
     let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate).map_err(&failed)?;
     let broken = seals::broken(&transaction).map_err(StoreError::read("the seals"))?;
     seals::forget(&transaction, &broken).map_err(&failed)?;
     transaction.commit().map_err(failed)?;
-    Ok(broken.iter().map(BrokenRow::what).collect())
+    let moves = broken.iter().any(|row| !matches!(row, BrokenRow::Grouped { .. }));
+    Ok(Accepted::Forgotten { rows: broken.iter().map(BrokenRow::what).collect(), moves })
 }
 
 /// What [`resume`] changed.

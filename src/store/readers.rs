@@ -56,6 +56,11 @@ impl Readers {
         if done.is_ok() {
             self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(db);
         }
+        self.told(done)
+    }
+
+    /// Says of a database that could not be read for damage that it is so.
+    pub(super) fn told<T>(&self, done: Result<T, StoreError>) -> Result<T, StoreError> {
         done.map_err(|error| error.of_ruin_in(&self.path))
     }
 

@@ -1,8 +1,10 @@
 //! What goes by itself, a few rows at a time: dead letters that have expired, and whatever forgotten sinks held.
 
-use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior};
+use rusqlite::{Connection, OptionalExtension as _, Row, TransactionBehavior};
 
 use super::apply::remove_key;
+use super::batch::SinkKey;
+use crate::deliver::frozen::DeliveryId;
 
 /// Rows with large contents removed in one step.
 const LARGE_MAX: i64 = 64;
@@ -13,13 +15,32 @@ const SMALL_MAX: i64 = 512;
 const LISTS: [(&str, &str); 3] =
     [("lane", "sink, lsn, idx"), ("lane_group", "sink, grp, lsn, idx"), ("grouped", "sink, oid, since_lsn, since_idx")];
 
-/// Removes dead letters that have expired by the clock that retention goes by. True: there may be more.
-pub(super) fn expired(db: &mut Connection, now_micros: i64) -> rusqlite::Result<bool> {
+/// A dead letter that has gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Gone {
+    pub(super) sink: SinkKey,
+    pub(super) delivery: DeliveryId,
+    pub(super) is_damaged: bool,
+}
+
+/// Removes dead letters that have expired by the clock that retention goes by. Where some went there may be more.
+pub(super) fn expired(db: &mut Connection, now_micros: i64) -> rusqlite::Result<Vec<Gone>> {
     let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let sql = "SELECT key FROM delivery WHERE state = 2 AND expires_at <= ?1 LIMIT ?2";
-    let removed = remove_deliveries(&transaction, sql, now_micros)?;
+    let sql = "SELECT key, sink, id, ifnull(dead_reason = 'damaged', 0) FROM delivery
+               WHERE state = 2 AND expires_at <= ?1 LIMIT ?2";
+    let of_row = |row: &Row<'_>| {
+        let delivery = DeliveryId(u128::from_be_bytes(row.get(2)?));
+        Ok((row.get(0)?, Gone { sink: SinkKey(row.get(1)?), delivery, is_damaged: row.get(3)? }))
+    };
+    let found: Vec<(i64, Gone)> = transaction
+        .prepare_cached(sql)?
+        .query_map([now_micros, LARGE_MAX], of_row)?
+        .collect::<rusqlite::Result<_>>()?;
+    for (key, _) in &found {
+        remove_key(&transaction, *key)?;
+    }
     transaction.commit()?;
-    Ok(removed)
+    Ok(found.into_iter().map(|(_, gone)| gone).collect())
 }
 
 /// Takes the sink its name away: it is gone for everybody, and what it held goes in time.

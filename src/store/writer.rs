@@ -292,7 +292,11 @@ impl Writer {
 
     /// One step of it. True: there is more to be done now.
     fn upkeep(&mut self) -> bool {
-        let steps = [self.ledger.sweep(Instant::now()), self.trim_log(), self.ledger.shrink()];
+        let swept = self.ledger.sweep(Instant::now()).map(|(gone, more)| {
+            self.health.expire(&gone);
+            more
+        });
+        let steps = [swept, self.trim_log(), self.ledger.shrink()];
         let mut more = false;
         for step in steps {
             match step {

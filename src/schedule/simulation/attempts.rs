@@ -191,7 +191,9 @@ impl Life {
 
     fn fail(&mut self, key: DeliveryKey, failure: Failure) -> Check {
         self.hear(key, failure);
-        self.is_well(key);
+        if !failure.ours {
+            self.is_well(key);
+        }
         let is_hidden = self.fault == Fault::HideTrouble;
         let shown = Failure { trouble: failure.trouble && !is_hidden, ..failure };
         let is_resolved = self.fault == Fault::FailureResolves;

@@ -37,6 +37,20 @@ fn ids(messages: &[KeptMessage]) -> Vec<bool> {
 }
 
 #[test]
+fn the_number_of_the_next_page_is_never_that_of_one_that_is_there() {
+    let rig = Rig::new();
+    let (store, sink) = rig.one();
+    let page = |page| Op::Page { page, messages: vec![message(page + 1, 1)] };
+    write(&store, sink, vec![page(0), page(1), page(2)]);
+    store.close();
+    let db = Connection::open(rig.config.path.join("state.db")).unwrap();
+    assert_eq!(db.execute("UPDATE sink SET next_page = 1", []).unwrap(), 1);
+    drop(db);
+    let (store, _) = rig.one();
+    assert_eq!(loaded(&store).overflow.next_page, 3);
+}
+
+#[test]
 fn a_damaged_message_is_named_where_it_stands_and_the_others_are_read_with_it() {
     let rig = filled();
     let (store, sink) = rig.one();

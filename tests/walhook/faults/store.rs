@@ -293,6 +293,12 @@ async fn a_clock_that_jumps_by_eight_days_deletes_no_dead_letter() {
             .unwrap();
         assert_eq!(dead, 2, "after {days} days");
     }
+    // Once it has run for so long they go, and the figure says so.
+    state_db(&config.state()).execute("UPDATE running SET micros = micros + 700000000000", []).unwrap();
+    let daemon = Daemon::launch_with(&config, &environment);
+    daemon.wait_ready().await;
+    kept(&daemon, 0.0).await;
+    assert!(daemon.sigterm().await.success());
 }
 
 /// A tmpfs for the store of a daemon whose endpoint is dead.
