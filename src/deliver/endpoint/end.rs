@@ -88,12 +88,13 @@ fn is_of_wall_clock(error: &SendError, own: Own) -> bool {
     }
     let Some(rustls::Error::InvalidCertificate(fault)) = find::<rustls::Error>(error) else { return false };
     let unset = |now: &UnixTime| i128::from(now.as_secs()) - i128::from(own.astray_secs);
-    match fault {
-        CertificateError::ExpiredContext { time, not_after } => unset(time) <= i128::from(not_after.as_secs()),
-        CertificateError::NotValidYetContext { time, not_before } => unset(time) >= i128::from(not_before.as_secs()),
-        // Of anything else the clock knows nothing.
-        _ => false,
+    if let CertificateError::ExpiredContext { time, not_after } = fault {
+        return unset(time) <= i128::from(not_after.as_secs());
     }
+    if let CertificateError::NotValidYetContext { time, not_before } = fault {
+        return unset(time) >= i128::from(not_before.as_secs());
+    }
+    false
 }
 
 /// Whoever answers before there is a request has not read it, whatever the answer says.
