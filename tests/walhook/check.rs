@@ -45,6 +45,10 @@ fn evened(printed: &str, receiver: &str, version: &str) -> String {
             "takes connections (sink orders, audit); whether HTTP is spoken there only a request shows, and none is sent",
             "reachable (sink orders, audit)",
         )
+        .replace(
+            "sink.audit, sink.orders: http on this machine; admin: http on this machine, for everybody on it",
+            "admin: http on this machine, for everybody on it; sink.audit, sink.orders: https, verified by the machine's authorities",
+        )
         // As 15 says it.
         .replace(
             "must be superuser or have privileges of pg_read_all_settings to examine",
