@@ -187,7 +187,8 @@ impl End {
         self.known().is_some_and(|known| seen.bytes_since(known) > ahead_max)
     }
 
-    /// As [`Self::ask`], more often while the stream is silent.
+    /// Asks unless a question is open: when there is something beyond the last answer, or that is old, and more often while
+    /// the stream is silent.
     pub(super) fn ask_on_tick(&mut self, client: &Arc<Client>, seen: Lsn, is_silent: bool) {
         let now = Instant::now();
         if is_silent && now.duration_since(self.answered_at) >= ASK_EVERY_IN_SILENCE {

@@ -155,10 +155,10 @@ impl Source {
                 }
                 Frame::Keepalive { server_end, reply_requested } => {
                     self.metrics.keepalives.increment(1);
+                    // One that is beyond what is known waits for the tick's question: a server that has caught up sends one
+                    // behind each transaction.
                     if stream.end.claim(server_end) {
                         self.intake.keepalive(server_end);
-                    } else {
-                        stream.end.ask(&stream.client, self.intake.seen(), now);
                     }
                     if reply_requested {
                         if !self.waits_for_end(stream) {

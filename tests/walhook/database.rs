@@ -1,13 +1,14 @@
 //! P8 and P9: what happens to the database happens to us, and we say so; the slot follows whatever is resolved.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::crash::{Load, wait_rounds};
 use crate::daemon::{Config, Daemon, text_of, troubles, walhook};
-use crate::order::{assert_complete, counters};
+use crate::order::{assert_complete, count_up, counters};
 use crate::postgres::{Postgres, state, until};
 use crate::pressure::full;
 use crate::receiver::{Keep, Receiver, Reply, row_of, unreliable};
@@ -308,4 +309,23 @@ async fn pitfall_04_a_pattern_picks_up_new_tables_but_none_whose_updates_would_b
     let body = daemon.ready().await.unwrap().1.to_string();
     let said = daemon.logged("REPLICA IDENTITY") || body.contains("REPLICA IDENTITY");
     assert!(said, "the table that is left out should be named with what mends it: {body}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trickle_asks_for_the_servers_end_now_and_then_and_not_behind_each_transaction() {
+    let postgres = Postgres::with(&[("log_statement", "all")]);
+    let client = counters(&postgres).await;
+    let receiver = Receiver::start().await;
+    let daemon = Daemon::start(&Config::one_sink(&postgres, &receiver.url(), "")).await;
+    let log = postgres.cluster.data().with_file_name("log");
+    let asked = || std::fs::read_to_string(&log).unwrap().matches("else pg_current_wal_insert_lsn() end").count();
+    let (before, began) = (asked(), Instant::now());
+    count_up(&client, 1, 400).await;
+    receiver.wait_acknowledged(401).await;
+    daemon.wait_shown(&postgres).await;
+    // It asks every 100 ms at most; a walsender that has caught up sends a keepalive behind each transaction.
+    let questions = u128::try_from(asked() - before).unwrap();
+    let most = began.elapsed().as_millis() / 100 + 10;
+    assert!(questions > 0 && questions <= most, "{questions} questions, not {most}");
+    assert!(daemon.sigterm().await.success());
 }
