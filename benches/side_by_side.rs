@@ -54,7 +54,7 @@ struct Args {
     /// A tenth of the rows, one run, a short trickle: to see that it works.
     #[arg(long)]
     quick: bool,
-    /// Another build of walhook that drains in turns with this one, such as that of the version before.
+    /// Another build of walhook that drains and trickles in turns with this one, such as that of the version before.
     #[arg(long, value_name = "PROGRAM")]
     against: Option<PathBuf>,
     /// What cargo passes.
@@ -129,7 +129,7 @@ async fn run(args: &Args) -> anyhow::Result<()> {
     }
     if has(Part::Trickle) {
         let trickle = if args.quick { trickle::Trickle::quick() } else { trickle::Trickle::new(runs) };
-        say(&trickle.run(&ground).await.context("Trickle failed")?)?;
+        say(&trickle.run(&ground, args.against.as_deref()).await.context("Trickle failed")?)?;
     }
     if has(Part::Outage) {
         for away in [Away::Unavailable, Away::Refuses] {

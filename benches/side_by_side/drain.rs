@@ -43,11 +43,16 @@ impl Drain {
             ground.copy_slot(&slot).await?;
             reader.push(self.reader(ground, &slot, &end).await?);
             ground.drop_slot(&slot).await?;
-            // Who comes right after pg_recvlogical is slower by some per cent, so the builds take that place in turns.
+            // Who comes right after pg_recvlogical is slower by some per cent. Where builds are compared, a run that does not
+            // count takes that place.
+            let mut uncounted = Vec::new();
             let mut builds = vec![(None, &mut walhook)];
-            builds.extend(against.map(|program| (Some(program), &mut other)));
-            if number % 2 == 0 {
-                builds.reverse();
+            if let Some(program) = against {
+                builds.push((Some(program), &mut other));
+                if number % 2 == 0 {
+                    builds.reverse();
+                }
+                builds.insert(0, (None, &mut uncounted));
             }
             for (turn, (program, runs)) in builds.into_iter().enumerate() {
                 let slot = format!("walhook_{number}_{turn}");

@@ -1,5 +1,6 @@
 //! How long a commit takes to reach the receiver when the machine has time, and what an idle walhook costs.
 
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,11 +34,15 @@ pub(crate) struct Trickle {
     runs: u32,
 }
 
-/// What an idle walhook costs.
-#[derive(Clone, Copy, Debug)]
-struct Idle {
-    resident_bytes: u64,
-    cpu_share: f64,
+/// What one build of walhook did.
+#[derive(Debug, Default)]
+struct Runs {
+    latencies: Vec<Latencies>,
+    /// CPU time of the daemon for each message, seconds.
+    cpu: Vec<f64>,
+    /// What it costs when idle: bytes resident, and the share of a core.
+    resident: Vec<f64>,
+    idle: Vec<f64>,
 }
 
 impl Trickle {
@@ -51,23 +56,27 @@ impl Trickle {
         Self { seconds: 3, idle: Duration::from_secs(3), runs: 1 }
     }
 
-    /// Both in turns, each under a load of its own.
-    pub(crate) async fn run(&self, ground: &Ground) -> anyhow::Result<String> {
-        let (mut reader, mut walhook, mut idle) = (Vec::new(), Vec::new(), None);
+    /// All in turns, each under a load of its own.
+    pub(crate) async fn run(&self, ground: &Ground, against: Option<&Path>) -> anyhow::Result<String> {
+        let (mut reader, mut walhook, mut other) = (Vec::new(), Runs::default(), Runs::default());
         for number in 1..=self.runs {
             let slot = format!("trickle_reader_{number}");
             ground.create_slot(&slot).await?;
             reader.push(self.reader(ground, &slot).await?);
             ground.drop_slot(&slot).await?;
-            let slot = format!("trickle_walhook_{number}");
-            ground.create_slot(&slot).await?;
-            let (latencies, now_idle) = self.walhook(ground, &slot).await?;
-            walhook.push(latencies);
-            idle = Some(now_idle);
-            ground.drop_slot(&slot).await?;
+            let mut builds = vec![(None, &mut walhook)];
+            builds.extend(against.map(|program| (Some(program), &mut other)));
+            if number % 2 == 0 {
+                builds.reverse();
+            }
+            for (turn, (program, runs)) in builds.into_iter().enumerate() {
+                let slot = format!("trickle_walhook_{number}_{turn}");
+                ground.create_slot(&slot).await?;
+                self.walhook(ground, &slot, program, runs).await?;
+                ground.drop_slot(&slot).await?;
+            }
         }
-        let idle = idle.context("there was no run")?;
-        Ok(self.report(&reader, &walhook, idle))
+        Ok(self.report(&reader, &walhook, &other))
     }
 
     fn messages(&self) -> u32 {
@@ -111,60 +120,73 @@ impl Trickle {
         Ok(Latencies::of(latencies))
     }
 
-    async fn walhook(&self, ground: &Ground, slot: &str) -> anyhow::Result<(Latencies, Idle)> {
+    async fn walhook(
+        &self,
+        ground: &Ground,
+        slot: &str,
+        program: Option<&Path>,
+        runs: &mut Runs,
+    ) -> anyhow::Result<()> {
         let deadline = Deadline::for_messages(self.messages());
-        let task = Task {
-            program: None,
-            slot,
-            table: TABLE,
-            batch_size: 1,
-            messages: self.messages(),
-            latency: true,
-            away: None,
-        };
+        let task =
+            Task { program, slot, table: TABLE, batch_size: 1, messages: self.messages(), latency: true, away: None };
         let mut delivering = Delivering::start(ground, task).await?;
         await_walsender(ground, slot, deadline).await?;
         let load = Writer::start(ground, self.messages());
+        let before = delivering.daemon.cpu();
         let counted = loop {
             if let Some(counted) = delivering.counted(deadline).await? {
                 break counted;
             }
         };
+        runs.latencies.push(counted.latencies);
+        runs.cpu.push((delivering.daemon.cpu().saturating_sub(before)).as_secs_f64() / f64::from(self.messages()));
         load.join()?;
         tokio::time::sleep(SETTLE).await;
         let before = delivering.daemon.cpu();
         tokio::time::sleep(self.idle).await;
-        let cpu_share = (delivering.daemon.cpu().saturating_sub(before)).as_secs_f64() / self.idle.as_secs_f64();
-        let resident_bytes = process::resident_bytes(delivering.daemon.pid()).unwrap_or_default();
-        delivering.stop().await?;
-        Ok((counted.latencies, Idle { resident_bytes, cpu_share }))
+        runs.idle.push((delivering.daemon.cpu().saturating_sub(before)).as_secs_f64() / self.idle.as_secs_f64());
+        let resident = process::resident_bytes(delivering.daemon.pid()).unwrap_or_default();
+        runs.resident.push(f64::from(u32::try_from(resident / 1024)?) * 1024.0);
+        delivering.stop().await
     }
 
-    fn report(&self, reader: &[Latencies], walhook: &[Latencies], idle: Idle) -> String {
+    fn report(&self, reader: &[Latencies], walhook: &Runs, other: &Runs) -> String {
         let of = |runs: &[Latencies], figure: fn(&Latencies) -> Duration| {
             median(runs.iter().map(|run| figure(run).as_secs_f64()).collect())
         };
         let figures: [fn(&Latencies) -> Duration; 3] = [|run| run.p50, |run| run.p99, |run| run.max];
-        let line = |name: &str, text: &dyn Fn(fn(&Latencies) -> Duration) -> String| {
-            std::iter::once(name.to_owned()).chain(figures.map(text)).collect::<Vec<_>>()
+        let line = |name: &str, cpu: &[f64], text: &dyn Fn(fn(&Latencies) -> Duration) -> String| {
+            let cpu = if cpu.is_empty() { String::new() } else { format!("{:.1}", median(cpu.to_vec()) * 1e6) };
+            std::iter::once(name.to_owned()).chain(figures.map(text)).chain([cpu]).collect::<Vec<_>>()
         };
         let millis = |runs| move |figure| format!("{:.3}", of(runs, figure) * 1e3);
-        let rows = [
-            ["commit to receiver, ms", "p50", "p99", "max"].map(str::to_owned).to_vec(),
-            line("pg_recvlogical", &millis(reader)),
-            line("walhook", &millis(walhook)),
-            line("ratio", &|figure| format!("{:.2}", of(walhook, figure) / of(reader, figure))),
+        let mut rows = vec![
+            ["commit to receiver, ms", "p50", "p99", "max", "CPU µs/msg"].map(str::to_owned).to_vec(),
+            line("pg_recvlogical", &[], &millis(reader)),
+            line("walhook", &walhook.cpu, &millis(&walhook.latencies)),
+            line("ratio", &[], &|figure| format!("{:.2}", of(&walhook.latencies, figure) / of(reader, figure))),
         ];
+        let mut idle = format!("walhook {}", walhook.when_idle());
+        if !other.latencies.is_empty() {
+            rows.push(line("walhook, the other build", &other.cpu, &millis(&other.latencies)));
+            idle += &format!("; the other build {}", other.when_idle());
+        }
         let (a_second, seconds, runs) = (thousands(f64::from(A_SECOND)), self.seconds, self.runs);
-        let resident = mebibytes(f64::from(u32::try_from(idle.resident_bytes / 1024).unwrap_or(u32::MAX)) * 1024.0);
         format!(
             "## Trickle: one-row transactions at {a_second}/s for {seconds} s, batch_size 1, medians of {runs}\n\n{}\n\
-             idle, over {:?}: {resident} MiB resident, {:.2} % of a core · load average: {}\n",
+             idle, over {:?}: {idle} · load average: {}\n",
             table(&rows),
             self.idle,
-            idle.cpu_share * 100.0,
             process::load_average(),
         )
+    }
+}
+
+impl Runs {
+    fn when_idle(&self) -> String {
+        let (resident, share) = (median(self.resident.clone()), median(self.idle.clone()));
+        format!("{} MiB resident, {:.2} % of a core", mebibytes(resident), share * 100.0)
     }
 }
 
