@@ -24,11 +24,10 @@ impl MessageId {
     }
 
     fn hashed(system_id: u64, sink_hash: u128, position: Position) -> Self {
-        let mut input = [0; 40];
-        let parts = [system_id, position.commit_lsn.0, position.index].map(u64::to_le_bytes);
-        let bytes = parts.iter().flatten().copied().chain(sink_hash.to_le_bytes());
-        input.iter_mut().zip(bytes).for_each(|(place, byte)| *place = byte);
-        Self(xxh3_128(&input))
+        let [low, high] = [sink_hash & u128::from(u64::MAX), sink_hash >> u64::BITS];
+        let [low, high] = [low, high].map(|half| u64::try_from(half).unwrap_or_default());
+        let input = [system_id, position.commit_lsn.0, position.index, low, high].map(u64::to_le_bytes);
+        Self(xxh3_128(input.as_flattened()))
     }
 
     /// Its text without a formatter.

@@ -270,8 +270,8 @@ impl<P> Scheduler<P> {
         }
         for member in &delivery.members {
             self.backlog.barriers.resolve(&member.ties, member.position);
-            self.undelivered.leave(member.position);
         }
+        self.undelivered.leave(delivery.members.iter().map(|member| member.position));
         self.let_go(now, key, &delivery);
         self.backlog.awaken(now);
         if self.deliveries.is_empty() && self.is_empty() {

@@ -118,14 +118,20 @@ impl Undelivered {
         self.spans.insert(at, Span { first: position, last: position, arrived, until: arrived, messages: 1 });
     }
 
-    /// A message is acknowledged, dead or discarded. One that is not known is none of our business.
-    pub(super) fn leave(&mut self, position: Position) {
-        let at = self.spans.partition_point(|span| span.last < position);
-        let Some(span) = self.spans.get_mut(at).filter(|span| span.first <= position && span.messages > 0) else {
-            return;
-        };
-        span.messages -= 1;
-        self.messages -= 1;
+    /// Messages are acknowledged, dead or discarded. One that is not known changes nothing.
+    pub(super) fn leave(&mut self, positions: impl IntoIterator<Item = Position>) {
+        // Messages of one delivery are mostly of one span, and mostly of the oldest.
+        let mut at = 0;
+        for position in positions {
+            let holds = |span: &Span| span.first <= position && position <= span.last;
+            if !self.spans.get(at).is_some_and(holds) {
+                at = self.spans.partition_point(|span| span.last < position);
+            }
+            if let Some(span) = self.spans.get_mut(at).filter(|span| holds(span) && span.messages > 0) {
+                span.messages -= 1;
+                self.messages -= 1;
+            }
+        }
         self.drop_empty();
     }
 
@@ -260,7 +266,7 @@ mod tests {
                 _ if left.len() > 1 => {
                     let first = usize::from(rng.u16(..) > 0);
                     let (gone, _) = left.swap_remove(rng.usize(first..left.len()));
-                    list.leave(at(gone));
+                    list.leave([at(gone)]);
                 }
                 _ => {}
             }
@@ -282,7 +288,7 @@ mod tests {
             now += SECOND;
         }
         assert!(list.spans.len() < 4000, "{}", list.spans.len());
-        (0..2_000_000).for_each(|index| list.leave(at(index)));
+        (0..2_000_000).for_each(|index| list.leave([at(index)]));
         assert_eq!((list.messages(), list.oldest()), (0, None));
         assert!(now - began > SECOND);
     }
@@ -306,13 +312,13 @@ mod tests {
         assert_eq!(list.messages(), 17);
         let mut ages = Vec::new();
         let mut goes = |list: &mut Undelivered, index| {
-            list.leave(at(index));
+            list.leave([at(index)]);
             ages.push(list.oldest().map(|oldest| (now - oldest).as_secs()));
         };
         goes(&mut list, 1);
         goes(&mut list, 3);
         goes(&mut list, 10);
-        (20..30).for_each(|index| list.leave(at(index)));
+        list.leave((20..30).map(at));
         list.page_came_back(now - 40 * SECOND, at(40));
         goes(&mut list, 40);
         list.page_came_back(now - 40 * SECOND, at(41));
