@@ -72,6 +72,11 @@ impl Memory {
         self.held() >= self.inner.full
     }
 
+    /// The same without so many bytes of what is held, which only go once reading goes on.
+    pub fn is_full_beside(&self, bytes: usize) -> bool {
+        self.held().saturating_sub(bytes) >= self.inner.full
+    }
+
     /// Whether even bodies must be made one at a time.
     pub fn is_exhausted(&self) -> bool {
         self.held() >= self.inner.short
@@ -171,6 +176,7 @@ mod tests {
         let memory = Memory::new(100);
         let buffer = memory.hold(vec![0; 100]);
         assert!(memory.is_full());
+        assert!(memory.is_full_beside(SHARED_BYTES) && !memory.is_full_beside(100 + SHARED_BYTES));
         let slice = buffer.slice(10..20);
         drop(buffer);
         assert_eq!(memory.held(), 100 + SHARED_BYTES);

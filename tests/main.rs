@@ -65,6 +65,8 @@ mod failover;
 mod failpoints;
 #[path = "walhook/faults/mod.rs"]
 mod faults;
+#[path = "walhook/group.rs"]
+mod group;
 #[path = "walhook/grouping.rs"]
 mod grouping;
 #[path = "walhook/huge.rs"]

@@ -123,6 +123,8 @@ pub struct Intake {
     fed: Option<Position>,
     /// See [`Self::has_skipped`].
     has_skipped: bool,
+    /// See [`Self::gathered`].
+    gathered: usize,
     received: Lsn,
     batches: Vec<Vec<Feed>>,
     tally: Tally,
@@ -150,6 +152,7 @@ impl Intake {
             open: None,
             fed: None,
             has_skipped: false,
+            gathered: 0,
             received: Lsn::ZERO,
             batches,
             tally: Tally::default(),
@@ -292,6 +295,11 @@ impl Intake {
         self.has_skipped = false;
     }
 
+    /// Messages for all sinks together that were made since the beginning; it wraps around.
+    pub fn gathered(&self) -> usize {
+        self.gathered
+    }
+
     /// What came in since the last call.
     pub fn tally(&mut self) -> Tally {
         std::mem::take(&mut self.tally)
@@ -329,6 +337,7 @@ impl Intake {
         }
         check_shape(&change)?;
         self.fed = Some(change.position());
+        self.gathered = self.gathered.wrapping_add(known.routes.len());
         let fed = feed(&known.routes, change, &mut self.batches, &mut self.scratch, &mut self.oversizes);
         self.tally.oversized += u64::from(fed == Fed::Taken && self.oversize.is_some());
         Ok(fed)
@@ -369,6 +378,7 @@ impl Intake {
             return Ok(());
         }
         self.fed = Some(change.position());
+        self.gathered = self.gathered.wrapping_add(known.routes.len());
         let fed = feed(&known.routes, change, &mut self.batches, &mut self.scratch, &mut self.oversizes);
         self.tally.oversized += u64::from(fed == Fed::Taken && self.oversize.is_some());
         Ok(())

@@ -107,6 +107,7 @@ impl Source {
         let now = Instant::now();
         Ok(Stream {
             replication,
+            rest: None,
             client,
             catalogue: Catalogue::new(),
             housekeeper,

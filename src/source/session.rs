@@ -34,6 +34,9 @@ const STATUS_AT_LEAST_EVERY: Duration = Duration::from_millis(400);
 const SETTLED_AFTER: Duration = Duration::from_secs(15);
 /// The stream is looked at every [`STATUS_EVERY`]; after a longer while without, nothing could be heard.
 const DEAF_FOR: Duration = Duration::from_secs(2);
+/// Messages for all sinks together that are made before it is looked whether there is room for more: those of a gulp of tiny
+/// rows for hundreds of sinks would weigh more than the limit of memory.
+const MESSAGES_AT_ONCE: usize = 4096;
 /// Longest wait for the server's end before the last confirmation.
 const LEAVE_LIMIT: Duration = Duration::from_secs(2);
 /// Longest look-up of a table in the catalogue.
@@ -42,6 +45,8 @@ const CATALOGUE_LIMIT: Duration = Duration::from_secs(20);
 /// A stream and what belongs to its session.
 pub(super) struct Stream {
     pub(super) replication: Replication,
+    /// What has been read, and not been taken in.
+    pub(super) rest: Option<Gulp>,
     /// For look-ups of the stream and questions for the server's end alone, so that nothing slow is ahead of them.
     pub(super) client: Arc<Client>,
     pub(super) catalogue: Catalogue,
@@ -63,6 +68,14 @@ pub(super) struct Stream {
     /// When the loop last turned.
     pub(super) turned_at: Instant,
     pub(super) began: Instant,
+}
+
+/// The next frames: the rest of those that were read, or what comes. May be given up at any await.
+async fn next_gulp(rest: &mut Option<Gulp>, replication: &mut Replication) -> Result<Gulp, StreamError> {
+    match rest.take() {
+        Some(rest) => Ok(rest),
+        None => replication.read().await,
+    }
 }
 
 impl Source {
@@ -97,7 +110,7 @@ impl Source {
             if is_stopping && full_sink.is_none() {
                 self.end_feeds();
             }
-            let is_full = self.memory.is_full();
+            let is_full = self.memory.is_full_beside(stream.rest.as_ref().map_or(0, Gulp::held_bytes));
             // Sinks that have enough, or one that has no room at all; each tells when that is over.
             let is_sated = self.is_sated();
             let waits_for_sinks = is_sated || self.is_held_by_a_sink();
@@ -125,15 +138,18 @@ impl Source {
                 answer = stream.end.answer() => self.learn_end(&mut stream, answer).await?,
                 Some(ended) = stream.tasks.join_next() => return Err(beside_ended(ended)),
                 // 6. Changes.
-                gulp = stream.replication.read(), if reads => self.take_in(&mut stream, gulp?).await?,
+                gulp = next_gulp(&mut stream.rest, &mut stream.replication), if reads => {
+                    self.take_in(&mut stream, gulp?).await?;
+                }
             }
         }
     }
 
-    async fn take_in(&mut self, stream: &mut Stream, gulp: Gulp) -> Result<(), Problem> {
-        self.metrics.received_bytes.increment(u64::try_from(gulp.wire_bytes()).unwrap_or_default());
-        let now = gulp.received_at();
-        for frame in gulp {
+    /// Takes in frames until there are none, or enough for now: the rest comes again.
+    async fn take_in(&mut self, stream: &mut Stream, mut gulp: Gulp) -> Result<(), Problem> {
+        self.metrics.received_bytes.increment(u64::try_from(gulp.take_wire_bytes()).unwrap_or_default());
+        let (now, before) = (gulp.received_at(), self.intake.gathered());
+        while let Some(frame) = gulp.next() {
             match frame {
                 Frame::XLogData { payload, start, oversize, .. } => {
                     if start > Lsn::ZERO {
@@ -168,6 +184,10 @@ impl Source {
                     }
                 }
                 Frame::CopyDone => return Err(StreamError::Closed.into()),
+            }
+            if self.intake.gathered().wrapping_sub(before) >= MESSAGES_AT_ONCE {
+                stream.rest = Some(gulp);
+                break;
             }
         }
         self.count();

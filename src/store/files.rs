@@ -187,7 +187,7 @@ fn open_state_if(
     let is_short = is_shorter_than_it_says(&paths.state);
     let opened = open_to_write(&paths.state, &schema::STATE, |db| {
         db.pragma_update(None, "synchronous", "FULL")?;
-        db.pragma_update(None, "cache_size", -16384)?;
+        db.pragma_update(None, "cache_size", -8192)?;
         db.pragma_update(None, "journal_size_limit", budget.wal_bytes.cast_signed())?;
         set_pages_max(db, budget.state_pages_max())
     });

@@ -1,6 +1,7 @@
 //! The binary under test, driven as an operator would: a config file, signals, its logs, its admin address.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -131,29 +132,25 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// Starts it and comes back at once.
     pub(crate) fn launch(config: &Config) -> Self {
-        Self::launch_with(config, &[])
+        Self::launch_with::<&str>(config, &[])
     }
 
     /// As [`Self::launch`], with further variables in its environment.
-    pub(crate) fn launch_with(config: &Config, environment: &[(&str, &str)]) -> Self {
-        Self::spawn(Command::new(env!("CARGO_BIN_EXE_walhook")), config, environment)
+    pub(crate) fn launch_with<V: AsRef<OsStr>>(config: &Config, environment: &[(&str, V)]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_walhook"));
+        Self::spawn(command.envs(environment.iter().map(|(name, value)| (name, value))), config)
     }
 
     /// As [`Self::launch`], after `before` in the shell that becomes it: a limit, say.
     pub(crate) fn launch_under(before: &str, config: &Config) -> Self {
         let mut shell = Command::new("sh");
         shell.arg("-c").arg(format!("{before} && exec \"$0\" \"$@\"")).arg(env!("CARGO_BIN_EXE_walhook"));
-        Self::spawn(shell, config, &[])
+        Self::spawn(&mut shell, config)
     }
 
-    fn spawn(mut command: Command, config: &Config, environment: &[(&str, &str)]) -> Self {
+    fn spawn(command: &mut Command, config: &Config) -> Self {
         let path = config.path();
-        command
-            .envs(environment.iter().copied())
-            .arg("run")
-            .arg("--config")
-            .arg(&path)
-            .current_dir(path.parent().unwrap());
+        command.arg("run").arg("--config").arg(&path).current_dir(path.parent().unwrap());
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let lines = Arc::new(Mutex::new(Lines::default()));
         let readers = vec![

@@ -222,7 +222,6 @@ async fn every_confirmation_that_moves_the_slot_comes_after_a_sync() {
     let syncs = Syncs::build();
     // So slow that a confirmation that does not wait for it is seen before it.
     let environment = syncs.environment(Duration::from_millis(150));
-    let environment: Vec<_> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
     let daemon = Daemon::launch_with(&config, &environment);
     daemon.wait_ready().await;
     for n in 1..=20 {
@@ -242,7 +241,6 @@ async fn power_losses(delay: Duration) {
     let mut storm = Storm::of(Weather::stormy(seed, "batch_size = 5")).await;
     let syncs = Syncs::build();
     let environment = syncs.environment(delay);
-    let environment: Vec<_> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
     // Nothing has been delivered yet, and the library has to see the store from its first byte on.
     storm.config.remove_state();
     for _ in 0..times(20, 4) {

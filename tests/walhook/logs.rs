@@ -50,7 +50,7 @@ async fn a_reader_of_the_log_that_stands_still_holds_nothing_up_and_is_told() {
         if said.contains("the log") { Err(said) } else { Ok(()) }
     })
     .await;
-    println!("fault: log reader stalled: cleared after {:.1} s", since.elapsed().as_secs_f64());
+    Fault::mended("log reader stalled", since);
     assert!(daemon.sigterm().await.success());
 }
 

@@ -31,6 +31,11 @@ impl Answers {
 
 /// While all is read and the endpoints answer so, and while it comes back from the store once they are quick.
 async fn keeps_to_the_limit(sinks: usize, answers: Answers) {
+    keeps_with_rows(sinks, answers, 30).await;
+}
+
+/// With rows of so many times 32 bytes.
+async fn keeps_with_rows(sinks: usize, answers: Answers, times: usize) {
     let postgres = Postgres::start();
     counters(&postgres).await;
     let receiver = Receiver::with(Keep::Counts, move |_| answers.reply(), row_of).await;
@@ -39,7 +44,9 @@ async fn keeps_to_the_limit(sinks: usize, answers: Answers) {
     let daemon = Daemon::start(&Config::new(&(text + &(0..sinks).map(sink).collect::<String>()))).await;
     let rows = (300_000 / sinks).max(4000);
     postgres
-        .sql(&format!("INSERT INTO counters SELECT i, 0, repeat(md5(i::text), 30) FROM generate_series(1, {rows}) i"))
+        .sql(&format!(
+            "INSERT INTO counters SELECT i, 0, repeat(md5(i::text), {times}) FROM generate_series(1, {rows}) i"
+        ))
         .await;
     let within = Duration::from_secs(400);
     let all = (rows * sinks) as f64;
@@ -83,5 +90,13 @@ async fn one_to_two_hundred_sinks_of_slow_endpoints_keep_to_the_limit() {
 async fn one_to_two_hundred_sinks_of_dead_endpoints_keep_to_the_limit() {
     for sinks in if full() { vec![1, 10, 50, 200] } else { vec![50] } {
         keeps_to_the_limit(sinks, Answers::Dead).await;
+    }
+}
+
+/// A buffer of the stream has thousands of them, and each sink gets its own message of each.
+#[tokio::test(flavor = "multi_thread")]
+async fn tiny_rows_for_many_sinks_keep_to_the_limit() {
+    for sinks in if full() { vec![50, 200] } else { vec![50] } {
+        keeps_with_rows(sinks, Answers::Quick, 0).await;
     }
 }

@@ -65,6 +65,8 @@ pub enum Frame {
 #[derive(Debug)]
 pub struct Gulp {
     bytes: Bytes,
+    /// What its buffer takes, whatever is left in it.
+    held_bytes: usize,
     wire_bytes: usize,
     filled_buffer: bool,
     received_at: Instant,
@@ -75,6 +77,16 @@ impl Gulp {
     /// Bytes of these frames on the wire.
     pub fn wire_bytes(&self) -> usize {
         self.wire_bytes
+    }
+
+    /// The same; 0 from then on.
+    pub fn take_wire_bytes(&mut self) -> usize {
+        std::mem::take(&mut self.wire_bytes)
+    }
+
+    /// Bytes that memory is charged with for the buffer of these frames.
+    pub fn held_bytes(&self) -> usize {
+        self.held_bytes
     }
 
     /// Whether the read filled its buffer: more is waiting, so the reader is behind.
@@ -211,8 +223,10 @@ impl Inlet {
             self.scan(bound)?;
             if self.wanted {
                 let (wire_bytes, received_at, filled_buffer) = (self.complete, self.received_at, self.filled);
-                let bytes = memory.hold(self.hand_out());
-                return Ok(Gulp { bytes, wire_bytes, filled_buffer, received_at, oversize: None });
+                let buffer = self.hand_out();
+                let held_bytes = buffer.capacity();
+                let bytes = memory.hold(buffer);
+                return Ok(Gulp { bytes, held_bytes, wire_bytes, filled_buffer, received_at, oversize: None });
             }
             // What ended the scan behind frames that nobody wants shows when it stands first, before anything is read.
             if self.complete > 0 {
@@ -292,7 +306,9 @@ impl Inlet {
         };
         let wire_bytes = oversize.map_or(0, |bytes| bytes + ENVELOPE);
         self.reducer = None;
-        Ok(Some(Gulp { bytes: memory.hold(frame), wire_bytes, filled_buffer, received_at: self.received_at, oversize }))
+        let (held_bytes, received_at) = (frame.capacity(), self.received_at);
+        let bytes = memory.hold(frame);
+        Ok(Some(Gulp { bytes, held_bytes, wire_bytes, filled_buffer, received_at, oversize }))
     }
 
     /// What takes in the frame at the start of the buffer, if that is a change whose message has more than `bound` bytes.

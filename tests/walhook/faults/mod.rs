@@ -1,8 +1,10 @@
 //! Faults against the real binary: each is injected, must be told by `/readyz`, the log and the metrics, and must clear once it
 //! is mended. Here they wait for these states; how long that takes is printed, and judged by `make faults`, which runs alone.
 
+mod disk;
 mod endpoint;
 mod link;
+mod machine;
 mod source;
 mod store;
 
@@ -44,7 +46,7 @@ impl Fault<'_> {
             state(daemon.logged(self.logs), daemon.printed())
         })
         .await;
-        println!("fault: {}: told after {:.1} s", self.name, since.elapsed().as_secs_f64());
+        Self::ended(self.name, since);
     }
 
     /// Waits until the fault that was mended at `since` is told no more, and everything is ready.
@@ -58,11 +60,16 @@ impl Fault<'_> {
             state(code == 200 && !is_told, format!("{code} {found:?} {says}"))
         })
         .await;
-        println!("fault: {}: cleared after {:.1} s", self.name, since.elapsed().as_secs_f64());
+        Self::mended(self.name, since);
     }
 
     /// What ends a start is told by the exit code and the last line.
     pub(crate) fn ended(name: &str, since: Instant) {
         println!("fault: {name}: told after {:.1} s", since.elapsed().as_secs_f64());
+    }
+
+    /// It was mended at `since`, and a test has seen that nothing is told of it any more.
+    pub(crate) fn mended(name: &str, since: Instant) {
+        println!("fault: {name}: cleared after {:.1} s", since.elapsed().as_secs_f64());
     }
 }

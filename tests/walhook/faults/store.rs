@@ -2,19 +2,19 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::time::Instant;
 
 use rusqlite::{Connection, params};
 use serde_json::Value;
 
-use crate::clock::Clock;
+use super::Fault;
 use crate::daemon::{Config, Daemon, field, message_of, text_of, troubles};
-use crate::disk::Tmpfs;
 use crate::order::counters;
 use crate::postgres::{Postgres, state, until};
 use crate::receiver::{Keep, Receiver, Reply, Request, row_of};
 
 /// `state.db` of a daemon that does not run.
-fn state_db(directory: &Path) -> Connection {
+pub(super) fn state_db(directory: &Path) -> Connection {
     Connection::open(directory.join("state.db")).unwrap()
 }
 
@@ -110,9 +110,11 @@ async fn a_bit_that_flips_costs_the_one_message_that_it_is_in() {
     places.iter().for_each(|(table, column)| flip(&db, table, column));
     drop(db);
     waiting.receiver.script(|_| Reply::status(200));
+    let since = Instant::now();
     let daemon = Daemon::start(&waiting.config).await.allow_error("a message in the store is damaged");
     let written = waiting.written().await;
     let ids = waiting.wait_damaged(&daemon, places.len()).await;
+    Fault::ended("store: one bit of a message", since);
     assert_eq!(ids.len(), places.len(), "{ids:?}");
     waiting.receiver.wait_acknowledged(written.len() - places.len()).await;
     let delivered = waiting.delivered();
@@ -127,6 +129,7 @@ async fn a_bit_that_flips_costs_the_one_message_that_it_is_in() {
     let daemon = Daemon::start(&waiting.config).await;
     waiting.wait_damaged(&daemon, places.len()).await;
     assert!(daemon.sigterm().await.success());
+    let since = Instant::now();
     for id in &ids {
         let dropped = waiting.config.state_command(&["drop-message", id]);
         assert!(dropped.status.success(), "{}", text_of(&dropped));
@@ -136,6 +139,7 @@ async fn a_bit_that_flips_costs_the_one_message_that_it_is_in() {
     let daemon = Daemon::start(&waiting.config).await;
     let (_, body) = daemon.ready().await.unwrap();
     assert!(!troubles(&body).contains("damaged"), "{body}");
+    Fault::mended("store: one bit of a message", since);
     assert_eq!(daemon.metrics().await.sum("walhook_sink_damaged_messages", &[]), Some(0.0));
     assert!(daemon.sigterm().await.success());
 }
@@ -188,8 +192,10 @@ async fn used() -> (Postgres, Receiver, Config) {
 /// A start ends with 69, and its last words name what was found and the command that accepts it. Nothing is delivered.
 async fn ends_by_damage(config: &Config, receiver: &Receiver, found: &str) {
     let before = receiver.message_count();
+    let since = Instant::now();
     let mut daemon = Daemon::launch(config).allow_error("walhook ends");
     let status = daemon.wait_exit().await;
+    Fault::ended(&format!("store: {found}"), since);
     let printed = daemon.printed();
     assert_eq!(status.code(), Some(69), "{printed}");
     let last = printed.lines().last().unwrap_or_default();
@@ -212,10 +218,12 @@ async fn a_store_that_is_gone_emptied_or_cut_off_is_damage_until_its_loss_is_acc
         }
         ends_by_damage(&config, &receiver, found).await;
         ends_by_damage(&config, &receiver, found).await;
+        let since = Instant::now();
         let accepted = config.state_command(&["accept-loss"]);
         assert!(accepted.status.success(), "{}", text_of(&accepted));
         let daemon = Daemon::start(&config).await;
         daemon.wait_logged("the store knows nothing of this source").await;
+        Fault::mended(&format!("store: {found}"), since);
         rows += 1;
         postgres.sql(&format!("INSERT INTO counters VALUES ({rows}, 0)")).await;
         receiver.wait_acknowledged(rows).await;
@@ -250,109 +258,11 @@ async fn a_changed_digit_of_progress_is_found_before_a_row_is_skipped() {
         assert!(text_of(&shown).contains(found), "{}", text_of(&shown));
         let accepted = config.state_command(&["accept-loss"]);
         assert!(text_of(&accepted).contains(found), "{}", text_of(&accepted));
+        let since = Instant::now();
         let daemon = Daemon::start(&config).await;
+        Fault::mended(&format!("store: {found}"), since);
         receiver.wait_acknowledged(rows).await;
         daemon.wait_shown(&postgres).await;
         assert!(daemon.sigterm().await.success());
     }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_clock_that_jumps_by_eight_days_deletes_no_dead_letter() {
-    let postgres = Postgres::start();
-    counters(&postgres).await;
-    let receiver = Receiver::scripted(|_| Reply::status(404)).await;
-    let config = Config::one_sink(&postgres, &receiver.url(), "[sink.orders.retry]\nmax_attempts = 1");
-    let clock = Clock::build();
-    let environment = clock.environment();
-    let environment: Vec<_> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    let daemon = Daemon::launch_with(&config, &environment);
-    daemon.wait_ready().await;
-    postgres.sql("INSERT INTO counters VALUES (1, 0)").await;
-    let kept = async |daemon: &Daemon, count: f64| {
-        until("the dead letters to be kept", || async {
-            let kept = daemon.metrics().await.sum("walhook_sink_kept_dead_letters", &[]);
-            state(kept == Some(count), kept)
-        })
-        .await;
-    };
-    kept(&daemon, 1.0).await;
-    clock.set(8 * 86_400);
-    postgres.sql("INSERT INTO counters VALUES (2, 0)").await;
-    kept(&daemon, 2.0).await;
-    assert!(daemon.sigterm().await.success());
-    // What has expired goes at the start.
-    for days in [8, 16] {
-        clock.set(days * 86_400);
-        let daemon = Daemon::launch_with(&config, &environment);
-        daemon.wait_ready().await;
-        kept(&daemon, 2.0).await;
-        assert!(daemon.sigterm().await.success());
-        let dead: i64 = state_db(&config.state())
-            .query_row("SELECT count(*) FROM delivery WHERE state = 2", [], |row| row.get(0))
-            .unwrap();
-        assert_eq!(dead, 2, "after {days} days");
-    }
-    // Once it has run for so long they go, and the figure says so.
-    state_db(&config.state()).execute("UPDATE running SET micros = micros + 700000000000", []).unwrap();
-    let daemon = Daemon::launch_with(&config, &environment);
-    daemon.wait_ready().await;
-    kept(&daemon, 0.0).await;
-    assert!(daemon.sigterm().await.success());
-}
-
-/// A tmpfs for the store of a daemon whose endpoint is dead.
-async fn on_tmpfs() -> Option<(Postgres, Receiver, Tmpfs, Config)> {
-    let disk = Tmpfs::mount("16m")?;
-    let postgres = Postgres::start();
-    counters(&postgres).await;
-    let receiver = Receiver::with(Keep::All, |_| Reply::status(503), row_of).await;
-    let state = format!("[state]\npath = \"{}/state\"\n", disk.path().display());
-    let config = Config::new(&(Config::source(&postgres) + &state + &Config::sink("orders", &receiver.url(), "")));
-    Some((postgres, receiver, disk, config))
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_full_disk_of_the_store_is_told_by_readyz_log_and_metric_and_clears() {
-    let Some((postgres, receiver, disk, config)) = on_tmpfs().await else { return };
-    let daemon = Daemon::start(&config).await;
-    disk.fill();
-    postgres.sql("INSERT INTO counters VALUES (1, 0)").await;
-    let told = async |is_told: bool| {
-        until("readyz and metrics to say so, or no longer", || async {
-            let said = daemon.ready().await.map(|(_, body)| troubles(&body)).unwrap_or_default();
-            let metrics = daemon.metrics().await;
-            let metric = ["walhook_store_full", "walhook_store_failing"].map(|name| metrics.sum(name, &[]));
-            let holds = (said.contains("the disk of state.path"), metric.contains(&Some(1.0))) == (is_told, is_told);
-            state(holds, (said, metric))
-        })
-        .await;
-    };
-    told(true).await;
-    assert!(daemon.logged("the store is full") || daemon.logged("the store cannot write"), "{}", daemon.printed());
-    disk.free();
-    told(false).await;
-    assert!(daemon.logged("the store has room again") || daemon.logged("the store writes again"));
-    receiver.script(|_| Reply::status(200));
-    receiver.wait_acknowledged(1).await;
-    assert!(daemon.sigterm().await.success());
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_directory_that_may_only_be_read_is_told_at_the_start_and_can_be_mended() {
-    let Some((postgres, receiver, disk, config)) = on_tmpfs().await else { return };
-    receiver.script(|_| Reply::status(200));
-    assert!(Daemon::start(&config).await.sigterm().await.success());
-    disk.remount("ro");
-    let mut daemon = Daemon::launch(&config).allow_error("walhook ends");
-    let status = daemon.wait_exit().await;
-    let printed = daemon.printed();
-    assert_eq!(status.code(), Some(69), "{printed}");
-    let last = printed.lines().last().unwrap_or_default();
-    assert!(last.contains("Read-only file system") && last.contains("let walhook's user write"), "{last}");
-    disk.remount("rw");
-    let daemon = Daemon::start(&config).await;
-    postgres.sql("INSERT INTO counters VALUES (1, 0)").await;
-    receiver.wait_acknowledged(1).await;
-    assert!(daemon.sigterm().await.success());
 }

@@ -1,0 +1,41 @@
+//! A control group of its own for a process of a test, with less memory than the machine has.
+
+use std::path::{Path, PathBuf};
+
+/// Removed when dropped, once its processes have ended.
+pub(crate) struct Group {
+    directory: PathBuf,
+}
+
+impl Group {
+    /// One whose processes may have so many bytes together, of version 2 or 1; none, said, where that is not allowed.
+    pub(crate) fn make(bytes: u64) -> Option<Self> {
+        let name = format!("walhook-test-{}-{bytes}", std::process::id());
+        for (root, limit) in [("/sys/fs/cgroup", "memory.max"), ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")] {
+            // Only what is a control group has this file.
+            if !Path::new(root).join("cgroup.procs").exists() {
+                continue;
+            }
+            let group = Self { directory: Path::new(root).join(&name) };
+            let made = std::fs::create_dir(&group.directory)
+                .and_then(|()| std::fs::write(group.directory.join(limit), bytes.to_string()));
+            match made {
+                Ok(()) => return Some(group),
+                Err(error) => println!("no control group in {root}: {error}"),
+            }
+        }
+        println!("skipped: a control group with a limit of memory cannot be made");
+        None
+    }
+
+    /// What a shell does to enter it, for [`crate::daemon::Daemon::launch_under`].
+    pub(crate) fn join(&self) -> String {
+        format!("echo $$ > {}/cgroup.procs", self.directory.display())
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        drop(std::fs::remove_dir(&self.directory));
+    }
+}
