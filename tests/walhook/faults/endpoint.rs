@@ -3,7 +3,6 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
 use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -11,7 +10,6 @@ use tokio_rustls::TlsAcceptor;
 
 use super::Fault;
 use crate::certified::certified;
-use crate::clock::Clock;
 use crate::daemon::{Config, Daemon, quick_retry};
 use crate::disk::preload;
 use crate::order::{assert_complete, counters};
@@ -59,13 +57,13 @@ async fn an_endpoint_whose_answers_are_late_is_told_with_numbers_and_what_waits_
     fault.told(&daemon, since).await;
     // All of them came together, so the oldest of those that are left is as old as ever: in flight, in memory, in the
     // store or read back from there.
-    let mut last = 0.0;
+    let last = std::cell::Cell::new(0.0);
     until("what waits to have aged by some answers", || async { state(age(&daemon).await > 14.0, ()) }).await;
     receiver.wait("some answers", |receiver| receiver.ledger(|ledger| ledger.acknowledged()) > 8).await;
     until("more answers, while what is left ages", || async {
         let now = age(&daemon).await;
-        assert!(now >= last && now > 14.0, "{now} s after {last} s");
-        last = now;
+        let before = last.replace(now);
+        assert!(now >= before && now > 14.0, "{now} s after {before} s");
         state(receiver.ledger(|ledger| ledger.acknowledged()) > 16, now)
     })
     .await;
