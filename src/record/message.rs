@@ -24,10 +24,11 @@ impl MessageId {
     }
 
     fn hashed(system_id: u64, sink_hash: u128, position: Position) -> Self {
-        let [low, high] = [sink_hash & u128::from(u64::MAX), sink_hash >> u64::BITS];
-        let [low, high] = [low, high].map(|half| u64::try_from(half).unwrap_or_default());
-        let input = [system_id, position.commit_lsn.0, position.index, low, high].map(u64::to_le_bytes);
-        Self(xxh3_128(input.as_flattened()))
+        let mut input = [0; 40];
+        let (place, sink) = input.split_at_mut(24);
+        place.copy_from_slice([system_id, position.commit_lsn.0, position.index].map(u64::to_le_bytes).as_flattened());
+        sink.copy_from_slice(&sink_hash.to_le_bytes());
+        Self(xxh3_128(&input))
     }
 
     /// Its text without a formatter.

@@ -35,7 +35,7 @@ const SETTLED_AFTER: Duration = Duration::from_secs(15);
 /// The stream is looked at every [`STATUS_EVERY`]; after a longer while without, nothing could be heard.
 const DEAF_FOR: Duration = Duration::from_secs(2);
 /// Messages for all sinks together that are made before it is looked whether there is room for more: those of a gulp of tiny
-/// rows for hundreds of sinks would weigh more than the limit of memory.
+/// rows for hundreds of sinks would weigh more than the limit of memory. One TRUNCATE of many tables may make more.
 const MESSAGES_AT_ONCE: usize = 4096;
 /// Longest wait for the server's end before the last confirmation.
 const LEAVE_LIMIT: Duration = Duration::from_secs(2);
@@ -110,6 +110,7 @@ impl Source {
             if is_stopping && full_sink.is_none() {
                 self.end_feeds();
             }
+            // What is left of a gulp takes no room from itself. Should memory tell of room later than that, the tick notices.
             let is_full = self.memory.is_full_beside(stream.rest.as_ref().map_or(0, Gulp::held_bytes));
             // Sinks that have enough, or one that has no room at all; each tells when that is over.
             let is_sated = self.is_sated();
@@ -186,7 +187,7 @@ impl Source {
                 Frame::CopyDone => return Err(StreamError::Closed.into()),
             }
             if self.intake.gathered().wrapping_sub(before) >= MESSAGES_AT_ONCE {
-                stream.rest = Some(gulp);
+                stream.rest = (!gulp.is_empty()).then_some(gulp);
                 break;
             }
         }

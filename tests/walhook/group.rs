@@ -10,7 +10,7 @@ pub(crate) struct Group {
 impl Group {
     /// One whose processes may have so many bytes together, of version 2 or 1; none, said, where that is not allowed.
     pub(crate) fn make(bytes: u64) -> Option<Self> {
-        let name = format!("walhook-test-{}-{bytes}", std::process::id());
+        let name = format!("walhook-test-{}-{:016x}", std::process::id(), fastrand::u64(..));
         for (root, limit) in [("/sys/fs/cgroup", "memory.max"), ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")] {
             // Only what is a control group has this file.
             if !Path::new(root).join("cgroup.procs").exists() {

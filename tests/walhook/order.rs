@@ -169,3 +169,39 @@ async fn pitfall_19_transactions_that_overlap_arrive_whole_and_in_commit_order()
     places.dedup_by_key(|place| place.0);
     assert_eq!(places.len(), 2, "one commit position a transaction");
 }
+
+/// What one read of the stream becomes for so many sinks is taken in in parts.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_sinks_get_every_row_in_order_though_a_read_is_taken_in_in_parts_and_the_session_ends_between() {
+    const SINKS: i64 = 60;
+    const SLOT: &str = "walhook_app";
+    let postgres = Postgres::start();
+    counters(&postgres).await;
+    let sink_of = |message: &serde_json::Value| message["metadata"]["consumer"]["name"].to_string();
+    let group = move |message: &serde_json::Value| format!("{}/{}", sink_of(message), message["record"]["id"]);
+    let receiver = Receiver::with(Keep::Ledger, |_| Reply::status(200), group).await;
+    let sink = |number| Config::sink(&format!("s{number}"), &receiver.url(), "batch_size = 50");
+    let text = Config::source(&postgres) + &(0..SINKS).map(sink).collect::<String>();
+    let daemon = Daemon::start(&Config::new(&text)).await;
+    let raise = "UPDATE counters SET n = n + 1";
+    for round in 1..=3 {
+        let all = format!("BEGIN; {}; COMMIT", [raise; 4].join("; "));
+        let first = "INSERT INTO counters SELECT i, 0 FROM generate_series(1, 100) i";
+        let text = if round == 1 { format!("{first}; {all}") } else { all };
+        let came = receiver.message_count();
+        postgres.sql(&text).await;
+        receiver.wait("some of them", |receiver| receiver.message_count() > came).await;
+        let end =
+            format!("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = '{SLOT}'");
+        postgres.admin_sql(&end).await;
+    }
+    let whole = usize::try_from(SINKS * 100 * 13).unwrap();
+    receiver.wait("all of them", |receiver| receiver.ledger(|ledger| ledger.acknowledged()) >= whole).await;
+    receiver.ledger(|ledger| {
+        let all = (0..SINKS).flat_map(|sink| (1..=100).flat_map(move |id| (0..=12).map(move |n| (sink, id, n))));
+        let lost: Vec<_> = all.filter(|(sink, id, n)| !ledger.has(&format!("\"s{sink}\"/{id}"), *n)).collect();
+        assert!(lost.is_empty(), "{} lost: {:?}", lost.len(), lost.iter().take(20).collect::<Vec<_>>());
+        ledger.assert_clean();
+    });
+    assert!(daemon.sigterm().await.success());
+}

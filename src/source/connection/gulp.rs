@@ -84,6 +84,11 @@ impl Gulp {
         std::mem::take(&mut self.wire_bytes)
     }
 
+    /// Whether no frame is left.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
     /// Bytes that memory is charged with for the buffer of these frames.
     pub fn held_bytes(&self) -> usize {
         self.held_bytes

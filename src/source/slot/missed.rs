@@ -197,15 +197,19 @@ pub(crate) fn moves(
 }
 
 /// Of these relations the ones that have rows and became partitions later than they were made: by another transaction than the
-/// one that made the relation's system columns, which no ALTER touches, or by another command of it. (CREATE TABLE …
-/// PARTITION OF writes both, the one two commands after the other by Postgres's count, in 14 to 18.) Its size asks for a lock,
-/// so what is locked against all is left out.
+/// one that made the relation's system columns, which no ALTER touches, or by ATTACH PARTITION in the same one. ATTACH writes
+/// the table's columns anew by the command that makes it a partition, while CREATE TABLE … PARTITION OF writes them by an
+/// earlier one (`CreateInheritance`, `DefineRelation` of 14 to 18). Its size asks for a lock, so what is locked against all is
+/// left out.
 const ATTACHED: &str = "
 select c.oid
   from pg_class c
   join pg_inherits i on i.inhrelid = c.oid
   join pg_attribute a on a.attrelid = c.oid and a.attname = 'tableoid' and a.attnum < 0
- where c.oid = any ($1) and c.relkind = 'r' and (i.xmin <> a.xmin or i.cmin::text::bigint - a.cmin::text::bigint > 2)
+ where c.oid = any ($1) and c.relkind = 'r'
+   and (i.xmin <> a.xmin
+        or exists (select from pg_attribute u
+                    where u.attrelid = c.oid and u.attnum > 0 and u.xmin = i.xmin and u.cmin::text = i.cmin::text))
    and case when exists (select from pg_locks l where l.relation = c.oid and l.mode = 'AccessExclusiveLock')
         then false else pg_relation_size(c.oid) > 0 end";
 

@@ -158,15 +158,20 @@ async fn pitfall_58_rows_of_before_the_publication_are_said_and_an_empty_new_tab
         .sql(
             "BEGIN; CREATE TABLE new PARTITION OF parts FOR VALUES FROM (10) TO (20); INSERT INTO parts VALUES (11); COMMIT;
              BEGIN; CREATE TABLE staging.quick (LIKE parts INCLUDING ALL); INSERT INTO staging.quick VALUES (31);
-             ALTER TABLE parts ATTACH PARTITION staging.quick FOR VALUES FROM (30) TO (40); COMMIT",
+             ALTER TABLE parts ATTACH PARTITION staging.quick FOR VALUES FROM (30) TO (40); COMMIT;
+             CREATE TABLE rich (id int PRIMARY KEY, at timestamptz DEFAULT now(), CHECK (id > 0)) PARTITION BY RANGE (id);
+             BEGIN; CREATE TABLE rich_1 PARTITION OF rich (at DEFAULT NULL) FOR VALUES FROM (1) TO (9); INSERT INTO rich VALUES (5);
+             COMMIT; CREATE TABLE bare (id int PRIMARY KEY) PARTITION BY RANGE (id);
+             BEGIN; CREATE TABLE staging.plain (id int NOT NULL); INSERT INTO staging.plain VALUES (1);
+             ALTER TABLE bare ATTACH PARTITION staging.plain FOR VALUES FROM (0) TO (9); COMMIT",
         )
         .await;
     for table in ["filled", "made"] {
         let name = format!("public.{table} had been written to before it was published");
         wait_warned(&daemon, &[&name, &format!("accept-missed public.{table} --source app")]).await;
     }
-    for table in ["late", "quick"] {
-        wait_warned(&daemon, &[&format!("staging.{table} had rows when it became a partition of public.parts")]).await;
+    for (table, root) in [("late", "parts"), ("quick", "parts"), ("plain", "bare")] {
+        wait_warned(&daemon, &[&format!("staging.{table} had rows when it became a partition of public.{root}")]).await;
     }
     wait_published(&postgres, "empty").await;
     postgres.sql("INSERT INTO empty VALUES (1); INSERT INTO filled VALUES (2)").await;
@@ -180,10 +185,20 @@ async fn pitfall_58_rows_of_before_the_publication_are_said_and_an_empty_new_tab
     accept(&config, "public.made");
     accept(&config, "staging.late");
     accept(&config, "staging.quick");
+    accept(&config, "staging.plain");
     let daemon = Daemon::start(&config).await;
     wait_warned(&daemon, &["public.filled had been written to"]).await;
     let said = troubles(&daemon.ready().await.unwrap().1);
-    for other in ["public.made", "staging.late", "staging.quick", "public.empty", "public.new", "public.early"] {
+    for other in [
+        "public.made",
+        "staging.late",
+        "staging.quick",
+        "staging.plain",
+        "public.rich_1",
+        "public.empty",
+        "public.new",
+        "public.early",
+    ] {
         assert!(!said.contains(other), "{other}: {said}");
     }
     postgres.sql("DROP TABLE filled").await;
