@@ -6,6 +6,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use walhook::change::{Lsn, Position};
 use walhook::schedule::{
     Barrier, Command, GroupId, Groups, Limits, Message, OnExhausted, Outcome, RetryRule, Rules, Scheduler, ScopeId,
+    World,
 };
 
 fn rules(batch_size: usize) -> Rules {
@@ -57,8 +58,8 @@ impl Life {
 
     /// The next delivery is formed, acknowledged, and followed by as many messages. Gives how many.
     fn turn(&mut self) -> usize {
-        let Some(Command::Form { delivery, messages }) = self.scheduler.poll(self.now) else { return 0 };
-        self.scheduler.outcome(self.now, delivery, Outcome::Acknowledged);
+        let Some(Command::Form { delivery, messages }) = self.scheduler.poll(self.now, &World::EASY) else { return 0 };
+        self.scheduler.outcome(self.now, &World::EASY, delivery, Outcome::Acknowledged);
         for _ in 0..messages.len() {
             self.arrive();
         }

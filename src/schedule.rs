@@ -59,8 +59,8 @@ use self::breaker::Breaker;
 pub use self::breaker::BreakerState;
 use self::deliveries::Delivery;
 pub use self::exchange::{
-    Barrier, Command, Counts, DeliveryKey, Failure, GroupId, Groups, Message, OnExhausted, Outcome, Progress, Restored,
-    Rules, ScopeId, StoreRoom, StoredScope, Tied, Ties, Verdict, Want, WriteId,
+    Barrier, Command, Counts, DeliveryKey, Failure, GroupId, Groups, Message, OnExhausted, Outcome, Pressure, Progress,
+    Restored, Rules, ScopeId, StoreRoom, StoredScope, Tied, Ties, Verdict, Want, World, WriteId,
 };
 use self::keeping::Write;
 pub use self::lanes::own_lane;
@@ -114,17 +114,8 @@ pub struct Scheduler<P> {
     paused: bool,
     /// Nothing new is written or read back.
     stopping: bool,
-    /// What is delivered cannot be noted: no attempt starts.
-    stalled: bool,
-    /// Memory is short: no new delivery while another is in flight.
-    cramped: bool,
-    /// The sink's share of memory is full, or the source falls behind because of it.
-    crowded: bool,
-    /// Messages of a life before are still to come again.
-    replaying: bool,
     /// New messages go to the store.
     overflows: bool,
-    room: StoreRoom,
     /// Deliveries to be written.
     to_park: VecDeque<DeliveryKey>,
     writes: HashMap<WriteId, Write>,
@@ -178,12 +169,7 @@ impl<P> Scheduler<P> {
             groups_held: 0,
             paused: false,
             stopping: false,
-            stalled: false,
-            cramped: false,
-            crowded: false,
-            replaying: false,
             overflows: false,
-            room: StoreRoom::Open,
             to_park: VecDeque::new(),
             writes: HashMap::new(),
             next_write: 0,
@@ -273,46 +259,9 @@ impl<P> Scheduler<P> {
         self.stopping = true;
     }
 
-    /// Memory is short, or no longer: see the rules.
-    pub fn set_cramped(&mut self, cramped: bool) {
-        self.cramped = cramped;
-    }
-
-    /// Whether memory is short, as it was last told.
-    pub fn is_cramped(&self) -> bool {
-        self.cramped
-    }
-
-    /// The store has not taken anything for long, or it does again: until then no attempt starts, since what is delivered
-    /// could not be noted and would come again after a crash.
-    pub fn set_stalled(&mut self, stalled: bool) {
-        self.stalled = stalled;
-    }
-
-    /// The sink's share of memory is full, or the source falls behind because of it: new messages go to the store.
-    pub fn set_crowded(&mut self, crowded: bool) {
-        self.crowded = crowded;
-    }
-
-    /// Messages of a life before are still to come again, or no longer: until then nothing is read back, since an older
-    /// message of its group may be among them.
-    pub fn set_replaying(&mut self, replaying: bool) {
-        self.replaying = replaying;
-    }
-
-    /// Whether the store takes more.
-    pub fn set_room(&mut self, room: StoreRoom) {
-        self.room = room;
-    }
-
     /// Whether it is paused.
     pub fn is_paused(&self) -> bool {
         self.paused
-    }
-
-    /// The process has not run for so long since it began: that counts for no delivery's age.
-    pub fn set_slept(&mut self, all: Duration) {
-        self.own.slept(all);
     }
 
     /// Since when a trouble of walhook's own machine keeps the sink waiting.
@@ -326,19 +275,19 @@ impl<P> Scheduler<P> {
     }
 
     /// What is to be done now; ask until `None`.
-    pub fn poll(&mut self, now: Instant) -> Option<Command<P>> {
-        self.wake(now);
-        if let Some(command) = self.keep(now) {
+    pub fn poll(&mut self, now: Instant, world: &World) -> Option<Command<P>> {
+        self.wake(now, world);
+        if let Some(command) = self.keep(now, world) {
             return Some(command);
         }
-        if let Some(command) = self.start(now) {
+        if let Some(command) = self.start(now, world) {
             return Some(command);
         }
-        self.read_back(now)
+        self.read_back(now, world)
     }
 
-    fn start(&mut self, now: Instant) -> Option<Command<P>> {
-        if self.is_held() || self.held_until.is_some() {
+    fn start(&mut self, now: Instant, world: &World) -> Option<Command<P>> {
+        if self.is_held(world) || self.held_until.is_some() {
             return None;
         }
         if self.breaker.allowance(now, self.in_flight) == 0 || !self.own.may_start(now) {
@@ -358,20 +307,20 @@ impl<P> Scheduler<P> {
     }
 
     /// When [`Self::poll`], having said `None`, has something to do if nothing else happens before.
-    pub fn poll_timeout(&mut self) -> Option<Instant> {
-        let (start, keep, read) = (self.start_at(), self.keep_at(), self.read_at());
+    pub fn poll_timeout(&mut self, world: &World) -> Option<Instant> {
+        let (start, keep, read) = (self.start_at(world), self.keep_at(world), self.read_at(world));
         [start, keep, read].into_iter().flatten().min()
     }
 
     /// Whether no attempt starts before something happens. While memory is short one goes at a time, since its body needs
     /// room, be it rendered or fetched.
-    fn is_held(&self) -> bool {
-        let is_cramped = self.cramped && self.in_flight > 0;
-        self.paused || self.stalled || is_cramped || self.in_flight >= self.rules.max_in_flight
+    fn is_held(&self, world: &World) -> bool {
+        let is_cramped = world.memory.is_short && self.in_flight > 0;
+        self.paused || world.store == StoreRoom::Stalled || is_cramped || self.in_flight >= self.rules.max_in_flight
     }
 
-    fn start_at(&mut self) -> Option<Instant> {
-        if self.is_held() || self.own.is_tried() {
+    fn start_at(&mut self, world: &World) -> Option<Instant> {
+        if self.is_held(world) || self.own.is_tried() {
             return None;
         }
         let held_until = self.held_until.max(self.own.wake_at());
@@ -430,7 +379,8 @@ impl<P> Scheduler<P> {
     }
 
     /// Moves what has become due.
-    fn wake(&mut self, now: Instant) {
+    fn wake(&mut self, now: Instant, world: &World) {
+        self.own.slept(world.slept);
         if self.held_until.is_some_and(|held| held <= now) {
             self.held_until = None;
         }
@@ -444,6 +394,6 @@ impl<P> Scheduler<P> {
             self.due.push_back((at, key));
         }
         self.backlog.end_lanes(now);
-        self.overflows = self.must_overflow(now);
+        self.overflows = self.must_overflow(now, world);
     }
 }

@@ -53,7 +53,7 @@ use crate::memory::{Charge, Memory};
 use crate::metrics::SinkMetrics;
 use crate::record::Rendering;
 use crate::schedule::resume::Resume;
-use crate::schedule::{self, Command, DeliveryKey, Scheduler, WriteId};
+use crate::schedule::{self, Command, DeliveryKey, Pressure, Scheduler, StoreRoom, World, WriteId};
 use crate::store::{KeptProgress, Loaded, SinkKey, Store};
 use crate::view::SharedViews;
 
@@ -136,6 +136,8 @@ struct Task {
     sink: Parts,
     feed: mpsc::Receiver<Vec<Feed>>,
     scheduler: Scheduler<Payload>,
+    /// What surrounds it, as it was last looked at.
+    world: World,
     deliveries: HashMap<DeliveryKey, Delivery>,
     attempts: JoinSet<Ended>,
     ledger: Ledger,
@@ -189,6 +191,7 @@ impl Task {
         let mut task = Self {
             feed,
             scheduler: Scheduler::new(rules::rules(&sink.config, sink.keeps, (at_once, ready)), seed),
+            world: World::EASY,
             deliveries: HashMap::new(),
             attempts: JoinSet::new(),
             ledger: Ledger::new(store, key, at_once),
@@ -222,9 +225,9 @@ impl Task {
                 self.tell_store();
             }
             self.tell_source();
-            let wake = [self.scheduler.poll_timeout(), self.ledger.due_at()].into_iter().flatten().min();
+            let wake = [self.scheduler.poll_timeout(&self.world), self.ledger.due_at()].into_iter().flatten().min();
             let wake = wake.filter(|_| may_begin);
-            let cramped = self.scheduler.is_cramped();
+            let is_short = self.world.memory.is_short;
             tokio::select! {
                 biased;
                 // 1. A stop goes before work.
@@ -246,7 +249,7 @@ impl Task {
                 // 5. Time: retries, batches that wait for more, what has waited too long.
                 () = sleep_until(wake.unwrap_or_else(Instant::now).into()), if wake.is_some() => {}
                 // 6. Room for another body, where it was short.
-                () = self.sink.memory.relieved(), if cramped => {}
+                () = self.sink.memory.relieved(), if is_short => {}
                 // 7. News for people, so that a busy source cannot silence it.
                 _ = tick.tick() => self.show(),
                 // 8. Changes. The source ends first only at a stop.
@@ -261,13 +264,16 @@ impl Task {
     /// Carries out what the scheduler wants done.
     fn carry_out(&mut self) {
         let now = Instant::now();
-        self.scheduler.set_crowded(self.is_over_share() || self.sink.progress.is_overdue());
-        let is_stalled = self.ledger.is_stalled(now);
-        self.scheduler.set_stalled(is_stalled);
-        self.scheduler.set_slept(clock::slept());
-        self.scheduler.set_room(self.room());
-        self.scheduler.set_cramped(self.sink.memory.is_exhausted());
-        while let Some(command) = self.scheduler.poll(now) {
+        self.world = World {
+            memory: Pressure {
+                is_share_full: self.is_over_share() || self.sink.progress.is_overdue(),
+                is_short: self.sink.memory.is_exhausted(),
+            },
+            store: self.room(),
+            is_replaying: self.resume.as_ref().is_some_and(Resume::is_replaying),
+            slept: clock::slept(),
+        };
+        while let Some(command) = self.scheduler.poll(now, &self.world) {
             match command {
                 Command::Form { delivery, messages } => self.form(delivery, messages),
                 Command::Attempt { delivery, number } => self.start(delivery, number),
@@ -277,15 +283,18 @@ impl Task {
                 Command::ReadLanes(wants) => self.read_lanes(wants),
                 Command::ReadOverflow => self.read_overflow(),
             }
-            self.scheduler.set_room(self.room());
+            self.world.store = self.room();
             // Each body that is begun is charged at once, so that many at a time cannot overlook each other.
-            self.scheduler.set_cramped(self.sink.memory.is_exhausted());
+            self.world.memory.is_short = self.sink.memory.is_exhausted();
         }
     }
 
     /// Whether the store takes more. A message that it may have no room for keeps everything in memory until it is delivered;
     /// as JSON it may be several times as long as its row.
-    fn room(&self) -> schedule::StoreRoom {
+    fn room(&self) -> StoreRoom {
+        if self.ledger.is_stalled(Instant::now()) {
+            return StoreRoom::Stalled;
+        }
         self.ledger.room(self.largest_bytes.saturating_mul(3))
     }
 
@@ -344,7 +353,7 @@ impl Task {
         let overflows = self.scheduler.is_overflowing();
         self.sink.progress.set_saturated(enough && !overflows);
         let is_replaying = self.resume.as_ref().is_some_and(Resume::is_replaying);
-        let can_write = self.room() == schedule::StoreRoom::Open;
+        let can_write = self.room() == StoreRoom::Open;
         let has_no_room = self.sink.keeps && !can_write && self.is_over_share();
         let is_stalled = self.ledger.is_stalled(Instant::now());
         self.sink.progress.set_holds(!is_replaying && (has_no_room || is_stalled));

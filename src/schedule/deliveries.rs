@@ -8,8 +8,8 @@ use super::breaker::{Heard, Started};
 use super::own::Began;
 use super::watermark::{Place, Token};
 use super::{
-    Command, DeliveryKey, Exhausted, Failure, GroupId, Groups, OnExhausted, Outcome, Restored, Scheduler, StoreRoom,
-    Tied, Ties, Verdict, retry, split,
+    Command, DeliveryKey, Exhausted, Failure, GroupId, Groups, OnExhausted, Outcome, Restored, Scheduler, Tied, Ties,
+    Verdict, World, retry, split,
 };
 use crate::change::Position;
 
@@ -99,7 +99,8 @@ impl Delivery {
 
 impl<P> Scheduler<P> {
     /// An attempt that [`Self::poll`] asked for has ended. `None` if no such attempt is known.
-    pub fn outcome(&mut self, now: Instant, key: DeliveryKey, outcome: Outcome) -> Option<Verdict> {
+    pub fn outcome(&mut self, now: Instant, world: &World, key: DeliveryKey, outcome: Outcome) -> Option<Verdict> {
+        self.own.slept(world.slept);
         let (started, began) = self.deliveries.get_mut(&key)?.flight.take()?;
         self.in_flight -= 1;
         let is_own = match outcome {
@@ -122,7 +123,7 @@ impl<P> Scheduler<P> {
                     Failure { .. } => Heard::Life,
                 };
                 self.breaker.ended(now, &mut self.rng, started, heard);
-                self.failed(now, key, failure)
+                self.failed(now, world, key, failure)
             }
         }
     }
@@ -145,13 +146,13 @@ impl<P> Scheduler<P> {
         delivery.attempts
     }
 
-    fn failed(&mut self, now: Instant, key: DeliveryKey, failure: Failure) -> Option<Verdict> {
+    fn failed(&mut self, now: Instant, world: &World, key: DeliveryKey, failure: Failure) -> Option<Verdict> {
         if failure.own {
             return self.own_failed(key);
         }
         let new = self.deliveries.get(&key).filter(|delivery| !delivery.has_failed);
         let held = new.map(Delivery::groups).unwrap_or_default();
-        let verdict = self.judge(now, key, failure)?;
+        let verdict = self.judge(now, world, key, failure)?;
         match verdict {
             Verdict::Retry(_) | Verdict::Split { .. } | Verdict::Blocked(_) => {
                 held.into_iter().for_each(|id| self.backlog.unload(id));
@@ -180,7 +181,7 @@ impl<P> Scheduler<P> {
         delivery.first_attempt.map(|first| first + spent)
     }
 
-    fn judge(&mut self, now: Instant, key: DeliveryKey, failure: Failure) -> Option<Verdict> {
+    fn judge(&mut self, now: Instant, world: &World, key: DeliveryKey, failure: Failure) -> Option<Verdict> {
         let delivery = self.deliveries.get_mut(&key)?;
         delivery.failures = delivery.failures.saturating_add(1);
         delivery.attempts -= u32::from(failure.ours);
@@ -195,9 +196,9 @@ impl<P> Scheduler<P> {
             self.held_until = self.held_until.max(Some(now + asked.min(self.rules.retry.max)));
         }
         // Without room for a dead letter it is not given up.
-        let can_die = delivery.is_in_store() || self.room != StoreRoom::Shut;
+        let can_die = delivery.is_in_store() || world.store.takes_more();
         if failure.damaged && delivery.members.len() > 1 {
-            return self.split(now, key);
+            return self.split(now, world, key);
         }
         let hopeless = [(failure.too_large, Exhausted::TooLarge), (failure.damaged, Exhausted::Damaged)];
         if let Some((_, why)) = hopeless.into_iter().find(|(holds, _)| *holds && can_die) {
@@ -207,7 +208,7 @@ impl<P> Scheduler<P> {
             let attempts = delivery.attempts;
             let enough = if delivery.is_part { 1 } else { self.rules.split_after };
             if failure.refused && delivery.refusals >= enough && delivery.members.len() > 1 {
-                return self.split(now, key);
+                return self.split(now, world, key);
             }
             let from = self.deliveries.get(&key).and_then(|delivery| self.aged_from(delivery, now));
             if let Some(why) = retry::exhausted(self.rules.limits, attempts, from, now).filter(|_| can_die) {
@@ -328,7 +329,7 @@ impl<P> Scheduler<P> {
         }
     }
 
-    fn split(&mut self, now: Instant, key: DeliveryKey) -> Option<Verdict> {
+    fn split(&mut self, now: Instant, world: &World, key: DeliveryKey) -> Option<Verdict> {
         let whole = self.deliveries.get(&key)?;
         let groups: Vec<Groups> = whole.members.iter().map(|member| member.ties.groups).collect();
         let Some((first, second)) = split::halves(&groups) else { return self.retry_later(now, key) };
@@ -341,7 +342,7 @@ impl<P> Scheduler<P> {
         }
         self.order_family(now, whole.root);
         // A whole that is in the store is replaced there; one that is not goes in as its parts.
-        let goes_there = self.rules.keeps && self.room != StoreRoom::Shut;
+        let goes_there = self.rules.keeps && world.store.takes_more();
         let write = (whole.is_in_store() || goes_there).then(|| self.write_of(&keys));
         if write.is_none() {
             keys.iter().for_each(|key| self.want_parked(*key));

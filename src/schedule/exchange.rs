@@ -281,6 +281,39 @@ pub enum OnExhausted {
     PauseSink,
 }
 
+/// What surrounds a sink at a moment, as far as the scheduler goes by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct World {
+    /// How much of it there is.
+    pub memory: Pressure,
+    /// Whether the store takes what waits.
+    pub store: StoreRoom,
+    /// Messages of a life before are still to come again: until they have, nothing is read back, since an older message of
+    /// its group may be among them.
+    pub is_replaying: bool,
+    /// How long the process has not run since it began: that counts for no delivery's age.
+    pub slept: Duration,
+}
+
+impl World {
+    /// Nothing is in the way.
+    pub const EASY: Self = Self {
+        memory: Pressure { is_share_full: false, is_short: false },
+        store: StoreRoom::Open,
+        is_replaying: false,
+        slept: Duration::ZERO,
+    };
+}
+
+/// How short memory is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pressure {
+    /// The sink's share is full, or the source falls behind because of it: new messages go to the store.
+    pub is_share_full: bool,
+    /// All of it is: one delivery at a time, and no page is read while something waits.
+    pub is_short: bool,
+}
+
 /// Whether the store takes what waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StoreRoom {
@@ -288,8 +321,21 @@ pub enum StoreRoom {
     Open,
     /// Not for a moment: enough is on its way.
     Busy,
-    /// It is full, or cannot be written.
+    /// It is full, or cannot be written: what waits stays in memory, and nothing is given up.
     Shut,
+    /// It has not taken anything for long: no attempt starts, since what is delivered could not be noted and would come
+    /// again after a crash.
+    Stalled,
+}
+
+impl StoreRoom {
+    /// Whether what has to be kept can be, now or in a moment.
+    pub(super) fn takes_more(self) -> bool {
+        match self {
+            Self::Open | Self::Busy => true,
+            Self::Shut | Self::Stalled => false,
+        }
+    }
 }
 
 /// A delivery of a life before, as the store has it.

@@ -7,7 +7,7 @@ use super::queue::{Backing, Waiting};
 use super::watermark::{Place, Token};
 use super::{
     BEHIND_AFTER, BreakerState, Command, DeliveryKey, GroupId, KEEP_AFTER, Message, Position, Scheduler, StoreRoom,
-    WriteId,
+    World, WriteId,
 };
 
 /// How often messages are looked through for their age.
@@ -93,12 +93,12 @@ impl<P> Scheduler<P> {
     }
 
     /// Whether new messages have to go to the store: they could not be delivered soon.
-    pub(super) fn must_overflow(&mut self, now: Instant) -> bool {
-        if !self.rules.keeps || self.room == StoreRoom::Shut || self.stopping {
+    pub(super) fn must_overflow(&mut self, now: Instant, world: &World) -> bool {
+        if !self.rules.keeps || world.store == StoreRoom::Shut || self.stopping {
             return false;
         }
         self.paused
-            || self.crowded
+            || world.memory.is_share_full
             || self.breaker.is_open()
             || self
                 .backlog
@@ -107,9 +107,9 @@ impl<P> Scheduler<P> {
     }
 
     /// What is to be written now.
-    pub(super) fn keep(&mut self, now: Instant) -> Option<Command<P>> {
+    pub(super) fn keep(&mut self, now: Instant, world: &World) -> Option<Command<P>> {
         self.take_back(now);
-        if !self.rules.keeps || self.room != StoreRoom::Open {
+        if !self.rules.keeps || world.store != StoreRoom::Open {
             return None;
         }
         // First, since what waits behind a delivery goes after it.
@@ -260,8 +260,8 @@ impl<P> Scheduler<P> {
     }
 
     /// When something is to be written, if nothing else happens before.
-    pub(super) fn keep_at(&mut self) -> Option<Instant> {
-        if !self.rules.keeps || self.room != StoreRoom::Open {
+    pub(super) fn keep_at(&mut self, world: &World) -> Option<Instant> {
+        if !self.rules.keeps || world.store != StoreRoom::Open {
             return None;
         }
         let page = self.overflow.page_at(self.page_bytes()).filter(|_| !self.stopping);
@@ -273,8 +273,8 @@ impl<P> Scheduler<P> {
     }
 
     /// What is to be read now: no more than can be delivered at once.
-    pub(super) fn read_back(&mut self, now: Instant) -> Option<Command<P>> {
-        if self.stopping || self.replaying || self.read_again_at.is_some_and(|at| at > now) {
+    pub(super) fn read_back(&mut self, now: Instant, world: &World) -> Option<Command<P>> {
+        if self.stopping || world.is_replaying || self.read_again_at.is_some_and(|at| at > now) {
             return None;
         }
         if !self.overflow.has_again() {
@@ -292,7 +292,7 @@ impl<P> Scheduler<P> {
                 }
             }
         }
-        if !self.wants_page() {
+        if !self.wants_page(world) {
             return None;
         }
         self.overflow.start_reading();
@@ -306,23 +306,23 @@ impl<P> Scheduler<P> {
     }
 
     /// Pages are read while little has come back that is not in a delivery, be it deliverable or behind others.
-    fn wants_page(&self) -> bool {
+    fn wants_page(&self, world: &World) -> bool {
         let (messages, bytes) = self.rules.enough;
-        let is_short = self.cramped && self.backlog.len() > 0;
+        let is_short = world.memory.is_short && self.backlog.len() > 0;
         let has_room = self.loaded.unresolved() < messages && self.loaded_bytes < bytes.saturating_mul(2) && !is_short;
         (self.overflow.has_again() || has_room) && self.overflow.can_be_read()
     }
 
     /// When something is to be read, if nothing else happens before.
-    pub(super) fn read_at(&self) -> Option<Instant> {
-        if self.stopping || self.replaying {
+    pub(super) fn read_at(&self, world: &World) -> Option<Instant> {
+        if self.stopping || world.is_replaying {
             return None;
         }
         if self.overflow.has_again() {
-            return self.read_again_at.filter(|_| self.wants_page());
+            return self.read_again_at.filter(|_| self.wants_page(world));
         }
         let wants_lane = !self.is_lane_read && !self.backlog.lanes_free.is_empty();
-        if !self.has_appetite() || !(wants_lane || self.wants_page()) || self.own.is_tried() {
+        if !self.has_appetite() || !(wants_lane || self.wants_page(world)) || self.own.is_tried() {
             return None;
         }
         let is_open = self.breaker.is_open();

@@ -35,6 +35,7 @@ fn at(position: u64) -> Position {
 
 struct Play {
     scheduler: Scheduler<u64>,
+    world: World,
     now: Instant,
     /// What was asked to be written and is not durable, oldest first.
     writes: VecDeque<WriteId>,
@@ -57,7 +58,7 @@ fn payloads(messages: Vec<Message<u64>>) -> Vec<u64> {
 
 impl Play {
     fn new(rules: Rules) -> Self {
-        Self { scheduler: Scheduler::new(rules, 1), now: Instant::now(), writes: VecDeque::new() }
+        Self { scheduler: Scheduler::new(rules, 1), world: World::EASY, now: Instant::now(), writes: VecDeque::new() }
     }
 
     fn push(&mut self, groups: Groups, payload: u64) {
@@ -72,7 +73,7 @@ impl Play {
     /// The commands that follow, all of them attempts: (delivery, payloads) of new ones, (delivery, []) of retries.
     fn commands(&mut self) -> Vec<(u64, Vec<u64>)> {
         let mut commands = Vec::new();
-        while let Some(command) = self.scheduler.poll(self.now) {
+        while let Some(command) = self.scheduler.poll(self.now, &self.world) {
             commands.push(match command {
                 Command::Form { delivery, messages } => (delivery.0, messages),
                 Command::Attempt { delivery, .. } => (delivery.0, Vec::new()),
@@ -89,7 +90,7 @@ impl Play {
     /// The commands that follow, told in words.
     fn told(&mut self) -> Vec<String> {
         let mut told = Vec::new();
-        while let Some(command) = self.scheduler.poll(self.now) {
+        while let Some(command) = self.scheduler.poll(self.now, &self.world) {
             told.push(match command {
                 Command::Form { delivery, messages } => format!("form {} {messages:?}", delivery.0),
                 Command::Attempt { delivery, number } => format!("attempt {} for the {number}. time", delivery.0),
@@ -113,7 +114,7 @@ impl Play {
                 Command::ReadOverflow => "read page".to_owned(),
             });
         }
-        let timeout = self.scheduler.poll_timeout();
+        let timeout = self.scheduler.poll_timeout(&self.world);
         assert!(timeout.is_none_or(|at| at > self.now), "what is due now is not left lying");
         told
     }
@@ -126,11 +127,11 @@ impl Play {
     }
 
     fn ack(&mut self, delivery: u64) {
-        self.scheduler.outcome(self.now, DeliveryKey(delivery), Outcome::Acknowledged);
+        self.scheduler.outcome(self.now, &self.world, DeliveryKey(delivery), Outcome::Acknowledged);
     }
 
     fn fail_with(&mut self, delivery: u64, failure: Failure) -> Verdict {
-        self.scheduler.outcome(self.now, DeliveryKey(delivery), Outcome::Failed(failure)).unwrap()
+        self.scheduler.outcome(self.now, &self.world, DeliveryKey(delivery), Outcome::Failed(failure)).unwrap()
     }
 
     fn fail(&mut self, delivery: u64) -> Instant {
@@ -169,7 +170,7 @@ fn a_batch_waits_for_more_until_its_timeout_or_until_it_is_full() {
     let mut play = Play::new(Rules { batch_size: 3, ..rules() });
     play.one(1, 1);
     assert_eq!(play.commands(), []);
-    assert_eq!(play.scheduler.poll_timeout(), Some(play.now + 10 * MS));
+    assert_eq!(play.scheduler.poll_timeout(&play.world), Some(play.now + 10 * MS));
     play.now += 10 * MS;
     assert_eq!(play.commands(), [(0, vec![1])]);
     for payload in 2..6 {
@@ -243,7 +244,7 @@ fn a_failed_delivery_keeps_its_group_and_comes_again_at_its_time() {
     assert!(at >= play.now + 500 * MS && at <= play.now + 1000 * MS);
     assert_eq!((play.scheduler.counts().groups_held, play.scheduler.counts().failed), (1, 1));
     assert_eq!(play.commands(), []);
-    assert_eq!(play.scheduler.poll_timeout(), Some(at));
+    assert_eq!(play.scheduler.poll_timeout(&play.world), Some(at));
     play.now = at;
     assert_eq!(play.commands(), [(0, vec![])]);
     assert_eq!(play.scheduler.counts().failed, 1, "a retry under way has not mended anything");
@@ -276,11 +277,11 @@ fn retry_after_holds_the_whole_sink_but_not_longer_than_the_longest_wait() {
     play.one(1, 1);
     assert_eq!(play.commands().len(), 1);
     let failure = Failure { retry_after: Some(Duration::from_secs(3600)), ..Failure::default() };
-    play.scheduler.outcome(play.now, DeliveryKey(0), Outcome::Failed(failure));
+    play.scheduler.outcome(play.now, &play.world, DeliveryKey(0), Outcome::Failed(failure));
     play.one(2, 2);
     play.now += 4999 * MS;
     assert_eq!(play.commands(), []);
-    assert_eq!(play.scheduler.poll_timeout(), Some(play.now + MS));
+    assert_eq!(play.scheduler.poll_timeout(&play.world), Some(play.now + MS));
     play.now += MS;
     assert_eq!(play.commands().len(), 2);
 }
@@ -315,9 +316,9 @@ fn a_failure_of_ours_uses_up_no_attempt() {
     play.one(1, 1);
     play.commands();
     let ours = Outcome::Failed(Failure { ours: true, ..Failure::default() });
-    play.scheduler.outcome(play.now, DeliveryKey(0), ours);
+    play.scheduler.outcome(play.now, &play.world, DeliveryKey(0), ours);
     play.now += 1000 * MS;
-    assert!(matches!(play.scheduler.poll(play.now), Some(Command::Attempt { number: 1, .. })));
+    assert!(matches!(play.scheduler.poll(play.now, &play.world), Some(Command::Attempt { number: 1, .. })));
 }
 
 #[test]
@@ -326,7 +327,7 @@ fn a_pause_starts_nothing_and_ends_where_it_began() {
     play.scheduler.pause();
     play.one(1, 1);
     assert_eq!(play.commands(), []);
-    assert_eq!(play.scheduler.poll_timeout(), None);
+    assert_eq!(play.scheduler.poll_timeout(&play.world), None);
     play.scheduler.resume();
     assert_eq!(play.commands(), [(0, vec![1])]);
 }
@@ -337,14 +338,14 @@ fn while_memory_is_short_new_deliveries_go_one_at_a_time_and_retries_as_ever() {
     play.one(1, 1);
     assert_eq!(play.commands().len(), 1);
     play.now = play.fail(0);
-    play.scheduler.set_cramped(true);
+    play.world.memory.is_short = true;
     play.one(2, 2);
     play.one(3, 3);
     assert_eq!(play.commands(), [(0, vec![])]);
-    assert_eq!(play.scheduler.poll_timeout(), None);
+    assert_eq!(play.scheduler.poll_timeout(&play.world), None);
     play.ack(0);
     assert_eq!(play.commands(), [(1, vec![2])]);
-    play.scheduler.set_cramped(false);
+    play.world.memory.is_short = false;
     assert_eq!(play.commands(), [(2, vec![3])]);
 }
 

@@ -59,9 +59,6 @@ impl Task {
         let Ties { groups, scope, .. } = ties;
         let commit_micros = change.transaction.commit_micros;
         let message = Message { groups, scope, barrier, bytes, position, payload: Payload::Change(change) };
-        if let Some(resume) = &self.resume {
-            self.scheduler.set_replaying(resume.is_replaying());
-        }
         match admission {
             Admission::Again => self.scheduler.push_again(now, message, arrival(commit_micros, now)),
             Admission::New | Admission::Skip => {
@@ -89,9 +86,9 @@ impl Task {
 
     /// Everything up to here has been fed.
     fn passed(&mut self, lsn: Lsn) {
-        let Some(resume) = &mut self.resume else { return };
-        resume.passed(lsn);
-        self.scheduler.set_replaying(resume.is_replaying());
+        if let Some(resume) = &mut self.resume {
+            resume.passed(lsn);
+        }
     }
 
     pub(super) fn rendering(&self, system_id: u64) -> Arc<Rendering> {

@@ -167,7 +167,7 @@ impl Task {
 
     fn acknowledged(&mut self, key: DeliveryKey, number: u32, frozen: Option<Frozen>, attempt: &Attempt) {
         let Some(mut delivery) = self.deliveries.remove(&key) else { return };
-        self.scheduler.outcome(Instant::now(), key, Outcome::Acknowledged);
+        self.scheduler.outcome(Instant::now(), &self.world, key, Outcome::Acknowledged);
         self.ledger.touch();
         if let Some(id) = delivery.stored {
             self.ledger.note(Op::Delivered(id), 0);
@@ -233,8 +233,9 @@ impl Task {
             delivery.stored.is_some() || body.is_none_or(|frozen| self.ledger.takes(frozen.body.len()))
         });
         // What becomes of it depends on whether the store can have it.
-        self.scheduler.set_room(if has_room { self.room() } else { schedule::StoreRoom::Shut });
-        let verdict = self.scheduler.outcome(Instant::now(), key, Outcome::Failed(failure))?;
+        let store = if has_room { self.room() } else { schedule::StoreRoom::Shut };
+        let world = schedule::World { store, ..self.world };
+        let verdict = self.scheduler.outcome(Instant::now(), &world, key, Outcome::Failed(failure))?;
         self.note_failure(key, failed, &verdict);
         Some(verdict)
     }

@@ -29,7 +29,6 @@ impl Task {
             self.sink.progress.resolve(progress.resolved);
             self.resume = progress.high.map(|high| Resume::new(high, progress.unresolved));
         }
-        self.scheduler.set_replaying(self.resume.as_ref().is_some_and(Resume::is_replaying));
         self.pages = (overflow.next_page, overflow.first_page.unwrap_or(overflow.next_page));
         let (count, lane_count) = (deliveries.len(), lanes.len());
         let restored = deliveries.iter().map(|delivery| restored(delivery, now, self.sink.config.retry.max)).collect();

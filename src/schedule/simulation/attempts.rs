@@ -141,7 +141,7 @@ impl Life {
         let trouble = self.fault == Fault::BlameEndpoint;
         let is_hidden = trouble || self.fault == Fault::BlameDelivery;
         let failure = Failure { ours: !is_hidden, own: !is_hidden, trouble, ..Failure::default() };
-        let verdict = self.scheduler.outcome(self.now, key, Outcome::Failed(failure)).ok_or("known")?;
+        let verdict = self.scheduler.outcome(self.now, &self.world, key, Outcome::Failed(failure)).ok_or("known")?;
         self.note(|_| format!("{key:?} own {verdict:?}"));
         let Verdict::Retry(at) = verdict else { return Err("own: nothing comes of it but another attempt".to_owned()) };
         if is_fresh {
@@ -171,7 +171,7 @@ impl Life {
     fn acknowledge(&mut self, key: DeliveryKey) -> Check {
         self.troubles = 0;
         self.is_well(key);
-        let verdict = self.scheduler.outcome(self.now, key, Outcome::Acknowledged);
+        let verdict = self.scheduler.outcome(self.now, &self.world, key, Outcome::Acknowledged);
         self.note(|_| format!("{key:?} acked"));
         require(verdict == Some(Verdict::Done), "acknowledged is done")?;
         let flight = self.flights.remove(&key).ok_or("known")?;
@@ -199,7 +199,7 @@ impl Life {
         let is_resolved = self.fault == Fault::FailureResolves;
         let outcome = if is_resolved { Outcome::Acknowledged } else { Outcome::Failed(shown) };
         let before = self.scheduler.breaker();
-        let verdict = self.scheduler.outcome(self.now, key, outcome).ok_or("known")?;
+        let verdict = self.scheduler.outcome(self.now, &self.world, key, outcome).ok_or("known")?;
         self.note(|_| format!("{key:?} {failure:?} {verdict:?}"));
         if let BreakerState::Open { .. } = self.scheduler.breaker()
             && self.scheduler.breaker() != before

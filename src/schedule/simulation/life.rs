@@ -94,6 +94,8 @@ pub(super) struct Life {
     pub(super) rules: Rules,
     pub(super) now: Instant,
     pub(super) scheduler: Scheduler<Load>,
+    /// What the scheduler is told of its surroundings.
+    pub(super) world: World,
     pub(super) model: Model,
     pub(super) wal: Vec<Entry>,
     /// What of it has been read.
@@ -148,6 +150,7 @@ impl Life {
             rules,
             now,
             scheduler: Scheduler::new(told(rules, fault), rng.u64(..)),
+            world: World::EASY,
             model: Model::default(),
             wal: Vec::new(),
             read: 0,
@@ -271,8 +274,7 @@ impl Life {
                 }
             }
         }
-        let is_replaying = self.is_replaying() && self.fault != Fault::HideReplay;
-        self.scheduler.set_replaying(is_replaying);
+        self.world.is_replaying = self.is_replaying() && self.fault != Fault::HideReplay;
     }
 
     fn items_read(&self) -> usize {
@@ -339,6 +341,7 @@ impl Life {
         self.vain_reads.clear();
         (self.room, self.is_prompt) = (StoreRoom::Open, true);
         self.scheduler = Scheduler::new(told(self.rules, self.fault), self.rng.u64(..));
+        self.world = World::EASY;
         let progress = self.durable.progress.clone();
         let progress = progress.unwrap_or(Progress { resolved: Lsn::ZERO, high: None, unresolved: Vec::new() });
         self.scheduler.restore_progress(progress.resolved, progress.high);
@@ -355,8 +358,7 @@ impl Life {
             Entry::Mark(_) => false,
         };
         self.read = self.wal.iter().position(is_left).unwrap_or(self.wal.len());
-        let is_replaying = self.is_replaying() && self.fault != Fault::HideReplay;
-        self.scheduler.set_replaying(is_replaying);
+        self.world.is_replaying = self.is_replaying() && self.fault != Fault::HideReplay;
         Ok(())
     }
 
@@ -382,7 +384,7 @@ impl Life {
     pub(super) fn run_commands(&mut self) -> Check {
         loop {
             let before = self.scheduler.breaker();
-            let Some(command) = self.scheduler.poll(self.now) else { break };
+            let Some(command) = self.scheduler.poll(self.now, &self.world) else { break };
             if let Command::Form { .. } | Command::Attempt { .. } = command {
                 self.may_start(before)?;
             }

@@ -22,8 +22,7 @@ impl Life {
             50 => self.pause(),
             51 => self.cramp(),
             52 => {
-                let is_crowded = self.rng.bool();
-                self.scheduler.set_crowded(is_crowded);
+                self.world.memory.is_share_full = self.rng.bool();
             }
             53 | 54 => self.change_room(),
             55 => self.is_prompt = self.rng.bool(),
@@ -59,7 +58,7 @@ impl Life {
         self.own.spent += slept;
         if self.fault != Fault::HideSleep {
             self.slept += slept;
-            self.scheduler.set_slept(self.slept);
+            self.world.slept = self.slept;
         }
     }
 
@@ -70,12 +69,12 @@ impl Life {
 
     fn cramp(&mut self) {
         self.cramped = self.rng.bool();
-        self.scheduler.set_cramped(self.cramped);
+        self.world.memory.is_short = self.cramped;
     }
 
     fn change_room(&mut self) {
         self.room = [StoreRoom::Open, StoreRoom::Open, StoreRoom::Busy, StoreRoom::Shut][self.rng.usize(0..4)];
-        self.scheduler.set_room(if self.fault == Fault::HideRoom { StoreRoom::Open } else { self.room });
+        self.world.store = if self.fault == Fault::HideRoom { StoreRoom::Open } else { self.room };
     }
 
     /// Time passes, and what is due in it happens.
@@ -95,7 +94,7 @@ impl Life {
     }
 
     fn next_event(&mut self) -> Option<Instant> {
-        self.scheduler.poll_timeout().into_iter().chain(self.next_io()).min()
+        self.scheduler.poll_timeout(&self.world).into_iter().chain(self.next_io()).min()
     }
 
     /// Everything that was committed is delivered or dead in the end, unless it waits for a person.
@@ -104,9 +103,7 @@ impl Life {
         (self.is_down, self.room, self.is_prompt) = (false, StoreRoom::Open, true);
         (self.paused, self.cramped) = (false, false);
         self.scheduler.resume();
-        self.scheduler.set_cramped(false);
-        self.scheduler.set_crowded(false);
-        self.scheduler.set_room(StoreRoom::Open);
+        self.world = World { slept: self.world.slept, is_replaying: self.world.is_replaying, ..World::EASY };
         while self.read < self.wal.len() {
             self.read_wal();
         }
@@ -193,7 +190,7 @@ impl Life {
 
     /// After all commands ran: what could go by the naive rules has gone, or has a time.
     pub(super) fn check_idle(&mut self) -> Check {
-        let timeout = self.scheduler.poll_timeout();
+        let timeout = self.scheduler.poll_timeout(&self.world);
         require(timeout.is_none_or(|at| at > self.now), "what is due is not left lying")?;
         let held = self.held_until.is_some_and(|held| held > self.now);
         if timeout.is_some() || self.paused || held || self.waits_for_replay() {

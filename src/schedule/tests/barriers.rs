@@ -226,10 +226,10 @@ fn what_comes_again_as_a_barrier_holds_up_what_the_lanes_have_after_it() {
         [(None, 1), (Some(3), 1)].map(|(after, messages)| StoredScope { scope: SCOPE, after: after.map(at), messages });
     play.scheduler.restore_scopes(play.now, [], left);
     play.scheduler.restore_waiting([(GroupId(2), 1, at(2)), (GroupId(4), 1, at(4))], 0);
-    play.scheduler.set_replaying(true);
+    play.world.is_replaying = true;
     play.scheduler.push_again(play.now, Message { barrier: Barrier::Scope, ..row(7, 3) }, play.now);
     assert_eq!(play.told(), [""; 0]);
-    play.scheduler.set_replaying(false);
+    play.world.is_replaying = false;
     assert_eq!(play.told(), ["read lanes [2, 4]"]);
     play.reads(&[(2, row(2, 2)), (4, row(4, 4))]);
     assert_eq!(play.told(), ["form 0 [2]"]);
@@ -257,10 +257,10 @@ fn parked(members: &[u64], due: Option<Instant>) -> Restored {
 fn what_comes_again_as_a_barrier_waits_for_no_younger_message_of_a_delivery() {
     let mut play = Play::new(keeping());
     play.scheduler.restore(play.now, vec![parked(&[2, 6], Some(play.now)), parked(&[5], None)]);
-    play.scheduler.set_replaying(true);
+    play.world.is_replaying = true;
     play.scheduler.push_again(play.now, Message { barrier: Barrier::Scope, ..row(9, 3) }, play.now);
     play.scheduler.push_again(play.now, row(8, 4), play.now);
-    play.scheduler.set_replaying(false);
+    play.world.is_replaying = false;
     assert_eq!(play.told(), ["attempt 0 for the 2. time"], "2 is older");
     play.ack(0);
     assert_eq!(play.told(), ["form 2 [3]"], "5 waits for a person");

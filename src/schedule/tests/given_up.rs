@@ -155,9 +155,9 @@ fn what_is_too_large_is_given_up_at_once_and_says_nothing_of_the_endpoint() {
     play.one(1, 1);
     play.one(1, 2);
     play.commands();
-    play.scheduler.set_room(StoreRoom::Shut);
+    play.world.store = StoreRoom::Shut;
     let Verdict::Retry(at) = play.fail_with(0, too_large) else { panic!("without room for a dead letter it waits") };
-    play.scheduler.set_room(StoreRoom::Open);
+    play.world.store = StoreRoom::Open;
     assert_eq!(play.fail_again(at, 0, too_large), Verdict::Dead { why: Exhausted::TooLarge, paused: false });
     assert_eq!(play.scheduler.breaker(), BreakerState::Closed);
     assert_eq!(play.commands(), [(1, vec![2])], "the group goes on");
@@ -179,9 +179,9 @@ fn what_is_damaged_parts_from_the_others_at_once_and_is_given_up_alone() {
     play.one(1, 1);
     play.one(1, 2);
     play.commands();
-    play.scheduler.set_room(StoreRoom::Shut);
+    play.world.store = StoreRoom::Shut;
     let Verdict::Retry(at) = play.fail_with(0, damaged) else { panic!("without room for a dead letter it waits") };
-    play.scheduler.set_room(StoreRoom::Open);
+    play.world.store = StoreRoom::Open;
     assert_eq!(play.fail_again(at, 0, damaged), Verdict::Dead { why: Exhausted::Damaged, paused: false });
     assert_eq!(play.scheduler.breaker(), BreakerState::Closed);
     assert_eq!(play.commands(), [(1, vec![2])], "the group goes on");
@@ -219,7 +219,7 @@ fn a_blocked_group_waits_for_a_person_and_others_go_on() {
     play.ack(1);
     play.now += Duration::from_secs(3600);
     assert_eq!(play.commands(), []);
-    assert_eq!(play.scheduler.poll_timeout(), None);
+    assert_eq!(play.scheduler.poll_timeout(&play.world), None);
     let counts = play.scheduler.counts();
     assert_eq!((counts.blocked, counts.waiting, counts.groups_held), (1, 1, 1));
     assert_eq!(play.scheduler.resolved(), Lsn(0));
@@ -255,13 +255,13 @@ fn broken() -> (Play, Instant) {
 fn an_open_breaker_starts_nothing_until_its_probe_and_a_failed_probe_opens_it_for_longer() {
     let (mut play, until) = broken();
     assert_eq!(play.commands(), []);
-    assert_eq!(play.scheduler.poll_timeout(), Some(until));
+    assert_eq!(play.scheduler.poll_timeout(&play.world), Some(until));
     play.now = until;
     let [(probe, _)] = play.commands()[..] else { panic!("one probe") };
     assert!(probe < 5, "what has failed is at stake first");
     play.now += 5000 * MS;
     assert_eq!(play.commands(), []);
-    assert_eq!(play.scheduler.poll_timeout(), None);
+    assert_eq!(play.scheduler.poll_timeout(&play.world), None);
     play.fail_with(probe, TROUBLE);
     let BreakerState::Open { until, failures: 2 } = play.scheduler.breaker() else { panic!("not open") };
     assert!(until >= play.now + 1000 * MS && until <= play.now + 2000 * MS);

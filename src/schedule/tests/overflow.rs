@@ -12,7 +12,7 @@ fn a_paused_sink_pages_what_arrives_after_a_moment_and_reads_it_back_in_order() 
     play.now += 49 * MS;
     play.one(2, 2);
     assert_eq!(play.told(), [""; 0]);
-    assert_eq!(play.scheduler.poll_timeout(), Some(play.now + MS));
+    assert_eq!(play.scheduler.poll_timeout(&play.world), Some(play.now + MS));
     play.now += MS;
     assert_eq!(play.told(), ["page [1, 2]"]);
     assert_eq!(play.scheduler.resolved(), Lsn(0));
@@ -34,12 +34,12 @@ fn a_paused_sink_pages_what_arrives_after_a_moment_and_reads_it_back_in_order() 
 #[test]
 fn what_was_to_be_paged_is_taken_back_when_nothing_is_in_the_way_any_more() {
     let mut play = Play::new(keeping());
-    play.scheduler.set_crowded(true);
+    play.world.memory.is_share_full = true;
     assert_eq!(play.told(), [""; 0]);
     play.one(1, 1);
     play.one(1, 2);
     assert!(play.scheduler.is_overflowing());
-    play.scheduler.set_crowded(false);
+    play.world.memory.is_share_full = false;
     assert_eq!(play.told(), ["form 0 [1]"]);
     assert!(!play.scheduler.is_overflowing());
     play.ack(0);
@@ -111,7 +111,7 @@ fn a_long_outage_leaves_little_in_memory_and_all_comes_back_in_order() {
         play.one(payload % 1000, payload);
         if payload % 100 == 0 {
             play.now += 100 * MS;
-            while let Some(Command::Overflow { write, messages }) = play.scheduler.poll(play.now) {
+            while let Some(Command::Overflow { write, messages }) = play.scheduler.poll(play.now, &play.world) {
                 pages.extend(payloads(messages).into_iter().map(with_group));
                 play.scheduler.written(write);
             }
@@ -122,8 +122,8 @@ fn a_long_outage_leaves_little_in_memory_and_all_comes_back_in_order() {
     let mut lane = VecDeque::new();
     let mut last = vec![0; 1000];
     while play.scheduler.counts().unresolved > 0 || !pages.is_empty() || play.scheduler.counts().waiting > 0 {
-        let Some(command) = play.scheduler.poll(play.now) else {
-            play.now = play.scheduler.poll_timeout().expect("it stands still");
+        let Some(command) = play.scheduler.poll(play.now, &play.world) else {
+            play.now = play.scheduler.poll_timeout(&play.world).expect("it stands still");
             continue;
         };
         match command {

@@ -9,7 +9,7 @@ impl Play {
     }
 
     fn wants(&mut self) -> Vec<Want> {
-        let command = self.scheduler.poll(self.now);
+        let command = self.scheduler.poll(self.now, &self.world);
         let Some(Command::ReadLanes(wants)) = command else { panic!("{command:?}") };
         wants
     }
@@ -19,13 +19,13 @@ impl Play {
 fn what_comes_again_goes_where_it_stood_among_what_comes_back() {
     let mut play = Play::new(keeping());
     play.scheduler.restore_waiting([], 3);
-    play.scheduler.set_replaying(true);
+    play.world.is_replaying = true;
     play.again(1, 1);
     play.again(1, 4);
     play.again(2, 6);
     assert_eq!(play.told(), [""; 0], "3 and 5 may be before them");
     assert_eq!(play.scheduler.counts().waiting, 3);
-    play.scheduler.set_replaying(false);
+    play.world.is_replaying = false;
     play.scheduler.pause();
     play.one(1, 7);
     assert_eq!(play.told(), ["read page"], "what came again does not wait in the WAL for the pause to end");
@@ -61,9 +61,9 @@ fn what_waits_behind_a_delivery_is_not_spilled_before_that_is_parked() {
     play.now += KEEP_AFTER;
     assert_eq!(play.told(), ["park 0"], "2 in the lane and 1 nowhere would change places in a crash");
     play.scheduler.not_written(play.writes.pop_front().unwrap());
-    play.now = play.scheduler.poll_timeout().unwrap();
+    play.now = play.scheduler.poll_timeout(&play.world).unwrap();
     assert_eq!(play.told(), ["park 0"]);
-    play.now = play.scheduler.poll_timeout().unwrap();
+    play.now = play.scheduler.poll_timeout(&play.world).unwrap();
     assert_eq!(play.told(), ["spill [2]"]);
 }
 
@@ -71,12 +71,12 @@ fn what_waits_behind_a_delivery_is_not_spilled_before_that_is_parked() {
 fn what_is_spilled_behind_a_lane_of_a_life_before_does_not_hide_it() {
     let mut play = Play::new(keeping());
     play.scheduler.restore_waiting([(GroupId(1), 1, at(1))], 0);
-    play.scheduler.set_replaying(true);
+    play.world.is_replaying = true;
     play.one(1, 2);
     play.now += KEEP_AFTER;
     assert_eq!(play.told(), ["spill [2]"]);
     play.written();
-    play.scheduler.set_replaying(false);
+    play.world.is_replaying = false;
     assert_eq!(play.wants(), [Want { group: GroupId(1), after: None }]);
 }
 
@@ -84,12 +84,12 @@ fn what_is_spilled_behind_a_lane_of_a_life_before_does_not_hide_it() {
 fn nothing_is_read_from_a_lane_while_an_older_message_is_on_its_way_into_it() {
     let mut play = Play::new(keeping());
     play.scheduler.restore_waiting([(GroupId(1), 1, at(5))], 0);
-    play.scheduler.set_replaying(true);
+    play.world.is_replaying = true;
     play.again(1, 2);
     play.scheduler.pause();
     play.now += KEEP_AFTER;
     assert_eq!(play.told(), ["spill [2]"]);
-    play.scheduler.set_replaying(false);
+    play.world.is_replaying = false;
     play.scheduler.resume();
     assert_eq!(play.told(), [""; 0]);
     play.written();
@@ -100,11 +100,11 @@ fn nothing_is_read_from_a_lane_while_an_older_message_is_on_its_way_into_it() {
 fn a_lane_is_read_though_younger_messages_are_on_their_way_into_it() {
     let mut play = Play::new(keeping());
     play.scheduler.restore_waiting([(GroupId(1), 1, at(1))], 0);
-    play.scheduler.set_replaying(true);
+    play.world.is_replaying = true;
     play.one(1, 2);
     play.now += KEEP_AFTER;
     assert_eq!(play.told(), ["spill [2]"]);
-    play.scheduler.set_replaying(false);
+    play.world.is_replaying = false;
     assert_eq!(play.told(), ["read lanes [1]"], "a slow store would hold a busy group for ever");
     play.lanes(&[(1, &[(ONE, 1)])]);
     assert_eq!(play.told(), ["form 0 [1]"]);
@@ -167,7 +167,7 @@ fn a_probe_may_come_out_of_the_store() {
     play.written();
     assert_eq!(play.told(), [""; 0]);
     let BreakerState::Open { until, .. } = play.scheduler.breaker() else { panic!("closed") };
-    assert_eq!(play.scheduler.poll_timeout(), Some(until));
+    assert_eq!(play.scheduler.poll_timeout(&play.world), Some(until));
     play.now = until;
     assert_eq!(play.told(), ["read page"]);
     play.page(&[(1, 6)]);
@@ -201,7 +201,7 @@ fn a_message_that_stands_behind_a_lane_and_in_a_queue_goes_with_those_before_it_
     play.one(3, 1);
     assert_eq!(play.told(), ["form 0 [1]"]);
     play.scheduler.restore_waiting([(GroupId(1), 1, at(0))], 0);
-    play.scheduler.set_replaying(true);
+    play.world.is_replaying = true;
     play.push(TWO, 2);
     play.push(BOTH, 3);
     play.push(TWO, 4);
@@ -210,7 +210,7 @@ fn a_message_that_stands_behind_a_lane_and_in_a_queue_goes_with_those_before_it_
     play.written();
     play.push(TWO, 5);
     play.push(ONE, 6);
-    play.scheduler.set_replaying(false);
+    play.world.is_replaying = false;
     play.ack(0);
     assert_eq!(play.told(), ["read lanes [1, 2]"]);
     play.lanes(&[(1, &[(ONE, 0), (BOTH, 3)]), (2, &[(TWO, 2), (BOTH, 3), (TWO, 4)])]);

@@ -76,12 +76,12 @@ fn a_delivery_that_hangs_is_parked_and_what_it_cannot_be_yet_is_asked_again() {
     let mut play = Play::new(keeping());
     play.one(1, 1);
     assert_eq!(play.told(), ["form 0 [1]"]);
-    assert_eq!(play.scheduler.poll_timeout(), Some(play.now + KEEP_AFTER));
+    assert_eq!(play.scheduler.poll_timeout(&play.world), Some(play.now + KEEP_AFTER));
     play.now += KEEP_AFTER;
     assert_eq!(play.told(), ["park 0"]);
     play.scheduler.not_written(play.writes.pop_front().unwrap());
     assert_eq!(play.told(), [""; 0]);
-    play.now = play.scheduler.poll_timeout().unwrap();
+    play.now = play.scheduler.poll_timeout(&play.world).unwrap();
     assert_eq!(play.told(), ["park 0"]);
     play.written();
     assert_eq!(play.scheduler.resolved(), Lsn(1));
@@ -169,7 +169,7 @@ fn a_message_without_a_group_is_spilled_alone_and_comes_back_alone() {
     play.written();
     assert_eq!(play.scheduler.resolved(), Lsn(3));
     assert_eq!((play.scheduler.counts().waiting, play.scheduler.counts().ready), (0, 0));
-    let Some(Command::ReadLanes(wants)) = play.scheduler.poll(play.now) else { panic!("not read back") };
+    let Some(Command::ReadLanes(wants)) = play.scheduler.poll(play.now, &play.world) else { panic!("not read back") };
     assert_eq!(wants.len(), 2);
     let lanes = wants.iter().zip([2, 3]).map(|(want, n)| (want.group, vec![message(Groups::One(want.group), n)]));
     play.scheduler.lanes_read(play.now, lanes.collect());
@@ -245,7 +245,7 @@ fn a_lane_that_cannot_be_read_is_wanted_again_a_second_later_and_one_that_is_emp
     play.scheduler.lanes_unread([GroupId(1)]);
     play.scheduler.unreadable(play.now);
     assert_eq!(play.told(), [""; 0]);
-    assert_eq!(play.scheduler.poll_timeout(), Some(play.now + SEC));
+    assert_eq!(play.scheduler.poll_timeout(&play.world), Some(play.now + SEC));
     play.now += SEC;
     assert_eq!(play.told(), ["read lanes [1]"]);
     assert_eq!(play.lanes(&[(1, &[(ONE, 2)])]), 0);
@@ -266,7 +266,7 @@ fn a_store_that_is_shut_gets_nothing_and_nothing_is_lost() {
     play.scheduler.pause();
     play.told();
     play.one(2, 3);
-    play.scheduler.set_room(StoreRoom::Shut);
+    play.world.store = StoreRoom::Shut;
     play.scheduler.resume();
     let at = play.fail(0);
     assert_eq!(play.told(), ["form 1 [3]"]);
