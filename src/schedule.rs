@@ -32,6 +32,7 @@ mod barriers;
 mod breaker;
 mod deliveries;
 mod exchange;
+mod gate;
 mod keeping;
 mod lanes;
 mod overflow;
@@ -50,22 +51,20 @@ mod tests;
 mod undelivered;
 mod watermark;
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use self::backlog::Backlog;
-use self::breaker::Breaker;
 pub use self::breaker::BreakerState;
 use self::deliveries::Delivery;
 pub use self::exchange::{
-    Barrier, Command, Counts, DeliveryKey, Failure, GroupId, Groups, Message, OnExhausted, Outcome, Pressure, Progress,
-    Restored, Rules, ScopeId, StoreRoom, StoredScope, Tied, Ties, Verdict, Want, World, WriteId,
+    Barrier, Command, Counts, DeliveryKey, Failure, GroupId, Groups, Message, NotNow, OnExhausted, Outcome, Pressure,
+    Progress, Restored, Rules, ScopeId, StoreRoom, StoredScope, Tied, Ties, Verdict, Want, World, WriteId,
 };
+use self::gate::Gate;
 use self::keeping::Write;
 pub use self::lanes::own_lane;
 use self::overflow::Overflow;
-use self::own::Own;
 use self::queue::{Backing, Waiting};
 pub use self::retry::{Exhausted, Limits, RetryRule};
 use self::undelivered::Undelivered;
@@ -94,26 +93,16 @@ pub struct Scheduler<P> {
     /// Messages read back from the overflow that are not in a delivery, in the order in which they came back.
     loaded: Watermark,
     loaded_bytes: usize,
-    breaker: Breaker,
-    own: Own,
+    gate: Gate,
     deliveries: HashMap<DeliveryKey, Delivery>,
     /// Parts of split deliveries by the key that holds their groups, in the order of the whole.
     families: HashMap<DeliveryKey, Vec<DeliveryKey>>,
     next_key: u64,
-    /// Failed deliveries and when they are due.
-    timers: BinaryHeap<Reverse<(Instant, DeliveryKey)>>,
-    /// Failed deliveries that are due, oldest first.
-    due: VecDeque<(Instant, DeliveryKey)>,
-    retry_had_last_turn: bool,
-    in_flight: usize,
     ack_pending: usize,
     failed: usize,
     parked: usize,
     blocked: usize,
     groups_held: usize,
-    paused: bool,
-    /// Nothing new is written or read back.
-    stopping: bool,
     /// New messages go to the store.
     overflows: bool,
     /// Deliveries to be written.
@@ -125,8 +114,6 @@ pub struct Scheduler<P> {
     is_lane_read: bool,
     /// The store could not be read: not before this.
     read_again_at: Option<Instant>,
-    /// No attempt starts before: the endpoint said `Retry-After`.
-    held_until: Option<Instant>,
 }
 
 impl<P> Scheduler<P> {
@@ -153,22 +140,15 @@ impl<P> Scheduler<P> {
             overflow: Overflow::new(),
             loaded: Watermark::new(),
             loaded_bytes: 0,
-            breaker: Breaker::new(rules.retry, rules.max_in_flight),
-            own: Own::new(),
+            gate: Gate::new(&rules),
             deliveries: HashMap::new(),
             families: HashMap::new(),
             next_key: 0,
-            timers: BinaryHeap::new(),
-            due: VecDeque::new(),
-            retry_had_last_turn: false,
-            in_flight: 0,
             ack_pending: 0,
             failed: 0,
             parked: 0,
             blocked: 0,
             groups_held: 0,
-            paused: false,
-            stopping: false,
             overflows: false,
             to_park: VecDeque::new(),
             writes: HashMap::new(),
@@ -176,7 +156,6 @@ impl<P> Scheduler<P> {
             look_at: None,
             is_lane_read: false,
             read_again_at: None,
-            held_until: None,
         }
     }
 
@@ -245,28 +224,27 @@ impl<P> Scheduler<P> {
 
     /// Starts no attempt until [`Self::resume`]; attempts under way go on.
     pub fn pause(&mut self) {
-        self.paused = true;
+        self.gate.set_paused(true);
     }
 
     /// Ends a pause.
     pub fn resume(&mut self) {
-        self.paused = false;
+        self.gate.set_paused(false);
     }
 
     /// The end: no attempt starts, and nothing is written or read but deliveries that fail.
     pub fn stop(&mut self) {
-        self.paused = true;
-        self.stopping = true;
+        self.gate.stop();
     }
 
     /// Whether it is paused.
     pub fn is_paused(&self) -> bool {
-        self.paused
+        self.gate.is_paused()
     }
 
     /// Since when a trouble of walhook's own machine keeps the sink waiting.
     pub fn own_trouble(&self) -> Option<Instant> {
-        self.own.since()
+        self.gate.own_trouble()
     }
 
     /// Whether new messages go to the store.
@@ -287,19 +265,14 @@ impl<P> Scheduler<P> {
     }
 
     fn start(&mut self, now: Instant, world: &World) -> Option<Command<P>> {
-        if self.is_held(world) || self.held_until.is_some() {
-            return None;
-        }
-        if self.breaker.allowance(now, self.in_flight) == 0 || !self.own.may_start(now) {
-            return None;
-        }
-        if self.breaker.is_open() {
+        self.gate.may_start(now, world).ok()?;
+        let fresh_first = self.gate.is_fresh_ones_turn();
+        if self.gate.is_breaker_open() {
             // A probe need not be due; new deliveries have their turn too, in case those that failed cannot be sent at all.
-            let fresh = if self.retry_had_last_turn { self.form_next(now) } else { None };
-            let probe = fresh.or_else(|| self.retry_next(now)).or_else(|| self.retry_early(now));
-            return probe.or_else(|| self.form_next(now));
+            let fresh = if fresh_first { self.form_next(now) } else { None };
+            return fresh.or_else(|| self.retry_early(now)).or_else(|| self.form_next(now));
         }
-        if self.retry_had_last_turn {
+        if fresh_first {
             self.form_next(now).or_else(|| self.retry_next(now))
         } else {
             self.retry_next(now).or_else(|| self.form_next(now))
@@ -312,39 +285,16 @@ impl<P> Scheduler<P> {
         [start, keep, read].into_iter().flatten().min()
     }
 
-    /// Whether no attempt starts before something happens. While memory is short one goes at a time, since its body needs
-    /// room, be it rendered or fetched.
-    fn is_held(&self, world: &World) -> bool {
-        let is_cramped = world.memory.is_short && self.in_flight > 0;
-        self.paused || world.store == StoreRoom::Stalled || is_cramped || self.in_flight >= self.rules.max_in_flight
-    }
-
     fn start_at(&mut self, world: &World) -> Option<Instant> {
-        if self.is_held(world) || self.own.is_tried() {
-            return None;
-        }
-        let held_until = self.held_until.max(self.own.wake_at());
-        let due = self.due.front().map(|(at, _)| *at);
-        let timer = self.timers.peek().map(|Reverse((at, _))| *at);
-        let retry = due.into_iter().chain(timer).min();
         let fresh = self.fresh_at();
-        if self.breaker.is_open() {
-            // A probe need not be due.
-            let probe = self.breaker.wake_at()?;
-            let next = if retry.is_some() { probe } else { probe.max(fresh?) };
-            return Some(next).max(held_until);
-        }
-        let next = Some(retry.into_iter().chain(fresh).min()?).max(held_until)?;
-        // In a ramp-up that is used up, an outcome comes first.
-        let is_free = self.breaker.allowance(next, self.in_flight) > 0;
-        is_free.then_some(next)
+        self.gate.opens_at(world, fresh)
     }
 
     /// Figures for people.
     pub fn counts(&self) -> Counts {
         let (buffered, buffered_bytes) = self.overflow.buffered();
         Counts {
-            in_flight: self.in_flight,
+            in_flight: self.gate.in_flight(),
             ack_pending: self.ack_pending,
             waiting: self.backlog.len() + buffered,
             waiting_bytes: self.backlog.bytes() + buffered_bytes,
@@ -359,7 +309,7 @@ impl<P> Scheduler<P> {
             lane_messages: self.backlog.lane_messages,
             overflow_messages: self.overflow.stored(),
             barriers_pending: self.backlog.barriers.held(),
-            breaker: self.breaker.state(),
+            breaker: self.gate.breaker(),
         }
     }
 
@@ -380,18 +330,10 @@ impl<P> Scheduler<P> {
 
     /// Moves what has become due.
     fn wake(&mut self, now: Instant, world: &World) {
-        self.own.slept(world.slept);
-        if self.held_until.is_some_and(|held| held <= now) {
-            self.held_until = None;
-        }
+        self.gate.slept(world.slept);
+        self.gate.wake(now);
         if self.read_again_at.is_some_and(|at| at <= now) {
             self.read_again_at = None;
-        }
-        while let Some(Reverse((at, key))) = self.timers.peek().copied()
-            && at <= now
-        {
-            self.timers.pop();
-            self.due.push_back((at, key));
         }
         self.backlog.end_lanes(now);
         self.overflows = self.must_overflow(now, world);

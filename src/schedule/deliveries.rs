@@ -1,11 +1,9 @@
 //! A delivery's life between attempts: retried, split, given up; and those of a life before.
 
-use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use super::breaker::{Heard, Started};
-use super::own::Began;
+use super::gate::Flight;
 use super::watermark::{Place, Token};
 use super::{
     Command, DeliveryKey, Exhausted, Failure, GroupId, Groups, OnExhausted, Outcome, Restored, Scheduler, Tied, Ties,
@@ -53,7 +51,7 @@ pub(super) struct Delivery {
     first_attempt: Option<Instant>,
     pub(super) kept: Kept,
     /// The attempt under way.
-    flight: Option<(Started, Began)>,
+    flight: Option<Flight>,
     /// What had been spent in troubles of our own when its first attempt began.
     spent_before: Duration,
     rest: Rest,
@@ -100,31 +98,15 @@ impl Delivery {
 impl<P> Scheduler<P> {
     /// An attempt that [`Self::poll`] asked for has ended. `None` if no such attempt is known.
     pub fn outcome(&mut self, now: Instant, world: &World, key: DeliveryKey, outcome: Outcome) -> Option<Verdict> {
-        self.own.slept(world.slept);
-        let (started, began) = self.deliveries.get_mut(&key)?.flight.take()?;
-        self.in_flight -= 1;
-        let is_own = match outcome {
-            Outcome::Failed(Failure { own: true, .. }) => Some(true),
-            // No request was made, so nothing was found out.
-            Outcome::Failed(Failure { ours: true, .. }) => None,
-            Outcome::Acknowledged | Outcome::Failed(_) => Some(false),
-        };
-        self.own.ended(now, began, is_own);
+        self.gate.slept(world.slept);
+        let flight = self.deliveries.get_mut(&key)?.flight.take()?;
+        self.gate.ended(now, &mut self.rng, flight, outcome);
         match outcome {
             Outcome::Acknowledged => {
-                self.breaker.ended(now, &mut self.rng, started, Heard::Life);
                 self.resolve(now, key);
                 Some(Verdict::Done)
             }
-            Outcome::Failed(failure) => {
-                let heard = match failure {
-                    Failure { ours: true, .. } => Heard::Nothing,
-                    Failure { trouble: true, .. } => Heard::Trouble,
-                    Failure { .. } => Heard::Life,
-                };
-                self.breaker.ended(now, &mut self.rng, started, heard);
-                self.failed(now, world, key, failure)
-            }
+            Outcome::Failed(failure) => self.failed(now, world, key, failure),
         }
     }
 
@@ -139,10 +121,9 @@ impl<P> Scheduler<P> {
         let Some(delivery) = self.deliveries.get_mut(&key) else { return 0 };
         delivery.attempts += 1;
         if delivery.first_attempt.is_none() {
-            (delivery.first_attempt, delivery.spent_before) = (Some(now), self.own.spent(now));
+            (delivery.first_attempt, delivery.spent_before) = (Some(now), self.gate.spent(now));
         }
-        delivery.flight = Some((self.breaker.started(), self.own.started()));
-        self.in_flight += 1;
+        delivery.flight = Some(self.gate.started());
         delivery.attempts
     }
 
@@ -170,14 +151,12 @@ impl<P> Scheduler<P> {
             delivery.first_attempt = None;
         }
         delivery.rest = Rest::Time;
-        let due = self.own.until();
-        self.timers.push(Reverse((due, key)));
-        Some(Verdict::Retry(due))
+        Some(Verdict::Retry(self.gate.retry_after_own(key)))
     }
 
     /// When a delivery's age began, as far as it counts.
     fn aged_from(&self, delivery: &Delivery, now: Instant) -> Option<Instant> {
-        let spent = self.own.spent(now).saturating_sub(delivery.spent_before);
+        let spent = self.gate.spent(now).saturating_sub(delivery.spent_before);
         delivery.first_attempt.map(|first| first + spent)
     }
 
@@ -193,7 +172,7 @@ impl<P> Scheduler<P> {
             self.failed += 1;
         }
         if let Some(asked) = failure.retry_after {
-            self.held_until = self.held_until.max(Some(now + asked.min(self.rules.retry.max)));
+            self.gate.hold_until(now + asked.min(self.rules.retry.max));
         }
         // Without room for a dead letter it is not given up.
         let can_die = delivery.is_in_store() || world.store.takes_more();
@@ -223,9 +202,8 @@ impl<P> Scheduler<P> {
         let delivery = self.deliveries.get_mut(&key)?;
         let due = now + retry::wait_after(self.rules.retry, delivery.failures, &mut self.rng);
         let due = retry::due_at(self.rules.limits, from, now, due);
-        let due = due.max(self.held_until.unwrap_or(now));
         delivery.rest = Rest::Time;
-        self.timers.push(Reverse((due, key)));
+        let due = self.gate.retry_at(now, due, key);
         self.want_parked(key);
         Some(Verdict::Retry(due))
     }
@@ -256,7 +234,9 @@ impl<P> Scheduler<P> {
             OnExhausted::Continue => false,
             OnExhausted::PauseSink => true,
         };
-        self.paused |= paused;
+        if paused {
+            self.gate.set_paused(true);
+        }
         self.resolve(now, key);
         Some(Verdict::Dead { why, paused })
     }
@@ -324,7 +304,7 @@ impl<P> Scheduler<P> {
             taken.extend(groups);
             if !waits && delivery.rest == Rest::Elder {
                 delivery.rest = Rest::Time;
-                self.due.push_back((now, *key));
+                self.gate.due_now(now, *key);
             }
         }
     }
@@ -369,17 +349,16 @@ impl<P> Scheduler<P> {
 
     /// The next attempt of a delivery that is due.
     pub(super) fn retry_next(&mut self, now: Instant) -> Option<Command<P>> {
-        let (_, key) = self.due.pop_front()?;
-        self.retry_had_last_turn = true;
+        let key = self.gate.next_due()?;
         let number = self.started(now, key);
         Some(Command::Attempt { delivery: key, number })
     }
 
-    /// The next attempt of the delivery that is due next.
+    /// The next attempt of the delivery that is due first, now or later.
     pub(super) fn retry_early(&mut self, now: Instant) -> Option<Command<P>> {
-        let Reverse(next) = self.timers.pop()?;
-        self.due.push_back(next);
-        self.retry_next(now)
+        let key = self.gate.next_early()?;
+        let number = self.started(now, key);
+        Some(Command::Attempt { delivery: key, number })
     }
 
     /// Deliveries of a life before; their names, in the same order. Comes before anything else.
@@ -462,7 +441,7 @@ impl<P> Scheduler<P> {
                 self.blocked += 1;
             }
             Some(_) if !elders.is_empty() => delivery.rest = Rest::Elder,
-            Some(due) => self.timers.push(Reverse((due, key))),
+            Some(due) => self.gate.due_at(due, key),
         }
         self.deliveries.insert(key, delivery);
         key

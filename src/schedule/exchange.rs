@@ -305,6 +305,25 @@ impl World {
     };
 }
 
+/// Why no attempt starts now, in the admin API's words for `hold_reason`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotNow {
+    /// `sink_paused`: by a person, the configuration, or a delivery that was given up.
+    Paused,
+    /// `store_stalled`: what is delivered could not be noted.
+    StoreStalled,
+    /// `memory`: it is short, and one attempt at a time is under way.
+    Memory,
+    /// `max_in_flight`: as many attempts as may be are under way.
+    MaxInFlight,
+    /// `retry_after`: the endpoint said when it wants to hear again.
+    RetryAfter,
+    /// `breaker_open`: the endpoint fails as a whole, or has only begun to answer again.
+    BreakerOpen,
+    /// `own_trouble`: walhook's own machine is in trouble.
+    OwnTrouble,
+}
+
 /// How short memory is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pressure {

@@ -94,12 +94,12 @@ impl<P> Scheduler<P> {
 
     /// Whether new messages have to go to the store: they could not be delivered soon.
     pub(super) fn must_overflow(&mut self, now: Instant, world: &World) -> bool {
-        if !self.rules.keeps || world.store == StoreRoom::Shut || self.stopping {
+        if !self.rules.keeps || world.store == StoreRoom::Shut || self.gate.is_stopping() {
             return false;
         }
-        self.paused
+        self.gate.is_paused()
             || world.memory.is_share_full
-            || self.breaker.is_open()
+            || self.gate.is_breaker_open()
             || self
                 .backlog
                 .ready_since()
@@ -122,7 +122,7 @@ impl<P> Scheduler<P> {
                 return Some(command);
             }
         }
-        if self.stopping || self.overflow.page_at(self.page_bytes()).is_none_or(|at| at > now) {
+        if self.gate.is_stopping() || self.overflow.page_at(self.page_bytes()).is_none_or(|at| at > now) {
             return None;
         }
         let (tokens, messages) = self.overflow.take_page(self.page_bytes());
@@ -143,7 +143,7 @@ impl<P> Scheduler<P> {
 
     /// New messages that were to go to the store, and need not any more.
     fn take_back(&mut self, now: Instant) {
-        if self.overflows || self.stopping {
+        if self.overflows || self.gate.is_stopping() {
             return;
         }
         while let Some((token, message)) = self.overflow.take_back() {
@@ -162,14 +162,14 @@ impl<P> Scheduler<P> {
             last = Some(token);
             match place {
                 Place::In(key) => self.park_aged(key),
-                Place::Waiting(index) if !self.stopping => self.spill(index, &mut leaving, &mut bytes),
+                Place::Waiting(index) if !self.gate.is_stopping() => self.spill(index, &mut leaving, &mut bytes),
                 Place::Waiting(_) | Place::Buffered | Place::Leaving => {}
             }
             if leaving.len() >= SPILL_MESSAGES || bytes >= self.spill_bytes() {
                 break;
             }
         }
-        if leaving.len() < SPILL_MESSAGES && bytes < self.spill_bytes() && !self.stopping {
+        if leaving.len() < SPILL_MESSAGES && bytes < self.spill_bytes() && !self.gate.is_stopping() {
             self.spill_stuck(now, &mut leaving, &mut bytes);
         }
         if leaving.is_empty() {
@@ -264,7 +264,7 @@ impl<P> Scheduler<P> {
         if !self.rules.keeps || world.store != StoreRoom::Open {
             return None;
         }
-        let page = self.overflow.page_at(self.page_bytes()).filter(|_| !self.stopping);
+        let page = self.overflow.page_at(self.page_bytes()).filter(|_| !self.gate.is_stopping());
         let aged = self.watermark.oldest_arrival().map(|at| at + KEEP_AFTER);
         let stuck = self.loaded.oldest_arrival().map(|at| at + STUCK_AFTER);
         let look = [aged, stuck].into_iter().flatten().min().map(|at| self.look_at.map_or(at, |look| look.max(at)));
@@ -274,13 +274,11 @@ impl<P> Scheduler<P> {
 
     /// What is to be read now: no more than can be delivered at once.
     pub(super) fn read_back(&mut self, now: Instant, world: &World) -> Option<Command<P>> {
-        if self.stopping || world.is_replaying || self.read_again_at.is_some_and(|at| at > now) {
+        if self.gate.is_stopping() || world.is_replaying || self.read_again_at.is_some_and(|at| at > now) {
             return None;
         }
         if !self.overflow.has_again() {
-            // A probe may have to come out of the store.
-            let is_shut = self.breaker.is_open() && self.breaker.allowance(now, self.in_flight) == 0;
-            if self.held_until.is_some() || is_shut || !self.own.may_start(now) || !self.has_appetite() {
+            if !self.gate.may_read(now) || !self.has_appetite() {
                 return None;
             }
             if !self.is_lane_read {
@@ -302,7 +300,7 @@ impl<P> Scheduler<P> {
     /// Whether there is little enough in memory for more to be read.
     fn has_appetite(&self) -> bool {
         let (messages, bytes) = self.rules.enough;
-        !self.paused && self.backlog.ready_messages() < messages && self.backlog.ready_bytes() < bytes
+        !self.gate.is_paused() && self.backlog.ready_messages() < messages && self.backlog.ready_bytes() < bytes
     }
 
     /// Pages are read while little has come back that is not in a delivery, be it deliverable or behind others.
@@ -315,21 +313,17 @@ impl<P> Scheduler<P> {
 
     /// When something is to be read, if nothing else happens before.
     pub(super) fn read_at(&self, world: &World) -> Option<Instant> {
-        if self.stopping || world.is_replaying {
+        if self.gate.is_stopping() || world.is_replaying {
             return None;
         }
         if self.overflow.has_again() {
             return self.read_again_at.filter(|_| self.wants_page(world));
         }
         let wants_lane = !self.is_lane_read && !self.backlog.lanes_free.is_empty();
-        if !self.has_appetite() || !(wants_lane || self.wants_page(world)) || self.own.is_tried() {
+        if !self.has_appetite() || !(wants_lane || self.wants_page(world)) {
             return None;
         }
-        let is_open = self.breaker.is_open();
-        if is_open && (self.in_flight >= self.rules.max_in_flight || self.breaker.wake_at().is_none()) {
-            return None;
-        }
-        self.read_again_at.max(self.held_until).max(self.breaker.wake_at()).max(self.own.wake_at())
+        self.gate.reads_at(self.read_again_at)
     }
 
     /// What a [`Command::ReadLanes`] brought, for each lane it named. Returns how many messages the store should have had
@@ -401,6 +395,6 @@ impl<P> Scheduler<P> {
 
     /// The endpoint's health.
     pub fn breaker(&self) -> BreakerState {
-        self.breaker.state()
+        self.gate.breaker()
     }
 }

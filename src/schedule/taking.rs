@@ -47,7 +47,7 @@ impl<P> Scheduler<P> {
         }
         self.next_key += 1;
         self.ack_pending += taken.len();
-        self.retry_had_last_turn = false;
+        self.gate.fresh_has_turn();
         let (mut members, mut messages) = (Vec::with_capacity(taken.len()), Vec::with_capacity(taken.len()));
         for message in taken {
             let token = self.leave_backlog((message.backing, message.bytes), Place::In(key));
