@@ -29,7 +29,7 @@ use crate::machine::room::{self, InForce};
 use crate::memory::Memory;
 use crate::metrics::{self, MetricsError, SinkMetrics, SourceMetrics};
 use crate::protection;
-use crate::sink::feed::Progress;
+use crate::feed::Progress;
 use crate::sink::fetch::Fetching;
 use crate::sink::{FEED_BATCHES_MAX, Sink, Stopping};
 use crate::source::fetch::{Fetcher, Worker};

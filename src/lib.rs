@@ -12,6 +12,8 @@
 
 // What flows, and the bound on how much of it.
 pub mod change;
+pub mod ties;
+pub mod feed;
 pub mod memory;
 pub mod machine;
 
@@ -22,6 +24,10 @@ pub mod sink;
 pub mod record;
 pub mod deliver;
 pub mod store;
+
+// What all rooms speak of.
+pub mod address;
+mod fault;
 
 // What people set and see.
 pub mod config;

@@ -13,7 +13,7 @@ use secrecy::ExposeSecret as _;
 use url::{Host, Url};
 
 use crate::config::{Config, SinkConfig, SourceConfig};
-use crate::source::address::is_loopback;
+use crate::address::is_loopback;
 use crate::view::Trouble;
 
 /// A token with fewer characters can be guessed.

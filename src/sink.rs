@@ -14,7 +14,6 @@
 mod arrivals;
 mod attempts;
 mod content;
-pub mod feed;
 pub mod fetch;
 mod history;
 mod keeping;
@@ -39,7 +38,6 @@ use tokio_util::sync::CancellationToken;
 
 use self::attempts::Ended;
 use self::content::{Content, Delivery, Payload};
-use self::feed::{Feed, Progress};
 use self::fetch::Fetching;
 use self::keeping::Read;
 use self::ledger::{Ledger, Lost};
@@ -52,6 +50,7 @@ use crate::machine::clock;
 use crate::memory::{Charge, Memory};
 use crate::metrics::SinkMetrics;
 use crate::record::Rendering;
+use crate::feed::{Feed, Progress};
 use crate::schedule::resume::Resume;
 use crate::schedule::{self, Command, DeliveryKey, Pressure, Scheduler, StoreRoom, World, WriteId};
 use crate::store::{KeptProgress, Loaded, SinkKey, Store};

@@ -9,7 +9,6 @@
 //! Not promised here: that a sink delivers, or that anything outlives the process. What is not confirmed, the server
 //! sends again.
 
-pub mod address;
 pub(crate) mod advice;
 pub(crate) mod ahead;
 pub mod connection;
@@ -44,21 +43,20 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use self::address::PgAddress;
+use crate::address::PgAddress;
 use self::connection::SystemIdentity;
 use self::gap::TakingBack;
 use self::intake::Intake;
 use self::overdue::Overdue;
 use self::problem::Problem;
 pub use self::problem::SourceError;
-pub(crate) use self::problem::chain;
 use self::slot::LostSlot;
 use self::slot::by_hand::Whose;
 use crate::change::Lsn;
 use crate::config::{SinkConfig, SourceConfig};
 use crate::memory::Memory;
 use crate::metrics::SourceMetrics;
-use crate::sink::feed::{Feed, Progress};
+use crate::feed::{Feed, Progress};
 use crate::store::{AcceptedBy, Store, WentBack};
 use crate::view::{SharedViews, SourceState, SourceView, Trouble};
 

@@ -10,7 +10,7 @@ use tokio::time::sleep;
 use tracing::{error, info, warn};
 
 use crate::config::{Config, StateConfig};
-use crate::source::chain;
+use crate::fault::chain;
 use crate::store::{AbsentSink, Health, Loaded, SinkKey, Store, StoreError};
 use crate::view::{StoreView, Trouble, Views};
 

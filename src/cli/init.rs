@@ -12,7 +12,7 @@ use anyhow::Context as _;
 use tokio::task::JoinSet;
 
 use self::draft::{Draft, draft};
-use crate::source::address::PgAddress;
+use crate::address::PgAddress;
 use crate::source::slot::{PrepareError, server, survey};
 use crate::source::{chain, connection};
 

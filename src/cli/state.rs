@@ -11,7 +11,7 @@ use clap::{Args, Subcommand};
 
 use super::{FAILED, UNAVAILABLE, of_faults, say};
 use crate::config::{self, Config};
-use crate::source::chain;
+use crate::fault::chain;
 use crate::source::notes;
 use crate::store::mend::{self, Accepted, Dropped, Resumed, SinkSummary};
 use crate::store::{Note, StoreError};

@@ -17,7 +17,7 @@ use super::redact::Show;
 use super::sink;
 use crate::deliver::egress::{Egress, Network, NetworkError};
 use crate::pasted::blemish;
-use crate::source::address::PgAddress;
+use crate::address::PgAddress;
 
 /// Sinks at most.
 const SINKS_MAX: usize = 1000;

@@ -11,7 +11,7 @@ use url::Url;
 use crate::change::TableName;
 use crate::deliver::egress::Egress;
 use crate::deliver::sign::SigningSecret;
-use crate::source::address::PgAddress;
+use crate::address::PgAddress;
 
 /// A whole configuration, checked.
 #[derive(Debug)]

@@ -9,7 +9,7 @@ use super::entry::Entry;
 use super::fault::nearest;
 use super::redact::Show;
 use crate::pasted::{Blemish, blemish};
-use crate::source::address::name_fault;
+use crate::address::name_fault;
 
 /// Headers at most, and the bytes of one value.
 const HEADERS_MAX: usize = 100;

@@ -2,7 +2,7 @@
 
 use figment::value::{Num, Value};
 
-use crate::source::address::name_fault;
+use crate::address::name_fault;
 
 /// How much of a value a fault shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,12 +5,12 @@ use std::time::Instant;
 
 use super::Task;
 use super::content::{Payload, detached};
-use super::feed::Feed;
 use super::restore::arrival;
 use super::tables::Arrival;
 use crate::change::{Change, Lsn};
 use crate::config::SinkConfig;
 use crate::record::{Rendering, RenderingSettings};
+use crate::feed::Feed;
 use crate::schedule::resume::Admission;
 use crate::schedule::{Barrier, Groups, Message, Ties};
 

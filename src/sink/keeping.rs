@@ -14,7 +14,7 @@ use super::{AT_ONCE_LEAST, AT_ONCE_PARTS, Task};
 use crate::deliver::frozen::{DeliveryId, Frozen};
 use crate::deliver::omitted;
 use crate::schedule::{DeliveryKey, GroupId, Message, Ties, Want, WriteId};
-use crate::source::chain;
+use crate::fault::chain;
 use crate::store::damaged::is_damaged;
 use crate::store::{Home, KeptMessage, LaneRead, LaneWant, Op, Page, StoreError};
 

@@ -17,7 +17,7 @@ pub(super) async fn fetch(
     let KeptBody { bytes: body, damaged } = match store.body(*sink, id).await {
         Ok(Some(body)) => body,
         Ok(None) => return Err("the store has lost the body".to_owned()),
-        Err(error) => return Err(crate::source::chain(&error)),
+        Err(error) => return Err(crate::fault::chain(&error)),
     };
     let is_whole = |index: usize, member: &Member| !damaged.contains(&index) && member.bytes.end <= body.len();
     if members.iter().enumerate().all(|(index, member)| is_whole(index, member)) {

@@ -16,7 +16,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio_postgres::config::{ChannelBinding as SqlBinding, SslMode as SqlSslMode, SslNegotiation};
 use tokio_postgres::{SimpleQueryMessage, tls as sql_tls};
 
-use super::address::{ChannelBinding, PgAddress};
+use crate::address::{ChannelBinding, PgAddress};
 use super::pgoutput::POSTGRES_EPOCH_MICROS;
 use crate::change::Lsn;
 use crate::memory::Memory;

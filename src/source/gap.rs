@@ -11,7 +11,8 @@ use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
 use super::Source;
-use super::problem::{Problem, chain};
+use super::problem::Problem;
+use crate::fault::chain;
 use super::slot::{LostSlot, Prepared};
 use super::standing::Step;
 use crate::change::Lsn;

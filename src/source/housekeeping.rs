@@ -12,7 +12,7 @@ use tracing::warn;
 use super::ahead::Ahead;
 use super::identity::{Tended, Watch};
 use super::notes::Notes;
-use super::problem::chain;
+use crate::fault::chain;
 use super::slot::missed::{self, Moves, Relation};
 use super::slot::{self, Learnt, Missed, PrepareError, Site};
 use crate::change::TableName;

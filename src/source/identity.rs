@@ -22,7 +22,7 @@ use tracing::warn;
 use self::deciding::{Decided, decide, published};
 use self::members::Members;
 use super::notes::{Notes, Outlook, at, now, told};
-use super::problem::chain;
+use crate::fault::chain;
 use super::slot::PrepareError;
 use super::slot::identity::{self, Bare, Look};
 use super::slot::running::Running;

@@ -24,7 +24,7 @@ use self::prefixes::Prefixes;
 use self::unheard::{Lines, Unheard};
 use crate::change::{Change, Lsn, Position, Row, Table, Transaction};
 use crate::config::{PrefixPattern, SinkConfig};
-use crate::sink::feed::Feed;
+use crate::feed::Feed;
 use crate::source::pgoutput::{Message, Relation};
 use crate::source::relation::announced;
 use crate::source::route::{Route, routes};

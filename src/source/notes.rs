@@ -13,7 +13,7 @@ use tracing::warn;
 use self::follow::{Fate, Present};
 pub(crate) use self::outlook::Outlook;
 pub(crate) use self::wording::{Word, told};
-use super::problem::chain;
+use crate::fault::chain;
 use super::slot::missed::Relation;
 use crate::change::TableName;
 use crate::store::{Note, NoteKey, NoteKind, Store, StoreError};

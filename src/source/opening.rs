@@ -26,7 +26,7 @@ use super::vitals::Vitals;
 use crate::change::Lsn;
 use crate::config::{OnSlotLost, SourceConfig};
 use crate::metrics::ReconnectReason;
-use crate::sink::feed::Feed;
+use crate::feed::Feed;
 use crate::store::{AcceptedBy, NewBinding, SourceBinding, Store, StoreError};
 use crate::view::{SourceState, Trouble};
 
@@ -238,7 +238,7 @@ impl Source {
             Ok(Some(bound)) if bound.gap_accepted.is_none() => self.begin(bound.system_id, None),
             Ok(_) => {}
             Err(problem) => {
-                warn!(source = %self.config.name, error = %super::chain(&problem), "the store could not be asked what it is of");
+                warn!(source = %self.config.name, error = %crate::fault::chain(&problem), "the store could not be asked what it is of");
             }
         }
     }

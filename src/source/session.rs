@@ -15,7 +15,8 @@ use super::hold::{Hold, Turn, why_held};
 use super::liveness::{ASK_AFTER, Side, Silence};
 use super::overdue::Look;
 use super::pgoutput;
-use super::problem::{Problem, chain};
+use super::problem::Problem;
+use crate::fault::chain;
 use super::relation::Catalogue;
 use super::slot::PrepareError;
 use super::slot::unseen::grant;
@@ -23,7 +24,7 @@ use super::{Consumer, Source, Stop, standing};
 use crate::change::Lsn;
 use crate::failpoint;
 use crate::metrics::ReconnectReason;
-use crate::sink::feed::Progress;
+use crate::feed::Progress;
 use crate::view::{SourceState, Trouble, WalProgress};
 
 /// How often progress is looked at and, when it moved, confirmed.

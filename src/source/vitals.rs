@@ -8,7 +8,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_postgres::Client;
 use tracing::{info, warn};
 
-use super::problem::chain;
+use crate::fault::chain;
 use super::slot::names::{literal, quoted};
 use super::slot::unseen::{self, Question};
 use super::slot::{PrepareError, publication_trouble};

@@ -9,7 +9,7 @@ use super::error::StoreError;
 use super::quota::{Budget, Shortage, Usage, until_full};
 use super::sweep::Gone;
 use crate::deliver::frozen::DeliveryId;
-use crate::source::chain;
+use crate::fault::chain;
 use crate::view::Trouble;
 
 /// How the store is.

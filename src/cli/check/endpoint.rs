@@ -16,7 +16,7 @@ use super::findings::{Finding, Sort};
 use crate::config::SinkConfig;
 use crate::deliver::egress::{Denied, Egress};
 use crate::deliver::endpoint::connector;
-use crate::source::chain;
+use crate::fault::chain;
 use crate::tls_fault::{Peer, TlsFault};
 
 /// How long an endpoint may take.

@@ -9,7 +9,7 @@ use super::findings::Finding;
 use crate::admin::bytes_in_words;
 use crate::change::Lsn;
 use crate::config::{Hold, SinkConfig, SourceConfig, StateConfig};
-use crate::source::chain;
+use crate::fault::chain;
 use crate::source::slot::Survey;
 use crate::source::slot::unseen::{Question, Unseen, ask};
 use crate::source::standing::{Facts, Life, SlotFound, Standing, Step, beyond, decide};

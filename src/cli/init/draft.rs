@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::config::written;
-use crate::source::address::{AddressError, Hidden, PgAddress};
+use crate::address::{AddressError, Hidden, PgAddress};
 use crate::source::slot::server::ServerFacts;
 use crate::source::slot::survey::Refusal;
 use crate::source::slot::{RelationKind, TableFacts};

@@ -124,7 +124,7 @@ fn a_file_that_is_of_no_use_is_found_at_the_start() {
         sink.tls_ca = Some(path);
         let error = Endpoint::new(&sink).unwrap_err();
         assert!(matches!(error, EndpointError::CaFile { .. }), "{error:?}");
-        let text = crate::source::chain(&error);
+        let text = crate::fault::chain(&error);
         assert!(text.contains("tls.ca of sink orders") && text.contains(said), "{text}");
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::refusal;
 use super::unreached;
-use crate::source::address::TargetSession;
+use crate::address::TargetSession;
 use crate::source::wire::{Cursor, WireError};
 use crate::tls_fault::{Peer, TlsFault};
 

@@ -4,7 +4,7 @@
 //! Frames are a tag, a length and a body (manual page "Message Formats"). Of those up to AuthenticationOk only the tag and the
 //! first four bytes of an Authentication message matter; they may come in pieces.
 
-use crate::source::address::{AuthMethod, AuthMethods};
+use crate::address::{AuthMethod, AuthMethods};
 
 /// The server asked for this.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

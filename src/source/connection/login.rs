@@ -11,7 +11,7 @@ use tokio::io::AsyncWriteExt as _;
 use super::error::{ConnectError, ServerError, StreamError};
 use super::gulp::{self, Inlet};
 use super::socket::Socket;
-use crate::source::address::{ChannelBinding, PgAddress};
+use crate::address::{ChannelBinding, PgAddress};
 use crate::source::wire::Cursor;
 
 /// Largest frame outside the stream, bytes.

@@ -1,7 +1,7 @@
 //! What every session is set to, so that Postgres writes values the same way whatever the database's own settings are.
 
 use super::error::ConnectError;
-use crate::source::address::{PgAddress, TargetSession};
+use crate::address::{PgAddress, TargetSession};
 
 /// Option, what it is set to, and how the server shows it then. The formats are what `to_jsonb` gives with built-in
 /// defaults; `extra_float_digits` above 0 gives the shortest text that reads back as the same number.

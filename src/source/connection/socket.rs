@@ -24,7 +24,7 @@ use super::error::{ConnectError, StreamError};
 use super::guard::{Guard, Unwanted, Watched};
 use super::tls;
 use super::unreached::{is_closed, speaks};
-use crate::source::address::{Host, Keepalive, PgAddress, SslMode, is_loopback};
+use crate::address::{Host, Keepalive, PgAddress, SslMode, is_loopback};
 
 /// A connected socket.
 #[derive(Debug)]

@@ -17,7 +17,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::error::ConnectError;
 use super::unreached::is_closed;
-use crate::source::address::{ClientCert, PgAddress, RootCert, SslMode};
+use crate::address::{ClientCert, PgAddress, RootCert, SslMode};
 use crate::source::wire::{Cursor, WireError};
 use crate::tls_fault::{CertificateFault, TlsFault};
 use crate::trust::file::certificates;

@@ -11,7 +11,7 @@ use super::{Found, Missing, Wanted};
 use crate::change::TableName;
 use crate::config::Numbers;
 use crate::record::append_value;
-use crate::source::chain;
+use crate::fault::chain;
 
 /// Rows of one table, wanted with the same columns in the same form.
 #[derive(Clone, PartialEq, Eq, Hash)]

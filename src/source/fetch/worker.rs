@@ -22,7 +22,7 @@ use super::{Fetcher, Found, LIMIT, Missing, QUEUE_MAX, Request, Wanted};
 use crate::change::TableName;
 use crate::config::Numbers;
 use crate::memory::Memory;
-use crate::source::address::PgAddress;
+use crate::address::PgAddress;
 use crate::source::connection::Limits;
 use crate::source::{chain, connection};
 

@@ -11,7 +11,8 @@ use crate::source::Source;
 use crate::source::ahead::Ahead;
 use crate::source::identity::Watch;
 use crate::source::notes::Notes;
-use crate::source::problem::{Problem, chain};
+use crate::source::problem::Problem;
+use crate::fault::chain;
 use crate::source::slot::{self, Prepared};
 use crate::view::Trouble;
 

@@ -9,7 +9,7 @@ use crate::config::{Hold, StateConfig};
 use crate::demo::cluster::roles::Role;
 use crate::memory::Memory;
 use crate::metrics::SourceMetrics;
-use crate::sink::feed::Progress;
+use crate::feed::Progress;
 use crate::source::slot::tests::{Stage, sink};
 use crate::source::{Consumer, SourceParts};
 use crate::store::{AcceptedBy, Batch, KeptProgress, SourceBinding};

@@ -7,7 +7,7 @@ use tokio_postgres::error::SqlState;
 
 use super::unseen::grant;
 use crate::change::Lsn;
-use crate::source::chain;
+use crate::fault::chain;
 use crate::source::connection::ConnectError;
 use crate::view::Trouble;
 

@@ -9,7 +9,7 @@ use tracing::debug;
 
 use super::error::{PrepareError, bounded};
 use super::unseen::{Question, ask};
-use crate::source::chain;
+use crate::fault::chain;
 
 /// How much longer than `deadlock_timeout` a statement waits for the lock of one table. When that has passed a waiting statement
 /// ends an autovacuum that is in its way; one that gives up at the same moment never does.

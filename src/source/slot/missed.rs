@@ -12,7 +12,7 @@ use super::publication::PublicationState;
 use super::survey::{RelationKind, TableFacts};
 use super::{Hold, Survey, Turn};
 use crate::change::TableName;
-use crate::source::chain;
+use crate::fault::chain;
 use crate::store::{NoteKey, NoteKind};
 use crate::view::Trouble;
 

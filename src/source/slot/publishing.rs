@@ -15,7 +15,7 @@ use super::steps::{self, Held, Hold};
 use super::{Survey, Turn};
 use crate::change::TableName;
 use crate::config::SourceConfig;
-use crate::source::chain;
+use crate::fault::chain;
 use crate::view::Trouble;
 
 /// What was done, and what was not.

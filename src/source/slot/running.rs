@@ -6,7 +6,7 @@ use tokio_postgres::{Client, Row};
 use tracing::debug;
 
 use super::error::{PrepareError, bounded, misread};
-use crate::source::chain;
+use crate::fault::chain;
 
 /// Transactions that are named at most.
 const SHOWN_MAX: usize = 3;

@@ -11,7 +11,7 @@ use crate::config::{
 };
 use crate::demo::cluster::roles::Role;
 use crate::demo::cluster::{Cluster, ClusterOptions};
-use crate::source::address::PgAddress;
+use crate::address::PgAddress;
 use crate::source::connection;
 
 mod again;

@@ -10,7 +10,7 @@ use tokio_postgres::{Client, SimpleQueryMessage};
 use walhook::change::{Change, Datum, Lsn, ReplicaIdentity, Row, Table, Transaction, Tuple};
 use walhook::config::SinkConfig;
 use walhook::schedule::Groups;
-use walhook::source::address::PgAddress;
+use walhook::address::PgAddress;
 use walhook::source::connection;
 use walhook::source::pgoutput::{Relation, RelationColumn};
 use walhook::source::relation::Catalogue;

@@ -1,7 +1,7 @@
 //! Passwords, sockets, several servers, session settings.
 
 use super::*;
-use crate::source::address::Host;
+use crate::address::Host;
 
 const ROLES: &str = "SET password_encryption = 'md5'; CREATE ROLE m LOGIN REPLICATION PASSWORD 'm-word';
     SET password_encryption = 'scram-sha-256'; CREATE ROLE s LOGIN REPLICATION PASSWORD 's-wörd/:@';
