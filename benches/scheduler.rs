@@ -4,10 +4,8 @@ use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use walhook::change::{Lsn, Position};
-use walhook::schedule::{
-    Barrier, Command, GroupId, Groups, Limits, Message, OnExhausted, Outcome, RetryRule, Rules, Scheduler, ScopeId,
-    World,
-};
+use walhook::schedule::{Command, Limits, Message, OnExhausted, Outcome, RetryRule, Rules, Scheduler, World};
+use walhook::ties::{Barrier, GroupId, Groups, ScopeId};
 
 fn rules(batch_size: usize) -> Rules {
     Rules {

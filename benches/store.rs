@@ -23,8 +23,8 @@ use walhook::change::{
 };
 use walhook::config::{Hold, MessageForm, Numbers, StateConfig};
 use walhook::record::{Kind, Rendering, RenderingSettings};
-use walhook::schedule::{Barrier, GroupId, Groups, ScopeId};
 use walhook::store::{Batch, Home, KeptMessage, LaneWant, MessageFacts, Op, SinkKey, Store};
+use walhook::ties::{Barrier, GroupId, Groups, ScopeId};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 use crate::figures::{median, table, thousands};

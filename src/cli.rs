@@ -24,7 +24,8 @@ use tracing::error;
 use crate::app::{self, AppError};
 use crate::config::{self, Config, Faults};
 use crate::deliver::endpoint::EndpointError;
-use crate::source::{SourceError, chain};
+use crate::fault::chain;
+use crate::source::SourceError;
 use crate::store::StoreError;
 use crate::{demo, logging};
 

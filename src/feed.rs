@@ -7,7 +7,7 @@ use tokio::sync::Notify;
 
 use crate::change::{Change, Lsn};
 use crate::memory::Charge;
-use crate::schedule::{Groups, ScopeId};
+use crate::ties::{Groups, ScopeId};
 
 /// One thing a source tells a sink, in stream order.
 #[derive(Debug)]

@@ -12,8 +12,8 @@ use std::path::Path;
 use secrecy::ExposeSecret as _;
 use url::{Host, Url};
 
-use crate::config::{Config, SinkConfig, SourceConfig};
 use crate::address::is_loopback;
+use crate::config::{Config, SinkConfig, SourceConfig};
 use crate::view::Trouble;
 
 /// A token with fewer characters can be guessed.

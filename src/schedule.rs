@@ -58,8 +58,8 @@ use self::backlog::Backlog;
 pub use self::breaker::BreakerState;
 use self::deliveries::Delivery;
 pub use self::exchange::{
-    Barrier, Command, Counts, DeliveryKey, Failure, GroupId, Groups, Message, NotNow, OnExhausted, Outcome, Pressure,
-    Progress, Restored, Rules, ScopeId, StoreRoom, StoredScope, Tied, Ties, Verdict, Want, World, WriteId,
+    Command, Counts, DeliveryKey, Failure, Message, NotNow, OnExhausted, Outcome, Pressure, Progress, Restored, Rules,
+    StoreRoom, StoredScope, Verdict, Want, World, WriteId,
 };
 use self::gate::Gate;
 use self::keeping::Write;
@@ -71,6 +71,7 @@ use self::undelivered::Undelivered;
 pub use self::undelivered::{GRAIN, SHARE, StoredSpan};
 use self::watermark::{Place, Token, Watermark};
 use crate::change::{Lsn, Position};
+use crate::ties::{Barrier, GroupId, Groups, ScopeId, Tied, Ties};
 
 /// How long a message may wait, or a delivery be under way, before the store has to have it: promise P8 gives 5 s from its
 /// arrival until it is resolved.

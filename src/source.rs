@@ -43,7 +43,6 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::address::PgAddress;
 use self::connection::SystemIdentity;
 use self::gap::TakingBack;
 use self::intake::Intake;
@@ -52,11 +51,13 @@ use self::problem::Problem;
 pub use self::problem::SourceError;
 use self::slot::LostSlot;
 use self::slot::by_hand::Whose;
+use crate::address::PgAddress;
 use crate::change::Lsn;
 use crate::config::{SinkConfig, SourceConfig};
+use crate::fault::chain;
+use crate::feed::{Feed, Progress};
 use crate::memory::Memory;
 use crate::metrics::SourceMetrics;
-use crate::feed::{Feed, Progress};
 use crate::store::{AcceptedBy, Store, WentBack};
 use crate::view::{SharedViews, SourceState, SourceView, Trouble};
 

@@ -13,8 +13,9 @@ use tokio::task::JoinSet;
 
 use self::draft::{Draft, draft};
 use crate::address::PgAddress;
+use crate::fault::chain;
+use crate::source::connection;
 use crate::source::slot::{PrepareError, server, survey};
-use crate::source::{chain, connection};
 
 /// No address is longer.
 const INPUT_BYTES_MAX: u64 = 64 << 10;

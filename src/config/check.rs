@@ -15,9 +15,9 @@ use super::fault::nearest;
 use super::quantity::show_size;
 use super::redact::Show;
 use super::sink;
+use crate::address::PgAddress;
 use crate::deliver::egress::{Egress, Network, NetworkError};
 use crate::pasted::blemish;
-use crate::address::PgAddress;
 
 /// Sinks at most.
 const SINKS_MAX: usize = 1000;

@@ -8,10 +8,10 @@ use http::HeaderMap;
 use secrecy::SecretString;
 use url::Url;
 
+use crate::address::PgAddress;
 use crate::change::TableName;
 use crate::deliver::egress::Egress;
 use crate::deliver::sign::SigningSecret;
-use crate::address::PgAddress;
 
 /// A whole configuration, checked.
 #[derive(Debug)]

@@ -8,8 +8,8 @@ use url::Url;
 use super::entry::Entry;
 use super::fault::nearest;
 use super::redact::Show;
-use crate::pasted::{Blemish, blemish};
 use crate::address::name_fault;
+use crate::pasted::{Blemish, blemish};
 
 /// Headers at most, and the bytes of one value.
 const HEADERS_MAX: usize = 100;

@@ -12,7 +12,7 @@
 use std::cmp::Reverse;
 use std::collections::HashMap;
 
-use super::exchange::{GroupId, Groups};
+use crate::ties::{GroupId, Groups};
 
 /// The two parts of a delivery, as indexes of its messages in order, the first message in the first part. `None` for
 /// fewer than two messages.

@@ -9,10 +9,11 @@ use super::restore::arrival;
 use super::tables::Arrival;
 use crate::change::{Change, Lsn};
 use crate::config::SinkConfig;
-use crate::record::{Rendering, RenderingSettings};
 use crate::feed::Feed;
+use crate::record::{Rendering, RenderingSettings};
+use crate::schedule::Message;
 use crate::schedule::resume::Admission;
-use crate::schedule::{Barrier, Groups, Message, Ties};
+use crate::ties::{Barrier, Groups, Ties};
 
 /// As many bytes as no delivery of several messages has.
 pub(super) fn alone(config: &SinkConfig) -> usize {

@@ -8,9 +8,9 @@ use crate::config::SinkConfig;
 use crate::deliver::frozen::{DeliveryId, Frozen};
 use crate::memory::Memory;
 use crate::record::Rendering;
-use crate::schedule::{GroupId, Ties};
 use crate::source::route::group_text;
 use crate::store::{Home, KeptDelivery, KeptMessage, Member, MessageFacts, Tries};
+use crate::ties::{GroupId, Ties};
 
 /// What a message commonly has beside its row's values; only the first guess of a body's size.
 const MESSAGE_FRAME_BYTES: usize = 512;

@@ -13,10 +13,11 @@ use super::restore::arrival;
 use super::{AT_ONCE_LEAST, AT_ONCE_PARTS, Task};
 use crate::deliver::frozen::{DeliveryId, Frozen};
 use crate::deliver::omitted;
-use crate::schedule::{DeliveryKey, GroupId, Message, Ties, Want, WriteId};
 use crate::fault::chain;
+use crate::schedule::{DeliveryKey, Message, Want, WriteId};
 use crate::store::damaged::is_damaged;
 use crate::store::{Home, KeptMessage, LaneRead, LaneWant, Op, Page, StoreError};
+use crate::ties::{GroupId, Ties};
 
 /// Bytes of messages that are read back at once, at most.
 const READ_BYTES_MAX: usize = 1 << 20;

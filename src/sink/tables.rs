@@ -12,8 +12,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use crate::change::{Lsn, Position};
-use crate::schedule::{Barrier, ScopeId};
 use crate::store::{Grouped, Op};
+use crate::ties::{Barrier, ScopeId};
 
 /// What is known at most; of more, tables that nothing waits for are forgotten, and noted again with their next change.
 const KNOWN_MAX: usize = 4096;

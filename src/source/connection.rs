@@ -16,8 +16,8 @@ use tokio::io::AsyncWriteExt as _;
 use tokio_postgres::config::{ChannelBinding as SqlBinding, SslMode as SqlSslMode, SslNegotiation};
 use tokio_postgres::{SimpleQueryMessage, tls as sql_tls};
 
-use crate::address::{ChannelBinding, PgAddress};
 use super::pgoutput::POSTGRES_EPOCH_MICROS;
+use crate::address::{ChannelBinding, PgAddress};
 use crate::change::Lsn;
 use crate::memory::Memory;
 

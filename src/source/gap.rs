@@ -12,11 +12,11 @@ use tracing::{error, info, warn};
 
 use super::Source;
 use super::problem::Problem;
-use crate::fault::chain;
 use super::slot::{LostSlot, Prepared};
 use super::standing::Step;
 use crate::change::Lsn;
 use crate::config::OnSlotLost;
+use crate::fault::chain;
 use crate::store::{AcceptedBy, Gap, NewBinding, Store, StoreError};
 use crate::view::Trouble;
 

@@ -12,11 +12,11 @@ use tracing::warn;
 use super::ahead::Ahead;
 use super::identity::{Tended, Watch};
 use super::notes::Notes;
-use crate::fault::chain;
 use super::slot::missed::{self, Moves, Relation};
 use super::slot::{self, Learnt, Missed, PrepareError, Site};
 use crate::change::TableName;
 use crate::config::{SinkConfig, SourceConfig};
+use crate::fault::chain;
 use crate::view::{SharedViews, Trouble};
 
 /// How often patterns are looked through for new tables.

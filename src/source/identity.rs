@@ -22,12 +22,12 @@ use tracing::warn;
 use self::deciding::{Decided, decide, published};
 use self::members::Members;
 use super::notes::{Notes, Outlook, at, now, told};
-use crate::fault::chain;
 use super::slot::PrepareError;
 use super::slot::identity::{self, Bare, Look};
 use super::slot::running::Running;
 use crate::change::{Lsn, TableName};
 use crate::config::{SinkConfig, SourceConfig};
+use crate::fault::chain;
 use crate::store::{Note, NoteKey, NoteKind};
 use crate::view::Trouble;
 

@@ -13,9 +13,9 @@ use tracing::warn;
 use self::follow::{Fate, Present};
 pub(crate) use self::outlook::Outlook;
 pub(crate) use self::wording::{Word, told};
-use crate::fault::chain;
 use super::slot::missed::Relation;
 use crate::change::TableName;
+use crate::fault::chain;
 use crate::store::{Note, NoteKey, NoteKind, Store, StoreError};
 use crate::view::{NotesView, Trouble};
 

@@ -25,8 +25,8 @@ use super::standing::{self, Facts, Life, Promotion, SlotFound, Standing, Step, S
 use super::vitals::Vitals;
 use crate::change::Lsn;
 use crate::config::{OnSlotLost, SourceConfig};
-use crate::metrics::ReconnectReason;
 use crate::feed::Feed;
+use crate::metrics::ReconnectReason;
 use crate::store::{AcceptedBy, NewBinding, SourceBinding, Store, StoreError};
 use crate::view::{SourceState, Trouble};
 

@@ -9,6 +9,7 @@ use super::relation::CatalogueError;
 use super::slot::by_hand::{self, Whose};
 use super::slot::{LostSlot, PrepareError};
 use crate::config::SourceConfig;
+use crate::fault::chain;
 use crate::metrics::ReconnectReason;
 use crate::store::StoreError;
 use crate::view::Trouble;

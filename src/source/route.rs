@@ -15,7 +15,7 @@ use self::grouping::{Grouping, Member, text};
 use self::member::group_member;
 use crate::change::{Action, Change, Datum, OldRow, Row, Table, Tuple};
 use crate::config::{Actions, GroupBy, MessageForm, SinkConfig};
-use crate::schedule::{GroupId, Groups, ScopeId};
+use crate::ties::{GroupId, Groups, ScopeId};
 
 /// The seed of the groups that logical messages name themselves. No table's seed, but by a chance of one in 2^64.
 const MESSAGES_SEED: u64 = 0x6D73_675F_6772_6F75;

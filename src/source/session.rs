@@ -16,15 +16,15 @@ use super::liveness::{ASK_AFTER, Side, Silence};
 use super::overdue::Look;
 use super::pgoutput;
 use super::problem::Problem;
-use crate::fault::chain;
 use super::relation::Catalogue;
 use super::slot::PrepareError;
 use super::slot::unseen::grant;
 use super::{Consumer, Source, Stop, standing};
 use crate::change::Lsn;
 use crate::failpoint;
-use crate::metrics::ReconnectReason;
+use crate::fault::chain;
 use crate::feed::Progress;
+use crate::metrics::ReconnectReason;
 use crate::view::{SourceState, Trouble, WalProgress};
 
 /// How often progress is looked at and, when it moved, confirmed.

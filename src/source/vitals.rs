@@ -8,11 +8,11 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_postgres::Client;
 use tracing::{info, warn};
 
-use crate::fault::chain;
 use super::slot::names::{literal, quoted};
 use super::slot::unseen::{self, Question};
 use super::slot::{PrepareError, publication_trouble};
 use crate::config::SourceConfig;
+use crate::fault::chain;
 use crate::view::{Alarm, SharedViews, Trouble, Vital};
 
 /// How often.

@@ -12,7 +12,8 @@ use bytes::Bytes;
 use crate::change::{Lsn, Position};
 use crate::deliver::frozen::DeliveryId;
 use crate::record::message::MessageId;
-use crate::schedule::{Barrier, GroupId, Groups, ScopeId, StoredScope, Tied, Ties};
+use crate::schedule::StoredScope;
+use crate::ties::{Barrier, GroupId, Groups, ScopeId, Tied, Ties};
 
 /// Names a sink in the store, for as long as the store keeps it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -14,7 +14,7 @@ use super::encoding::Corrupt;
 use super::error::StoreError;
 use crate::change::{Lsn, Position};
 use crate::record::message::MessageId;
-use crate::schedule::{Barrier, Groups, ScopeId, Tied, Ties};
+use crate::ties::{Barrier, Groups, ScopeId, Tied, Ties};
 
 /// The event type of a message whose own cannot be read.
 pub(super) const EVENT: &str = "damaged";

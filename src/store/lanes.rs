@@ -10,7 +10,8 @@ use super::error::StoreError;
 use super::reading::committed_micros;
 use super::tables::barrier_of;
 use crate::change::Position;
-use crate::schedule::{Barrier, GroupId, Groups, ScopeId, StoredScope, Tied, Ties};
+use crate::schedule::StoredScope;
+use crate::ties::{Barrier, GroupId, Groups, ScopeId, Tied, Ties};
 
 /// The lanes of a sink.
 #[derive(Debug, Default)]

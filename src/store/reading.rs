@@ -19,7 +19,7 @@ use super::tables::barrier_of;
 use crate::change::Position;
 use crate::deliver::frozen::DeliveryId;
 use crate::record::message::MessageId;
-use crate::schedule::{GroupId, Groups, ScopeId, Tied, Ties};
+use crate::ties::{GroupId, Groups, ScopeId, Tied, Ties};
 
 /// The body of a delivery, dead ones included.
 pub(super) fn body(db: &Connection, sink: SinkKey, id: DeliveryId) -> Result<Option<KeptBody>, StoreError> {

@@ -9,7 +9,7 @@ use super::apply::lsn_of;
 use super::batch::{Grouped, SinkKey};
 use super::seals;
 use crate::change::Position;
-use crate::schedule::{Barrier, ScopeId};
+use crate::ties::{Barrier, ScopeId};
 
 /// Notes one, and forgets those that are needed no more.
 pub(super) fn write(

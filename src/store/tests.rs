@@ -20,7 +20,7 @@ use super::*;
 use crate::change::{Lsn, Position};
 use crate::config::Hold;
 use crate::record::message::MessageId;
-use crate::schedule::{Barrier, GroupId, Groups, ScopeId};
+use crate::ties::{Barrier, GroupId, Groups, ScopeId};
 
 /// A directory and what a store in it is made of.
 pub(super) struct Rig {

@@ -2,8 +2,8 @@
 
 use std::fmt::Write as _;
 
-use crate::config::written;
 use crate::address::{AddressError, Hidden, PgAddress};
+use crate::config::written;
 use crate::source::slot::server::ServerFacts;
 use crate::source::slot::survey::Refusal;
 use crate::source::slot::{RelationKind, TableFacts};

@@ -10,8 +10,8 @@ use super::room::Room;
 use super::{Found, Missing, Wanted};
 use crate::change::TableName;
 use crate::config::Numbers;
-use crate::record::append_value;
 use crate::fault::chain;
+use crate::record::append_value;
 
 /// Rows of one table, wanted with the same columns in the same form.
 #[derive(Clone, PartialEq, Eq, Hash)]

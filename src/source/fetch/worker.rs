@@ -19,12 +19,13 @@ use super::query::{Kin, Trouble, query};
 use super::request::{Open, Place, complete};
 use super::room::Room;
 use super::{Fetcher, Found, LIMIT, Missing, QUEUE_MAX, Request, Wanted};
+use crate::address::PgAddress;
 use crate::change::TableName;
 use crate::config::Numbers;
+use crate::fault::chain;
 use crate::memory::Memory;
-use crate::address::PgAddress;
+use crate::source::connection;
 use crate::source::connection::Limits;
-use crate::source::{chain, connection};
 
 /// How long the server lets a query run, and what it keeps out of it. A policy of row level security that hides rows would look
 /// as if they were gone, and runs what its table's owner has made; with it off such a query is an error. Of

@@ -7,12 +7,12 @@ use tracing::warn;
 
 use super::Server;
 use crate::change::TableName;
+use crate::fault::chain;
 use crate::source::Source;
 use crate::source::ahead::Ahead;
 use crate::source::identity::Watch;
 use crate::source::notes::Notes;
 use crate::source::problem::Problem;
-use crate::fault::chain;
 use crate::source::slot::{self, Prepared};
 use crate::view::Trouble;
 

@@ -2,7 +2,7 @@
 
 use crate::change::{Datum, Equality, Form, Table};
 use crate::config::{GroupBy, SinkConfig};
-use crate::schedule::GroupId;
+use crate::ties::GroupId;
 
 use super::{actions, append, table_hash};
 

@@ -18,8 +18,9 @@ use super::names::literal;
 use super::unseen::{Question, ask};
 use super::{Report, Survey};
 use crate::config::SourceConfig;
+use crate::fault::chain;
 use crate::source::advice::{self, Statement};
-use crate::source::{chain, connection};
+use crate::source::connection;
 use crate::view::Trouble;
 
 /// When it is first said what the server waits for, and how often then.

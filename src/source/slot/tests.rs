@@ -5,13 +5,13 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 
 use super::*;
+use crate::address::PgAddress;
 use crate::config::{
     Actions, BodyForm, GroupBy, MessageForm, Numbers, OnSlotLost, PrefixPattern, RetryConfig, SuccessRule,
     TablePattern, UnchangedToast,
 };
 use crate::demo::cluster::roles::Role;
 use crate::demo::cluster::{Cluster, ClusterOptions};
-use crate::address::PgAddress;
 use crate::source::connection;
 
 mod again;

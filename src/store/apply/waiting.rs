@@ -5,11 +5,12 @@ use tracing::debug;
 
 use crate::change::Position;
 use crate::failpoint;
-use crate::schedule::{Barrier, GroupId, Groups, own_lane};
+use crate::schedule::own_lane;
 use crate::store::batch::{Home, KeptMessage, MessageFacts, SinkKey, UNGROUPED};
 use crate::store::encoding::{Packing, message_to_bytes, page_to_bytes, seal};
 use crate::store::pages::{Pages, bits_bytes};
 use crate::store::tables::barrier_column;
+use crate::ties::{Barrier, GroupId, Groups};
 
 /// A row of `lane_group`. In the order of its key each page of the index is looked up once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

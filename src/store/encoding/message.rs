@@ -8,9 +8,9 @@ use bytes::Bytes;
 use super::{Corrupt, Reader, put_bytes, put_varint, put_zigzag};
 use crate::change::{Lsn, Position};
 use crate::record::message::MessageId;
-use crate::schedule::{Barrier, GroupId, Groups, ScopeId, Tied};
 use crate::store::batch::{KeptMessage, Member, MessageFacts};
 use crate::store::damaged;
+use crate::ties::{Barrier, GroupId, Groups, ScopeId, Tied};
 
 /// The least that the facts of a message take: an id, two numbers of a byte, a kind, a time, two lengths.
 const FACTS_BYTES_MIN: usize = 22;

@@ -8,9 +8,9 @@ use super::pack::{Unpacked, is_pack, pack, unpack};
 use super::{Corrupt, Packing, Reader, put_varint, seal, unseal};
 use crate::change::{Lsn, Position};
 use crate::record::message::MessageId;
-use crate::schedule::{ScopeId, Tied, Ties};
 use crate::store::batch::{KeptMessage, Member};
 use crate::store::damaged::Broken;
+use crate::ties::{ScopeId, Tied, Ties};
 
 /// The least that the place of a message takes: two numbers, a kind, a table.
 const PLACE_BYTES_MIN: usize = 4;

@@ -11,8 +11,8 @@ use super::message::old_page_to_bytes;
 use super::*;
 use crate::change::{Lsn, Position};
 use crate::record::message::MessageId;
-use crate::schedule::{Barrier, GroupId, Groups, ScopeId};
 use crate::store::batch::{KeptMessage, Member, MessageFacts};
+use crate::ties::{Barrier, GroupId, Groups, ScopeId};
 
 fn positions() -> impl Strategy<Value = Position> {
     (any::<u64>(), any::<u64>()).prop_map(|(lsn, index)| Position { commit_lsn: Lsn(lsn), index })

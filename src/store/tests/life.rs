@@ -6,7 +6,8 @@ use rusqlite::Connection;
 
 use super::super::mend;
 use super::*;
-use crate::schedule::{ScopeId, StoredScope};
+use crate::schedule::StoredScope;
+use crate::ties::ScopeId;
 
 #[test]
 fn the_directory_is_ours_alone_and_locked() {

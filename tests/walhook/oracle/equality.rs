@@ -7,14 +7,14 @@ use std::time::Instant;
 
 use fastrand::Rng;
 use tokio_postgres::{Client, SimpleQueryMessage};
+use walhook::address::PgAddress;
 use walhook::change::{Change, Datum, Lsn, ReplicaIdentity, Row, Table, Transaction, Tuple};
 use walhook::config::SinkConfig;
-use walhook::schedule::Groups;
-use walhook::address::PgAddress;
 use walhook::source::connection;
 use walhook::source::pgoutput::{Relation, RelationColumn};
 use walhook::source::relation::Catalogue;
 use walhook::source::route::routes;
+use walhook::ties::Groups;
 
 use super::types::{Types, quoted};
 use super::{EXTENSIONS, MADE};
