@@ -268,7 +268,7 @@ impl Task {
                 is_share_full: self.is_over_share() || self.sink.progress.is_overdue(),
                 is_short: self.sink.memory.is_exhausted(),
             },
-            store: self.room(),
+            store: self.room(now),
             is_replaying: self.resume.as_ref().is_some_and(Resume::is_replaying),
             slept: clock::slept(),
         };
@@ -282,7 +282,7 @@ impl Task {
                 Command::ReadLanes(wants) => self.read_lanes(wants),
                 Command::ReadOverflow => self.read_overflow(),
             }
-            self.world.store = self.room();
+            self.world.store = self.room(now);
             // Each body that is begun is charged at once, so that many at a time cannot overlook each other.
             self.world.memory.is_short = self.sink.memory.is_exhausted();
         }
@@ -290,8 +290,8 @@ impl Task {
 
     /// Whether the store takes more. A message that it may have no room for keeps everything in memory until it is delivered;
     /// as JSON it may be several times as long as its row.
-    fn room(&self) -> StoreRoom {
-        if self.ledger.is_stalled(Instant::now()) {
+    fn room(&self, now: Instant) -> StoreRoom {
+        if self.ledger.is_stalled(now) {
             return StoreRoom::Stalled;
         }
         self.ledger.room(self.largest_bytes.saturating_mul(3))
@@ -352,10 +352,12 @@ impl Task {
         let overflows = self.scheduler.is_overflowing();
         self.sink.progress.set_saturated(enough && !overflows);
         let is_replaying = self.resume.as_ref().is_some_and(Resume::is_replaying);
-        let can_write = self.room() == StoreRoom::Open;
-        let has_no_room = self.sink.keeps && !can_write && self.is_over_share();
-        let is_stalled = self.ledger.is_stalled(Instant::now());
-        self.sink.progress.set_holds(!is_replaying && (has_no_room || is_stalled));
+        let is_held = match self.room(Instant::now()) {
+            StoreRoom::Open => false,
+            StoreRoom::Busy | StoreRoom::Shut => self.sink.keeps && self.is_over_share(),
+            StoreRoom::Stalled => true,
+        };
+        self.sink.progress.set_holds(!is_replaying && is_held);
         let waiting = (counts.unresolved + counts.waiting).saturating_sub(counts.ack_pending);
         let lanes = self.scheduler.lanes() * Scheduler::<Payload>::LANE_BYTES * 2;
         let places =

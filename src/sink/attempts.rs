@@ -233,9 +233,10 @@ impl Task {
             delivery.stored.is_some() || body.is_none_or(|frozen| self.ledger.takes(frozen.body.len()))
         });
         // What becomes of it depends on whether the store can have it.
-        let store = if has_room { self.room() } else { schedule::StoreRoom::Shut };
+        let now = Instant::now();
+        let store = if has_room { self.room(now) } else { schedule::StoreRoom::Shut };
         let world = schedule::World { store, ..self.world };
-        let verdict = self.scheduler.outcome(Instant::now(), &world, key, Outcome::Failed(failure))?;
+        let verdict = self.scheduler.outcome(now, &world, key, Outcome::Failed(failure))?;
         self.note_failure(key, failed, &verdict);
         Some(verdict)
     }
