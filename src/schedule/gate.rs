@@ -254,3 +254,67 @@ impl Gate {
         self.retry_had_last_turn
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schedule::{Limits, OnExhausted, Pressure, RetryRule};
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn gate() -> Gate {
+        Gate::new(&Rules {
+            batch_size: 1,
+            batch_bytes: 1,
+            batch_timeout: SECOND,
+            max_ack_pending: 9,
+            max_in_flight: 2,
+            retry: RetryRule { initial: SECOND, max: 9 * SECOND },
+            limits: Limits::default(),
+            on_exhausted: OnExhausted::Continue,
+            split_after: 1,
+            keeps: true,
+            enough: (1, 1),
+            write_bytes: 1,
+        })
+    }
+
+    #[test]
+    fn whatever_keeps_the_sink_from_sending_has_its_name_and_ends() {
+        let (now, mut rng, mut gate) = (Instant::now(), fastrand::Rng::with_seed(1), gate());
+        let easy = World::EASY;
+        assert_eq!(gate.may_start(now, &easy), Ok(()));
+        let stalled = World { store: StoreRoom::Stalled, ..easy };
+        assert_eq!(gate.may_start(now, &stalled), Err(NotNow::StoreStalled));
+        for store in [StoreRoom::Open, StoreRoom::Busy, StoreRoom::Shut] {
+            assert_eq!(gate.may_start(now, &World { store, ..easy }), Ok(()), "{store:?}");
+        }
+        let short = World { memory: Pressure { is_short: true, is_share_full: true }, ..easy };
+        assert_eq!(gate.may_start(now, &short), Ok(()), "one goes at a time");
+        let first = gate.started();
+        assert_eq!((gate.may_start(now, &short), gate.may_start(now, &easy)), (Err(NotNow::Memory), Ok(())));
+        let second = gate.started();
+        assert_eq!((gate.may_start(now, &easy), gate.in_flight()), (Err(NotNow::MaxInFlight), 2));
+        gate.set_paused(true);
+        assert_eq!(gate.may_start(now, &stalled), Err(NotNow::Paused), "a person first");
+        gate.set_paused(false);
+        gate.ended(now, &mut rng, first, Outcome::Failed(Failure { own: true, ours: true, ..Failure::default() }));
+        assert_eq!(gate.may_start(now, &easy), Err(NotNow::OwnTrouble));
+        assert!(gate.may_start(now + SECOND, &easy).is_ok(), "one finds out");
+        let probe = gate.started();
+        gate.ended(now, &mut rng, probe, Outcome::Acknowledged);
+        gate.ended(now, &mut rng, second, Outcome::Acknowledged);
+        gate.hold_until(now + SECOND);
+        assert_eq!((gate.may_start(now, &easy), gate.may_read(now)), (Err(NotNow::RetryAfter), false));
+        gate.wake(now + SECOND);
+        assert_eq!((gate.may_start(now, &easy), gate.may_read(now)), (Ok(()), true));
+        while !gate.is_breaker_open() {
+            let flight = gate.started();
+            gate.ended(now, &mut rng, flight, Outcome::Failed(Failure { trouble: true, ..Failure::default() }));
+        }
+        assert_eq!((gate.may_start(now, &easy), gate.may_read(now)), (Err(NotNow::BreakerOpen), false));
+        gate.stop();
+        assert_eq!(gate.may_start(now, &easy), Err(NotNow::Paused));
+        assert_eq!(gate.opens_at(&easy, Some(now)), None);
+    }
+}
