@@ -8,17 +8,22 @@ pub(crate) struct Group {
 }
 
 impl Group {
-    /// One whose processes may have so many bytes together, of version 2 or 1; none, said, where that is not allowed.
+    /// One whose processes may have so many bytes together, of version 2 or 1, and no swap, which would hide that they take
+    /// more; none, said, where that is not allowed.
     pub(crate) fn make(bytes: u64) -> Option<Self> {
         let name = format!("walhook-test-{}-{:016x}", std::process::id(), fastrand::u64(..));
-        for (root, limit) in [("/sys/fs/cgroup", "memory.max"), ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")] {
+        let bytes = bytes.to_string();
+        for (root, limits) in [
+            ("/sys/fs/cgroup", [("memory.max", bytes.as_str()), ("memory.swap.max", "0")]),
+            ("/sys/fs/cgroup/memory", [("memory.limit_in_bytes", &bytes), ("memory.memsw.limit_in_bytes", &bytes)]),
+        ] {
             // Only what is a control group has this file.
             if !Path::new(root).join("cgroup.procs").exists() {
                 continue;
             }
             let group = Self { directory: Path::new(root).join(&name) };
-            let made = std::fs::create_dir(&group.directory)
-                .and_then(|()| std::fs::write(group.directory.join(limit), bytes.to_string()));
+            let write = |(file, value): (&str, &str)| std::fs::write(group.directory.join(file), value);
+            let made = std::fs::create_dir(&group.directory).and_then(|()| limits.into_iter().try_for_each(write));
             match made {
                 Ok(()) => return Some(group),
                 Err(error) => println!("no control group in {root}: {error}"),
