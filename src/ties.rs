@@ -60,7 +60,7 @@ impl Groups {
 pub struct ScopeId(pub u64);
 
 impl ScopeId {
-    /// Of what is not known: every barrier waits for it, whatever its table.
+    /// The table is not known: every barrier waits for such a message.
     pub const UNKNOWN: Self = Self(0);
 
     /// Of the table of an event type `schema.table.action`: what stands before the last dot.

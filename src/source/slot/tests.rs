@@ -7,8 +7,8 @@ use tokio::task::JoinSet;
 use super::*;
 use crate::address::PgAddress;
 use crate::config::{
-    Actions, BodyForm, GroupBy, MessageForm, Numbers, OnSlotLost, PrefixPattern, RetryConfig, SuccessRule,
-    TablePattern, UnchangedToast,
+    Actions, BodyForm, GroupBy, MessageForm, Numbers, PrefixPattern, RetryConfig, SuccessRule, TablePattern,
+    UnchangedToast,
 };
 use crate::demo::cluster::roles::Role;
 use crate::demo::cluster::{Cluster, ClusterOptions};
@@ -55,16 +55,7 @@ impl Stage {
     }
 
     pub(crate) fn source(&self) -> SourceConfig {
-        SourceConfig {
-            name: "app".to_owned(),
-            url: PgAddress::parse(&self.cluster.url("postgres")).unwrap(),
-            slot: "walhook_app".to_owned(),
-            publication: "walhook_app".to_owned(),
-            create: true,
-            heartbeat: None,
-            failover: false,
-            on_slot_lost: OnSlotLost::Stop,
-        }
+        SourceConfig { url: PgAddress::parse(&self.cluster.url("postgres")).unwrap(), ..SourceConfig::example() }
     }
 
     async fn prepare(&self, sinks: &[SinkConfig]) -> Result<Prepared, PrepareError> {

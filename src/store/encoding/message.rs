@@ -95,7 +95,7 @@ pub(super) fn old_page_from_bytes(
     Ok(messages)
 }
 
-/// Where the messages of such a page stood, from the first on, when its seal is broken. A place is believed if the message's id
+/// The places of the messages of such a page whose seal is broken, from the first on. A place is believed if the message's id
 /// belongs to it. Nothing else that the message says is believed.
 pub(super) fn places_of_old_page<E>(
     bytes: &[u8],
